@@ -1,0 +1,3 @@
+module github.com/decuwatch/decuwatch
+
+go 1.26.8
