@@ -1,0 +1,37 @@
+# decuwatch. `make help` lists the targets; `make demo` and `make test` need nothing but Go, make and git.
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+RUN := scripts/env
+
+-include training/training.mk
+-include schema/schema.mk
+-include scoring/bench.mk
+-include deploy/deploy.mk
+
+.PHONY: help setup build demo clean-demo test lint fmt
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: ## get what is missing: ONNX Runtime, PostgreSQL, a C compiler
+	@scripts/setup
+
+build: setup ## build bin/decuwatch
+	@$(RUN) go build -o bin/decuwatch ./cmd/decuwatch
+
+demo: build ## the monitor end to end on this machine: 200 real requests, scores, alerts
+	@$(RUN) bin/decuwatch demo
+
+clean-demo: ## remove the demo's data
+	@rm -rf .decuwatch
+
+test: setup lint ## everything in Go: race detector, real NATS, Postgres and ensemble
+	$(RUN) go test -race -timeout 30m ./...
+
+lint: setup ## gofmt, vet, staticcheck
+	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); [ -z "$$unformatted" ] || { echo "gofmt would change: $$unformatted" >&2; exit 1; }
+	$(RUN) go vet ./...
+	$(RUN) go tool staticcheck ./...
+
+fmt: ## format the Go code
+	@gofmt -w $$(git ls-files '*.go')
