@@ -1,0 +1,232 @@
+package ensemble
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+)
+
+// ManifestName is the manifest that is read where a directory is given.
+const ManifestName = "ensemble.json"
+
+// maxManifest bounds a manifest: 100,000 classes of 64 components each stay below it.
+const maxManifest = 64 << 20
+
+// Ensemble is a verified ensemble. It is read-only and safe for concurrent use.
+type Ensemble struct {
+	Manifest
+	Dir    string // that holds the manifest
+	Digest string // SHA-256 of the manifest's bytes, lower-case hex
+
+	tables    []float32 // [M, classes+1, tokens, dim]
+	reference []float32 // [classes+1, dim], or nil
+	byLabel   map[string]int
+}
+
+// Open reads the ensemble that path names (a directory, which means its ensemble.json, or a manifest) and verifies it:
+// the manifest's bounds, size and SHA-256 of every file, inputs, outputs, shapes, types and opset of both graphs, shape
+// and finiteness of the tables. Every error names what does not fit. It opens only files that the manifest names, inside
+// the directory, and follows no link.
+func Open(path string) (*Ensemble, error) {
+	e, err := open(path)
+	if err != nil {
+		return nil, fmt.Errorf("open ensemble %s: %w", path, err)
+	}
+	return e, nil
+}
+
+func open(path string) (*Ensemble, error) {
+	dir, name := path, ManifestName
+	info, err := os.Stat(path)
+	if err != nil {
+		return nil, err
+	}
+	if !info.IsDir() {
+		dir, name = filepath.Split(path)
+		if dir == "" {
+			dir = "."
+		}
+	}
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return nil, err
+	}
+	defer root.Close()
+
+	document, err := readPlain(root, name, maxManifest)
+	if err != nil {
+		return nil, err
+	}
+	e := &Ensemble{Dir: filepath.Clean(dir), Digest: digest(document)}
+	if err := decodeStrict(document, &e.Manifest); err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
+	if err := e.validate(); err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
+	for _, part := range []struct {
+		file  File
+		check func(*Ensemble, []byte) error
+	}{
+		{e.Files.UNet, (*Ensemble).checkUNet},
+		{e.Files.Decoder, (*Ensemble).checkDecoder},
+		{e.Files.Tables, (*Ensemble).readTables},
+	} {
+		content, err := readVerified(root, part.file)
+		if err != nil {
+			return nil, err
+		}
+		if err := part.check(e, content); err != nil {
+			return nil, fmt.Errorf("%s: %w", part.file.Path, err)
+		}
+		for _, external := range part.file.External {
+			if err := verify(root, external); err != nil {
+				return nil, err
+			}
+		}
+	}
+	e.byLabel = make(map[string]int, len(e.Classes))
+	for i, class := range e.Classes {
+		e.byLabel[class.Label] = i
+	}
+	return e, nil
+}
+
+// ReadFile returns the content of a file of the manifest after holding it against its size and SHA-256 once more.
+func (e *Ensemble) ReadFile(f File) ([]byte, error) {
+	root, err := os.OpenRoot(e.Dir)
+	if err != nil {
+		return nil, err
+	}
+	defer root.Close()
+	content, err := readVerified(root, f)
+	if err != nil {
+		return nil, fmt.Errorf("read ensemble %s: %w", e.Dir, err)
+	}
+	return content, nil
+}
+
+// ClassIndex returns the index of the class with the given label.
+func (e *Ensemble) ClassIndex(label string) (int, bool) {
+	i, ok := e.byLabel[label]
+	return i, ok
+}
+
+// Embedding returns the class embedding [tokens, dim] of a component, which must not be written to. Class len(Classes)
+// is the unconditional one of classifier-free guidance.
+func (e *Ensemble) Embedding(component, class int) []float32 {
+	n := e.Context.Size()
+	at := (component*(len(e.Classes)+1) + class) * n
+	return e.tables[at : at+n : at+n]
+}
+
+// ReferenceEmbedding returns the embedding of a class in the backbone's own, fully trained table, or nil where the
+// ensemble carries none. Evaluation reads it, scoring never does.
+func (e *Ensemble) ReferenceEmbedding(class int) []float32 {
+	if e.reference == nil {
+		return nil
+	}
+	n := e.Context.Size()
+	return e.reference[class*n : (class+1)*n : (class+1)*n]
+}
+
+// WellSampled returns the classes of which the components saw the most images, the ones that the manifest's reference
+// scores stand for.
+func (e *Ensemble) WellSampled() []int {
+	most, classes := -1, []int(nil)
+	for i, class := range e.Classes {
+		switch n := slices.Max(class.Images); {
+		case n > most:
+			most, classes = n, []int{i}
+		case n == most:
+			classes = append(classes, i)
+		}
+	}
+	return classes
+}
+
+// openPlain opens a plain file directly inside root: a link, a device or a directory is refused.
+func openPlain(root *os.Root, name string) (*os.File, fs.FileInfo, error) {
+	before, err := root.Lstat(name)
+	if err != nil {
+		return nil, nil, err
+	}
+	if !before.Mode().IsRegular() {
+		return nil, nil, fmt.Errorf("%s is not a plain file (%s)", name, before.Mode().Type())
+	}
+	file, err := root.Open(name)
+	if err != nil {
+		return nil, nil, err
+	}
+	after, err := file.Stat()
+	if err == nil && !os.SameFile(before, after) {
+		err = fmt.Errorf("%s was replaced while it was opened", name)
+	}
+	if err != nil {
+		return nil, nil, errors.Join(err, file.Close())
+	}
+	return file, after, nil
+}
+
+func readPlain(root *os.Root, name string, limit int64) ([]byte, error) {
+	file, info, err := openPlain(root, name)
+	if err != nil {
+		return nil, err
+	}
+	defer file.Close()
+	if info.Size() > limit {
+		return nil, fmt.Errorf("%s has %d bytes, at most %d are read", name, info.Size(), limit)
+	}
+	content, err := io.ReadAll(io.LimitReader(file, limit+1))
+	if err == nil && int64(len(content)) > limit {
+		err = fmt.Errorf("%s has more than %d bytes", name, limit)
+	}
+	return content, err
+}
+
+func readVerified(root *os.Root, f File) ([]byte, error) {
+	if info, err := root.Lstat(f.Path); err == nil && info.Mode().IsRegular() && info.Size() != f.Size {
+		return nil, fmt.Errorf("%s has %d bytes, the manifest says %d", f.Path, info.Size(), f.Size)
+	}
+	content, err := readPlain(root, f.Path, f.Size)
+	if err != nil {
+		return nil, err
+	}
+	return content, f.compare(int64(len(content)), digest(content))
+}
+
+// verify holds a file against size and digest without keeping its content.
+func verify(root *os.Root, f File) error {
+	file, _, err := openPlain(root, f.Path)
+	if err != nil {
+		return err
+	}
+	defer file.Close()
+	hash := sha256.New()
+	size, err := io.Copy(hash, io.LimitReader(file, f.Size+1))
+	if err != nil {
+		return err
+	}
+	return f.compare(size, hex.EncodeToString(hash.Sum(nil)))
+}
+
+func (f File) compare(size int64, sum string) error {
+	if size != f.Size {
+		return fmt.Errorf("%s has %d bytes, the manifest says %d", f.Path, size, f.Size)
+	}
+	if sum != f.SHA256 {
+		return fmt.Errorf("%s has SHA-256 %s, the manifest says %s", f.Path, sum, f.SHA256)
+	}
+	return nil
+}
+
+func digest(content []byte) string {
+	sum := sha256.Sum256(content)
+	return hex.EncodeToString(sum[:])
+}

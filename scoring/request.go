@@ -1,0 +1,111 @@
+package scoring
+
+import (
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
+	"fmt"
+
+	"github.com/decuwatch/decuwatch/scoring/ensemble"
+)
+
+// Profile is the sampler and the two measurements of a score.
+type Profile = ensemble.Profile
+
+// Measure is one measurement of a profile.
+type Measure = ensemble.Measure
+
+// Names of the two profiles in a receipt.
+const (
+	ProfileFixed       = "fixed"        // the engine's: scores are comparable
+	ProfileAsRequested = "as-requested" // the request's own
+)
+
+// Priority orders requests: rows of live ones enter a run before rows of background ones.
+type Priority int
+
+// The priorities.
+const (
+	Live       Priority = iota // a production event
+	Background                 // evidence, replay, canaries, evaluation: fills the room that live requests leave
+)
+
+// Request asks for one score.
+type Request struct {
+	Key      string   // identity of the event, from which the carrying component is derived: source + "\n" + id
+	Class    int      // index
+	Seed     uint64   // of the first latent
+	Noise    string   // generator of the first latent: torch-cpu, torch-cuda, decuwatch. Defaults to the ensemble's
+	Profile  Profile  // Defaults (zero value) to the engine's fixed profile
+	Priority Priority // Defaults to Live
+}
+
+// Result is the score of one request.
+type Result struct {
+	ClassGap    Measurement
+	RequestRisk Measurement
+	Receipt     Receipt
+}
+
+// Measurement is one pairwise-distance measurement of a score.
+type Measurement struct {
+	Estimator    string      // one of the estimators of package ensemble
+	Value        float64     // nats for the PaiDE estimators, squared latent units for mean-w2
+	UpperBound   float64     // ln M for the PaiDE estimators, 0 where there is none
+	Saturated    bool        // Value is at its upper bound and no longer ranks
+	MeanDistance float64     // mean of Distances over the pairs of components: cannot saturate
+	Distances    [][]float64 // M x M, zero diagonal, the estimator's distance summed over dimensions
+	Shares       []float64   // each component's share of the sum of Distances; sums to 1
+	BranchStep   int
+	RolloutSteps int
+}
+
+// Receipt is what a score can be recomputed from.
+type Receipt struct {
+	EnsembleDigest string   // SHA-256 of the manifest, lower-case hex
+	Profile        string   // ProfileFixed or ProfileAsRequested
+	Settings       string   // Profile.Settings of what ran
+	Steps          int      // S
+	GuidanceScale  float64  //
+	Eta            float64  //
+	Seed           uint64   // of the first latent
+	Noise          string   // the generator that drew the first latent
+	Carrier        int      // component that carried the shared path
+	Rows           int      // rows of U-Net work
+	Runtime        string   // onnxruntime 1.27.0
+	Device         string   // cpu, cuda:0, tensorrt:0
+	Deviations     []string // left to the caller: where the rerun could not follow the event
+}
+
+// Errors of a request that no retry can mend.
+var (
+	// ErrUnknownClass is returned for a class index outside the ensemble's classes.
+	ErrUnknownClass = errors.New("unknown class")
+	// ErrNoise is returned for a first latent that cannot be drawn again: an unknown generator, or one that does not
+	// cover the latent's size.
+	ErrNoise = errors.New("first latent cannot be reproduced")
+	// ErrSettings is returned for a profile out of its bounds; the error names the field.
+	ErrSettings = errors.New("settings out of bounds")
+	// ErrTooLarge is returned for a request of more rows than Options.MaxRequestRows.
+	ErrTooLarge = errors.New("request too large")
+)
+
+// ErrClosed is returned for requests that an engine could not finish before it was closed.
+var ErrClosed = errors.New("scoring engine is closed")
+
+// NonFiniteError is returned where the backbone gave a NaN or an infinity: nothing of it leaves the package.
+type NonFiniteError struct {
+	Step      int // of the sampler, from 0
+	Component int
+}
+
+func (e *NonFiniteError) Error() string {
+	return fmt.Sprintf("backbone output is not finite at step %d, component %d", e.Step, e.Component)
+}
+
+// Carrier returns the component that carries the shared path of the event with the given key: the first eight bytes of
+// the key's SHA-256, read big-endian, modulo the number of components.
+func Carrier(key string, components int) int {
+	sum := sha256.Sum256([]byte(key))
+	return int(binary.BigEndian.Uint64(sum[:8]) % uint64(components))
+}
