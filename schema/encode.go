@@ -1,0 +1,100 @@
+package schema
+
+import (
+	"encoding/json"
+	"fmt"
+	"strconv"
+	"time"
+)
+
+// HeaderMessageID is the NATS header by which JetStream drops a message that it has already within its window.
+const HeaderMessageID = "Nats-Msg-Id"
+
+// SubjectGeneration returns the subject on which generation events of a model are published.
+func SubjectGeneration(model string) string { return "generation.requested." + model }
+
+// AlertSubject returns uncertainty.alert.<model>.<severity>.<class index>; the last token is "all" for an alert
+// that concerns no single class (ClassIndex below 0).
+func AlertSubject(a Alert) string {
+	class := "all"
+	if a.ClassIndex >= 0 {
+		class = strconv.Itoa(a.ClassIndex)
+	}
+	return "uncertainty.alert." + a.Model + "." + a.Severity + "." + class
+}
+
+// MessageID returns the Nats-Msg-Id of an event: its source and id with a space between, which neither part of the
+// key can imitate, for a source holds no space.
+func MessageID(e Event) string { return e.Source + " " + e.ID }
+
+// structured is a CloudEvent in structured mode.
+type structured struct {
+	SpecVersion     string `json:"specversion"`
+	Type            string `json:"type"`
+	Source          string `json:"source"`
+	ID              string `json:"id"`
+	Time            string `json:"time"`
+	Subject         string `json:"subject,omitempty"`
+	DataContentType string `json:"datacontenttype"`
+	TraceParent     string `json:"traceparent,omitempty"`
+	TraceState      string `json:"tracestate,omitempty"`
+	Data            any    `json:"data"`
+}
+
+// Encode returns the message of an event in structured mode, ready for SubjectGeneration(e.Data.Model). The error is
+// an *Invalid where the event breaks the format, so that a producer learns it before the monitor does.
+func Encode(e Event) (header map[string][]string, payload []byte, err error) {
+	payload, err = json.Marshal(structured{
+		SpecVersion: "1.0", Type: TypeGenerationRequested, Source: e.Source, ID: e.ID,
+		Time: e.Time.UTC().Format(time.RFC3339Nano), DataContentType: "application/json",
+		TraceParent: e.TraceParent, TraceState: e.TraceState, Data: e.Data,
+	})
+	if err != nil {
+		return nil, nil, invalid("data", "cannot be written as JSON: %s", err)
+	}
+	header = map[string][]string{
+		"Content-Type":  {contentTypeStructured},
+		HeaderMessageID: {MessageID(e)},
+	}
+	if _, err := Decode(header, payload); err != nil {
+		return nil, nil, err
+	}
+	return header, payload, nil
+}
+
+// EncodeAlert returns the message of an alert, a CloudEvent in structured mode with the alert's id as its own and as
+// Nats-Msg-Id, ready for AlertSubject(a). It fails where the alert holds a number that JSON cannot carry.
+func EncodeAlert(a Alert) (header map[string][]string, payload []byte, err error) {
+	payload, err = json.Marshal(structured{
+		SpecVersion: "1.0", Type: TypeUncertaintyAlert, Source: "/decuwatch/" + a.Model, ID: a.ID,
+		Time: a.FiredAt.UTC().Format(time.RFC3339Nano), Subject: a.EventID, DataContentType: "application/json",
+		Data: a,
+	})
+	if err != nil {
+		return nil, nil, fmt.Errorf("encode alert %s: %w", a.ID, err)
+	}
+	return map[string][]string{
+		"Content-Type":  {contentTypeStructured},
+		HeaderMessageID: {a.ID},
+	}, payload, nil
+}
+
+// DecodeAlert reads an alert from a message that EncodeAlert made, in a subscriber. It ignores fields that it does
+// not know, so that an older subscriber survives a newer monitor.
+func DecodeAlert(payload []byte) (Alert, error) {
+	var e struct {
+		SpecVersion string `json:"specversion"`
+		Type        string `json:"type"`
+		Data        *Alert `json:"data"`
+	}
+	if err := json.Unmarshal(payload, &e); err != nil {
+		return Alert{}, invalid("payload", "is not an alert: %s", err)
+	}
+	if e.Type != TypeUncertaintyAlert {
+		return Alert{}, invalid("type", "%s must be %s", quote(e.Type), TypeUncertaintyAlert)
+	}
+	if e.Data == nil {
+		return Alert{}, invalid("data", "is missing")
+	}
+	return *e.Data, nil
+}
