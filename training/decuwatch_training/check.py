@@ -1,0 +1,128 @@
+"""Hold ONNX Runtime against PyTorch on an exported ensemble: digests, shapes, random rows, a whole DDIM trajectory.
+
+Relative error is |a - b| / |b| over a row's values (Euclidean norms), the worst row counts; below 1e-4 in fp32.
+"""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from decuwatch_training.backbone import Backbone, load_backbone
+from decuwatch_training.branch import contexts_of
+from decuwatch_training.diffusion import Sampler, first_latent
+from decuwatch_training.errors import TrainingError
+from decuwatch_training.files import read_json, sha256_file
+from decuwatch_training.graphs import Graph
+
+TOLERANCE = {"fp32": 1e-4, "fp16": 2e-2}
+"""Largest relative error of a row. fp16 carries 11 bits; its errors add up along a trajectory."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of ``decuwatch-train check``."""
+    parser.add_argument("ensemble", type=Path, help="the ensemble's directory")
+    parser.add_argument("--backbone", type=Path, required=True, help="the backbone that it was exported from")
+    parser.add_argument("--backbone-config", type=Path, help="the CompVis checkpoint's YAML configuration")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Check every manifest of the directory and print the errors that were found."""
+    backbone = load_backbone(arguments.backbone, arguments.backbone_config)
+    for name, error in check_directory(arguments.ensemble, backbone).items():
+        print(f"{name:<28} {error:.1e}")
+
+
+def manifests_of(directory: Path) -> list[Path]:
+    """``ensemble.json`` and its rotations. Raises TrainingError where there is none."""
+    first = directory / "ensemble.json"
+    if not first.is_file():
+        raise TrainingError(f"{first}: no such manifest")
+    return [first, *sorted(directory.glob("rotation-*.json"))]
+
+
+def read_tables(directory: Path, manifest: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
+    """Tables [M, K + 1, T, D] and the reference table [K + 1, T, D] of one manifest, shapes and values checked."""
+    file = directory / manifest["files"]["tables"]["path"]
+    try:
+        tensors = load_file(file)
+    except (OSError, SafetensorError) as err:
+        raise TrainingError(f"{file}: expected the ensemble's tables: {err}") from err
+    rows, tokens, dim = len(manifest["classes"]) + 1, manifest["context"]["tokens"], manifest["context"]["dim"]
+    tables = tensors.get("tables")
+    if tables is None:
+        raise TrainingError(f"{file}: expected a tensor 'tables'")
+    expected = [manifest["components"], rows, dim] if tokens == 1 else [manifest["components"], rows, tokens, dim]
+    if list(tables.shape) != expected:
+        raise TrainingError(f"{file}: tables of shape {list(tables.shape)}, expected {expected}")
+    if not bool(torch.isfinite(tables).all()):
+        raise TrainingError(f"{file}: tables hold a value that is not finite")
+    reference = tensors.get("reference")
+    return tables.view(manifest["components"], rows, tokens, dim), None if reference is None else reference.view(rows, tokens, dim)
+
+
+def check_directory(directory: Path, backbone: Backbone, rows: int = 32, steps: int = 20) -> dict[str, float]:
+    """Worst relative errors by what was compared. Raises TrainingError for the first that is out of tolerance."""
+    errors: dict[str, float] = {}
+    graphs: dict[str, Graph] = {}
+    device = next(backbone.denoiser.parameters()).device
+    backbone.to(torch.device("cpu"))
+    try:
+        for path in manifests_of(directory):
+            manifest = read_json(path)
+            for entry in [*(manifest["files"][part] for part in ("unet", "decoder", "tables")), *manifest["files"].get("external", [])]:
+                file = directory / entry["path"]
+                if file.stat().st_size != entry["size"] or sha256_file(file) != entry["sha256"]:
+                    raise TrainingError(f"{file}: size or SHA-256 is not what {path.name} says")
+            tables, _ = read_tables(directory, manifest)
+            for part in ("unet", "decoder"):
+                if part not in graphs:
+                    graphs[part] = Graph(directory / manifest["files"][part]["path"])
+            for name, error in _compare(graphs, backbone, manifest, tables, rows, steps).items():
+                label = f"{path.stem}: {name}"
+                errors[label] = error
+                tolerance = TOLERANCE[manifest["precision"]]
+                if not error < tolerance:
+                    raise TrainingError(f"{directory}: {label}: relative error {error:.1e} between ONNX Runtime and PyTorch, expected below {tolerance:.0e}")
+    finally:
+        backbone.to(device)
+    return errors
+
+
+@torch.no_grad()
+def _compare(graphs: dict[str, Graph], backbone: Backbone, manifest: dict[str, Any], tables: Tensor, rows: int, steps: int) -> dict[str, float]:
+    generator = torch.Generator().manual_seed(0)
+    errors: dict[str, float] = {}
+    latent = torch.randn(rows, *backbone.latent_shape, generator=generator)
+    timestep = torch.randint(backbone.schedule.train_timesteps, (rows,), generator=generator)
+    table_rows = tables.flatten(0, 1)
+    context = table_rows[torch.randint(len(table_rows), (rows,), generator=generator)]
+    for count in (1, rows):
+        wanted = backbone.denoiser(latent[:count], timestep[:count], context[:count])
+        errors[f"U-Net, {count} rows"] = _worst(graphs["unet"](latent[:count], timestep[:count], context[:count]), wanted)
+    sampler = Sampler(backbone.schedule, min(steps, backbone.schedule.train_timesteps), float(manifest["profile"]["guidance_scale"]))
+    classes = torch.arange(len(manifest["classes"]))[:16]
+    conditional, unconditional = contexts_of(tables, classes)
+    start = torch.stack([first_latent(int(label), backbone.latent_shape) for label in classes])
+
+    def final(denoise: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Tensor:
+        return sampler.roll(denoise, 0, sampler.steps, start, conditional[:, 0], unconditional[:, 0])
+
+    latents = final(backbone.denoiser)
+    errors[f"trajectory, {sampler.steps} steps"] = _worst(final(graphs["unet"]), latents)
+    unscaled = latents / backbone.scale + backbone.shift
+    errors["decoder"] = _worst(graphs["decoder"](unscaled), backbone.autoencoder(unscaled))
+    return errors
+
+
+def _worst(found: Tensor, wanted: Tensor) -> float:
+    """max over rows of |found - wanted| / |wanted|; infinite for another shape or a value that is not finite."""
+    if found.shape != wanted.shape or not bool(torch.isfinite(found).all()):
+        return float("inf")
+    found, wanted = found.flatten(1).double(), wanted.flatten(1).double()
+    return float(((found - wanted).norm(dim=1) / wanted.norm(dim=1).clamp(min=1e-12)).max())

@@ -1,0 +1,54 @@
+"""The command line: picks the verb's module, parses its arguments, turns errors into exit codes.
+
+A verb is a module with a docstring, ``add_arguments(parser)`` and ``run(arguments)``; adding one is a line in VERBS.
+"""
+
+import argparse
+import errno
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from decuwatch_training.errors import TrainingError
+
+VERBS = {
+    "pretrain": "train an autoencoder and a class-conditional latent diffusion backbone",
+    "train": "train M class-embedding tables on a frozen backbone",
+    "export": "write the ensemble directory that decuwatch reads",
+    "check": "hold ONNX Runtime against PyTorch on an exported ensemble",
+    "evaluate": "measure how well the scores find gaps, and at what cost",
+    "sample": "draw a PNG grid of classes by components",
+    "tiny": "write a random-weight ensemble for tests of readers of the format",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb. Returns 0, 1 for an error the user can mend, 2 for wrong usage, 130 when interrupted."""
+    parser = argparse.ArgumentParser(prog="decuwatch-train", description="Train the ensembles that decuwatch scores with.")
+    subparsers = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    words = list(sys.argv[1:] if argv is None else argv)
+    chosen = words[0] if words else ""
+    for verb, summary in VERBS.items():
+        subparser = subparsers.add_parser(verb, help=summary, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+        if verb == chosen:  # torch takes seconds to import: only the chosen verb is loaded
+            module = importlib.import_module(f"decuwatch_training.{verb}")
+            subparser.description = module.__doc__
+            subparser.formatter_class = type("Formatter", (argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter), {})
+            module.add_arguments(subparser)
+            subparser.set_defaults(run=module.run)
+    arguments = parser.parse_args(words)
+    try:
+        arguments.run(arguments)
+    except TrainingError as err:
+        print(f"decuwatch-train {arguments.verb}: {err}", file=sys.stderr)
+        return 1
+    except OSError as err:
+        if err.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR):
+            raise
+        print(f"decuwatch-train {arguments.verb}: {os.strerror(err.errno or 0)}: {err.filename or err}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"decuwatch-train {arguments.verb}: interrupted; the last checkpoint is kept, run the same command to go on", file=sys.stderr)
+        return 130
+    return 0

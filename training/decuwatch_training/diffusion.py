@@ -1,0 +1,129 @@
+"""The forward process and DDIM (Song, Meng, Ermon 2021), with the conventions of diffusers' DDIMScheduler."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, cast
+
+import torch
+from diffusers import DDIMScheduler
+from torch import Tensor
+
+from decuwatch_training.errors import TrainingError
+
+Denoiser = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(latent [N,C,H,W], timestep int64 [N], context [N,T,D]) -> prediction [N,C,H,W]."""
+
+
+@dataclass(frozen=True)
+class NoiseSchedule:
+    """The manifest's ``diffusion`` object: T, the betas, what the network predicts, and how DDIM picks its timesteps."""
+
+    train_timesteps: int = 1000
+    beta_schedule: str = "scaled_linear"
+    beta_start: float = 0.0015
+    beta_end: float = 0.0195
+    prediction: str = "epsilon"
+    timestep_spacing: str = "leading"
+    steps_offset: int = 1
+    set_alpha_to_one: bool = False
+
+    @classmethod
+    def from_diffusers(cls, config: dict[str, Any]) -> "NoiseSchedule":
+        """Read a ``scheduler_config.json``; fields that it lacks keep diffusers' defaults for DDIMScheduler."""
+        schedule = cls(
+            train_timesteps=int(config.get("num_train_timesteps", 1000)),
+            beta_schedule=str(config.get("beta_schedule", "linear")),
+            beta_start=float(config.get("beta_start", 0.0001)),
+            beta_end=float(config.get("beta_end", 0.02)),
+            prediction=str(config.get("prediction_type", "epsilon")),
+            timestep_spacing=str(config.get("timestep_spacing", "leading")),
+            steps_offset=int(config.get("steps_offset", 0)),
+            set_alpha_to_one=bool(config.get("set_alpha_to_one", True)),
+        )
+        if config.get("trained_betas") is not None or config.get("rescale_betas_zero_snr"):
+            raise TrainingError("scheduler_config.json: trained_betas and rescale_betas_zero_snr cannot be written into an ensemble's manifest")
+        if schedule.beta_schedule not in ("scaled_linear", "linear", "squaredcos_cap_v2"):
+            raise TrainingError(f"scheduler_config.json: beta_schedule {schedule.beta_schedule!r}: expected scaled_linear, linear or squaredcos_cap_v2")
+        if schedule.prediction not in ("epsilon", "v_prediction", "sample"):
+            raise TrainingError(f"scheduler_config.json: prediction_type {schedule.prediction!r}: expected epsilon, v_prediction or sample")
+        return schedule
+
+    def scheduler(self, steps: int | None = None) -> DDIMScheduler:
+        """diffusers' scheduler with these settings, x0 never clipped, and ``steps`` inference steps where given."""
+        scheduler = DDIMScheduler(
+            num_train_timesteps=self.train_timesteps,
+            beta_schedule=self.beta_schedule,
+            beta_start=self.beta_start,
+            beta_end=self.beta_end,
+            prediction_type=self.prediction,
+            timestep_spacing=self.timestep_spacing,
+            steps_offset=self.steps_offset,
+            set_alpha_to_one=self.set_alpha_to_one,
+            clip_sample=False,
+        )
+        if steps is not None:
+            scheduler.set_timesteps(steps)
+        return scheduler
+
+    def target(self, clean: Tensor, noise: Tensor, timestep: Tensor) -> Tensor:
+        """What the network is trained to predict for these rows: eps, v or x0."""
+        if self.prediction == "epsilon":
+            return noise
+        if self.prediction == "sample":
+            return clean
+        return self.scheduler().get_velocity(clean, noise, timestep)
+
+    def manifest(self) -> dict[str, Any]:
+        """The manifest's ``diffusion`` object."""
+        return asdict(self)
+
+
+def predict_guided(denoise: Denoiser, latent: Tensor, timestep: int, context: Tensor, unconditional: Tensor, guidance: float) -> Tensor:
+    """Classifier-free guidance: eps_uncond + g (eps_cond - eps_uncond); at g = 1 the unconditional rows are not computed.
+
+    latent [N,C,H,W], context and unconditional [N,T,D]; returns [N,C,H,W] at 2N rows of U-Net work (N at g = 1).
+    """
+    rows = latent.shape[0]
+    if guidance == 1.0:
+        return denoise(latent, torch.full((rows,), timestep, dtype=torch.int64, device=latent.device), context)
+    both = denoise(
+        torch.cat([latent, latent]),
+        torch.full((2 * rows,), timestep, dtype=torch.int64, device=latent.device),
+        torch.cat([unconditional, context]),
+    )
+    without, conditional = both.chunk(2)
+    return without + guidance * (conditional - without)
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """DDIM with eta = 0: S steps, guidance g. ``step(i, ...)`` maps the latent before step i to the mean mu after it."""
+
+    schedule: NoiseSchedule
+    steps: int
+    guidance: float
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.steps <= self.schedule.train_timesteps:
+            raise TrainingError(f"steps {self.steps}: expected 1 to {self.schedule.train_timesteps}")
+
+    def step(self, denoise: Denoiser, index: int, latent: Tensor, context: Tensor, unconditional: Tensor) -> Tensor:
+        """mu = sqrt(a_prev) x0 + sqrt(1 - a_prev) eps of DDIM step ``index`` (0 is the first, noisiest one)."""
+        scheduler = self.schedule.scheduler(self.steps)
+        timestep = int(scheduler.timesteps[index])
+        prediction = predict_guided(denoise, latent, timestep, context, unconditional, self.guidance)
+        return cast(Tensor, scheduler.step(cast(Any, prediction), timestep, cast(Any, latent), eta=0.0, return_dict=False)[0])
+
+    def roll(self, denoise: Denoiser, first: int, last: int, latent: Tensor, context: Tensor, unconditional: Tensor) -> Tensor:
+        """Steps ``first`` to ``last - 1``; with 0 and S that is the whole trajectory."""
+        for index in range(first, last):
+            latent = self.step(denoise, index, latent, context, unconditional)
+        return latent
+
+
+def first_latent(seed: int, shape: tuple[int, ...]) -> Tensor:
+    """The first latent of a request as noise ``torch-cpu`` defines it: one generator a request, drawn on the CPU."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+Regime = Literal["exposure", "disagreement"]

@@ -1,0 +1,95 @@
+"""Writing files so that a reader sees the old one or the whole new one, and naming them by digest."""
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from decuwatch_training.errors import TrainingError
+
+
+def sha256_file(path: Path) -> str:
+    """The file's SHA-256 in lower-case hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_file(path: Path, write: Callable[[Path], None]) -> None:
+    """Call ``write`` with a path beside ``path``, flush it to disk and rename it into place.
+
+    When ``write`` fails, or the disk is full, ``path`` keeps its former content and nothing is left beside it.
+    Raises TrainingError for a full disk; other errors pass through.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(descriptor)
+    aside = Path(name)
+    try:
+        write(aside)
+        with aside.open("rb") as file:
+            os.fsync(file.fileno())
+        aside.chmod(0o644)
+        aside.replace(path)
+    except BaseException as err:
+        aside.unlink(missing_ok=True)
+        if is_disk_full(err):
+            raise TrainingError(f"{path}: no space left on the disk; what stood there before is untouched") from err
+        raise
+
+
+def is_disk_full(err: BaseException) -> bool:
+    """Whether ``err`` says that the disk or the quota is exhausted. torch and safetensors wrap the operating system's error in text."""
+    if isinstance(err, OSError) and err.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    text = str(err)
+    return "No space left" in text or "os error 28" in text or "PytorchStreamWriter failed writing" in text or "file write failed" in text
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write ``value`` as indented JSON; NaN and infinities are refused with ValueError."""
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    write_file(path, lambda aside: aside.write_text(text, encoding="utf-8") and None)
+
+
+def read_json(path: Path) -> Any:
+    """Parse a JSON file. Raises TrainingError that names the file when it is missing or broken."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as err:
+        raise TrainingError(f"{path}: no such file") from err
+    except (json.JSONDecodeError, UnicodeDecodeError) as err:
+        raise TrainingError(f"{path}: expected a JSON document: {err}") from err
+
+
+@contextlib.contextmanager
+def staged_directory(target: Path) -> Iterator[Path]:
+    """A fresh directory beside ``target`` that replaces it when the block ends without an error, and vanishes otherwise.
+
+    A reader never sees a half-written ``target``. Raises TrainingError for a full disk.
+    """
+    target = target.absolute()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    staged = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+    try:
+        yield staged
+        staged.chmod(0o755)
+        for entry in staged.rglob("*"):
+            entry.chmod(0o755 if entry.is_dir() else 0o644)
+        if target.exists():
+            former = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.former."))
+            target.rename(former / target.name)
+            staged.rename(target)
+            shutil.rmtree(former)
+        else:
+            staged.rename(target)
+    except BaseException as err:
+        shutil.rmtree(staged, ignore_errors=True)
+        if is_disk_full(err):
+            raise TrainingError(f"{target}: no space left on the disk; what stood there before is untouched") from err
+        raise

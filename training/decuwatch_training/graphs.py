@@ -1,0 +1,104 @@
+"""The backbone as ONNX graphs with a free row count, and ONNX Runtime as a denoiser beside PyTorch's."""
+
+import warnings
+from pathlib import Path
+from typing import Any, cast
+
+import onnx
+import onnxruntime
+import onnxslim
+import torch
+from onnx.external_data_helper import convert_model_to_external_data
+from torch import Tensor, nn
+
+from decuwatch_training.backbone import Backbone
+from decuwatch_training.errors import TrainingError
+
+OPSET = 17
+SINGLE_FILE_LIMIT = 2_000_000_000
+"""Protobuf holds at most 2 GB; larger graphs keep their weights in a file beside them."""
+UNET_NAMES = {"latent": "latent", "timestep": "timestep", "context": "context", "output": "prediction"}
+DECODER_NAMES = {"latent": "latent", "output": "image"}
+
+
+class _Float32Outside(nn.Module):
+    """A half-precision network whose inputs and outputs are float32 (and int64 for the timestep)."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        halved = [tensor.half() if tensor.is_floating_point() else tensor for tensor in inputs]
+        return cast(Tensor, self.network(*halved)).float()
+
+
+def export_unet(backbone: Backbone, tokens: int, path: Path, precision: str) -> list[Path]:
+    """Write latent [N,C,H,W], timestep int64 [N], context [N,T,D] -> prediction [N,C,H,W]; returns the files written."""
+    inputs = (torch.randn(2, *backbone.latent_shape), torch.tensor([981, 1]), torch.randn(2, tokens, backbone.context_dim))
+    return _export(backbone.denoiser, inputs, ["latent", "timestep", "context"], "prediction", path, precision)
+
+
+def export_decoder(backbone: Backbone, path: Path, precision: str) -> list[Path]:
+    """Write latent [N,C,H,W], unscaled, -> image [N,C',H',W']; returns the files written."""
+    return _export(backbone.autoencoder, (torch.randn(2, *backbone.latent_shape),), ["latent"], "image", path, precision)
+
+
+def _export(network: nn.Module, inputs: tuple[Tensor, ...], names: list[str], output: str, path: Path, precision: str) -> list[Path]:
+    device = next(network.parameters()).device
+    network = network.cpu().eval()
+    exported: nn.Module = network
+    if precision == "fp16":
+        exported = _Float32Outside(network.half())
+    raw = path.with_suffix(".raw")
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            # The TorchScript exporter: its graph for these networks is plainer than the newer one's, and N is free in every node.
+            warnings.simplefilter("ignore")
+            torch.onnx.export(
+                exported,
+                inputs,
+                str(raw),
+                input_names=names,
+                output_names=[output],
+                opset_version=OPSET,
+                dynamo=False,
+                do_constant_folding=True,
+                dynamic_axes={name: {0: "N"} for name in [*names, output]},
+            )
+        model = onnx.load(str(raw))
+    finally:
+        if precision == "fp16":
+            network.float()
+        network.to(device)
+        for left in raw.parent.glob(f"{raw.name}*"):
+            left.unlink()
+    if model.ByteSize() <= SINGLE_FILE_LIMIT:
+        model = cast(onnx.ModelProto, onnxslim.slim(model))  # folds the shape arithmetic, which halves the number of nodes
+    model.producer_name, model.producer_version = "decuwatch-train", ""
+    model.graph.ClearField("value_info")
+    if model.ByteSize() <= SINGLE_FILE_LIMIT:
+        onnx.save(model, str(path))
+        return [path]
+    beside = path.with_suffix(".onnx.data")
+    convert_model_to_external_data(model, all_tensors_to_one_file=True, location=beside.name, size_threshold=1024)
+    onnx.save(model, str(path))
+    return [path, beside]
+
+
+class Graph:
+    """An exported graph on ONNX Runtime's CPU provider."""
+
+    def __init__(self, path: Path, threads: int | None = None) -> None:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads or torch.get_num_threads()
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        try:
+            self.session: Any = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as err:  # onnxruntime's errors share no public base class
+            raise TrainingError(f"{path}: ONNX Runtime cannot read this graph: {err}") from err
+        self.names = [value.name for value in self.session.get_inputs()]
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        feeds = {name: tensor.contiguous().numpy() for name, tensor in zip(self.names, inputs, strict=True)}
+        return torch.from_numpy(self.session.run(None, feeds)[0])

@@ -1,0 +1,164 @@
+"""Train M class-embedding tables on a frozen backbone, all of them together.
+
+Writes a run directory (tables.safetensors, run.json) that ``export``, ``sample`` and ``evaluate`` read. With --bins and
+--rotations the classes are under-sampled on purpose, each class once in every bin; without, every image is used. A run
+that was broken off goes on from its last checkpoint when the same command is given again.
+"""
+
+import argparse
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from decuwatch_training.backbone import Backbone, load_backbone
+from decuwatch_training.checkpoint import CHECKPOINT_FILE
+from decuwatch_training.data import read_data
+from decuwatch_training.diagnostics import diagnose
+from decuwatch_training.errors import TrainingError
+from decuwatch_training.files import read_json, staged_directory, write_json
+from decuwatch_training.loop import pick_device
+from decuwatch_training.tables import TableSettings, train_tables
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of ``decuwatch-train train``."""
+    defaults = TableSettings()
+    parser.add_argument("--backbone", type=Path, required=True, help="a diffusers directory, or a CompVis .ckpt or .safetensors file")
+    parser.add_argument("--backbone-config", type=Path, help="the CompVis checkpoint's YAML configuration")
+    parser.add_argument("--data", type=Path, required=True, help="a directory: one folder of images a class, or Fashion-MNIST's files")
+    parser.add_argument("--out", type=Path, required=True, help="the run's directory; its checkpoint stands beside it")
+    parser.add_argument("--components", type=int, default=defaults.components, help="M, the tables of one ensemble")
+    parser.add_argument("--bins", type=int, nargs="+", default=[], help="images of a class by bin, for example 1 10 100 5000; none: all there are")
+    parser.add_argument("--rotations", type=int, default=defaults.rotations, help="ensembles in which the classes change their bins")
+    parser.add_argument("--subset", choices=("own", "bootstrap", "shared"), default=defaults.subset, help="which images each component sees")
+    parser.add_argument("--regime", choices=("exposure", "disagreement"), default=defaults.regime, help="draw classes as often as they occur, or equally often")
+    parser.add_argument("--start", choices=("normal", "mean"), default=defaults.start, help="rows start around zero, or around the backbone's mean row")
+    parser.add_argument("--start-spread", type=float, default=defaults.start_spread, help="standard deviation of the start")
+    parser.add_argument("--anchor", type=float, default=defaults.anchor, help="images that the prior around each row's start is worth; 0: no prior")
+    parser.add_argument("--context-tokens", type=int, help="tokens of a class embedding; defaults to the backbone's own table's, else 1")
+    parser.add_argument("--steps", type=int, default=defaults.steps, help="steps of training")
+    parser.add_argument("--batch", type=int, default=defaults.batch, help="rows of each table in a step")
+    parser.add_argument("--rate", type=float, default=defaults.rate, help="Adam's peak learning rate")
+    parser.add_argument("--seed", type=int, default=defaults.seed, help="of starts, images, order and noise")
+    parser.add_argument("--held-out", type=float, default=0.1, help="share of a folder's images that no table sees")
+    parser.add_argument("--checkpoint-every", type=int, default=100, help="steps between checkpoints")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Train, diagnose, and write the run's directory."""
+    settings = TableSettings(
+        components=arguments.components,
+        rotations=arguments.rotations,
+        bins=tuple(arguments.bins),
+        subset=arguments.subset,
+        regime=arguments.regime,
+        start=arguments.start,
+        start_spread=arguments.start_spread,
+        anchor=arguments.anchor,
+        steps=arguments.steps,
+        batch=arguments.batch,
+        rate=arguments.rate,
+        seed=arguments.seed,
+    )
+    device = pick_device()
+    backbone = load_backbone(arguments.backbone, arguments.backbone_config).to(device)
+    settings.validate(backbone.reference)
+    size, channels = image_shape_of(backbone)
+    data = read_data(arguments.data, size, channels, arguments.held_out)
+    if data.train.shape != (channels, size, size):
+        raise TrainingError(f"{arguments.data}: images of shape {list(data.train.shape)}, the backbone's autoencoder takes {[channels, size, size]}")
+    tokens = arguments.context_tokens or (1 if backbone.reference is None else backbone.reference.shape[1])
+    rows = len(data.train.labels) + 1
+    each = rows * tokens * backbone.context_dim
+    tables = settings.components * settings.rotations
+    print(f"trained: {tables} tables of {rows} x {tokens * backbone.context_dim} = {each:,} parameters a component, {tables * each:,} in all")
+    print(f"frozen:  {backbone.parameter_count():,} parameters of the backbone")
+    before = backbone.digest()
+    latents = backbone.encode(data.train.scaled()) if len(data.train) <= 200_000 else _too_many(arguments.data, len(data.train))
+    checkpoint = arguments.out.with_name(f"{arguments.out.name}.checkpoints") / CHECKPOINT_FILE
+    trained = train_tables(backbone, latents, data.train.classes, data.train.labels, settings, tokens, checkpoint, arguments.checkpoint_every, device)
+    if backbone.digest() != before:
+        raise RuntimeError("the frozen backbone changed while the tables were trained")
+    picked = torch.cat([data.held_out.of_class(label)[:24] for label in range(rows - 1)])
+    held_out = backbone.encode(data.held_out.scaled(picked))
+    diagnosis = diagnose(backbone, trained, held_out, data.held_out.classes[picked], settings.regime)
+    print(diagnosis.table(data.train.labels))
+    for finding in diagnosis.findings:
+        print(f"WARNING: {finding}", file=sys.stderr)
+    record = {
+        "labels": list(data.train.labels),
+        "data": data.train.source,
+        "settings": asdict(settings),
+        "backbone_sha256": before,
+        "training": trained.seconds,
+        "trained_parameters_per_component": each,
+        "frozen_parameters": backbone.parameter_count(),
+        "diagnostics": diagnosis.classes,
+        "findings": diagnosis.findings,
+    }
+    with staged_directory(arguments.out) as staged:
+        tensors = {"tables": trained.tables, "start": trained.start, "images": trained.images, "updates": trained.updates}
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, staged / "tables.safetensors")
+        write_json(staged / "run.json", record)
+    print(f"{arguments.out}: {tables} tables in {trained.seconds['wall_seconds']:.0f} s")
+
+
+def image_shape_of(backbone: Backbone) -> tuple[int, int]:
+    """Height (= width) and channels of the images that the autoencoder takes."""
+    device = next(backbone.autoencoder.parameters()).device
+    with torch.no_grad():
+        image = backbone.autoencoder(torch.zeros(1, *backbone.latent_shape, device=device))
+    return image.shape[2], image.shape[1]
+
+
+def _too_many(path: Path, count: int) -> Tensor:
+    raise TrainingError(f"{path}: {count:,} images; the latents of at most 200,000 are held in memory: give a folder with fewer images a class")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run directory: tables [R, M, K + 1, T, D], images [R, M, K], its record."""
+
+    tables: Tensor
+    images: Tensor
+    labels: tuple[str, ...]
+    record: dict[str, Any]
+    path: Path
+
+
+def load_run(path: Path, backbone: Backbone) -> Run:
+    """Read a run and hold it against the backbone that it was trained on.
+
+    Raises TrainingError that names the file for another backbone, another shape, a NaN or an infinity.
+    """
+    record = read_json(path / "run.json")
+    file = path / "tables.safetensors"
+    try:
+        tensors = load_file(file)
+    except (OSError, SafetensorError) as err:
+        raise TrainingError(f"{file}: expected the tables of a run: {err}") from err
+    tables, images = tensors.get("tables"), tensors.get("images")
+    labels = tuple(record["labels"])
+    if tables is None or images is None or tables.dim() != 5 or tables.shape[2] != len(labels) + 1 or tables.shape[-1] != backbone.context_dim:
+        found = None if tables is None else list(tables.shape)
+        raise TrainingError(f"{file}: tables of shape {found}, expected [rotations, components, {len(labels) + 1}, tokens, {backbone.context_dim}]")
+    if images.shape != (*tables.shape[:2], len(labels)):
+        raise TrainingError(f"{file}: image counts of shape {list(images.shape)}, expected {[*tables.shape[:2], len(labels)]}")
+    check_finite(tables, file)
+    if record["backbone_sha256"] != backbone.digest():
+        raise TrainingError(f"{path}: trained on another backbone (SHA-256 {record['backbone_sha256'][:12]}, this one is {backbone.digest()[:12]})")
+    return Run(tables, images, labels, record, path)
+
+
+def check_finite(tables: Tensor, file: Path) -> None:
+    """Raise TrainingError that names the first value that is not finite."""
+    wrong = torch.nonzero(~torch.isfinite(tables))
+    if len(wrong):
+        position = tuple(int(value) for value in wrong[0])
+        raise TrainingError(f"{file}: {len(wrong)} values are not finite, the first at {list(position)}: {tables[position]}")
