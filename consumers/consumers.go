@@ -1,0 +1,330 @@
+// Package consumers takes events from a JetStream stream, hands each to a [Handler], and turns the handler's error
+// into the acknowledgement: nil is acknowledged, a permanent error becomes a dead letter, anything else is delivered
+// again later.
+//
+// One durable pull consumer exists for each model. One more takes messages of models that nobody consumes, and
+// another takes the server's advisories about messages that it gave up on, so that each acknowledged message ends
+// in a verdict.
+package consumers
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sync/semaphore"
+
+	"github.com/decuwatch/decuwatch/schema"
+)
+
+// Handler does the work on one event.
+type Handler interface {
+	// Handle returns nil once the event's verdict is committed. Its error is the acknowledgement decision: an
+	// error that wraps a *schema.Invalid, or an error with a kind (see [Permanent]), becomes a dead letter; any
+	// other is tried again. The context ends at the event's deadline, or when a drain has run out of time.
+	Handle(ctx context.Context, ev schema.Event, d schema.Delivery) error
+	// Rows is the cost of the event in rows of U-Net work, at least 1.
+	Rows(ev schema.Event) int
+}
+
+// DeadLetters keeps the verdict on messages that cannot be scored.
+type DeadLetters interface {
+	// DeadLetter commits v, whose DeadLetter is set. Where the message, or its event, has a verdict already, that
+	// one stands and the result is nil.
+	DeadLetter(ctx context.Context, v schema.Verdict) error
+}
+
+// Kinds of dead letters that this package decides on.
+const (
+	KindInvalid      = "invalid"       // the message breaks the event's format or bounds
+	KindUnknownModel = "unknown_model" // its subject is of a model that nobody consumes
+	KindFailed       = "failed"        // its last delivery failed too
+	KindGivenUp      = "given_up"      // the server gave up on it: its last worker ended without a verdict
+)
+
+// Config is the configuration of [Run].
+type Config struct {
+	Models []string // names of the models whose events are consumed; at least one
+
+	Stream      string        // name of the stream. Defaults to GENERATION
+	MaxAge      time.Duration // how long a new stream keeps messages. Defaults to 7 days
+	MaxBytes    int64         // how large a new stream may grow, in bytes, before publishing is refused. Defaults to 8 GiB
+	Replicas    int           // of a new stream. Defaults to 1; use 3 where NATS is clustered
+	AckWait     time.Duration // silence of a worker after which its messages go to another. Defaults to 30 s
+	MaxDeliver  int           // deliveries of one message, at most. Defaults to 5
+	MaxInFlight int           // messages of one model that a worker holds at once. Defaults to 256
+	MaxRows     int           // rows of U-Net work that are admitted at once, over all models. Defaults to 4096
+
+	PullMaxMessages int           // messages asked for at once. Defaults to a quarter of MaxInFlight
+	MaxAckPending   int           // messages of one model that all workers hold at once. Defaults to 4 x MaxInFlight
+	PullExpiry      time.Duration // how long one pull waits for messages. Defaults to 5 s
+	HandleTimeout   time.Duration // deadline of one event, from its admission on. Defaults to 60 s
+	DrainTimeout    time.Duration // how long a stop waits for messages in flight. Defaults to 20 s
+	RetryDelay      time.Duration // before the second delivery; doubles with each further one. Defaults to 1 s
+	RetryMaxDelay   time.Duration // Defaults to 30 s
+	UnownedGrace    time.Duration // age at which a message of a model without a consumer becomes a dead letter. Defaults to 10 s
+
+	// Healthy reports whether what the handler depends on is there; it is asked after a failure. While it fails,
+	// nothing is pulled, and messages in flight are kept and tried again after. Nil is always healthy.
+	Healthy func(context.Context) error
+
+	Logger  *slog.Logger // Defaults to slog.Default()
+	Metrics *Metrics     // see [NewMetrics]. Nil counts nowhere
+}
+
+// WithDefaults returns c with defaults in place of zero values.
+func (c Config) WithDefaults() Config {
+	def(&c.Stream, "GENERATION")
+	def(&c.MaxAge, 7*24*time.Hour)
+	def(&c.MaxBytes, 8<<30)
+	def(&c.Replicas, 1)
+	def(&c.AckWait, 30*time.Second)
+	def(&c.MaxDeliver, 5)
+	def(&c.MaxInFlight, 256)
+	def(&c.MaxRows, 4096)
+	def(&c.PullMaxMessages, max(1, c.MaxInFlight/4))
+	def(&c.MaxAckPending, 4*c.MaxInFlight)
+	def(&c.PullExpiry, 5*time.Second)
+	def(&c.HandleTimeout, time.Minute)
+	def(&c.DrainTimeout, 20*time.Second)
+	def(&c.RetryDelay, time.Second)
+	def(&c.RetryMaxDelay, 30*time.Second)
+	def(&c.UnownedGrace, 10*time.Second)
+	if c.Healthy == nil {
+		c.Healthy = func(context.Context) error { return nil }
+	}
+	if c.Logger == nil {
+		c.Logger = slog.Default()
+	}
+	if c.Metrics == nil {
+		c.Metrics = NewMetrics(nil, c.Models)
+	}
+	return c
+}
+
+func def[T comparable](v *T, d T) {
+	var zero T
+	if *v == zero {
+		*v = d
+	}
+}
+
+// Validate returns an error that names the first field out of its bounds. It expects defaults to be in place.
+func (c Config) Validate() error {
+	if len(c.Models) == 0 {
+		return errors.New("consumers: Models is empty: name at least one model")
+	}
+	seen := map[string]bool{}
+	for _, m := range c.Models {
+		if !ValidModel(m) {
+			return fmt.Errorf("consumers: Models: %q is not a model's name: 1 to 64 of a-z 0-9 - _, beginning with a letter", m)
+		}
+		if seen[m] {
+			return fmt.Errorf("consumers: Models: %q is named twice", m)
+		}
+		seen[m] = true
+	}
+	for _, f := range []struct {
+		name   string
+		v, min int64
+		unit   string
+	}{
+		{"MaxAge", int64(c.MaxAge), int64(time.Minute), "1m"},
+		{"MaxBytes", c.MaxBytes, 1 << 20, "1 MiB"},
+		{"Replicas", int64(c.Replicas), 1, "1"},
+		{"AckWait", int64(c.AckWait), int64(100 * time.Millisecond), "100ms"},
+		{"MaxDeliver", int64(c.MaxDeliver), 1, "1"},
+		{"MaxInFlight", int64(c.MaxInFlight), 1, "1"},
+		{"MaxRows", int64(c.MaxRows), 1, "1"},
+		{"PullMaxMessages", int64(c.PullMaxMessages), 1, "1"},
+		{"MaxAckPending", int64(c.MaxAckPending), 1, "1"},
+		{"PullExpiry", int64(c.PullExpiry), int64(time.Second), "1s"},
+		{"HandleTimeout", int64(c.HandleTimeout), 1, "1ns"},
+		{"DrainTimeout", int64(c.DrainTimeout), 1, "1ns"},
+		{"RetryDelay", int64(c.RetryDelay), 1, "1ns"},
+		{"RetryMaxDelay", int64(c.RetryMaxDelay), int64(c.RetryDelay), "RetryDelay"},
+		{"UnownedGrace", int64(c.UnownedGrace), 1, "1ns"},
+	} {
+		if f.v < f.min {
+			return fmt.Errorf("consumers: %s is below %s", f.name, f.unit)
+		}
+	}
+	return nil
+}
+
+// ValidModel reports whether name can be a model's: 1 to 64 of a-z 0-9 - _, beginning with a letter.
+func ValidModel(name string) bool {
+	if len(name) == 0 || len(name) > 64 {
+		return false
+	}
+	for i, r := range []byte(name) {
+		switch {
+		case r >= 'a' && r <= 'z':
+		case i > 0 && (r >= '0' && r <= '9' || r == '-' || r == '_'):
+		default:
+			return false
+		}
+	}
+	return true
+}
+
+// Run consumes the configured models' events until ctx ends, then drains: it stops pulling, lets messages in flight
+// come to their verdict for at most Config.DrainTimeout, and gives the rest back for another worker. It returns nil
+// after a drain, else why it could not go on: a configuration out of bounds, or a stream that exists with settings
+// under which events would be lost ([ErrStreamConfig]). While NATS cannot be reached it waits and tries again.
+func Run(ctx context.Context, js jetstream.JetStream, cfg Config, h Handler, dead DeadLetters) error {
+	cfg = cfg.WithDefaults()
+	if err := cfg.Validate(); err != nil {
+		return err
+	}
+	group, ctx := errgroup.WithContext(ctx)
+	// Work outlives ctx by the drain.
+	work, abandon := context.WithCancelCause(context.WithoutCancel(ctx))
+	defer abandon(nil)
+	stopTimer := context.AfterFunc(ctx, func() {
+		t := time.AfterFunc(cfg.DrainTimeout, func() { abandon(errDrained) })
+		context.AfterFunc(work, func() { t.Stop() })
+	})
+	defer stopTimer()
+
+	r := &runner{
+		js: js, cfg: cfg, handler: h, dead: dead,
+		rows: semaphore.NewWeighted(int64(cfg.MaxRows)),
+		gate: newGate(work, cfg.Healthy, cfg.Logger, cfg.Metrics),
+		log:  cfg.Logger,
+	}
+	defer r.gate.stop()
+
+	loops := []loop{r.unowned(), r.advisories()}
+	for _, m := range cfg.Models {
+		loops = append(loops, r.model(m))
+	}
+	for _, l := range loops {
+		group.Go(func() error { return r.consume(ctx, work, l) })
+	}
+	return group.Wait()
+}
+
+// errDrained ends the work that a drain did not wait for.
+var errDrained = errors.New("the worker is stopping")
+
+// runner is what the loops of one Run share.
+type runner struct {
+	js      jetstream.JetStream
+	cfg     Config
+	handler Handler
+	dead    DeadLetters
+	rows    *semaphore.Weighted
+	gate    *gate
+	log     *slog.Logger
+}
+
+// loop is one durable consumer and what is done with its messages.
+type loop struct {
+	name   string
+	ensure func(context.Context) (jetstream.Consumer, error)
+	take   func(work context.Context, msg jetstream.Msg, held *held)
+	slots  int
+	pull   int
+}
+
+// consume pulls messages and hands each to l.take in a goroutine of its own, at most l.slots at once. It returns
+// after the last of them has come back.
+func (r *runner) consume(ctx, work context.Context, l loop) error {
+	slots := newSlots(l.slots)
+	beats := newHeartbeats(r.cfg.AckWait/3, r.log)
+	defer beats.stop()
+	defer slots.wait()
+
+	retry := backoff{min: 100 * time.Millisecond, max: 5 * time.Second}
+	for ctx.Err() == nil {
+		consumer, err := l.ensure(ctx)
+		switch {
+		case errors.Is(err, ErrStreamConfig):
+			return err
+		case err != nil:
+			if ctx.Err() == nil {
+				r.log.Warn("consumer is not available", "consumer", l.name, "err", err)
+			}
+		default:
+			err = r.pull(ctx, work, l, consumer, slots, beats, &retry)
+			if ctx.Err() == nil {
+				r.log.Warn("pulling was interrupted", "consumer", l.name, "err", err)
+			}
+		}
+		retry.wait(ctx)
+	}
+	return nil
+}
+
+// pull takes messages from consumer until ctx ends or a pull fails.
+func (r *runner) pull(ctx, work context.Context, l loop, consumer jetstream.Consumer, slots *slots, beats *heartbeats, retry *backoff) error {
+	for {
+		if err := r.gate.wait(ctx); err != nil {
+			return err
+		}
+		n, err := slots.take(ctx, l.pull)
+		if err != nil {
+			return err
+		}
+		got, err := r.pullOnce(ctx, work, l, consumer, n, slots, beats)
+		slots.give(n - got)
+		if err != nil {
+			return err
+		}
+		retry.reset()
+	}
+}
+
+// pullOnce asks for n messages and returns how many came.
+func (r *runner) pullOnce(ctx, work context.Context, l loop, consumer jetstream.Consumer, n int, slots *slots, beats *heartbeats) (int, error) {
+	// The gate closes an open pull, so that nothing more arrives while nothing can be committed.
+	ctx, cancel := r.gate.during(ctx)
+	defer cancel()
+	ctx, done := context.WithTimeout(ctx, r.cfg.PullExpiry)
+	defer done()
+	batch, err := consumer.Fetch(n, jetstream.FetchContext(ctx), jetstream.FetchHeartbeat(r.cfg.PullExpiry/5))
+	if err != nil {
+		if ctx.Err() != nil {
+			return 0, nil
+		}
+		return 0, fmt.Errorf("pull from %s: %w", l.name, err)
+	}
+	got := 0
+	for msg := range batch.Messages() {
+		got++
+		h := beats.hold(msg)
+		go func() {
+			defer slots.give(1)
+			defer h.release()
+			l.take(work, msg, h)
+		}()
+	}
+	if err := batch.Error(); err != nil && ctx.Err() == nil {
+		return got, fmt.Errorf("pull from %s: %w", l.name, err)
+	}
+	return got, nil
+}
+
+// backoff waits for times that double, with a spread, until they are reset.
+type backoff struct {
+	min, max, next time.Duration
+}
+
+func (b *backoff) reset() { b.next = 0 }
+
+// wait waits for the next time, or for ctx.
+func (b *backoff) wait(ctx context.Context) {
+	b.next = min(max(2*b.next, b.min), b.max)
+	t := time.NewTimer(b.next/2 + rand.N(b.next/2+1))
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-ctx.Done():
+	}
+}

@@ -1,0 +1,104 @@
+package consumers
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"time"
+	"unicode"
+	"unicode/utf8"
+
+	"github.com/decuwatch/decuwatch/schema"
+)
+
+// Permanent returns err as one that no further delivery can mend: its message becomes a dead letter of the given
+// kind. Any error with a method DeadLetterKind() string is read in the same way, so that a handler need not import
+// this package.
+func Permanent(err error, kind string) error { return &permanent{err, kind} }
+
+type permanent struct {
+	error
+	kind string
+}
+
+func (p *permanent) Unwrap() error          { return p.error }
+func (p *permanent) DeadLetterKind() string { return p.kind }
+
+// action is what becomes of a message.
+type action string
+
+const (
+	acknowledge action = "ack"
+	bury        action = "dead_letter" // write a dead letter, then terminate
+	redeliver   action = "retry"       // after a delay
+	release     action = "release"     // at once: this worker stops
+)
+
+// decision is an action with what it needs and why.
+type decision struct {
+	action action
+	kind   string // of the dead letter
+	field  string // that the dead letter names
+	reason string
+	delay  time.Duration
+}
+
+// decide reads a handler's error as what becomes of its message. It is the only place that does. draining says that
+// the worker has run out of time to stop.
+func (c Config) decide(err error, delivered int, draining bool) decision {
+	var invalid *schema.Invalid
+	var kinded interface{ DeadLetterKind() string }
+	switch {
+	case err == nil:
+		return decision{action: acknowledge}
+	case errors.As(err, &kinded):
+		d := decision{action: bury, kind: kinded.DeadLetterKind(), reason: clean(err.Error())}
+		if errors.As(err, &invalid) {
+			d.field, d.reason = clean(invalid.Field), clean(invalid.Reason)
+		}
+		return d
+	case errors.As(err, &invalid):
+		return decision{action: bury, kind: KindInvalid, field: clean(invalid.Field), reason: clean(invalid.Reason)}
+	case draining:
+		return decision{action: release, reason: clean(err.Error())}
+	case delivered >= c.MaxDeliver:
+		return decision{action: bury, kind: KindFailed, reason: clean(err.Error())}
+	default:
+		return decision{action: redeliver, reason: clean(err.Error()), delay: c.retryDelay(delivered)}
+	}
+}
+
+// retryDelay is the time before the delivery that follows the given one.
+func (c Config) retryDelay(delivered int) time.Duration {
+	d := c.RetryDelay
+	for range delivered - 1 {
+		if d *= 2; d >= c.RetryMaxDelay || d <= 0 {
+			return c.RetryMaxDelay
+		}
+	}
+	return d
+}
+
+// maxReason is the length of a dead letter's reason, in bytes, at most.
+const maxReason = 1024
+
+// clean makes a reason fit to be stored and to stand in one line: valid UTF-8 without control characters, bounded.
+func clean(s string) string {
+	s = strings.Map(func(r rune) rune {
+		if unicode.IsControl(r) {
+			return ' '
+		}
+		return r
+	}, strings.ToValidUTF8(s, "?"))
+	if len(s) <= maxReason {
+		return s
+	}
+	cut := maxReason
+	for !utf8.RuneStart(s[cut]) {
+		cut--
+	}
+	return s[:cut]
+}
+
+// drained reports whether the work's context ended because a drain ran out of time, or the process gave up.
+func drained(work context.Context) bool { return work.Err() != nil }

@@ -1,0 +1,128 @@
+package consumers
+
+import (
+	"context"
+	"log/slog"
+	"sync"
+	"time"
+)
+
+// gate is open while what the handlers depend on is there.
+type gate struct {
+	healthy func(context.Context) error
+	log     *slog.Logger
+	metrics *Metrics
+	ctx     context.Context
+	cancel  context.CancelFunc
+	probes  sync.WaitGroup
+	asking  sync.Mutex // one question at a time
+
+	mu     sync.Mutex
+	opened chan struct{} // closed while the gate is open
+	shut   chan struct{} // closed while the gate is shut
+	isOpen bool
+}
+
+// probeTimeout bounds one question for health.
+const probeTimeout = 5 * time.Second
+
+func newGate(ctx context.Context, healthy func(context.Context) error, log *slog.Logger, m *Metrics) *gate {
+	g := &gate{healthy: healthy, log: log, metrics: m, opened: make(chan struct{}), shut: make(chan struct{}), isOpen: true}
+	g.ctx, g.cancel = context.WithCancel(ctx)
+	close(g.opened)
+	return g
+}
+
+func (g *gate) stop() {
+	g.cancel()
+	g.probes.Wait()
+}
+
+// wait waits until the gate is open, or returns ctx's error.
+func (g *gate) wait(ctx context.Context) error {
+	g.mu.Lock()
+	opened := g.opened
+	g.mu.Unlock()
+	select {
+	case <-opened:
+		return ctx.Err()
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// during returns a context that ends with ctx, or as soon as the gate is shut.
+func (g *gate) during(ctx context.Context) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancel(ctx)
+	g.mu.Lock()
+	shut := g.shut
+	g.mu.Unlock()
+	go func() {
+		select {
+		case <-shut:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	return ctx, cancel
+}
+
+// check asks for health after a failure and reports whether the gate is open. Where it is not, the gate shuts and
+// opens again by itself.
+func (g *gate) check(ctx context.Context) bool {
+	if !g.open() {
+		return false
+	}
+	g.asking.Lock()
+	defer g.asking.Unlock()
+	if !g.open() {
+		return false
+	}
+	err := g.ask(ctx)
+	if err == nil || ctx.Err() != nil {
+		return true
+	}
+	g.mu.Lock()
+	g.isOpen = false
+	g.opened = make(chan struct{})
+	close(g.shut)
+	g.mu.Unlock()
+	g.metrics.paused.Set(1)
+	g.log.Warn("pulling is paused: a dependency is away", "err", err)
+	g.probes.Go(g.probe)
+	return false
+}
+
+func (g *gate) open() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.isOpen
+}
+
+func (g *gate) ask(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
+	defer cancel()
+	return g.healthy(ctx)
+}
+
+// probe asks at growing intervals until all is well, then opens the gate.
+func (g *gate) probe() {
+	start := time.Now()
+	retry := backoff{min: 200 * time.Millisecond, max: 3 * time.Second}
+	for {
+		retry.wait(g.ctx)
+		if g.ctx.Err() != nil {
+			return
+		}
+		if g.ask(g.ctx) == nil {
+			break
+		}
+	}
+	g.mu.Lock()
+	g.isOpen = true
+	close(g.opened)
+	g.shut = make(chan struct{})
+	g.mu.Unlock()
+	g.metrics.paused.Set(0)
+	g.log.Info("pulling goes on", "paused", time.Since(start).Round(time.Millisecond))
+}

@@ -1,0 +1,239 @@
+package consumers
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"runtime/debug"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/decuwatch/decuwatch/schema"
+)
+
+// model returns the loop that consumes one model's events.
+func (r *runner) model(model string) loop {
+	return loop{
+		name:  Durable(model),
+		slots: r.cfg.MaxInFlight,
+		pull:  r.cfg.PullMaxMessages,
+		ensure: func(ctx context.Context) (jetstream.Consumer, error) {
+			return r.ensureConsumer(ctx, jetstream.ConsumerConfig{
+				Durable:       Durable(model),
+				Description:   "Scores the events of model " + model,
+				FilterSubject: schema.SubjectGeneration(model),
+				DeliverPolicy: jetstream.DeliverAllPolicy,
+				AckPolicy:     jetstream.AckExplicitPolicy,
+				AckWait:       r.cfg.AckWait,
+				MaxDeliver:    r.cfg.MaxDeliver,
+				MaxAckPending: r.cfg.MaxAckPending,
+			})
+		},
+		take: func(work context.Context, msg jetstream.Msg, h *held) {
+			r.deliver(work, model, msg, h)
+		},
+	}
+}
+
+// letter is what is known of one message.
+type letter struct {
+	model    string
+	subject  string
+	payload  []byte
+	event    *schema.Event // nil where it could not be decoded
+	delivery schema.Delivery
+}
+
+// deliver brings one message to its verdict and acknowledges it accordingly.
+func (r *runner) deliver(work context.Context, model string, msg jetstream.Msg, h *held) {
+	defer h.release()
+	meta, err := msg.Metadata()
+	if err != nil { // not a JetStream message; it cannot be acknowledged either
+		r.log.Error("message without metadata", "subject", msg.Subject(), "err", err)
+		return
+	}
+	l := letter{model: model, subject: msg.Subject(), payload: msg.Data(), delivery: schema.Delivery{
+		Stream: meta.Stream, Sequence: meta.Sequence.Stream, Delivered: int(meta.NumDelivered), //nolint:gosec // bounded by MaxDeliver
+		Digest: schema.Digest(msg.Headers(), msg.Data()),
+	}}
+	if l.delivery.Delivered > 1 {
+		r.cfg.Metrics.redelivered(model)
+	}
+
+	start := time.Now()
+	ev, err := decode(model, msg)
+	r.cfg.Metrics.decode.Observe(time.Since(start).Seconds())
+	if err == nil {
+		l.event = &ev
+		err = r.admit(work, ev, l.delivery)
+	}
+	d := r.cfg.decide(err, l.delivery.Delivered, drained(work))
+	if d.action == bury {
+		if err := r.bury(work, l, d); err != nil {
+			// The message stays with the server. Where this was its last delivery, the server's advisory brings it back.
+			d = decision{action: redeliver, reason: clean("write dead letter: " + err.Error()), delay: r.cfg.retryDelay(l.delivery.Delivered)}
+			if drained(work) {
+				d.action = release
+			}
+		}
+	}
+	h.release()
+	r.settle(work, msg, l, d)
+}
+
+// decode reads the event and holds it against the subject that it came on.
+func decode(model string, msg jetstream.Msg) (schema.Event, error) {
+	ev, err := schema.Decode(msg.Headers(), msg.Data())
+	if err != nil {
+		return ev, err
+	}
+	if ev.Data.Model != model {
+		return ev, &schema.Invalid{Field: "data.model", Reason: fmt.Sprintf("is %s, but the subject is %s's", ev.Data.Model, model)}
+	}
+	return ev, nil
+}
+
+// admit waits until the event's rows are free, then has it handled. While a dependency is away it keeps the event and
+// tries again after, so that an outage costs no delivery.
+func (r *runner) admit(work context.Context, ev schema.Event, d schema.Delivery) error {
+	start := time.Now()
+	rows := int64(min(max(r.handler.Rows(ev), 1), r.cfg.MaxRows))
+	if err := r.rows.Acquire(work, rows); err != nil {
+		return fmt.Errorf("wait for %d rows: %w", rows, context.Cause(work))
+	}
+	defer r.rows.Release(rows)
+	if err := r.gate.wait(work); err != nil {
+		return fmt.Errorf("wait for dependencies: %w", err)
+	}
+	r.cfg.Metrics.queue.Observe(time.Since(start).Seconds())
+	for {
+		err := r.handle(work, ev, d)
+		if err == nil || !transient(err) || drained(work) || r.gate.check(work) {
+			return err
+		}
+		if gone := r.gate.wait(work); gone != nil {
+			return errors.Join(err, gone)
+		}
+	}
+}
+
+// transient reports whether err says nothing about the message itself.
+func transient(err error) bool {
+	var invalid *schema.Invalid
+	var kinded interface{ DeadLetterKind() string }
+	return !errors.As(err, &invalid) && !errors.As(err, &kinded)
+}
+
+// handle calls the handler with the event's deadline. A panic is an error of this event.
+func (r *runner) handle(work context.Context, ev schema.Event, d schema.Delivery) (err error) {
+	ctx, cancel := context.WithTimeoutCause(work, r.cfg.HandleTimeout, fmt.Errorf("handle event timed out after %s", r.cfg.HandleTimeout))
+	defer cancel()
+	defer func() {
+		if p := recover(); p != nil {
+			r.log.Error("the handler panicked", "source", ev.Source, "id", ev.ID, "err", p, "stack", string(debug.Stack()))
+			err = fmt.Errorf("the handler panicked: %v", p)
+		}
+	}()
+	err = r.handler.Handle(ctx, ev, d)
+	if err != nil && ctx.Err() != nil && work.Err() == nil {
+		err = fmt.Errorf("%w: %w", context.Cause(ctx), err)
+	}
+	return err
+}
+
+// bury writes the message's dead letter. While a dependency is away it waits and tries again; a refusal by a healthy
+// one is returned.
+func (r *runner) bury(work context.Context, l letter, d decision) error {
+	const tries = 3
+	v := schema.Verdict{Delivery: l.delivery, DeadLetter: &schema.DeadLetter{
+		Event: l.event, Subject: clean(l.subject), Payload: clip(l.payload), Field: d.field, Reason: d.reason, Kind: d.kind,
+	}}
+	retry := backoff{min: 100 * time.Millisecond, max: time.Second}
+	for refused := 0; ; {
+		ctx, cancel := context.WithTimeout(work, r.cfg.HandleTimeout)
+		err := r.dead.DeadLetter(ctx, v)
+		cancel()
+		if err == nil {
+			r.cfg.Metrics.deadLetter(d.kind)
+			return nil
+		}
+		if work.Err() != nil {
+			return err
+		}
+		if r.gate.check(work) {
+			if refused++; refused == tries {
+				return err
+			}
+			retry.wait(work)
+		} else if gone := r.gate.wait(work); gone != nil {
+			return errors.Join(err, gone)
+		}
+	}
+}
+
+// settle tells the server what became of the message, and the log.
+func (r *runner) settle(work context.Context, msg jetstream.Msg, l letter, d decision) {
+	var err error
+	level := slog.LevelDebug
+	switch d.action {
+	case acknowledge:
+		start := time.Now()
+		err = r.doubleAck(work, msg)
+		r.cfg.Metrics.ack.Observe(time.Since(start).Seconds())
+	case bury:
+		level = slog.LevelWarn
+		err = msg.TermWithReason(strings.TrimSpace(d.kind + " " + d.field + " " + d.reason))
+	case redeliver:
+		level = slog.LevelWarn
+		err = msg.NakWithDelay(d.delay)
+	case release:
+		level = slog.LevelInfo
+		err = msg.Nak()
+	}
+	if !r.log.Enabled(work, level) && err == nil {
+		return
+	}
+	attrs := []any{"action", string(d.action), "model", l.model, "stream", l.delivery.Stream, "sequence", l.delivery.Sequence, "delivered", l.delivery.Delivered}
+	if l.event != nil {
+		attrs = append(attrs, "source", l.event.Source, "id", l.event.ID)
+	}
+	if d.action == bury {
+		attrs = append(attrs, "kind", d.kind, "field", d.field)
+	}
+	if d.reason != "" {
+		attrs = append(attrs, "reason", d.reason)
+	}
+	if err != nil { // the server delivers it again, and finds its verdict
+		level = slog.LevelWarn
+		attrs = append(attrs, "err", err)
+	}
+	r.log.Log(work, level, "message settled", attrs...)
+}
+
+// doubleAck acknowledges msg and waits until the server has it. It tries again for as long as the server would wait
+// for the message; after that the message is delivered again and its verdict found.
+func (r *runner) doubleAck(work context.Context, msg jetstream.Msg) error {
+	// A drain that has run out of time still flushes acknowledgements of what is committed.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(work), min(r.cfg.AckWait, 10*time.Second))
+	defer cancel()
+	retry := backoff{min: 20 * time.Millisecond, max: time.Second}
+	for {
+		try, done := context.WithTimeout(ctx, max(r.cfg.AckWait/10, time.Second))
+		err := msg.DoubleAck(try)
+		done()
+		if err == nil || errors.Is(err, jetstream.ErrMsgAlreadyAckd) {
+			return nil
+		}
+		if retry.wait(ctx); ctx.Err() != nil || work.Err() != nil {
+			return fmt.Errorf("acknowledge: %w", err)
+		}
+	}
+}
+
+// clip cuts a payload to what a dead letter keeps.
+func clip(payload []byte) []byte {
+	return payload[:min(len(payload), schema.MaxPayload)]
+}
