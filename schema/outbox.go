@@ -1,0 +1,22 @@
+package schema
+
+import "time"
+
+// OutboxMessage is one alert that is due at one sink.
+type OutboxMessage struct {
+	ID        int64
+	Sink      string // name of the sink: nats, webhook, alertmanager
+	AlertID   string
+	Subject   string
+	Header    map[string][]string
+	Body      []byte
+	Attempts  int // failed so far
+	CreatedAt time.Time
+}
+
+// OutboxStats is what is due at one sink.
+type OutboxStats struct {
+	Sink    string
+	Pending int64
+	Oldest  time.Time // CreatedAt of the oldest that is due; zero where Pending is 0
+}
