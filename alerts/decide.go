@@ -1,0 +1,162 @@
+// Package alerts decides which scores raise an alert and brings alerts to whoever subscribed.
+//
+// [Decide] is a pure function of a score and a [Table] of thresholds; [Thresholds] keeps the current table; [Relay]
+// sends committed alerts from the outbox to each [Sink] until the sink has taken them.
+package alerts
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"maps"
+	"strings"
+
+	"github.com/decuwatch/decuwatch/schema"
+)
+
+// Reasons of a finding. The first four fire an alert.
+const (
+	ReasonClass   = "class_threshold"   // the class's own threshold was reached
+	ReasonCluster = "cluster_threshold" // the class has none; that of its cluster was reached
+	ReasonModel   = "model_threshold"   // neither has one; the model's was reached
+	ReasonLimit   = "absolute_limit"    // the limit that no class may pass, whatever its own threshold
+	ReasonBelow   = "below_threshold"   // there are thresholds, and none was reached
+	ReasonNone    = "no_threshold"      // the model has no threshold for this measurement
+	ReasonStale   = "stale_threshold"   // the model has thresholds, but of another ensemble or other settings
+)
+
+// Reasons lists all reasons of a finding.
+func Reasons() []string {
+	return []string{ReasonClass, ReasonCluster, ReasonModel, ReasonLimit, ReasonBelow, ReasonNone, ReasonStale}
+}
+
+// Reasons why a class's own threshold did not decide.
+const (
+	FallbackCluster = "cluster" // its cluster's did
+	FallbackModel   = "model"   // its model's did
+	FallbackMissing = "missing" // there is none; at most the absolute limit did
+	FallbackStale   = "stale"   // there is one for another ensemble or other settings only; at most the limit did
+)
+
+// Fallbacks lists all fallbacks.
+func Fallbacks() []string {
+	return []string{FallbackCluster, FallbackModel, FallbackMissing, FallbackStale}
+}
+
+// Finding is what was decided on one measurement of a score.
+type Finding struct {
+	Measurement string // class_gap or request_risk
+	Reason      string // why an alert fired, or why none did
+	Severity    string // warn or critical; "" where no alert fired
+	Fallback    string // why the class's own threshold did not decide; "" where it did
+	Saturated   bool   // the measurement stood at its upper bound and its mean distance was compared
+}
+
+// Decision is what was decided on a score.
+type Decision struct {
+	Alerts   []schema.Alert // one at most for each measurement: class_gap, then request_risk
+	Findings []Finding      // one for each measurement, in the same order
+}
+
+// Decide holds a score against the thresholds. It is pure: the same score and table give the same decision.
+//
+// The thresholds of a measurement are those that were set for the score's model, ensemble digest and settings. The
+// class's own decide; where it has none, those of its cluster; where that has none, the model's. The absolute limit
+// applies beside them, so that a class that is always uncertain does not hide behind its own high threshold. An alert
+// fires where the value is at least the threshold's; of those that fire the highest severity makes the alert, and
+// between equals the more specific.
+//
+// A saturated measurement stands at its upper bound, where all are alike: its mean distance is compared with the
+// threshold's distance. Where a threshold has none, the value is compared, which fires: a saturated score is never
+// passed over.
+//
+// A nil table holds no thresholds. Numbers of the score must be finite.
+func Decide(s schema.Score, t *Table) Decision {
+	var d Decision
+	for _, m := range []struct {
+		name string
+		schema.Measurement
+	}{{schema.ClassGap, s.ClassGap}, {schema.RequestRisk, s.RequestRisk}} {
+		f := Finding{Measurement: m.name}
+		found := t.find(s.Event.Data.Model, s.Receipt.EnsembleDigest, s.Receipt.Settings, m.name, s.ClassIndex)
+		f.Fallback = found.fallback
+		var fired *schema.Threshold
+		var decided float64
+		for _, th := range append(found.limit, found.thresholds...) {
+			number, bound := m.Value, th.Value
+			if m.Saturated && th.Distance != nil {
+				number, bound = m.MeanDistance, *th.Distance
+				f.Saturated = true
+			}
+			// The limit comes first, so that at equal severity the more specific threshold replaces it.
+			if number >= bound && (fired == nil || rank(th.Severity) >= rank(fired.Severity)) {
+				fired, decided = th, number
+			}
+		}
+		switch {
+		case fired != nil:
+			f.Reason, f.Severity = reasons[fired.Scope], fired.Severity
+			d.Alerts = append(d.Alerts, alert(s, m.name, m.Measurement, fired, decided))
+		case found.fallback == FallbackStale:
+			f.Reason = ReasonStale
+		case len(found.limit)+len(found.thresholds) == 0:
+			f.Reason = ReasonNone
+		default:
+			f.Reason = ReasonBelow
+		}
+		d.Findings = append(d.Findings, f)
+	}
+	return d
+}
+
+// reasons are the reasons by the scope of the threshold that was reached.
+var reasons = map[string]string{
+	ScopeClass: ReasonClass, ScopeCluster: ReasonCluster, ScopeModel: ReasonModel, ScopeLimit: ReasonLimit,
+}
+
+// rank orders severities.
+func rank(severity string) int {
+	if severity == schema.SeverityCritical {
+		return 2
+	}
+	return 1
+}
+
+func alert(s schema.Score, name string, m schema.Measurement, th *schema.Threshold, decided float64) schema.Alert {
+	bound := th.Value
+	if m.Saturated && th.Distance != nil {
+		bound = *th.Distance
+	}
+	return schema.Alert{
+		ID:          ID(s.Event.Source, s.Event.ID, s.Receipt.EnsembleDigest, name),
+		Kind:        KindScore,
+		Source:      s.Event.Source,
+		EventID:     s.Event.ID,
+		EventTime:   s.Event.Time,
+		Model:       s.Event.Data.Model,
+		ClassIndex:  s.ClassIndex,
+		ClassLabel:  s.ClassLabel,
+		Labels:      maps.Clone(s.Event.Data.Labels),
+		Severity:    th.Severity,
+		Reason:      reasons[th.Scope],
+		Measurement: name,
+		Value:       m.Value,
+		Decided:     decided,
+		Threshold:   bound,
+		ThresholdID: th.ID,
+		Saturated:   m.Saturated,
+		ClassGap:    s.ClassGap.Value,
+		RequestRisk: s.RequestRisk.Value,
+		Receipt:     s.Receipt,
+		FiredAt:     s.ScoredAt,
+	}
+}
+
+// KindScore is the kind of an alert that one score raised.
+const KindScore = "score"
+
+// ID returns the identifier of the alert on one measurement of one event by one ensemble: 32 hexadecimal digits, the
+// same on every try.
+func ID(source, id, ensembleDigest, measurement string) string {
+	sum := sha256.Sum256([]byte(strings.Join([]string{"alert", source, id, ensembleDigest, measurement}, "\n")))
+	return hex.EncodeToString(sum[:16])
+}

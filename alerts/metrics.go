@@ -1,0 +1,97 @@
+package alerts
+
+import (
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/decuwatch/decuwatch/schema"
+)
+
+// Metrics counts what becomes of alerts on their way to the sinks, and how old thresholds are.
+type Metrics struct {
+	publish  prometheus.Histogram
+	attempts *prometheus.CounterVec
+	pending  *prometheus.GaugeVec
+	oldest   *prometheus.GaugeVec
+	age      *prometheus.GaugeVec
+	models   []string
+}
+
+// NewMetrics registers the metrics of the given models and sinks with reg, so that each series begins at zero. A nil
+// reg registers nowhere.
+func NewMetrics(reg prometheus.Registerer, models, sinks []string) *Metrics {
+	m := &Metrics{
+		publish: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name:        "decuwatch_stage_seconds",
+			Help:        "Seconds by stage of an event's way.",
+			ConstLabels: prometheus.Labels{"stage": "publish"},
+			Buckets:     prometheus.ExponentialBuckets(50e-6, 2.5, 16),
+		}),
+		attempts: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "decuwatch_outbox_attempts_total",
+			Help: "Attempts to send an alert, by sink and result (sent, failed).",
+		}, []string{"sink", "result"}),
+		pending: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "decuwatch_outbox_pending",
+			Help: "Alerts that a sink has not taken yet.",
+		}, []string{"sink"}),
+		oldest: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "decuwatch_outbox_oldest_seconds",
+			Help: "Age of the oldest alert that a sink has not taken yet; 0 where there is none.",
+		}, []string{"sink"}),
+		age: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "decuwatch_threshold_age_seconds",
+			Help: "Age of the newest threshold of a model; 0 where it has none.",
+		}, []string{"model"}),
+		models: models,
+	}
+	for _, model := range models {
+		m.age.WithLabelValues(model)
+	}
+	for _, sink := range sinks {
+		m.attempts.WithLabelValues(sink, "sent")
+		m.attempts.WithLabelValues(sink, "failed")
+		m.pending.WithLabelValues(sink)
+		m.oldest.WithLabelValues(sink)
+	}
+	if reg != nil {
+		reg.MustRegister(m.publish, m.attempts, m.pending, m.oldest, m.age)
+	}
+	return m
+}
+
+func (m *Metrics) sent(sink string, took time.Duration, err error) {
+	m.publish.Observe(took.Seconds())
+	result := "sent"
+	if err != nil {
+		result = "failed"
+	}
+	m.attempts.WithLabelValues(sink, result).Inc()
+}
+
+func (m *Metrics) setOutbox(sinks []Sink, stats []schema.OutboxStats) {
+	due := map[string]schema.OutboxStats{}
+	for _, s := range stats {
+		due[s.Sink] = s
+	}
+	for _, sink := range sinks {
+		s := due[sink.Name()]
+		m.pending.WithLabelValues(sink.Name()).Set(float64(s.Pending))
+		age := 0.0
+		if s.Pending > 0 {
+			age = max(0, time.Since(s.Oldest).Seconds())
+		}
+		m.oldest.WithLabelValues(sink.Name()).Set(age)
+	}
+}
+
+func (m *Metrics) setThresholds(t *Table) {
+	for _, model := range m.models {
+		age := 0.0
+		if at, ok := t.newest[model]; ok {
+			age = max(0, time.Since(time.Unix(0, at)).Seconds())
+		}
+		m.age.WithLabelValues(model).Set(age)
+	}
+}

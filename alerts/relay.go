@@ -1,0 +1,250 @@
+package alerts
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/decuwatch/decuwatch/schema"
+)
+
+// Sink takes alerts: a JetStream stream, a webhook, an Alertmanager.
+type Sink interface {
+	// Name is the sink's name in the outbox and in metrics.
+	Name() string
+	// Send returns nil once the sink has taken the message for good. It may be called again with a message that it has
+	// taken already: receivers key on the alert's id.
+	Send(ctx context.Context, m schema.OutboxMessage) error
+}
+
+// Outbox is where committed alerts wait for their sinks.
+type Outbox interface {
+	// OutboxNext returns at most limit messages that are due at the sink, oldest first, and withholds them from every
+	// other caller for the lease.
+	OutboxNext(ctx context.Context, sink string, limit int, lease time.Duration) ([]schema.OutboxMessage, error)
+	// OutboxDelivered records that the sink has taken the messages.
+	OutboxDelivered(ctx context.Context, ids []int64) error
+	// OutboxFailed records a failed attempt and when the next may be made.
+	OutboxFailed(ctx context.Context, id int64, reason string, next time.Time) error
+	// OutboxStats returns what is due by sink.
+	OutboxStats(ctx context.Context) ([]schema.OutboxStats, error)
+	Listener
+}
+
+// RelayConfig is the configuration of a [Relay].
+type RelayConfig struct {
+	Batch       int           // messages taken from the outbox at once. Defaults to 64
+	Concurrency int           // messages sent to one sink at once. Defaults to 16
+	SendTimeout time.Duration // of one attempt. Defaults to 10 s
+	Poll        time.Duration // how often the outbox is looked at although nothing was announced. Defaults to 1 s
+	RetryDelay  time.Duration // after the first failed attempt; doubles with each further one. Defaults to 500 ms
+	RetryMax    time.Duration // Defaults to 1 min
+	Logger      *slog.Logger  // Defaults to slog.Default()
+	Metrics     *Metrics      // Nil counts nowhere
+}
+
+// WithDefaults returns c with defaults in place of zero values.
+func (c RelayConfig) WithDefaults() RelayConfig {
+	def(&c.Batch, 64)
+	def(&c.Concurrency, 16)
+	def(&c.SendTimeout, 10*time.Second)
+	def(&c.Poll, time.Second)
+	def(&c.RetryDelay, 500*time.Millisecond)
+	def(&c.RetryMax, time.Minute)
+	if c.Logger == nil {
+		c.Logger = slog.Default()
+	}
+	return c
+}
+
+func def[T comparable](v *T, d T) {
+	var zero T
+	if *v == zero {
+		*v = d
+	}
+}
+
+// Relay sends alerts from the outbox to each sink until the sink has taken them: at least once, by however many relays
+// at the same time.
+type Relay struct {
+	cfg    RelayConfig
+	outbox Outbox
+	sinks  []Sink
+	wake   []chan struct{} // one for each sink
+}
+
+// NewRelay returns a relay from outbox to the sinks. Negative numbers in cfg, and two sinks of one name, are errors.
+func NewRelay(outbox Outbox, cfg RelayConfig, sinks ...Sink) (*Relay, error) {
+	cfg = cfg.WithDefaults()
+	if cfg.Batch < 0 || cfg.Concurrency < 0 || cfg.SendTimeout < 0 || cfg.Poll < 0 || cfg.RetryDelay < 0 || cfg.RetryMax < 0 {
+		return nil, errors.New("alerts: a number of the relay's configuration is negative")
+	}
+	names := map[string]bool{}
+	r := &Relay{cfg: cfg, outbox: outbox, sinks: sinks}
+	var list []string
+	for _, s := range sinks {
+		if names[s.Name()] {
+			return nil, fmt.Errorf("alerts: two sinks are named %q", s.Name())
+		}
+		names[s.Name()] = true
+		list = append(list, s.Name())
+		r.wake = append(r.wake, make(chan struct{}, 1))
+	}
+	if r.cfg.Metrics == nil {
+		r.cfg.Metrics = NewMetrics(nil, nil, list)
+	}
+	return r, nil
+}
+
+// Run sends until ctx ends and returns nil. Attempts in flight then are finished and recorded.
+func (r *Relay) Run(ctx context.Context) error {
+	group, ctx := errgroup.WithContext(ctx)
+	announced := make(chan struct{}, 1)
+	group.Go(func() error {
+		listen(ctx, r.outbox, ChannelOutbox, announced, r.cfg.Logger)
+		return nil
+	})
+	group.Go(func() error {
+		for {
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-announced:
+				for _, w := range r.wake {
+					select {
+					case w <- struct{}{}:
+					default:
+					}
+				}
+			}
+		}
+	})
+	group.Go(func() error { return r.measure(ctx) })
+	for i, s := range r.sinks {
+		group.Go(func() error { return r.serve(ctx, s, r.wake[i]) })
+	}
+	return group.Wait()
+}
+
+// serve sends to one sink.
+func (r *Relay) serve(ctx context.Context, s Sink, wake <-chan struct{}) error {
+	failures := 0
+	for ctx.Err() == nil {
+		n, err := r.round(ctx, s)
+		wait := r.cfg.Poll
+		switch {
+		case err != nil && ctx.Err() == nil:
+			r.cfg.Logger.Warn("outbox is not available", "sink", s.Name(), "err", err)
+			wait = delay(r.cfg.RetryDelay, 10*time.Second, failures)
+			failures++
+			pause(ctx, wait)
+			continue
+		case n == r.cfg.Batch:
+			failures = 0
+			continue
+		}
+		failures = 0
+		timer := time.NewTimer(wait)
+		select {
+		case <-ctx.Done():
+		case <-wake:
+		case <-timer.C:
+		}
+		timer.Stop()
+	}
+	return nil
+}
+
+// round sends one batch and returns how many messages it held.
+func (r *Relay) round(ctx context.Context, s Sink) (int, error) {
+	// The lease covers the attempts of a whole batch, so that no other relay makes them too; recording them included.
+	lease := time.Duration(1+r.cfg.Batch/r.cfg.Concurrency)*r.cfg.SendTimeout + 2*recordTimeout
+	next, cancel := context.WithTimeout(ctx, recordTimeout)
+	batch, err := r.outbox.OutboxNext(next, s.Name(), r.cfg.Batch, lease)
+	cancel()
+	if err != nil || len(batch) == 0 {
+		return 0, err
+	}
+	// What has been sent is recorded even when ctx ends meanwhile.
+	ctx = context.WithoutCancel(ctx)
+	var mu sync.Mutex
+	var sent []int64
+	var failed []func() error
+	group := errgroup.Group{}
+	group.SetLimit(r.cfg.Concurrency)
+	for _, m := range batch {
+		group.Go(func() error {
+			err := r.send(ctx, s, m)
+			mu.Lock()
+			defer mu.Unlock()
+			if err == nil {
+				sent = append(sent, m.ID)
+				return nil
+			}
+			at := time.Now().Add(delay(r.cfg.RetryDelay, r.cfg.RetryMax, m.Attempts))
+			failed = append(failed, func() error {
+				return r.record(ctx, func(ctx context.Context) error { return r.outbox.OutboxFailed(ctx, m.ID, err.Error(), at) })
+			})
+			return nil
+		})
+	}
+	_ = group.Wait() // its functions return nil
+	var errs []error
+	if len(sent) > 0 {
+		errs = append(errs, r.record(ctx, func(ctx context.Context) error { return r.outbox.OutboxDelivered(ctx, sent) }))
+	}
+	for _, f := range failed {
+		errs = append(errs, f())
+	}
+	return len(batch), errors.Join(errs...)
+}
+
+const recordTimeout = 10 * time.Second
+
+func (r *Relay) record(ctx context.Context, f func(context.Context) error) error {
+	ctx, cancel := context.WithTimeout(ctx, recordTimeout)
+	defer cancel()
+	return f(ctx)
+}
+
+func (r *Relay) send(ctx context.Context, s Sink, m schema.OutboxMessage) error {
+	ctx, cancel := context.WithTimeout(ctx, r.cfg.SendTimeout)
+	defer cancel()
+	start := time.Now()
+	err := s.Send(ctx, m)
+	r.cfg.Metrics.sent(s.Name(), time.Since(start), err)
+	if err != nil {
+		r.cfg.Logger.Warn("alert was not taken", "sink", s.Name(), "alert", m.AlertID, "attempts", m.Attempts+1, "err", err)
+	}
+	return err
+}
+
+// delay is the time before the next attempt after the given number of failed ones before this.
+func delay(first, most time.Duration, failed int) time.Duration {
+	d := first
+	for range failed {
+		if d *= 2; d >= most || d <= 0 {
+			return most
+		}
+	}
+	return min(d, most)
+}
+
+// measure keeps the metrics of what is due.
+func (r *Relay) measure(ctx context.Context) error {
+	for ctx.Err() == nil {
+		query, cancel := context.WithTimeout(ctx, recordTimeout)
+		stats, err := r.outbox.OutboxStats(query)
+		cancel()
+		if err == nil {
+			r.cfg.Metrics.setOutbox(r.sinks, stats)
+		}
+		pause(ctx, 5*time.Second)
+	}
+	return nil
+}

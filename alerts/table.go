@@ -1,0 +1,128 @@
+package alerts
+
+import (
+	"fmt"
+	"math"
+	"slices"
+
+	"github.com/decuwatch/decuwatch/schema"
+)
+
+// Scopes of a threshold.
+const (
+	ScopeClass   = "class"
+	ScopeCluster = "cluster" // set for each class of the cluster
+	ScopeModel   = "model"
+	ScopeLimit   = "limit" // absolute; applies beside the others
+)
+
+// Table is an immutable set of thresholds.
+type Table struct {
+	size       int
+	last       int64                       // the highest id
+	thresholds map[key][]*schema.Threshold // of each scope, one for each severity
+	known      map[known]bool
+	newest     map[string]int64 // SetAt of the newest threshold, in Unix nanoseconds, by model
+}
+
+// key is what thresholds are found by.
+type key struct {
+	model, digest, settings, measurement, scope string
+	class                                       int // -1 for the scopes model and limit
+}
+
+// known says that a model has thresholds of a measurement, of whichever ensemble and settings.
+type known struct{ model, measurement string }
+
+// NewTable returns the table of the given thresholds. Where two have the same scope and severity, the one with the
+// higher id stands. The error names a threshold that cannot be: an unknown scope, measurement or severity, a number
+// that is not finite, a class that is missing or must not be there.
+func NewTable(thresholds []schema.Threshold) (*Table, error) {
+	t := &Table{thresholds: map[key][]*schema.Threshold{}, known: map[known]bool{}, newest: map[string]int64{}}
+	sorted := slices.Clone(thresholds)
+	slices.SortStableFunc(sorted, func(a, b schema.Threshold) int { return int(min(max(a.ID-b.ID, -1), 1)) })
+	for i := range sorted {
+		th := &sorted[i]
+		if err := check(th); err != nil {
+			return nil, fmt.Errorf("threshold %d of model %s: %w", th.ID, th.Model, err)
+		}
+		k := key{th.Model, th.EnsembleDigest, th.Settings, th.Measurement, th.Scope, -1}
+		if th.Class != nil {
+			k.class = *th.Class
+		}
+		same := func(o *schema.Threshold) bool { return o.Severity == th.Severity }
+		if at := slices.IndexFunc(t.thresholds[k], same); at >= 0 {
+			t.thresholds[k][at] = th
+		} else {
+			t.thresholds[k] = append(t.thresholds[k], th)
+			t.size++
+		}
+		if th.Scope != ScopeLimit {
+			t.known[known{th.Model, th.Measurement}] = true
+		}
+		t.last = th.ID
+		t.newest[th.Model] = max(t.newest[th.Model], th.SetAt.UnixNano())
+	}
+	return t, nil
+}
+
+func check(th *schema.Threshold) error {
+	finite := func(f float64) bool { return !math.IsNaN(f) && !math.IsInf(f, 0) }
+	perClass := th.Scope == ScopeClass || th.Scope == ScopeCluster
+	switch {
+	case reasons[th.Scope] == "":
+		return fmt.Errorf("scope %q is not class, cluster, model or limit", th.Scope)
+	case th.Measurement != schema.ClassGap && th.Measurement != schema.RequestRisk:
+		return fmt.Errorf("measurement %q is not %s or %s", th.Measurement, schema.ClassGap, schema.RequestRisk)
+	case th.Severity != schema.SeverityWarn && th.Severity != schema.SeverityCritical:
+		return fmt.Errorf("severity %q is not %s or %s", th.Severity, schema.SeverityWarn, schema.SeverityCritical)
+	case !finite(th.Value):
+		return fmt.Errorf("value %g is not finite", th.Value)
+	case th.Distance != nil && !finite(*th.Distance):
+		return fmt.Errorf("distance %g is not finite", *th.Distance)
+	case perClass != (th.Class != nil):
+		return fmt.Errorf("scope %s and class do not fit: a class belongs to the scopes class and cluster", th.Scope)
+	case perClass && *th.Class < 0:
+		return fmt.Errorf("class %d is below 0", *th.Class)
+	}
+	return nil
+}
+
+// Len returns the number of thresholds.
+func (t *Table) Len() int {
+	if t == nil {
+		return 0
+	}
+	return t.size
+}
+
+// found is what applies to one measurement of one score.
+type found struct {
+	thresholds []*schema.Threshold // of the most specific scope that has any, one for each severity
+	limit      []*schema.Threshold
+	fallback   string
+}
+
+func (t *Table) find(model, digest, settings, measurement string, class int) found {
+	if t == nil {
+		return found{fallback: FallbackMissing}
+	}
+	k := key{model, digest, settings, measurement, ScopeLimit, -1}
+	f := found{limit: slices.Clip(t.thresholds[k])}
+	for _, s := range []struct {
+		scope    string
+		class    int
+		fallback string
+	}{{ScopeClass, class, ""}, {ScopeCluster, class, FallbackCluster}, {ScopeModel, -1, FallbackModel}} {
+		k.scope, k.class = s.scope, s.class
+		if f.thresholds = t.thresholds[k]; len(f.thresholds) > 0 {
+			f.fallback = s.fallback
+			return f
+		}
+	}
+	f.fallback = FallbackMissing
+	if t.known[known{model, measurement}] {
+		f.fallback = FallbackStale
+	}
+	return f
+}

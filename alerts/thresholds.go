@@ -1,0 +1,143 @@
+package alerts
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/decuwatch/decuwatch/schema"
+)
+
+// Channels on which Postgres announces changes.
+const (
+	ChannelThresholds = "decuwatch_thresholds"
+	ChannelOutbox     = "decuwatch_outbox"
+)
+
+// Listener announces changes.
+type Listener interface {
+	// Listen calls notify after each notification on the channel, and after each time that it began to listen (again),
+	// for changes before that were not announced to it. It returns when ctx ends.
+	Listen(ctx context.Context, channel string, notify func()) error
+}
+
+// ThresholdSource is where the current thresholds stand.
+type ThresholdSource interface {
+	Thresholds(ctx context.Context) ([]schema.Threshold, error)
+	Listener
+}
+
+// Thresholds keeps the current table of thresholds.
+type Thresholds struct {
+	source  ThresholdSource
+	log     *slog.Logger
+	metrics *Metrics
+	table   atomic.Pointer[Table]
+}
+
+// resync is how often thresholds are read although nothing was announced.
+const resync = time.Minute
+
+// NewThresholds reads the thresholds and returns them. Run keeps them current. A nil log is slog.Default(), nil
+// metrics count nowhere.
+func NewThresholds(ctx context.Context, source ThresholdSource, log *slog.Logger, m *Metrics) (*Thresholds, error) {
+	if log == nil {
+		log = slog.Default()
+	}
+	if m == nil {
+		m = NewMetrics(nil, nil, nil)
+	}
+	t := &Thresholds{source: source, log: log, metrics: m}
+	if err := t.read(ctx); err != nil {
+		return nil, err
+	}
+	return t, nil
+}
+
+// Table returns the current table.
+func (t *Thresholds) Table() *Table { return t.table.Load() }
+
+// Decide holds a score against the current table, as the function [Decide] does.
+func (t *Thresholds) Decide(s schema.Score) Decision { return Decide(s, t.Table()) }
+
+// Run reads the thresholds again after each change until ctx ends, and returns nil. While Postgres is away, or where a
+// threshold cannot be, the last table stands.
+func (t *Thresholds) Run(ctx context.Context) error {
+	changed := make(chan struct{}, 1)
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error {
+		listen(ctx, t.source, ChannelThresholds, changed, t.log)
+		return nil
+	})
+	group.Go(func() error {
+		tick := time.NewTicker(resync)
+		defer tick.Stop()
+		for {
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-changed:
+			case <-tick.C:
+			}
+			for wait := 100 * time.Millisecond; ; wait = min(2*wait, 5*time.Second) {
+				err := t.read(ctx)
+				if err == nil || ctx.Err() != nil {
+					break
+				}
+				t.log.Warn("thresholds stay as they were", "err", err)
+				pause(ctx, wait)
+			}
+		}
+	})
+	return group.Wait()
+}
+
+func (t *Thresholds) read(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	list, err := t.source.Thresholds(ctx)
+	if err != nil {
+		return fmt.Errorf("read thresholds: %w", err)
+	}
+	table, err := NewTable(list)
+	if err != nil {
+		return fmt.Errorf("read thresholds: %w", err)
+	}
+	if old := t.table.Swap(table); old != nil && (old.Len() != table.Len() || old.last != table.last) {
+		t.log.Info("thresholds changed", "thresholds", table.Len())
+	}
+	t.metrics.setThresholds(table)
+	return nil
+}
+
+// listen listens on a channel until ctx ends and puts a signal into changed for each announcement; several become one.
+func listen(ctx context.Context, l Listener, channel string, changed chan<- struct{}, log *slog.Logger) {
+	for ctx.Err() == nil {
+		err := l.Listen(ctx, channel, func() {
+			select {
+			case changed <- struct{}{}:
+			default:
+			}
+		})
+		if ctx.Err() != nil {
+			return
+		}
+		log.Warn("listening was interrupted", "channel", channel, "err", err)
+		pause(ctx, time.Second)
+	}
+}
+
+// pause waits for d with a spread, or until ctx ends.
+func pause(ctx context.Context, d time.Duration) {
+	timer := time.NewTimer(d/2 + rand.N(d/2+1))
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-ctx.Done():
+	}
+}
