@@ -1,0 +1,135 @@
+"""How good a score is: at the class level (does it find under-sampled classes?) and at the request level (does it rank
+the requests of one class by their error?). Independent samples are cells, a class in a rotation, not requests: intervals
+come from resampling cells.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.stats import rankdata, spearmanr
+from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
+
+
+@dataclass(frozen=True)
+class Cells:
+    """Which bin, class and cell (class in a rotation) each of n requests belongs to."""
+
+    bins: np.ndarray
+    classes: np.ndarray
+    cells: np.ndarray
+
+    @property
+    def sizes(self) -> list[float]:
+        """The bins' sizes, smallest first."""
+        return sorted({float(value) for value in self.bins})
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number with its 95% interval over resampled cells."""
+
+    value: float
+    low: float
+    high: float
+
+    def text(self, digits: int = 3) -> str:
+        """``.997 [.990, 1.00]``"""
+        return f"{self.value:.{digits}f} [{self.low:.{digits}f}, {self.high:.{digits}f}]"
+
+
+def auroc(positive: np.ndarray, negative: np.ndarray) -> float:
+    """Probability that a positive scores above a negative, ties counted half."""
+    ranks = rankdata(np.concatenate([positive, negative]))
+    n, m = len(positive), len(negative)
+    return float((ranks[:n].sum() - n * (n + 1) / 2) / (n * m))
+
+
+def average_precision(positive: np.ndarray, negative: np.ndarray) -> float:
+    """Area under the precision-recall curve."""
+    return float(average_precision_score(*_labelled(positive, negative)))
+
+
+def true_positive_rate(positive: np.ndarray, negative: np.ndarray, at: float = 0.01) -> float:
+    """Largest share of positives above a threshold that at most a share ``at`` of the negatives passes."""
+    false, true, _ = roc_curve(*_labelled(positive, negative), drop_intermediate=False)
+    return float(true[false <= at].max())
+
+
+def roc_auc(positive: np.ndarray, negative: np.ndarray) -> float:
+    """scikit-learn's AUROC, which tests hold ``auroc`` against."""
+    return float(roc_auc_score(*_labelled(positive, negative)))
+
+
+def _labelled(positive: np.ndarray, negative: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return np.concatenate([np.ones(len(positive)), np.zeros(len(negative))]), np.concatenate([positive, negative])
+
+
+def auroc_by_bin(scores: np.ndarray, cells: Cells, size: float, replicates: int = 0, seed: int = 0) -> Estimate:
+    """AUROC of one bin against the largest; the interval resamples the cells of each."""
+    sizes = cells.sizes
+    groups = [_by_cell(scores, cells, wanted) for wanted in (size, sizes[-1])]
+    value = auroc(np.concatenate(groups[0]), np.concatenate(groups[1]))
+    if not replicates:
+        return Estimate(value, float("nan"), float("nan"))
+    generator = np.random.default_rng(seed)
+    drawn = []
+    for _ in range(replicates):
+        parts = [np.concatenate([group[index] for index in generator.integers(len(group), size=len(group))]) for group in groups]
+        drawn.append(auroc(parts[0], parts[1]))
+    low, high = np.quantile(drawn, (0.025, 0.975))
+    return Estimate(value, float(low), float(high))
+
+
+def auroc_same_class(scores: np.ndarray, cells: Cells, size: float) -> tuple[float, int, int]:
+    """Each class's own requests in one bin against its own in the largest: mean AUROC, classes at 0.99 or more, classes."""
+    values = []
+    for label in np.unique(cells.classes):
+        own = cells.classes == label
+        positive, negative = scores[own & (cells.bins == size)], scores[own & (cells.bins == cells.sizes[-1])]
+        if len(positive) and len(negative):
+            values.append(auroc(positive, negative))
+    return float(np.mean(values)), sum(value >= 0.99 for value in values), len(values)
+
+
+def rank_correlation(scores: np.ndarray, other: np.ndarray) -> float:
+    """Spearman's rho."""
+    return float(spearmanr(scores, other).statistic)
+
+
+def mean_by_bin(scores: np.ndarray, cells: Cells, replicates: int = 0, seed: int = 0) -> dict[str, Estimate]:
+    """Mean score of each bin; the interval resamples its cells."""
+    result = {}
+    for size in cells.sizes:
+        means = np.array([group.mean() for group in _by_cell(scores, cells, size)])
+        result[f"{size:g}"] = _resampled_mean(means, replicates, seed)
+    return result
+
+
+def within_cells(scores: np.ndarray, errors: np.ndarray, cells: Cells, size: float | None = None, replicates: int = 0, seed: int = 0) -> Estimate:
+    """Mean over cells (of one bin, or of all) of Spearman's rho between the scores and the errors of the cell's requests."""
+    values = []
+    for cell in np.unique(cells.cells):
+        own = cells.cells == cell
+        if size is None or cells.bins[own][0] == size:
+            values.append(rank_correlation(scores[own], errors[own]))
+    return _resampled_mean(np.array(values), replicates, seed)
+
+
+def variation_within_cells(scores: np.ndarray, cells: Cells) -> float:
+    """Mean over the largest bin's cells of standard deviation / mean: the spread between seeds of a well-sampled class."""
+    groups = _by_cell(scores, cells, cells.sizes[-1])
+    return float(np.mean([group.std(ddof=1) / group.mean() for group in groups]))
+
+
+def _resampled_mean(values: np.ndarray, replicates: int, seed: int) -> Estimate:
+    if not replicates:
+        return Estimate(float(values.mean()), float("nan"), float("nan"))
+    generator = np.random.default_rng(seed)
+    drawn = values[generator.integers(len(values), size=(replicates, len(values)))].mean(1)
+    low, high = np.quantile(drawn, (0.025, 0.975))
+    return Estimate(float(values.mean()), float(low), float(high))
+
+
+def _by_cell(scores: np.ndarray, cells: Cells, size: float) -> list[np.ndarray]:
+    chosen = cells.bins == size
+    return [scores[cells.cells == cell] for cell in np.unique(cells.cells[chosen])]
