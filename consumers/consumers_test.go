@@ -1,0 +1,765 @@
+package consumers_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+
+	"github.com/decuwatch/decuwatch/consumers"
+	"github.com/decuwatch/decuwatch/consumers/natstest"
+	"github.com/decuwatch/decuwatch/schema"
+)
+
+func TestMain(m *testing.M) {
+	natstest.RunIfChild()
+	os.Exit(m.Run())
+}
+
+const model = "fashion-mnist"
+
+// recorder is a handler and a keeper of dead letters that writes down what it was given.
+type recorder struct {
+	mu      sync.Mutex
+	handled map[string][]schema.Delivery // by the event's id
+	done    map[string]bool              // ids that were handled without an error
+	letters map[uint64]schema.Verdict    // by sequence number
+
+	handle func(context.Context, schema.Event, schema.Delivery) error // nil returns nil
+	rows   int
+	refuse atomic.Pointer[error] // what DeadLetter returns
+}
+
+func newRecorder() *recorder {
+	return &recorder{handled: map[string][]schema.Delivery{}, done: map[string]bool{}, letters: map[uint64]schema.Verdict{}, rows: 1}
+}
+
+func (r *recorder) Handle(ctx context.Context, ev schema.Event, d schema.Delivery) error {
+	r.mu.Lock()
+	r.handled[ev.ID] = append(r.handled[ev.ID], d)
+	r.mu.Unlock()
+	var err error
+	if r.handle != nil {
+		err = r.handle(ctx, ev, d)
+	}
+	if err == nil {
+		r.mu.Lock()
+		r.done[ev.ID] = true
+		r.mu.Unlock()
+	}
+	return err
+}
+
+func (r *recorder) Rows(schema.Event) int { return r.rows }
+
+func (r *recorder) DeadLetter(_ context.Context, v schema.Verdict) error {
+	if err := r.refuse.Load(); err != nil {
+		return *err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if _, ok := r.letters[v.Delivery.Sequence]; !ok { // the first verdict stands
+		r.letters[v.Delivery.Sequence] = v
+	}
+	return nil
+}
+
+func (r *recorder) count() (done, letters int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return len(r.done), len(r.letters)
+}
+
+func (r *recorder) deliveries(id string) []schema.Delivery {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return append([]schema.Delivery(nil), r.handled[id]...)
+}
+
+func (r *recorder) letter(sequence uint64) *schema.DeadLetter {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.letters[sequence].DeadLetter
+}
+
+// config is one whose retries are quick.
+func config() consumers.Config {
+	return consumers.Config{
+		Models: []string{model}, RetryDelay: 10 * time.Millisecond, RetryMaxDelay: 50 * time.Millisecond,
+		UnownedGrace: time.Millisecond, Logger: slog.New(slog.DiscardHandler),
+	}
+}
+
+// worker is one Run in the background.
+type worker struct {
+	stop func()
+	err  chan error
+}
+
+func run(t *testing.T, js jetstream.JetStream, cfg consumers.Config, r *recorder) *worker {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	w := &worker{stop: cancel, err: make(chan error, 1)}
+	go func() { w.err <- consumers.Run(ctx, js, cfg, r, r) }()
+	t.Cleanup(func() { cancel(); <-w.err })
+	return w
+}
+
+// wait stops the worker and returns what Run returned.
+func (w *worker) wait() error {
+	w.stop()
+	err := <-w.err
+	w.err <- err // for the cleanup
+	return err
+}
+
+func event(id string) schema.Event {
+	return schema.Event{
+		Source: "//images.example.com/eu", ID: id, Time: time.Date(2026, 5, 4, 3, 2, 1, 0, time.UTC),
+		Data: schema.Generation{Model: model, Class: schema.ClassIndex(3), Seed: 7},
+	}
+}
+
+func ensure(t *testing.T, js jetstream.JetStream) jetstream.Stream {
+	t.Helper()
+	stream, err := consumers.EnsureStream(t.Context(), js, config())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return stream
+}
+
+// publish stores events with the given ids, in this order.
+func publish(t *testing.T, js jetstream.JetStream, ids ...string) {
+	t.Helper()
+	for _, id := range ids {
+		if _, err := schema.Publish(t.Context(), js, event(id)); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func ids(prefix string, n int) []string {
+	list := make([]string, n)
+	for i := range list {
+		list[i] = fmt.Sprintf("%s%d", prefix, i)
+	}
+	return list
+}
+
+// settled waits until nothing of the model's consumer is pending.
+func settled(t *testing.T, stream jetstream.Stream) {
+	t.Helper()
+	natstest.Until(t, "each message is acknowledged", func() bool {
+		c, err := stream.Consumer(t.Context(), consumers.Durable(model))
+		if err != nil {
+			return false
+		}
+		info := c.CachedInfo()
+		return info.NumPending == 0 && info.NumAckPending == 0
+	})
+}
+
+func TestEachEventIsHandledOnceAndAcknowledged(t *testing.T) {
+	js := natstest.Start(t).JetStream()
+	stream := ensure(t, js)
+	publish(t, js, ids("e", 300)...)
+	r := newRecorder()
+	w := run(t, js, config(), r)
+	settled(t, stream)
+	if done, letters := r.count(); done != 300 || letters != 0 {
+		t.Errorf("%d events were handled and %d became dead letters, published 300", done, letters)
+	}
+	for _, id := range ids("e", 300) {
+		if n := len(r.deliveries(id)); n != 1 {
+			t.Errorf("event %s was handled %d times", id, n)
+		}
+	}
+	d := r.deliveries("e41")[0]
+	header, payload, err := schema.Encode(event("e41"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := (schema.Delivery{Stream: "GENERATION", Sequence: 42, Delivered: 1, Digest: schema.Digest(header, payload)}); d != want {
+		t.Errorf("delivery is %+v, want %+v", d, want)
+	}
+	if err := w.wait(); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestRunWaitsForNATS(t *testing.T) {
+	s := natstest.Start(t)
+	url := s.URL()
+	s.Kill()
+	nc, err := nats.Connect(url, nats.RetryOnFailedConnect(true), nats.MaxReconnects(-1), nats.ReconnectWait(20*time.Millisecond))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nc.Close()
+	js, err := jetstream.New(nc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := newRecorder()
+	run(t, js, config(), r)
+	s.Restart()
+	producer := s.JetStream()
+	ensure(t, producer)
+	publish(t, producer, "late")
+	natstest.Until(t, "the event is handled", func() bool { done, _ := r.count(); return done == 1 })
+}
+
+func TestServerIsKilledAndRestarted(t *testing.T) {
+	s := natstest.StartWith(t, natstest.Options{Process: true})
+	js := s.JetStream()
+	stream := ensure(t, js)
+	publish(t, js, ids("before", 200)...)
+	r := newRecorder()
+	var once sync.Once
+	reached := make(chan struct{})
+	r.handle = func(_ context.Context, ev schema.Event, _ schema.Delivery) error {
+		if ev.ID == "before100" {
+			once.Do(func() { close(reached) })
+		}
+		return nil
+	}
+	cfg := config()
+	cfg.AckWait = 2 * time.Second
+	cfg.MaxInFlight = 16
+	run(t, js, cfg, r)
+	<-reached
+	s.Kill()
+	s.Restart()
+	publish(t, s.JetStream(), ids("after", 50)...)
+	natstest.Until(t, "every event is handled", func() bool { done, _ := r.count(); return done == 250 })
+	settled(t, stream)
+}
+
+func TestFailedHandlingIsTriedAgainThenBuried(t *testing.T) {
+	js := natstest.Start(t).JetStream()
+	stream := ensure(t, js)
+	publish(t, js, "heals", "fails", "panics", "permanent", "refused", "late")
+	r := newRecorder()
+	r.handle = func(ctx context.Context, ev schema.Event, d schema.Delivery) error {
+		switch ev.ID {
+		case "heals":
+			if d.Delivered < 3 {
+				return errors.New("the session was lost")
+			}
+			return nil
+		case "panics":
+			panic("out of range")
+		case "permanent":
+			return fmt.Errorf("score: %w", consumers.Permanent(errors.New("class 12 of 10"), "unknown_class"))
+		case "refused":
+			return fmt.Errorf("score: %w", &schema.Invalid{Field: "data.class", Reason: "must be below 10"})
+		case "late":
+			<-ctx.Done()
+			return ctx.Err()
+		}
+		return errors.New("the session\nwas lost")
+	}
+	cfg := config()
+	cfg.MaxDeliver = 3
+	cfg.HandleTimeout = 20 * time.Millisecond
+	reg := prometheus.NewPedanticRegistry()
+	cfg.Metrics = consumers.NewMetrics(reg, cfg.Models)
+	run(t, js, cfg, r)
+	natstest.Until(t, "each has its verdict", func() bool { done, letters := r.count(); return done == 1 && letters == 5 })
+	settled(t, stream)
+
+	for _, c := range []struct {
+		id         string
+		sequence   uint64
+		deliveries int
+		want       *schema.DeadLetter
+	}{
+		{"heals", 1, 3, nil},
+		{"fails", 2, 3, &schema.DeadLetter{Kind: "failed", Reason: "the session was lost"}},
+		{"panics", 3, 3, &schema.DeadLetter{Kind: "failed", Reason: "the handler panicked: out of range"}},
+		{"permanent", 4, 1, &schema.DeadLetter{Kind: "unknown_class", Reason: "score: class 12 of 10"}},
+		{"refused", 5, 1, &schema.DeadLetter{Kind: "invalid", Field: "data.class", Reason: "must be below 10"}},
+		{"late", 6, 3, &schema.DeadLetter{Kind: "failed", Reason: "handle event timed out after 20ms: context deadline exceeded"}},
+	} {
+		if n := len(r.deliveries(c.id)); n != c.deliveries {
+			t.Errorf("%s was handled %d times, want %d", c.id, n, c.deliveries)
+		}
+		got := r.letter(c.sequence)
+		switch {
+		case c.want == nil && got != nil:
+			t.Errorf("%s became a dead letter: %+v", c.id, got)
+		case c.want != nil && got == nil:
+			t.Errorf("%s did not become a dead letter", c.id)
+		case got != nil:
+			if got.Kind != c.want.Kind || got.Field != c.want.Field || got.Reason != c.want.Reason {
+				t.Errorf("%s: dead letter of kind %q, field %q: %q; want %q, %q: %q", c.id, got.Kind, got.Field, got.Reason, c.want.Kind, c.want.Field, c.want.Reason)
+			}
+			if got.Event == nil || got.Event.ID != c.id || got.Subject != schema.SubjectGeneration(model) || len(got.Payload) == 0 {
+				t.Errorf("%s: the dead letter does not carry its message: %+v", c.id, got)
+			}
+		}
+	}
+	want := `# HELP decuwatch_dead_letters_total Messages that became a dead letter, by kind.
+# TYPE decuwatch_dead_letters_total counter
+decuwatch_dead_letters_total{kind="failed"} 3
+decuwatch_dead_letters_total{kind="invalid"} 1
+decuwatch_dead_letters_total{kind="unknown_class"} 1
+decuwatch_dead_letters_total{kind="unknown_model"} 0
+`
+	// given_up counts the advisories of the five terminations, as many as have been read by now.
+	got := map[string]float64{}
+	for _, kind := range []string{"failed", "invalid", "unknown_class", "unknown_model"} {
+		got[kind] = counter(t, reg, "decuwatch_dead_letters_total", "kind", kind)
+	}
+	for kind, n := range got {
+		if !strings.Contains(want, fmt.Sprintf("kind=%q} %g\n", kind, n)) {
+			t.Errorf("%g dead letters of kind %s are counted, want\n%s", n, kind, want)
+		}
+	}
+}
+
+// counter returns the value of one series.
+func counter(t *testing.T, reg prometheus.Gatherer, name, label, value string) float64 {
+	t.Helper()
+	families, err := reg.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range families {
+		for _, m := range f.GetMetric() {
+			for _, l := range m.GetLabel() {
+				if f.GetName() == name && l.GetName() == label && l.GetValue() == value {
+					return m.GetCounter().GetValue()
+				}
+			}
+		}
+	}
+	t.Fatalf("no series %s{%s=%q}", name, label, value)
+	return 0
+}
+
+// Broken messages become dead letters in one delivery each, with the field that is broken, while their neighbours are
+// handled.
+func TestPoison(t *testing.T) {
+	js := natstest.Start(t).JetStream()
+	stream := ensure(t, js)
+	_, good, err := schema.Encode(event("good"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	edit := func(old, with string) []byte {
+		s := strings.Replace(string(good), old, with, 1)
+		if s == string(good) {
+			t.Fatalf("%s does not hold %s", good, old)
+		}
+		return []byte(s)
+	}
+	corpus := []struct {
+		name    string
+		payload []byte
+		field   string
+	}{
+		{"no JSON", []byte("{"), "payload"},
+		{"empty", nil, "payload"},
+		{"deep", []byte(strings.Repeat("[", 10000)), "payload"},
+		{"type", edit(schema.TypeGenerationRequested, "io.decuwatch.other"), "type"},
+		{"no time", edit(`"time":"2026-05-04T03:02:01Z",`, ""), "time"},
+		{"steps", edit(`"seed":7`, `"seed":7,"sampler":{"name":"ddim","steps":1e9,"guidance_scale":2,"eta":0}`), "data.sampler.steps"},
+		{"guidance", edit(`"seed":7`, `"seed":7,"sampler":{"name":"ddim","steps":20,"guidance_scale":NaN,"eta":0}`), ""},
+		{"class", edit(`"class":3`, `"class":-1`), "data.class"},
+		{"model", edit(`"model":"fashion-mnist"`, `"model":"cifar"`), "data.model"},
+		{"unknown field", edit(`"seed":7`, `"seed":7,"prompt":"x"`), "data.prompt"},
+		{"NUL", edit(`"id":"good"`, `"id":"a\u0000b"`), "id"},
+		{"not UTF-8", []byte("{\"id\":\"\xff\"}"), "payload"},
+	}
+	for i, c := range corpus {
+		if _, err := js.Publish(t.Context(), schema.SubjectGeneration(model), c.payload); err != nil {
+			t.Fatalf("%s: %v", c.name, err)
+		}
+		publish(t, js, fmt.Sprintf("neighbour%d", i))
+	}
+	// What is larger than the bound does not get into the stream.
+	if _, err := js.Publish(t.Context(), schema.SubjectGeneration(model), make([]byte, 1<<20-1024)); err == nil {
+		t.Error("the stream took a message of nearly 1 MiB")
+	}
+	r := newRecorder()
+	cfg := config()
+	reg := prometheus.NewRegistry()
+	cfg.Metrics = consumers.NewMetrics(reg, cfg.Models)
+	run(t, js, cfg, r)
+	settled(t, stream)
+	if done, letters := r.count(); done != len(corpus) || letters != len(corpus) {
+		t.Errorf("%d neighbours were handled and %d dead letters written, want %d of each", done, letters, len(corpus))
+	}
+	for i, c := range corpus {
+		l := r.letter(uint64(2*i + 1))
+		if l == nil {
+			t.Errorf("%s: no dead letter", c.name)
+			continue
+		}
+		if l.Kind != consumers.KindInvalid || l.Reason == "" || c.field != "" && l.Field != c.field {
+			t.Errorf("%s: dead letter of kind %s, field %q: %q; want field %q", c.name, l.Kind, l.Field, l.Reason, c.field)
+		}
+		if string(l.Payload) != string(c.payload) {
+			t.Errorf("%s: the dead letter's payload is %.80q", c.name, l.Payload)
+		}
+	}
+	if n := counter(t, reg, "decuwatch_redeliveries_total", "model", model); n != 0 {
+		t.Errorf("%g messages were delivered again", n)
+	}
+}
+
+// A message on a subject that no consumer takes becomes a dead letter; one that another worker's consumer takes is
+// left to it.
+func TestUnownedSubjects(t *testing.T) {
+	js := natstest.Start(t).JetStream()
+	stream := ensure(t, js)
+	if _, err := stream.CreateConsumer(t.Context(), jetstream.ConsumerConfig{Durable: consumers.Durable("elsewhere"), FilterSubject: schema.SubjectGeneration("elsewhere"), AckPolicy: jetstream.AckExplicitPolicy}); err != nil {
+		t.Fatal(err)
+	}
+	ev := event("theirs")
+	ev.Data.Model = "elsewhere"
+	header, payload, err := schema.Encode(ev)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, subject := range []string{"generation.requested.elsewhere", "generation.requested.nobody", "generation.requested." + model + ".deeper"} {
+		if _, err := js.Publish(t.Context(), subject, payload); err != nil {
+			t.Fatal(err)
+		}
+	}
+	publish(t, js, "ours")
+	r := newRecorder()
+	run(t, js, config(), r)
+	natstest.Until(t, "the two are buried", func() bool { done, letters := r.count(); return done == 1 && letters == 2 })
+	for _, sequence := range []uint64{2, 3} {
+		l := r.letter(sequence)
+		if l == nil || l.Kind != consumers.KindUnknownModel || l.Field != "data.model" || l.Event == nil || l.Event.ID != "theirs" || string(l.Payload) != string(payload) {
+			t.Errorf("message %d: dead letter is %+v", sequence, l)
+		}
+	}
+	if d := r.letters[2].Delivery; d.Digest != schema.Digest(nil, payload) || d.Stream != "GENERATION" {
+		t.Errorf("delivery is %+v", d)
+	}
+	_ = header
+}
+
+// A message whose workers all died, and one that was terminated by hand, become dead letters by the server's
+// advisories.
+func TestServerGivesUp(t *testing.T) {
+	js := natstest.Start(t).JetStream()
+	stream := ensure(t, js)
+	cfg := config()
+	cfg.MaxDeliver = 2
+	r := newRecorder()
+	w := run(t, js, cfg, r)
+	publish(t, js, "first")
+	settled(t, stream)
+	natstest.Until(t, "the advisories are kept", func() bool {
+		_, err := js.Consumer(t.Context(), consumers.AdvisoryStream("GENERATION"), "given-up-decuwatch")
+		return err == nil
+	})
+	if err := w.wait(); err != nil {
+		t.Fatal(err)
+	}
+
+	// A worker that takes messages and ends without a word.
+	publish(t, js, "lost", "by-hand")
+	c, err := stream.Consumer(t.Context(), consumers.Durable(model))
+	if err != nil {
+		t.Fatal(err)
+	}
+	taken := map[uint64]int{}
+	natstest.Until(t, "both deliveries are used up", func() bool {
+		batch, err := c.Fetch(2, jetstream.FetchMaxWait(100*time.Millisecond))
+		if err != nil {
+			return false
+		}
+		for msg := range batch.Messages() {
+			meta, err := msg.Metadata()
+			if err != nil {
+				t.Error(err)
+				return true
+			}
+			if taken[meta.Sequence.Stream]++; meta.Sequence.Stream == 3 {
+				err = msg.TermWithReason("not now")
+			} else {
+				err = msg.Nak()
+			}
+			if err != nil {
+				t.Error(err)
+			}
+		}
+		return taken[2] == 2 && taken[3] == 1
+	})
+	run(t, js, cfg, r)
+	natstest.Until(t, "both are buried", func() bool { _, letters := r.count(); return letters == 2 })
+	if l := r.letter(2); l.Kind != consumers.KindGivenUp || l.Reason != "no verdict after 2 deliveries" || l.Event == nil || l.Event.ID != "lost" {
+		t.Errorf("dead letter is %+v", l)
+	}
+	if l := r.letter(3); l.Kind != consumers.KindGivenUp || l.Reason != "terminated after 1 deliveries: not now" || l.Event == nil || l.Event.ID != "by-hand" {
+		t.Errorf("dead letter is %+v", l)
+	}
+}
+
+// While a dependency is away nothing is pulled, what is in flight is kept, and no delivery is used up.
+func TestPulledNothingWhileUnwell(t *testing.T) {
+	js := natstest.Start(t).JetStream()
+	stream := ensure(t, js)
+	var away atomic.Bool
+	away.Store(true)
+	var asked atomic.Int64
+	errAway := errors.New("connection refused")
+	r := newRecorder()
+	r.handle = func(context.Context, schema.Event, schema.Delivery) error {
+		if away.Load() {
+			return errAway
+		}
+		return nil
+	}
+	r.refuse.Store(&errAway)
+	cfg := config()
+	cfg.MaxInFlight = 8
+	cfg.MaxDeliver = 2
+	cfg.Healthy = func(context.Context) error {
+		asked.Add(1)
+		if away.Load() {
+			return errAway
+		}
+		return nil
+	}
+	reg := prometheus.NewRegistry()
+	cfg.Metrics = consumers.NewMetrics(reg, cfg.Models)
+	publish(t, js, ids("e", 50)...)
+	if _, err := js.Publish(t.Context(), schema.SubjectGeneration(model), []byte("broken")); err != nil {
+		t.Fatal(err)
+	}
+	run(t, js, cfg, r)
+	natstest.Until(t, "the gate has been shut for some probes", func() bool { return asked.Load() > 3 })
+	if done, letters := r.count(); done != 0 || letters != 0 {
+		t.Errorf("%d events and %d dead letters have a verdict while nothing can be committed", done, letters)
+	}
+	r.mu.Lock()
+	tried := len(r.handled)
+	r.mu.Unlock()
+	if tried > cfg.MaxInFlight {
+		t.Errorf("%d events were pulled, at most %d may be in flight", tried, cfg.MaxInFlight)
+	}
+	if err := testutil.GatherAndCompare(reg, strings.NewReader(`# HELP decuwatch_pulling_paused 1 while no messages are pulled because a dependency is away.
+# TYPE decuwatch_pulling_paused gauge
+decuwatch_pulling_paused 1
+`), "decuwatch_pulling_paused"); err != nil {
+		t.Error(err)
+	}
+	away.Store(false)
+	r.refuse.Store(nil)
+	natstest.Until(t, "the backlog drains", func() bool { done, letters := r.count(); return done == 50 && letters == 1 })
+	settled(t, stream)
+	for id, deliveries := range r.handled {
+		if last := deliveries[len(deliveries)-1]; last.Delivered != 1 {
+			t.Errorf("event %s used %d deliveries", id, last.Delivered)
+		}
+	}
+}
+
+// A message that is worked on for longer than AckWait is kept by heartbeats.
+func TestHeartbeats(t *testing.T) {
+	s := natstest.Start(t)
+	js := s.JetStream()
+	stream := ensure(t, js)
+	publish(t, js, "slow")
+	var beats atomic.Int64
+	if _, err := s.Connect().Subscribe("$JS.ACK.>", func(m *nats.Msg) {
+		if string(m.Data) == "+WPI" {
+			beats.Add(1)
+		}
+	}); err != nil {
+		t.Fatal(err)
+	}
+	r := newRecorder()
+	release := make(chan struct{})
+	r.handle = func(context.Context, schema.Event, schema.Delivery) error { <-release; return nil }
+	cfg := config()
+	cfg.AckWait = 900 * time.Millisecond
+	run(t, js, cfg, r)
+	natstest.Until(t, "heartbeats have been sent for longer than AckWait", func() bool { return beats.Load() >= 4 })
+	close(release)
+	settled(t, stream)
+}
+
+// A stop lets what is in flight come to its verdict, and gives back at once what does not.
+func TestDrain(t *testing.T) {
+	js := natstest.Start(t).JetStream()
+	stream := ensure(t, js)
+	publish(t, js, "quick", "stuck")
+	r := newRecorder()
+	started := make(chan string, 2)
+	stopping := make(chan struct{})
+	r.handle = func(ctx context.Context, ev schema.Event, _ schema.Delivery) error {
+		started <- ev.ID
+		if ev.ID == "stuck" {
+			<-ctx.Done()
+			return context.Cause(ctx)
+		}
+		<-stopping
+		return ctx.Err()
+	}
+	cfg := config()
+	cfg.AckWait = 10 * time.Minute // it is given back, not timed out
+	cfg.DrainTimeout = 200 * time.Millisecond
+	w := run(t, js, cfg, r)
+	<-started
+	<-started
+	w.stop()
+	close(stopping)
+	if err := w.wait(); err != nil {
+		t.Fatal(err)
+	}
+	if !r.done["quick"] || r.done["stuck"] {
+		t.Errorf("handled after the drain: %v", r.done)
+	}
+	next := newRecorder()
+	run(t, js, cfg, next)
+	settled(t, stream)
+	if d := next.deliveries("stuck"); len(d) != 1 || d[0].Delivered != 2 || len(next.handled) != 1 {
+		t.Errorf("the next worker was given %v", next.handled)
+	}
+}
+
+// Two workers share one consumer's messages.
+func TestTwoWorkersShare(t *testing.T) {
+	s := natstest.Start(t)
+	js := s.JetStream()
+	stream := ensure(t, js)
+	cfg := config()
+	cfg.MaxInFlight = 4
+	a, b := newRecorder(), newRecorder()
+	// Neither goes on before both have something.
+	both := make(chan struct{})
+	var waiting sync.WaitGroup
+	waiting.Add(2)
+	go func() { waiting.Wait(); close(both) }()
+	for _, r := range []*recorder{a, b} {
+		var once sync.Once
+		r.handle = func(context.Context, schema.Event, schema.Delivery) error {
+			once.Do(waiting.Done)
+			<-both
+			return nil
+		}
+	}
+	run(t, js, cfg, a)
+	run(t, s.JetStream(), cfg, b)
+	publish(t, js, ids("e", 100)...)
+	settled(t, stream)
+	for _, id := range ids("e", 100) {
+		if n := len(a.deliveries(id)) + len(b.deliveries(id)); n != 1 {
+			t.Errorf("event %s was handled %d times", id, n)
+		}
+	}
+}
+
+// Events are admitted by their cost in rows.
+func TestAdmissionByRows(t *testing.T) {
+	for _, c := range []struct{ rows, most int }{{4, 2}, {1000, 1}} {
+		js := natstest.Start(t).JetStream()
+		stream := ensure(t, js)
+		publish(t, js, ids("e", 40)...)
+		r := newRecorder()
+		r.rows = c.rows
+		var now, most atomic.Int64
+		r.handle = func(context.Context, schema.Event, schema.Delivery) error {
+			n := now.Add(1)
+			defer now.Add(-1)
+			for old := most.Load(); n > old && !most.CompareAndSwap(old, n); old = most.Load() {
+			}
+			return nil
+		}
+		cfg := config()
+		cfg.MaxRows = 10
+		run(t, js, cfg, r)
+		settled(t, stream)
+		if most.Load() > int64(c.most) {
+			t.Errorf("%d events of %d rows were handled at once within 10 rows", most.Load(), c.rows)
+		}
+	}
+}
+
+func TestStreamThatWouldLoseEventsIsRefused(t *testing.T) {
+	good := jetstream.StreamConfig{Name: "GENERATION", Subjects: []string{"generation.requested.>"}, Discard: jetstream.DiscardNew}
+	for _, c := range []struct {
+		setting string
+		change  func(*jetstream.StreamConfig)
+	}{
+		{"storage", func(s *jetstream.StreamConfig) { s.Storage = jetstream.MemoryStorage }},
+		{"retention", func(s *jetstream.StreamConfig) { s.Retention = jetstream.WorkQueuePolicy }},
+		{"discard", func(s *jetstream.StreamConfig) { s.Discard = jetstream.DiscardOld }},
+		{"subjects", func(s *jetstream.StreamConfig) { s.Subjects = []string{"generation.requested." + model} }},
+		{"messages a subject", func(s *jetstream.StreamConfig) { s.MaxMsgsPerSubject = 5 }},
+	} {
+		t.Run(c.setting, func(t *testing.T) {
+			js := natstest.Start(t).JetStream()
+			sc := good
+			c.change(&sc)
+			if _, err := js.CreateStream(t.Context(), sc); err != nil {
+				t.Fatal(err)
+			}
+			r := newRecorder()
+			err := consumers.Run(t.Context(), js, config(), r, r)
+			if !errors.Is(err, consumers.ErrStreamConfig) || !strings.Contains(err.Error(), c.setting) {
+				t.Errorf("error is %v, want one that names %s", err, c.setting)
+			}
+		})
+	}
+	js := natstest.Start(t).JetStream()
+	if _, err := js.CreateStream(t.Context(), good); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := consumers.EnsureStream(t.Context(), js, config()); err != nil {
+		t.Errorf("a stream of an operator's own was refused: %v", err)
+	}
+}
+
+func TestNewStream(t *testing.T) {
+	js := natstest.Start(t).JetStream()
+	c := ensure(t, js).CachedInfo().Config
+	if c.Storage != jetstream.FileStorage || c.Retention != jetstream.LimitsPolicy || c.Discard != jetstream.DiscardNew || c.MaxMsgSize != 64<<10 || c.MaxAge != 7*24*time.Hour {
+		t.Errorf("stream is %+v", c)
+	}
+}
+
+func TestConfigErrors(t *testing.T) {
+	for _, c := range []struct {
+		field  string
+		change func(*consumers.Config)
+	}{
+		{"Models is empty", func(c *consumers.Config) { c.Models = nil }},
+		{`Models: "A"`, func(c *consumers.Config) { c.Models = []string{"A"} }},
+		{"named twice", func(c *consumers.Config) { c.Models = []string{"a", "a"} }},
+		{"MaxInFlight", func(c *consumers.Config) { c.MaxInFlight = -1 }},
+		{"AckWait", func(c *consumers.Config) { c.AckWait = 1 }},
+		{"RetryMaxDelay", func(c *consumers.Config) { c.RetryMaxDelay = 1 }},
+		{"DrainTimeout", func(c *consumers.Config) { c.DrainTimeout = -1 }},
+	} {
+		cfg := config()
+		c.change(&cfg)
+		err := cfg.WithDefaults().Validate()
+		if err == nil || !strings.Contains(err.Error(), c.field) {
+			t.Errorf("error is %v, want one that names %s", err, c.field)
+		}
+	}
+	if err := config().WithDefaults().Validate(); err != nil {
+		t.Error(err)
+	}
+}
