@@ -15,6 +15,7 @@ import (
 	"math/rand/v2"
 	"time"
 
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sync/semaphore"
@@ -176,7 +177,8 @@ func ValidModel(name string) bool {
 // Run consumes the configured models' events until ctx ends, then drains: it stops pulling, lets messages in flight
 // come to their verdict for at most Config.DrainTimeout, and gives the rest back for another worker. It returns nil
 // after a drain, else why it could not go on: a configuration out of bounds, or a stream that exists with settings
-// under which events would be lost ([ErrStreamConfig]). While NATS cannot be reached it waits and tries again.
+// under which events would be lost ([ErrStreamConfig]), or a connection that was closed for good. While NATS cannot be
+// reached it waits and tries again.
 func Run(ctx context.Context, js jetstream.JetStream, cfg Config, h Handler, dead DeadLetters) error {
 	cfg = cfg.WithDefaults()
 	if err := cfg.Validate(); err != nil {
@@ -243,7 +245,16 @@ func (r *runner) consume(ctx, work context.Context, l loop) error {
 
 	retry := backoff{min: 100 * time.Millisecond, max: 5 * time.Second}
 	for ctx.Err() == nil {
-		consumer, err := l.ensure(ctx)
+		if r.js.Conn().IsClosed() {
+			return fmt.Errorf("consumers: %w", nats.ErrConnectionClosed)
+		}
+		if !r.js.Conn().IsConnected() { // a request would wait for its timeout
+			retry.wait(ctx)
+			continue
+		}
+		setup, done := context.WithTimeout(ctx, 5*time.Second)
+		consumer, err := l.ensure(setup)
+		done()
 		switch {
 		case errors.Is(err, ErrStreamConfig):
 			return err

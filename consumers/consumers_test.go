@@ -207,7 +207,7 @@ func TestRunWaitsForNATS(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer nc.Close()
+	t.Cleanup(nc.Close)
 	js, err := jetstream.New(nc)
 	if err != nil {
 		t.Fatal(err)
@@ -597,6 +597,23 @@ func TestHeartbeats(t *testing.T) {
 	natstest.Until(t, "heartbeats have been sent for longer than AckWait", func() bool { return beats.Load() >= 4 })
 	close(release)
 	settled(t, stream)
+}
+
+func TestClosedConnectionEndsRun(t *testing.T) {
+	s := natstest.Start(t)
+	nc := s.Connect()
+	js, err := jetstream.New(nc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ensure(t, js)
+	w := run(t, js, config(), newRecorder())
+	nc.Close()
+	err = <-w.err
+	w.err <- err
+	if !errors.Is(err, nats.ErrConnectionClosed) {
+		t.Errorf("Run returned %v", err)
+	}
 }
 
 // A stop lets what is in flight come to its verdict, and gives back at once what does not.

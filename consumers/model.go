@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/decuwatch/decuwatch/schema"
@@ -227,7 +228,7 @@ func (r *runner) doubleAck(work context.Context, msg jetstream.Msg) error {
 		if err == nil || errors.Is(err, jetstream.ErrMsgAlreadyAckd) {
 			return nil
 		}
-		if retry.wait(ctx); ctx.Err() != nil || work.Err() != nil {
+		if retry.wait(ctx); ctx.Err() != nil || work.Err() != nil || errors.Is(err, nats.ErrConnectionClosed) {
 			return fmt.Errorf("acknowledge: %w", err)
 		}
 	}

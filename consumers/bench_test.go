@@ -1,0 +1,68 @@
+package consumers_test
+
+import (
+	"context"
+	"fmt"
+	"sync/atomic"
+	"testing"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/decuwatch/decuwatch/consumers"
+	"github.com/decuwatch/decuwatch/consumers/natstest"
+	"github.com/decuwatch/decuwatch/schema"
+)
+
+// BenchmarkConsume measures events a second from the stream to the acknowledgement, with a handler that does nothing,
+// server and worker in one process, over a ladder of messages in flight.
+func BenchmarkConsume(b *testing.B) {
+	for _, inFlight := range []int{1, 16, 64, 256, 1024} {
+		b.Run(fmt.Sprintf("in-flight-%d", inFlight), func(b *testing.B) {
+			js := natstest.Start(b).JetStream()
+			if _, err := consumers.EnsureStream(b.Context(), js, config()); err != nil {
+				b.Fatal(err)
+			}
+			publishMany(b, js, b.N)
+			cfg := config()
+			cfg.MaxInFlight = inFlight
+			h := &counting{want: int64(b.N), done: make(chan struct{})}
+			b.ResetTimer()
+			ctx := b.Context()
+			go func() { _ = consumers.Run(ctx, js, cfg, h, newRecorder()) }()
+			<-h.done
+			b.StopTimer()
+			b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "events/s")
+		})
+	}
+}
+
+// counting handles events by counting them.
+type counting struct {
+	seen atomic.Int64
+	want int64
+	done chan struct{}
+}
+
+func (c *counting) Handle(context.Context, schema.Event, schema.Delivery) error {
+	if c.seen.Add(1) == c.want {
+		close(c.done)
+	}
+	return nil
+}
+
+func (c *counting) Rows(schema.Event) int { return 1 }
+
+func publishMany(b *testing.B, js jetstream.JetStream, n int) {
+	b.Helper()
+	for i := range n {
+		header, payload, err := schema.Encode(event(fmt.Sprint("e", i)))
+		if err != nil {
+			b.Fatal(err)
+		}
+		if _, err := js.PublishMsgAsync(&nats.Msg{Subject: schema.SubjectGeneration(model), Header: header, Data: payload}); err != nil {
+			b.Fatal(err)
+		}
+	}
+	<-js.PublishAsyncComplete()
+}
