@@ -5,11 +5,18 @@ package scoring
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
+	"runtime"
+	"slices"
+	"sync"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/decuwatch/decuwatch/scoring/diffusion"
 	"github.com/decuwatch/decuwatch/scoring/ensemble"
+	"github.com/decuwatch/decuwatch/scoring/ort"
 )
 
 // Options configure an Engine.
@@ -23,7 +30,7 @@ type Options struct {
 	Threads int
 	// Sessions is how many sessions of the backbone run side by side, each with its own rows. Defaults to 1.
 	Sessions int
-	// MaxBatchRows bounds the rows of one run. Defaults to 64 on cpu, 256 on a GPU.
+	// MaxBatchRows bounds the rows of one run, 2 to 4096. Defaults to 64 on cpu, 256 on a GPU.
 	MaxBatchRows int
 	// MaxRequestRows bounds the rows of one request; a larger one is ErrTooLarge. Defaults to 20,000.
 	MaxRequestRows int
@@ -32,6 +39,8 @@ type Options struct {
 	Buckets []int
 	// MemoryLimit bounds the GPU memory of each session in bytes. Defaults to no bound.
 	MemoryLimit int64
+	// Spinning lets the threads of a session spin between operators. Defaults to off: the process shares its cores.
+	Spinning bool
 
 	// Profile is the fixed profile. Defaults (zero value) to the manifest's.
 	Profile Profile
@@ -40,32 +49,325 @@ type Options struct {
 	Log        *slog.Logger          // Defaults to slog.Default
 }
 
-// Engine scores requests. It is safe for concurrent use; Close releases it.
-type Engine struct {
-	ensemble *ensemble.Ensemble
+// WithDefaults returns the options with every default in place.
+func (o Options) WithDefaults() Options {
+	if o.Device == "" {
+		o.Device = "cpu"
+	}
+	if o.Sessions == 0 {
+		o.Sessions = 1
+	}
+	if o.Threads == 0 {
+		o.Threads = max(1, runtime.GOMAXPROCS(0)/max(1, o.Sessions))
+	}
+	if o.MaxBatchRows == 0 {
+		o.MaxBatchRows = 64
+		if o.Device != "cpu" {
+			o.MaxBatchRows = 256
+		}
+	}
+	if o.MaxRequestRows == 0 {
+		o.MaxRequestRows = 20_000
+	}
+	if o.Buckets == nil && o.Device != "cpu" {
+		for rows := 1; rows < o.MaxBatchRows; rows *= 2 {
+			o.Buckets = append(o.Buckets, rows)
+		}
+		o.Buckets = append(o.Buckets, o.MaxBatchRows)
+	}
+	if o.Log == nil {
+		o.Log = slog.Default()
+	}
+	return o
 }
 
-// Open verifies the ensemble, loads its graphs and starts the sampler.
-func Open(o Options) (*Engine, error) {
-	e, err := ensemble.Open(o.Ensemble)
+func (o Options) validate() error {
+	if _, _, err := ort.ParseDevice(o.Device); err != nil {
+		return err
+	}
+	for _, bound := range []struct {
+		name             string
+		value, low, high int
+	}{
+		{"Threads", o.Threads, 1, 1024},
+		{"Sessions", o.Sessions, 1, 64},
+		{"MaxBatchRows", o.MaxBatchRows, 2, 4096},
+		{"MaxRequestRows", o.MaxRequestRows, 2, 1 << 30},
+	} {
+		if bound.value < bound.low || bound.value > bound.high {
+			return fmt.Errorf("%s is %d, must be %d to %d", bound.name, bound.value, bound.low, bound.high)
+		}
+	}
+	if n := len(o.Buckets); n > 0 && (!slices.IsSorted(o.Buckets) || o.Buckets[0] < 1 || o.Buckets[n-1] != o.MaxBatchRows) {
+		return fmt.Errorf("Buckets is %v, must ascend from 1 or more to MaxBatchRows %d", o.Buckets, o.MaxBatchRows)
+	}
+	return nil
+}
+
+// Engine scores requests. It is safe for concurrent use; Close releases it.
+type Engine struct {
+	options  Options
+	ensemble *ensemble.Ensemble
+	sampler  *sampler
+	sessions []*ort.Session
+	fixed    Profile
+
+	decoding sync.Mutex // of decoder
+	decoder  *ort.Session
+
+	planning sync.Mutex
+	plans    map[Profile]*plan
+}
+
+// maxPlans bounds the compiled plans that are kept; as-requested settings come from outside.
+const maxPlans = 256
+
+// decoderRows is how many latents one run of the decoder takes.
+const decoderRows = 8
+
+// Open verifies the ensemble, loads its graphs, runs them once and starts the sampler.
+func Open(o Options) (_ *Engine, err error) {
+	o = o.WithDefaults()
+	if err := o.validate(); err != nil {
+		return nil, fmt.Errorf("open scoring engine: %w", err)
+	}
+	began := time.Now()
+	verified, err := ensemble.Open(o.Ensemble)
 	if err != nil {
 		return nil, err
 	}
-	return &Engine{ensemble: e}, nil
+	e := &Engine{options: o, ensemble: verified, fixed: o.Profile, plans: map[Profile]*plan{}}
+	if e.fixed == (Profile{}) {
+		e.fixed = verified.Profile
+	}
+	if _, err := e.plan(e.fixed); err != nil {
+		return nil, fmt.Errorf("fixed profile: %w", err)
+	}
+	library, err := ort.FindLibrary(o.Library)
+	if err != nil {
+		return nil, err
+	}
+	if err := ort.Load(library); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(fmt.Errorf("open scoring engine: %w", err), e.closeSessions())
+		}
+	}()
+	lanes, err := e.openSessions()
+	if err != nil {
+		return nil, err
+	}
+	metrics, err := newMetrics(o.Registerer, verified.Name)
+	if err != nil {
+		return nil, err
+	}
+	e.sampler = newSampler(verified, lanes, o.MaxBatchRows, o.Buckets, metrics)
+	o.Log.Info("scoring engine is open", "ensemble", verified.Name, "digest", verified.Digest, "runtime", ort.Runtime(),
+		"device", o.Device, "threads", o.Threads, "sessions", o.Sessions, "settings", e.fixed.Settings(), "took", time.Since(began))
+	return e, nil
+}
+
+// openSessions loads the graphs and warms them: every bucket, or the smallest and the largest run.
+func (e *Engine) openSessions() ([]*lane, error) {
+	m, o := &e.ensemble.Manifest, e.options
+	latent := []int64{int64(m.Latent.Channels), int64(m.Latent.Height), int64(m.Latent.Width)}
+	config := ort.Config{
+		Device: o.Device, Threads: o.Threads, MemoryLimit: o.MemoryLimit, Spinning: o.Spinning,
+		HalfWeights: m.Precision == "fp16", Rows: o.MaxBatchRows,
+	}
+	load := func(file ensemble.File, g ort.Graph) (*ort.Session, error) {
+		content, err := e.ensemble.ReadFile(file)
+		if err != nil {
+			return nil, err
+		}
+		g.Content = content
+		if len(file.External) > 0 {
+			g.Dir = e.ensemble.Dir
+		}
+		session, err := ort.NewSession(config, g)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", file.Path, err)
+		}
+		e.sessions = append(e.sessions, session)
+		return session, nil
+	}
+	warm := func(file ensemble.File, session *ort.Session, rows []int) error {
+		for _, n := range rows {
+			if err := session.Run(n); err != nil {
+				return fmt.Errorf("%s: %w", file.Path, err)
+			}
+		}
+		return nil
+	}
+	names := m.Graph.UNet
+	var lanes []*lane
+	for range o.Sessions {
+		session, err := load(m.Files.UNet, ort.Graph{
+			Inputs: []ort.Port{
+				{Name: names.Latent, Shape: latent},
+				{Name: names.Timestep},
+				{Name: names.Context, Shape: []int64{int64(m.Context.Tokens), int64(m.Context.Dim)}},
+			},
+			Output:   ort.Port{Name: names.Output, Shape: latent},
+			Timestep: names.Timestep,
+		})
+		if err != nil {
+			return nil, err
+		}
+		rows := o.Buckets
+		if len(rows) == 0 {
+			rows = []int{1, o.MaxBatchRows}
+		}
+		if err := warm(m.Files.UNet, session, rows); err != nil {
+			return nil, err
+		}
+		lanes = append(lanes, &lane{
+			runner: session, latent: session.Input(0), timestep: session.Timesteps(), context: session.Input(2), output: session.Output(),
+		})
+	}
+	config.Rows = decoderRows
+	decoder, err := load(m.Files.Decoder, ort.Graph{
+		Inputs: []ort.Port{{Name: m.Graph.Decoder.Latent, Shape: latent}},
+		Output: ort.Port{Name: m.Graph.Decoder.Output, Shape: []int64{int64(m.Image.Channels), int64(m.Image.Height), int64(m.Image.Width)}},
+	})
+	if err != nil {
+		return nil, err
+	}
+	e.decoder = decoder
+	return lanes, warm(m.Files.Decoder, decoder, []int{decoderRows})
+}
+
+func (e *Engine) closeSessions() error {
+	var errs []error
+	for _, session := range e.sessions {
+		errs = append(errs, session.Close())
+	}
+	e.sessions = nil
+	return errors.Join(errs...)
 }
 
 // Ensemble returns the verified ensemble.
 func (e *Engine) Ensemble() *ensemble.Ensemble { return e.ensemble }
 
+// Profile returns the fixed profile.
+func (e *Engine) Profile() Profile { return e.fixed }
+
 // Rows returns the rows of U-Net work that a request costs, for admission; 0 where Score would refuse its settings.
-func (e *Engine) Rows(r Request) int { return 0 }
+func (e *Engine) Rows(r Request) int {
+	p, err := e.plan(e.profile(r))
+	if err != nil {
+		return 0
+	}
+	return p.rows
+}
+
+func (e *Engine) profile(r Request) Profile {
+	if r.Profile == (Profile{}) {
+		return e.fixed
+	}
+	return r.Profile
+}
+
+// plan returns the compiled work of a profile.
+func (e *Engine) plan(profile Profile) (*plan, error) {
+	profile.Reason = ""
+	e.planning.Lock()
+	defer e.planning.Unlock()
+	if p := e.plans[profile]; p != nil {
+		return p, nil
+	}
+	if err := profile.Validate(); err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrSettings, err)
+	}
+	p, err := newPlan(&e.ensemble.Manifest, profile.Steps, profile.GuidanceScale, profile.Eta, []Measure{profile.ClassGap, profile.RequestRisk})
+	if err != nil {
+		return nil, err
+	}
+	if p.rows > e.options.MaxRequestRows {
+		return nil, fmt.Errorf("%w: %d rows, at most %d", ErrTooLarge, p.rows, e.options.MaxRequestRows)
+	}
+	if len(e.plans) >= maxPlans {
+		clear(e.plans)
+	}
+	e.plans[profile] = p
+	return p, nil
+}
 
 // Score reruns the request and measures the disagreement of the components. It blocks until the score is there, the
 // context ends (then its rows are freed at the next step) or the engine is closed (ErrClosed). Errors that no retry
 // mends: ErrUnknownClass, ErrNoise, ErrSettings, ErrTooLarge, *NonFiniteError.
 func (e *Engine) Score(ctx context.Context, r Request) (Result, error) {
-	return Result{}, errors.New("score: the sampler is not built yet")
+	profile := e.profile(r)
+	p, err := e.plan(profile)
+	if err != nil {
+		return Result{}, err
+	}
+	f, receipt, err := e.fly(ctx, r, p, profile)
+	if err != nil {
+		return Result{}, err
+	}
+	defer e.sampler.release(f)
+	receipt.Settings = profile.Settings()
+	return Result{
+		ClassGap:    p.measure(p.measures[0], f.means[0], e.ensemble.Latent),
+		RequestRisk: p.measure(p.measures[1], f.means[1], e.ensemble.Latent),
+		Receipt:     receipt,
+	}, nil
+}
+
+// fly takes a request through the sampler. The flight must be released where there is no error.
+func (e *Engine) fly(ctx context.Context, r Request, p *plan, profile Profile) (*flight, Receipt, error) {
+	if r.Class < 0 || r.Class >= len(e.ensemble.Classes) {
+		return nil, Receipt{}, fmt.Errorf("%w: %d, the ensemble has 0 to %d", ErrUnknownClass, r.Class, len(e.ensemble.Classes)-1)
+	}
+	if r.Priority != Live && r.Priority != Background {
+		return nil, Receipt{}, fmt.Errorf("%w: priority is %d", ErrSettings, r.Priority)
+	}
+	if err := ctx.Err(); err != nil {
+		return nil, Receipt{}, err
+	}
+	generator := r.Noise
+	if generator == "" {
+		generator = e.ensemble.Noise
+	}
+	noise, err := diffusion.NewNoise(generator, r.Seed, e.ensemble.Latent.Size())
+	if err != nil {
+		return nil, Receipt{}, fmt.Errorf("%w: %w", ErrNoise, err)
+	}
+	paths := 1 + len(p.branches)*(p.components-1)
+	f := &flight{plan: p, class: r.Class, carrier: Carrier(r.Key, p.components), priority: r.Priority, paths: make([]path, 1, paths)}
+	f.paths[0] = path{flight: f, component: f.carrier, branch: -1, end: p.end, latent: e.sampler.takeBuffer()}
+	noise.Draw(f.paths[0].latent)
+	if profile.Eta > 0 {
+		f.noise = make([][]float32, p.end-1) // the mean of the last step is read without its noise
+		for i := range f.noise {
+			f.noise[i] = e.sampler.takeBuffer()
+			noise.Draw(f.noise[i])
+		}
+	}
+	receipt := Receipt{
+		EnsembleDigest: e.ensemble.Digest, Profile: ProfileAsRequested,
+		Steps: profile.Steps, GuidanceScale: profile.GuidanceScale, Eta: profile.Eta,
+		Seed: r.Seed, Noise: generator, Carrier: f.carrier, Rows: p.rows, Runtime: ort.Runtime(), Device: e.options.Device,
+	}
+	fixed := e.fixed
+	profile.Reason, fixed.Reason = "", ""
+	if profile == fixed {
+		receipt.Profile = ProfileFixed
+	}
+	if err := e.sampler.run(ctx, f); err != nil {
+		e.sampler.release(f)
+		return nil, Receipt{}, err
+	}
+	return f, receipt, nil
 }
 
 // Close refuses new requests, ends those in flight with ErrClosed, waits for running C calls and releases the sessions.
-func (e *Engine) Close() error { return nil }
+func (e *Engine) Close() error {
+	e.sampler.close()
+	e.decoding.Lock()
+	defer e.decoding.Unlock()
+	return e.closeSessions()
+}

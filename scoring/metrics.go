@@ -1,0 +1,53 @@
+package scoring
+
+import (
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// padding is the kind of rows that only fill a bucket; the other kinds are the priorities.
+const padding = 2
+
+// metrics of the sampler.
+type metrics struct {
+	rows     [3]prometheus.Counter // live, background, padding
+	batch    prometheus.Observer
+	queued   prometheus.Gauge
+	requests prometheus.Gauge
+}
+
+func newMetrics(r prometheus.Registerer, model string) (*metrics, error) {
+	rows := prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "decuwatch_sampler_rows_total",
+		Help: "Rows of backbone work done, by kind: live, background, padding.",
+	}, []string{"model", "kind"})
+	batch := prometheus.NewHistogramVec(prometheus.HistogramOpts{
+		Name:    "decuwatch_sampler_batch_rows",
+		Help:    "Rows of one run of the backbone, padding included.",
+		Buckets: []float64{1, 2, 4, 8, 16, 32, 64, 128, 256, 512},
+	}, []string{"model"})
+	queued := prometheus.NewGaugeVec(prometheus.GaugeOpts{
+		Name: "decuwatch_sampler_queue_rows",
+		Help: "Rows of backbone work that accepted requests still need.",
+	}, []string{"model"})
+	requests := prometheus.NewGaugeVec(prometheus.GaugeOpts{
+		Name: "decuwatch_sampler_requests",
+		Help: "Requests that wait or run in the sampler.",
+	}, []string{"model"})
+	m := &metrics{
+		batch:    batch.WithLabelValues(model),
+		queued:   queued.WithLabelValues(model),
+		requests: requests.WithLabelValues(model),
+	}
+	for i, kind := range []string{"live", "background", "padding"} {
+		m.rows[i] = rows.WithLabelValues(model, kind)
+	}
+	if r == nil {
+		return m, nil
+	}
+	for _, c := range []prometheus.Collector{rows, batch, queued, requests} {
+		if err := r.Register(c); err != nil {
+			return nil, err
+		}
+	}
+	return m, nil
+}
