@@ -1,0 +1,214 @@
+package consumers
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+	"unicode/utf8"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/decuwatch/decuwatch/schema"
+)
+
+func TestDecide(t *testing.T) {
+	c := Config{Models: []string{"m"}, MaxDeliver: 4, RetryDelay: time.Second, RetryMaxDelay: 3 * time.Second}
+	plain := errors.New("session lost")
+	invalid := fmt.Errorf("score: %w", &schema.Invalid{Field: "data.class", Reason: "must be below 10"})
+	for _, x := range []struct {
+		name      string
+		err       error
+		delivered int
+		draining  bool
+		want      decision
+	}{
+		{"committed", nil, 1, false, decision{action: acknowledge}},
+		{"committed while draining", nil, 4, true, decision{action: acknowledge}},
+		{"invalid", invalid, 1, false, decision{action: bury, kind: KindInvalid, field: "data.class", reason: "must be below 10"}},
+		{"invalid while draining", invalid, 1, true, decision{action: bury, kind: KindInvalid, field: "data.class", reason: "must be below 10"}},
+		{"permanent", fmt.Errorf("a: %w", Permanent(plain, "unknown_class")), 1, false, decision{action: bury, kind: "unknown_class", reason: "a: session lost"}},
+		{"invalid with a kind", Permanent(invalid, "duplicate_id"), 1, false, decision{action: bury, kind: "duplicate_id", field: "data.class", reason: "must be below 10"}},
+		{"first failure", plain, 1, false, decision{action: redeliver, reason: "session lost", delay: time.Second}},
+		{"second failure", plain, 2, false, decision{action: redeliver, reason: "session lost", delay: 2 * time.Second}},
+		{"third failure", plain, 3, false, decision{action: redeliver, reason: "session lost", delay: 3 * time.Second}},
+		{"last failure", plain, 4, false, decision{action: bury, kind: KindFailed, reason: "session lost"}},
+		{"failure while draining", plain, 4, true, decision{action: release, reason: "session lost"}},
+	} {
+		if got := c.decide(x.err, x.delivered, x.draining); got != x.want {
+			t.Errorf("%s: %+v, want %+v", x.name, got, x.want)
+		}
+	}
+	if d := c.retryDelay(1 << 20); d != c.RetryMaxDelay {
+		t.Errorf("after many deliveries the delay is %s", d)
+	}
+}
+
+func TestClean(t *testing.T) {
+	if got := clean("a\nb\x00c\xff"); got != "a b c?" {
+		t.Errorf("got %q", got)
+	}
+	long := clean(strings.Repeat("é", 3000))
+	if len(long) > maxReason || !utf8.ValidString(long) {
+		t.Errorf("%d bytes, valid UTF-8: %v", len(long), utf8.ValidString(long))
+	}
+}
+
+func FuzzClean(f *testing.F) {
+	f.Add("steps: 1e9\n")
+	f.Add("\xf0\x90")
+	f.Fuzz(func(t *testing.T, s string) {
+		if got := clean(s); len(got) > maxReason || !utf8.ValidString(got) || strings.ContainsAny(got, "\x00\r\n") {
+			t.Errorf("clean(%q) = %q", s, got)
+		}
+	})
+}
+
+func TestSlots(t *testing.T) {
+	s := newSlots(10)
+	take := func(n, want int) {
+		t.Helper()
+		got, err := s.take(t.Context(), n)
+		if err != nil || got != want {
+			t.Errorf("took %d of %d, %v; want %d", got, n, err, want)
+		}
+	}
+	take(4, 4)
+	take(64, 6)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if n, err := s.take(ctx, 1); err == nil {
+		t.Errorf("took %d of none", n)
+	}
+	s.give(3)
+	take(8, 3)
+	s.give(10)
+	s.wait()
+}
+
+// The gate asks at growing intervals while a dependency is away, and opens when it is back.
+func TestGate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var away atomic.Bool
+		var asked atomic.Int64
+		healthy := func(context.Context) error {
+			asked.Add(1)
+			if away.Load() {
+				return errors.New("connection refused")
+			}
+			return nil
+		}
+		g := newGate(t.Context(), healthy, slog.New(slog.DiscardHandler), NewMetrics(nil, nil))
+		defer g.stop()
+		if !g.check(t.Context()) || g.wait(t.Context()) != nil {
+			t.Error("a healthy gate is shut")
+		}
+		open, cancel := g.during(t.Context())
+		defer cancel()
+		away.Store(true)
+		if g.check(t.Context()) {
+			t.Error("an unwell gate is open")
+		}
+		synctest.Wait()
+		if open.Err() == nil {
+			t.Error("what went on while the gate was open was not ended")
+		}
+		asked.Store(0)
+		time.Sleep(time.Minute) // of the bubble's clock
+		if n := asked.Load(); n < 15 || n > 50 {
+			t.Errorf("asked %d times in a minute", n)
+		}
+		if g.check(t.Context()) {
+			t.Error("the gate opened by itself")
+		}
+		waited := make(chan error, 1)
+		go func() { waited <- g.wait(t.Context()) }()
+		away.Store(false)
+		if err := <-waited; err != nil {
+			t.Error(err)
+		}
+		if !g.check(t.Context()) {
+			t.Error("the gate is shut although all is well")
+		}
+	})
+}
+
+// A stop ends the waiting for a dependency.
+func TestGateStops(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancelCause(t.Context())
+		g := newGate(ctx, func(context.Context) error { return errors.New("away") }, slog.New(slog.DiscardHandler), NewMetrics(nil, nil))
+		g.check(ctx)
+		cancel(errDrained)
+		if err := g.wait(ctx); !errors.Is(err, errDrained) {
+			t.Errorf("wait returned %v", err)
+		}
+		g.stop()
+	})
+}
+
+// beaten counts its heartbeats.
+type beaten struct {
+	jetstream.Msg
+	times []time.Duration
+	start time.Time
+}
+
+func (b *beaten) InProgress() error {
+	b.times = append(b.times, time.Since(b.start))
+	return nil
+}
+
+// A message held gets its heartbeats within 1.5 intervals each, a third of AckWait apart, and none after its release.
+func TestHeartbeatTimes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHeartbeats(10*time.Second, slog.New(slog.DiscardHandler))
+		time.Sleep(3 * time.Second)
+		msg := &beaten{start: time.Now()}
+		held := h.hold(msg)
+		time.Sleep(time.Minute)
+		held.release()
+		held.release()
+		n := len(msg.times)
+		last := time.Duration(0)
+		for _, at := range msg.times {
+			if gap := at - last; gap < 10*time.Second || gap > 15*time.Second {
+				t.Errorf("heartbeats at %v", msg.times)
+				break
+			}
+			last = at
+		}
+		if n < 4 {
+			t.Errorf("%d heartbeats in a minute", n)
+		}
+		time.Sleep(time.Minute)
+		if len(msg.times) != n {
+			t.Error("heartbeats went on after the release")
+		}
+		h.stop()
+	})
+}
+
+func TestBackoffDoubles(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := backoff{min: time.Second, max: 4 * time.Second}
+		for _, most := range []time.Duration{time.Second, 2 * time.Second, 4 * time.Second, 4 * time.Second} {
+			start := time.Now()
+			b.wait(t.Context())
+			if took := time.Since(start); took < most/2 || took > most {
+				t.Errorf("waited %s, want %s to %s", took, most/2, most)
+			}
+		}
+		b.reset()
+		start := time.Now()
+		b.wait(t.Context())
+		if took := time.Since(start); took > time.Second {
+			t.Errorf("waited %s after a reset", took)
+		}
+	})
+}
