@@ -148,6 +148,7 @@ def load_backbone(path: Path, config: Path | None = None) -> Backbone:
 def _load_diffusers(path: Path) -> Backbone:
     denoiser: ContextUNet | ContextDiT
     context_dim: int
+    reference: Tensor | None
     if (path / "unet" / "config.json").exists():
         unet = _from_pretrained(UNet2DConditionModel, path / "unet")
         denoiser, context_dim = ContextUNet(unet), unet_context_dim(unet, path / "unet")
@@ -164,9 +165,7 @@ def _load_diffusers(path: Path) -> Backbone:
     schedule = NoiseSchedule.from_diffusers(read_json(scheduler))
     size = model.config.sample_size
     height, width = (size, size) if isinstance(size, int) else size
-    if isinstance(denoiser, ContextUNet):
-        reference = _read_reference(path / REFERENCE_FILE, context_dim)
-    elif (path / REFERENCE_FILE).exists():
+    if isinstance(denoiser, ContextUNet) or (path / REFERENCE_FILE).exists():
         reference = _read_reference(path / REFERENCE_FILE, context_dim)
     return Backbone(denoiser, autoencoder, schedule, (model.config.in_channels, height, width), context_dim, scale, shift, reference)
 

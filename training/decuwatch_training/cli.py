@@ -17,10 +17,15 @@ VERBS = {
     "train": "train M class-embedding tables on a frozen backbone",
     "export": "write the ensemble directory that decuwatch reads",
     "check": "hold ONNX Runtime against PyTorch on an exported ensemble",
+    "golden": "write the numbers that the Go sampler is held against",
     "evaluate": "measure how well the scores find gaps, and at what cost",
     "sample": "draw a PNG grid of classes by components",
     "tiny": "write a random-weight ensemble for tests of readers of the format",
 }
+
+
+class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Shows defaults, and the module's docstring as it stands."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if verb == chosen:  # torch takes seconds to import: only the chosen verb is loaded
             module = importlib.import_module(f"decuwatch_training.{verb}")
             subparser.description = module.__doc__
-            subparser.formatter_class = type("Formatter", (argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter), {})
+            subparser.formatter_class = _Formatter
             module.add_arguments(subparser)
             subparser.set_defaults(run=module.run)
     arguments = parser.parse_args(words)

@@ -132,8 +132,8 @@ def read_folders(path: Path, size: int, channels: int, held_out: float) -> DataS
 
 def _read_image(path: Path, size: int, channels: int) -> np.ndarray:
     try:
-        with Image.open(path) as image:
-            image = image.convert("L" if channels == 1 else "RGB")
+        with Image.open(path) as opened:
+            image = opened.convert("L" if channels == 1 else "RGB")
             scale = size / min(image.size)
             image = image.resize((max(size, round(image.width * scale)), max(size, round(image.height * scale))), Image.Resampling.BICUBIC)
             left, top = (image.width - size) // 2, (image.height - size) // 2

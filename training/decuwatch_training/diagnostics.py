@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from decuwatch_training.backbone import Backbone
-from decuwatch_training.tables import TrainedTables
+from decuwatch_training.tables import TableSettings, TrainedTables
 
 TIMESTEPS = (981, 801, 601, 401, 201)
 """Noise levels at which predictions are compared, of 1000 training timesteps."""
@@ -49,14 +49,16 @@ class Diagnosis:
 
 
 @torch.no_grad()
-def diagnose(backbone: Backbone, trained: TrainedTables, held_out: Tensor, classes: Tensor, regime: str, images: int = 24, seed: int = 7) -> Diagnosis:
+def diagnose(
+    backbone: Backbone, trained: TrainedTables, held_out: Tensor, classes: Tensor, settings: TableSettings, images: int = 24, seed: int = 7
+) -> Diagnosis:
     """Measure every rotation. ``held_out`` are scaled latents [n,C,H,W] with classes [n] that no table has seen.
 
     By class: mean updates of its rows; mean distance of a row from its start; mean distance between components' rows, now
     and at the start; mean squared difference of their predictions (per dimension), now and at the start; mean held-out
     loss in excess of the backbone's own row.
     """
-    rotations, components, rows = trained.tables.shape[:3]
+    rotations, _, rows = trained.tables.shape[:3]
     device = next(backbone.denoiser.parameters()).device
     result: list[list[dict[str, Any]]] = []
     for rotation in range(rotations):
@@ -99,11 +101,11 @@ def diagnose(backbone: Backbone, trained: TrainedTables, held_out: Tensor, class
         result.append(measured)
     diagnosis = Diagnosis(result)
     for rotation, measured in enumerate(result):
-        diagnosis.findings += [f"rotation {rotation}: {finding}" for finding in judge(measured, regime)]
+        diagnosis.findings += [f"rotation {rotation}: {finding}" for finding in judge(measured, settings)]
     return diagnosis
 
 
-def judge(measured: list[dict[str, Any]], regime: str) -> list[str]:
+def judge(measured: list[dict[str, Any]], settings: TableSettings) -> list[str]:
     """What is wrong with one rotation's measurements; empty for a sound ensemble."""
     counts = [sum(row["images"]) / len(row["images"]) for row in measured]
     most = max(counts)
@@ -120,7 +122,8 @@ def judge(measured: list[dict[str, Any]], regime: str) -> list[str]:
     excesses = [row["excess_loss"] / row["reference_loss"] for row in common if row["excess_loss"] is not None]
     if excesses and sum(excesses) / len(excesses) > EXCESS:
         findings.append(
-            f"the best-sampled classes' held-out loss is {sum(excesses) / len(excesses):.0%} above the fully trained rows' (sound: below {EXCESS:.0%}): too few updates"
+            f"the best-sampled classes' held-out loss is {sum(excesses) / len(excesses):.0%} above the fully trained rows' (sound: below {EXCESS:.0%}): "
+            "too few updates"
         )
     if min(counts) * FEW_OVER_MANY <= most:
         ratio = _mean(rare, "disagreement") / settled if settled > 0 else float("inf")
@@ -129,7 +132,7 @@ def judge(measured: list[dict[str, Any]], regime: str) -> list[str]:
                 f"the rarest classes disagree {ratio:.2f} times as much as the best-sampled ones (sound: above {RARE_OVER_COMMON:g}): "
                 "their rows share their images or began too close together; what the ensemble does not know would look well known"
             )
-    if regime == "disagreement" and min(row["overlap"] for row in measured) > 0.99:
+    if settings.regime == "disagreement" and not settings.anchor and min(row["overlap"] for row in measured) > 0.99:
         findings.append("all components saw the same images and drew classes equally often: they agree on them, right or wrong")
     return findings
 

@@ -33,6 +33,9 @@ from decuwatch_training.settings import Setting, cells_of, saturated_share, scor
 
 REPLICATES = 400
 
+Truths = dict[float, tuple[np.ndarray, np.ndarray]]
+"""By guidance: each request's error averaged over the components, and that of the component that carried it."""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``decuwatch-train evaluate``."""
@@ -64,7 +67,7 @@ def run(arguments: argparse.Namespace) -> None:
     write_json(arguments.out / "evaluation.json", evaluation)
     write_json(arguments.out / "profile.json", evaluation["recommendation"]["profile"])
     text = markdown(evaluation)
-    write_file(arguments.out / "evaluation.md", lambda aside: aside.write_text(text, encoding="utf-8") and None)
+    write_file(arguments.out / "evaluation.md", lambda aside: aside.write_text(text, encoding="utf-8"))
     by_name = {setting.name: setting for shard in shards for setting in settings_of(shard, manifest["components"])}
     shown = [evaluation["recommendation"]["class_gap"]["name"], evaluation["recommendation"]["request_risk"]["name"]]
     if (papers := evaluation["papers_setting"]) is not None:
@@ -80,25 +83,29 @@ def run(arguments: argparse.Namespace) -> None:
 
 def compare(shards: Sequence[Shard], components: int) -> dict[str, Any]:
     """Both ways of judging, for every setting."""
+    shards = sorted(shards, key=lambda shard: shard.rotation)
     entries: list[dict[str, Any]] = []
     pairs = sorted({(shard.steps, shard.guidance) for shard in shards})
     longest = {guidance: max((s.steps for s in shards if s.guidance == guidance and not np.isnan(s.error).any()), default=0) for _, guidance in pairs}
-    truths: dict[float, tuple[np.ndarray, np.ndarray]] = {}
+    truths: Truths = {}
     for guidance, steps in longest.items():
         own = [shard for shard in shards if (shard.steps, shard.guidance) == (steps, guidance)]
         if own:
             truths[guidance] = np.concatenate([s.error.mean(1) for s in own]), np.concatenate([s.carrier_error for s in own])
     for steps, guidance in pairs:
-        own = sorted((shard for shard in shards if (shard.steps, shard.guidance) == (steps, guidance)), key=lambda shard: shard.rotation)
+        own = [shard for shard in shards if (shard.steps, shard.guidance) == (steps, guidance)]
         cells = cells_of(own)
         for setting in settings_of(own[0], components):
             scores = scores_of(own, setting, components)
-            entries.append(_entry(setting, scores, cells, truths.get(guidance), components))
+            entries.append(_entry(setting, scores, cells, truths, components))
     cells = cells_of([shard for shard in shards if (shard.steps, shard.guidance) == pairs[0]])
     control = np.random.default_rng(0).random(len(cells.bins))
     papers = next((e["name"] for e in entries if (e["steps"], e["guidance"], e["point"], e["estimator"]) == (200, 5.0, "last", "paide-w2")), None)
     truth = {
-        f"{guidance:g}": {"steps": longest[guidance], "mean_by_bin": {size: vars(e) for size, e in mean_by_bin(errors[0], _cells_for(shards, guidance), REPLICATES).items()}}
+        f"{guidance:g}": {
+            "steps": longest[guidance],
+            "mean_by_bin": {size: vars(e) for size, e in mean_by_bin(errors[0], _cells_for(shards, guidance), REPLICATES).items()},
+        }
         for guidance, errors in truths.items()
     }
     return {
@@ -115,7 +122,7 @@ def _cells_for(shards: Sequence[Shard], guidance: float) -> Cells:
     return cells_of([shard for shard in shards if (shard.steps, shard.guidance) == (steps, guidance)])
 
 
-def _entry(setting: Setting, scores: np.ndarray, cells: Cells, truth: tuple[np.ndarray, np.ndarray] | None, components: int) -> dict[str, Any]:
+def _entry(setting: Setting, scores: np.ndarray, cells: Cells, truths: Truths, components: int) -> dict[str, Any]:
     main = setting.estimator in ("paide-w2", "mean-w2") and setting.components == components
     replicates = REPLICATES if main else 0
     entry: dict[str, Any] = {
@@ -131,13 +138,14 @@ def _entry(setting: Setting, scores: np.ndarray, cells: Cells, truth: tuple[np.n
     }
     if setting.estimator.startswith("paide"):
         entry["saturated"] = saturated_share(scores, setting.components)
-    if truth is not None:
-        mean_error, carrier_error = truth
+    if setting.guidance in truths:
+        mean_error, carrier_error = truths[setting.guidance]
         entry["request_level"] = {
             "overall": rank_correlation(scores, mean_error),
             "within": vars(within_cells(scores, mean_error, cells, replicates=replicates)),
             "within_carrier": vars(within_cells(scores, carrier_error, cells, replicates=replicates)),
             "within_by_bin": {f"{size:g}": within_cells(scores, mean_error, cells, size).value for size in cells.sizes},
+            "within_at_guidance": {f"{other:g}": within_cells(scores, errors, cells).value for other, (errors, _) in truths.items()},
         }
     return _without_nan(entry)
 
@@ -169,7 +177,9 @@ def recommend(entries: list[dict[str, Any]], slack: float = 0.01, most_rows: int
     """The cheapest class-level setting whose hardest AUROC is within ``slack`` of the best, and the cheapest request-level
     one within 0.05 of the best Spearman that ``most_rows`` rows buy; both under one sampler, as a profile has it.
     """
-    single = [e for e in entries if len(e["branches"]) == 1 and e["components"] == max(x["components"] for x in entries) and e["estimator"] in ("paide-w2", "mean-w2")]
+    single = [
+        e for e in entries if len(e["branches"]) == 1 and e["components"] == max(x["components"] for x in entries) and e["estimator"] in ("paide-w2", "mean-w2")
+    ]
     if not single:
         raise TrainingError("no setting to recommend: the evaluation has no single branch")
     hardest = {id(e): min(value["auroc"]["value"] for value in e["against_largest"].values()) for e in single}
@@ -181,7 +191,8 @@ def recommend(entries: list[dict[str, Any]], slack: float = 0.01, most_rows: int
     top = max(e["request_level"]["within"]["value"] for e in ranked)
     risk = min((e for e in ranked if e["request_level"]["within"]["value"] >= top - 0.05), key=lambda e: (e["rows"], -e["request_level"]["within"]["value"]))
     # One profile has one sampler: the class gap is read under the request risk's, at the first step of the same path.
-    under = [e for e in single if (e["steps"], e["guidance"], e["point"], e["estimator"]) == (risk["steps"], risk["guidance"], "first", "paide-w2")][0]
+    wanted = (risk["steps"], risk["guidance"], "first", "paide-w2")
+    under = next(e for e in single if (e["steps"], e["guidance"], e["point"], e["estimator"]) == wanted)
     sentence_gap = (
         f"Cheapest setting for finding under-sampled classes: {gap['name']}: {gap['rows']} rows, AUROC of the hardest bin {hardest[id(gap)]:.3f} "
         f"(the best of all settings: {best:.3f})."
@@ -191,7 +202,8 @@ def recommend(entries: list[dict[str, Any]], slack: float = 0.01, most_rows: int
         f"{risk['request_level']['within']['value']:.2f} (the best within {most_rows} rows: {top:.2f})."
     )
     reason = (
-        f"request_risk: Spearman {risk['request_level']['within']['value']:.2f} with the error within class and bin, within 0.05 of the best that {most_rows} rows buy; "
+        f"request_risk: Spearman {risk['request_level']['within']['value']:.2f} with the error within class and bin, "
+        f"within 0.05 of the best that {most_rows} rows buy; "
         f"class_gap: AUROC {hardest[id(under)]:.3f} for the hardest bin at the first step of the same path"
     )
     profile = {

@@ -102,9 +102,7 @@ def export_ensemble(
                 "graph": {"unet": UNET_NAMES, "decoder": DECODER_NAMES},
                 "diffusion": backbone.schedule.manifest(),
                 "components": len(tables),
-                "classes": [
-                    {"label": label, "images": trained.images[rotation, :, index].tolist()} for index, label in enumerate(trained.labels)
-                ],
+                "classes": [{"label": label, "images": trained.images[rotation, :, index].tolist()} for index, label in enumerate(trained.labels)],
                 "regime": trained.record["settings"]["regime"],
                 "noise": noise,
                 "profile": profile,
@@ -128,7 +126,7 @@ def export_ensemble(
                 },
             }
             manifest["diagnostics"] = {
-                "classes": {label: row for label, row in zip(trained.labels, trained.record["diagnostics"][rotation], strict=True)},
+                "classes": dict(zip(trained.labels, trained.record["diagnostics"][rotation], strict=True)),
                 "findings": [finding for finding in trained.record["findings"] if finding.startswith(f"rotation {rotation}:")],
             }
             write_json(staged / manifest_name(rotation), manifest)
@@ -164,8 +162,8 @@ def reference_scores(backbone: Backbone, tables: Tensor, images: Tensor, profile
         for measurement, values in scores.items():
             parts[measurement].append(values.cpu())
     result = {}
-    for measurement, values in parts.items():
-        joined = torch.cat(values).double()
+    for measurement, batches in parts.items():
+        joined = torch.cat(batches).double()
         quantiles = {str(quantile): float(joined.quantile(quantile)) for quantile in QUANTILES}
         result[measurement] = {"n": len(joined), "mean": float(joined.mean()), "quantiles": quantiles}
     return result

@@ -12,7 +12,7 @@ from decuwatch_training.files import write_file
 from decuwatch_training.quality import Cells
 
 matplotlib.use("agg")
-import matplotlib.pyplot as plt  # noqa: E402  (the backend comes first)
+import matplotlib.pyplot as plt
 
 
 def draw_densities(panels: Sequence[tuple[str, np.ndarray, Cells]], out: Path) -> None:

@@ -20,7 +20,7 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_file(path: Path, write: Callable[[Path], None]) -> None:
+def write_file(path: Path, write: Callable[[Path], object]) -> None:
     """Call ``write`` with a path beside ``path``, flush it to disk and rename it into place.
 
     When ``write`` fails, or the disk is full, ``path`` keeps its former content and nothing is left beside it.
@@ -54,7 +54,7 @@ def is_disk_full(err: BaseException) -> bool:
 def write_json(path: Path, value: Any) -> None:
     """Write ``value`` as indented JSON; NaN and infinities are refused with ValueError."""
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    write_file(path, lambda aside: aside.write_text(text, encoding="utf-8") and None)
+    write_file(path, lambda aside: aside.write_text(text, encoding="utf-8"))
 
 
 def read_json(path: Path) -> Any:

@@ -40,7 +40,10 @@ def _class_table(entries: Sequence[dict[str, Any]], bins: Sequence[str], control
         header.append(f"AUROC {size} v {largest}")
     header += [f"same class, {size} v {largest}" for size in bins[:-1]]
     header += [f"AUPRC {bins[-2]}", f"TPR at 1% FPR {bins[-2]}", "rho", "mean by bin", "spread between seeds", "saturated"]
-    rows = [_class_row(e, bins, [e["steps"], f"{e['guidance']:g}", e["point"], e["rows"]]) for e in sorted(entries, key=lambda e: (e["steps"], e["guidance"], e["rows"]))]
+    rows = [
+        _class_row(e, bins, [e["steps"], f"{e['guidance']:g}", e["point"], e["rows"]])
+        for e in sorted(entries, key=lambda e: (e["steps"], e["guidance"], e["rows"]))
+    ]
     rows.append(_class_row(control, bins, ["-", "-", control["name"], 0]))
     return _table(header, rows)
 
@@ -52,7 +55,15 @@ def _class_row(entry: dict[str, Any], bins: Sequence[str], head: list[Any]) -> l
     nearest = against[bins[-2]]
     means = " / ".join(f"{entry['mean_by_bin'][size]['value']:.3g}" for size in bins)
     saturated = f"{entry['saturated']:.0%}" if "saturated" in entry else "-"
-    return [*row, f"{nearest['auprc']:.3f}", f"{nearest['tpr_at_1pct_fpr']:.2f}", f"{entry['rho_log_bin']:.2f}", means, f"{entry['variation_within_class']:.2f}", saturated]
+    return [
+        *row,
+        f"{nearest['auprc']:.3f}",
+        f"{nearest['tpr_at_1pct_fpr']:.2f}",
+        f"{entry['rho_log_bin']:.2f}",
+        means,
+        f"{entry['variation_within_class']:.2f}",
+        saturated,
+    ]
 
 
 def _estimator_table(entries: Sequence[dict[str, Any]], bins: Sequence[str]) -> str:
@@ -63,7 +74,9 @@ def _estimator_table(entries: Sequence[dict[str, Any]], bins: Sequence[str]) -> 
         for e in entries:
             if (e["steps"], e["guidance"]) == pair and len(e["branches"]) == 1 and e["branches"][0][1] == 1 and e["point"] in ("first", "50%", "last"):
                 aurocs = [f"{e['against_largest'][size]['auroc']['value']:.3f}" for size in bins[:-1]]
-                rows.append([pair[0], f"{pair[1]:g}", e["point"], e["estimator"], e["rows"], *aurocs, f"{e.get('saturated', 0):.0%}" if "saturated" in e else "-"])
+                rows.append(
+                    [pair[0], f"{pair[1]:g}", e["point"], e["estimator"], e["rows"], *aurocs, f"{e.get('saturated', 0):.0%}" if "saturated" in e else "-"]
+                )
     return _table(["S", "g", "branch at", "estimator", "rows", *(f"AUROC {size} v {bins[-1]}" for size in bins[:-1]), "saturated"], rows)
 
 
@@ -73,8 +86,10 @@ def _error_sentence(evaluation: dict[str, Any]) -> str:
         means = ", ".join(f"{size}: {estimate['value']:.1f}" for size, estimate in truth["mean_by_bin"].items())
         sentences.append(f"g = {guidance}, S = {truth['steps']}: {means}")
     return (
-        "The error of a request is the squared distance of the final latent from the one that the backbone's own fully trained table gives, at the same guidance and the "
-        "S named here, averaged over the components (\"carrier\": of the carrying component alone). Mean by bin: " + "; ".join(sentences) + "."
+        "The error of a request is the squared distance of the final latent from the one that the backbone's own fully trained table gives, "
+        'at the same guidance and the S named here, averaged over the components ("carrier": of the carrying component alone). Mean by bin: '
+        + "; ".join(sentences)
+        + "."
     )
 
 
@@ -84,7 +99,18 @@ def _request_table(entries: Sequence[dict[str, Any]], bins: Sequence[str]) -> st
         level = e["request_level"]
         by_bin = " / ".join("-" if level["within_by_bin"][size] is None else f"{level['within_by_bin'][size]:.2f}" for size in bins)
         what = e["point"] if e["estimator"] == "mean-w2" else f"{e['point']} (logs)"
-        rows.append([f"{e['guidance']:g}", e["steps"], what, e["rows"], _interval(level["within"], 2), f"{level['within_carrier']['value']:.2f}", by_bin, f"{level['overall']:.2f}"])
+        rows.append(
+            [
+                f"{e['guidance']:g}",
+                e["steps"],
+                what,
+                e["rows"],
+                _interval(level["within"], 2),
+                f"{level['within_carrier']['value']:.2f}",
+                by_bin,
+                f"{level['overall']:.2f}",
+            ]
+        )
     return _table(["g", "S", "branch", "rows", "within class and bin", "carrier", "by bin " + " / ".join(bins), "overall"], rows)
 
 

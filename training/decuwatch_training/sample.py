@@ -18,7 +18,7 @@ from decuwatch_training.files import read_json, write_file
 from decuwatch_training.graphs import Graph
 
 matplotlib.use("agg")
-import matplotlib.pyplot as plt  # noqa: E402  (the backend comes first)
+import matplotlib.pyplot as plt
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

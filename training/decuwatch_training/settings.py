@@ -109,6 +109,4 @@ def cells_of(shards: Iterable[Shard]) -> Cells:
     """Bin, class and cell of every request of the shards, in the order of ``scores_of``."""
     ordered = list(shards)
     cells = [shard.rotation * 100_000 + shard.classes for shard in ordered]
-    return Cells(
-        np.concatenate([shard.bins for shard in ordered]), np.concatenate([shard.classes for shard in ordered]), np.concatenate(cells)
-    )
+    return Cells(np.concatenate([shard.bins for shard in ordered]), np.concatenate([shard.classes for shard in ordered]), np.concatenate(cells))

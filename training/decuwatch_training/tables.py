@@ -158,7 +158,9 @@ def train_tables(
     settings.validate(backbone.reference)
     device = device or torch.device("cpu")
     if backbone.reference is not None and (len(backbone.reference) != len(labels) + 1 or backbone.reference.shape[1] != tokens):
-        raise TrainingError(f"the backbone's own table has shape {list(backbone.reference.shape)}, expected [{len(labels) + 1}, {tokens}, {backbone.context_dim}]")
+        raise TrainingError(
+            f"the backbone's own table has shape {list(backbone.reference.shape)}, expected [{len(labels) + 1}, {tokens}, {backbone.context_dim}]"
+        )
     chosen = choose_images(classes, labels, settings)
     everyone = [(rotation, component) for rotation in range(settings.rotations) for component in range(settings.components)]
     training = everyone if only is None else [only]
@@ -225,10 +227,8 @@ def train_tables(
 
 def _pull_to_anchors(tables: nn.Parameter, anchors: Tensor, prior: Tensor, counts: Tensor, settings: TableSettings) -> None:
     """Add the prior's gradient, weighted as the row's share of the drawn rows so that its minimum does not depend on the drawing."""
-    if settings.regime == "exposure":
-        share = counts / counts.sum(1, keepdim=True)
-    else:
-        share = (counts > 0).float() / (counts > 0).sum(1, keepdim=True)
+    drawn = counts if settings.regime == "exposure" else (counts > 0).float()
+    share = drawn / drawn.sum(1, keepdim=True)
     dropout = settings.condition_dropout
     share = torch.cat([share * (1 - dropout), torch.full_like(share[:, :1], dropout)], 1)
     assert tables.grad is not None

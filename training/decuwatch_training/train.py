@@ -87,7 +87,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise RuntimeError("the frozen backbone changed while the tables were trained")
     picked = torch.cat([data.held_out.of_class(label)[:24] for label in range(rows - 1)])
     held_out = backbone.encode(data.held_out.scaled(picked))
-    diagnosis = diagnose(backbone, trained, held_out, data.held_out.classes[picked], settings.regime)
+    diagnosis = diagnose(backbone, trained, held_out, data.held_out.classes[picked], settings)
     print(diagnosis.table(data.train.labels))
     for finding in diagnosis.findings:
         print(f"WARNING: {finding}", file=sys.stderr)

@@ -1,0 +1,33 @@
+# Training and its tests. Nothing here is needed to build, test or run the monitor.
+
+# Where an ensemble is built; a run that was broken off goes on from its checkpoints there. Remove it to begin from scratch.
+ENSEMBLE_BUILD ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/decuwatch/ensemble-fashion-mnist
+DECUWATCH_TRAIN = PYTHONPATH=training "$$(training/setup)/bin/python" -m decuwatch_training
+
+.PHONY: ensemble check-ensemble evaluate-ensemble ensemble-experiments test-training lock-training
+
+ensemble: ## train ensembles/fashion-mnist from scratch and export it
+	@data=$$(training/fetch-fashion-mnist) && \
+	$(DECUWATCH_TRAIN) pretrain --data "$$data" --out "$(ENSEMBLE_BUILD)/backbone" && \
+	$(DECUWATCH_TRAIN) train --backbone "$(ENSEMBLE_BUILD)/backbone" --data "$$data" --out "$(ENSEMBLE_BUILD)/tables" \
+		--bins 1 10 100 5000 --rotations 4 --components 5 && \
+	$(DECUWATCH_TRAIN) export --backbone "$(ENSEMBLE_BUILD)/backbone" --run "$(ENSEMBLE_BUILD)/tables" --out ensembles/fashion-mnist \
+		--name fashion-mnist --profile training/fashion-mnist-profile.json
+
+check-ensemble: ## hold the exported ensemble against the PyTorch model it came from
+	@$(DECUWATCH_TRAIN) check ensembles/fashion-mnist --backbone "$(ENSEMBLE_BUILD)/backbone"
+
+evaluate-ensemble: ## the tables and plots of docs/evaluation.md
+	@$(DECUWATCH_TRAIN) evaluate ensembles/fashion-mnist --out "$(ENSEMBLE_BUILD)/evaluation"
+
+ensemble-experiments: ## the comparison of training regimes in docs/evaluation.md
+	@training/experiments "$(ENSEMBLE_BUILD)"
+
+test-training: ## ruff, mypy and pytest of training/
+	@venv=$$(training/setup) && cd training && \
+	"$$venv/bin/ruff" check . && "$$venv/bin/ruff" format --check . && "$$venv/bin/mypy" && \
+	"$$venv/bin/python" -m pytest -q
+
+lock-training: ## renew training/requirements.lock and bootstrap.lock; needs uv
+	cd training && uv pip compile -q --upgrade --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --extra dev pyproject.toml -o requirements.lock
+	cd training && echo uv | uv pip compile -q --upgrade --universal --python-version 3.11 --generate-hashes --no-header --no-annotate - -o bootstrap.lock
