@@ -1,0 +1,148 @@
+package monitor
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/decuwatch/decuwatch/schema"
+	"github.com/decuwatch/decuwatch/scoring"
+)
+
+// Reasons of a skip.
+const (
+	SkipSampler  = "sampler"  // the event's sampler cannot be rerun
+	SkipNoise    = "noise"    // the event's first latent cannot be drawn again
+	SkipSettings = "settings" // the event's sampler settings cannot be rerun
+)
+
+// Skips lists the reasons of a skip.
+func Skips() []string { return []string{SkipSampler, SkipNoise, SkipSettings} }
+
+// Model is an ensemble that stands for a production model, and how its events are scored.
+type Model struct {
+	Scorer  Scorer
+	Classes []string        // labels in index order
+	Profile scoring.Profile // the fixed profile
+	// AsRequested scores each event with its own sampler settings instead of the fixed profile's. Thresholds belong to
+	// settings, so each combination needs its own.
+	AsRequested bool
+	// SkipUnreproducible records an event that cannot be rerun as its producer ran it as a skip. Otherwise it is scored
+	// all the same and the receipt says what was replaced.
+	SkipUnreproducible bool
+}
+
+// Sampler is the name of the only sampler that reruns requests.
+const Sampler = "ddim"
+
+// plan is what is done with an event: a request that is scored, or a skip.
+type plan struct {
+	event      schema.Event
+	request    scoring.Request
+	deviations []string // where the request does not follow the event
+	skip       *schema.Skip
+}
+
+// plan returns what is done with ev. The error, a permanent one, names the field that no ensemble can follow.
+func (m Model) plan(ev schema.Event) (plan, error) {
+	class, err := m.class(ev.Data.Class)
+	if err != nil {
+		return plan{}, err
+	}
+	p := plan{event: ev, request: scoring.Request{Key: Key(ev.Source, ev.ID), Class: class, Seed: ev.Data.Seed, Noise: ev.Data.Noise}}
+	s := ev.Data.Sampler
+	switch {
+	case s != nil && s.Name != Sampler:
+		p = m.replace(p, SkipSampler, fmt.Sprintf("sampler: %s was replaced by %s", s.Name, Sampler))
+	case m.AsRequested && s == nil:
+		p = m.replace(p, SkipSampler, "sampler: not in the event, the fixed profile was used")
+	case m.AsRequested:
+		p.request.Profile = m.Profile.WithSampler(s.Steps, s.GuidanceScale, s.Eta)
+	}
+	return p, nil
+}
+
+// instead returns what is done after the request of p ended with err, and whether that is another plan than p.
+func (m Model) instead(p plan, err error) (plan, bool) {
+	switch {
+	case errors.Is(err, scoring.ErrNoise) && p.request.Noise != "":
+		was := p.request.Noise
+		p.request.Noise = ""
+		return m.replace(p, SkipNoise, fmt.Sprintf("noise: %s cannot be drawn again, the ensemble's own generator was used", was)), true
+	case (errors.Is(err, scoring.ErrSettings) || errors.Is(err, scoring.ErrTooLarge)) && p.request.Profile != (scoring.Profile{}):
+		p.request.Profile = scoring.Profile{}
+		return m.replace(p, SkipSettings, fmt.Sprintf("sampler settings: %s; the fixed profile was used", err)), true
+	}
+	return p, false
+}
+
+// replace returns p with a deviation, or as a skip where the model's rule says so.
+func (m Model) replace(p plan, reason, deviation string) plan {
+	if m.SkipUnreproducible {
+		return plan{event: p.event, skip: &schema.Skip{Event: p.event, Reason: reason, Detail: deviation}}
+	}
+	p.deviations = append(slices.Clip(p.deviations), deviation)
+	return p
+}
+
+func (m Model) class(c schema.Class) (int, error) {
+	if c.Label != "" {
+		if i := slices.Index(m.Classes, c.Label); i >= 0 {
+			return i, nil
+		}
+		return 0, permanent(KindUnknownClass, "data.class", "%s is no label of the ensemble's %d classes", c, len(m.Classes))
+	}
+	if c.Index < 0 || c.Index >= len(m.Classes) {
+		return 0, permanent(KindUnknownClass, "data.class", "is %d, the ensemble has the classes 0 to %d", c.Index, len(m.Classes)-1)
+	}
+	return c.Index, nil
+}
+
+// Key returns the identity of an event from which its carrying component is derived.
+func Key(source, id string) string { return source + "\n" + id }
+
+// Compose returns the score of an event, for a caller that ran the scoring request itself. Deviations say where the
+// request did not follow the event.
+func Compose(ev schema.Event, classIndex int, classLabel string, r scoring.Result, deviations []string, at time.Time) schema.Score {
+	s := schema.Score{
+		Event: ev, ClassIndex: classIndex, ClassLabel: classLabel,
+		ClassGap: schema.Measurement(r.ClassGap), RequestRisk: schema.Measurement(r.RequestRisk), Receipt: schema.Receipt(r.Receipt), ScoredAt: at,
+	}
+	s.Receipt.Deviations = deviations
+	return s
+}
+
+func compose(ev schema.Event, m Model, p plan, r scoring.Result, at time.Time) schema.Score {
+	return Compose(ev, p.request.Class, m.Classes[p.request.Class], r, p.deviations, at)
+}
+
+// permanentError is an error that no further delivery can mend.
+type permanentError struct {
+	*schema.Invalid
+	kind string
+}
+
+func permanent(kind, field, format string, args ...any) error {
+	return &permanentError{&schema.Invalid{Field: field, Reason: fmt.Sprintf(format, args...)}, kind}
+}
+
+// Error returns "field: reason", or the reason where no field is wrong.
+func (e *permanentError) Error() string {
+	if e.Field == "" {
+		return e.Reason
+	}
+	return e.Invalid.Error()
+}
+
+func (e *permanentError) Unwrap() error          { return e.Invalid }
+func (e *permanentError) DeadLetterKind() string { return e.kind }
+
+// refusal gives a kind to a recorder's refusal of an identifier that belongs to another message.
+func refusal(err error) error {
+	var invalid *schema.Invalid
+	if errors.As(err, &invalid) && invalid.Field == "id" {
+		return &permanentError{invalid, KindDuplicateID}
+	}
+	return err
+}
