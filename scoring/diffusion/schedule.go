@@ -35,7 +35,9 @@ type Step struct {
 // AlphasCumprod returns the products of 1-beta up to each training timestep, float64[T].
 //
 // scaled_linear spaces the square roots of beta linearly (Rombach et al. 2022), linear spaces beta linearly (Ho et al.
-// 2020), squaredcos_cap_v2 is the cosine schedule of Nichol and Dhariwal (2021) with beta at most 0.999.
+// 2020), squaredcos_cap_v2 is the cosine schedule of Nichol and Dhariwal (2021) with beta at most 0.999. Betas, alphas and
+// their products are rounded to single precision as diffusers keeps them: near the image 1-alpha loses digits, and the
+// producer's sampler loses the same ones.
 func AlphasCumprod(c Config) ([]float64, error) {
 	if c.TrainTimesteps < 1 {
 		return nil, fmt.Errorf("train_timesteps is %d, must be positive", c.TrainTimesteps)
@@ -57,7 +59,7 @@ func AlphasCumprod(c Config) ([]float64, error) {
 		var beta float64
 		switch c.BetaSchedule {
 		case "scaled_linear":
-			root := at(i, math.Sqrt(c.BetaStart), math.Sqrt(c.BetaEnd))
+			root := single(at(i, math.Sqrt(c.BetaStart), math.Sqrt(c.BetaEnd)))
 			beta = root * root
 		case "linear":
 			beta = at(i, c.BetaStart, c.BetaEnd)
@@ -66,11 +68,14 @@ func AlphasCumprod(c Config) ([]float64, error) {
 		default:
 			return nil, fmt.Errorf("beta_schedule %q is unknown", c.BetaSchedule)
 		}
-		product *= 1 - beta
-		alphas[i] = product
+		product *= single(1 - single(beta))
+		alphas[i] = single(product)
 	}
 	return alphas, nil
 }
+
+// single rounds to single precision.
+func single(v float64) float64 { return float64(float32(v)) }
 
 // Timesteps returns the S timesteps of a sampler in the order in which they run, from noise to image.
 //

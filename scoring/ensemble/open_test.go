@@ -118,7 +118,9 @@ func TestOpenRefuses(t *testing.T) {
 		return func(_ *testing.T, _ string, m manifest) { m.set(path, value) }
 	}
 	tables := func(shape []int, fill float32, name string) change {
-		return func(t *testing.T, dir string, m manifest) { m.replace(t, dir, "tables", safetensors(name, shape, fill)) }
+		return func(t *testing.T, dir string, m manifest) {
+			m.replace(t, dir, "tables", safetensors(name, shape, fill))
+		}
 	}
 	for _, c := range []struct {
 		name   string

@@ -1,9 +1,11 @@
 package paide
 
 import (
+	"encoding/json"
 	"fmt"
 	"math"
 	"math/rand/v2"
+	"os"
 	"slices"
 	"testing"
 
@@ -188,5 +190,45 @@ func BenchmarkEstimate(b *testing.B) {
 				Estimate(SquaredW2(means))
 			}
 		})
+	}
+}
+
+// Estimators of given means against PyTorch; make golden writes the file.
+func TestEstimatorsEqualPyTorch(t *testing.T) {
+	content, err := os.ReadFile("../testdata/arithmetic.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var golden struct {
+		Estimators []struct {
+			Sigma  float64            `json:"sigma"`
+			Means  [][]float32        `json:"means"` // [M][3*2*2]
+			Values map[string]float64 `json:"values"`
+		} `json:"estimators"`
+	}
+	if err := json.Unmarshal(content, &golden); err != nil {
+		t.Fatal(err)
+	}
+	if len(golden.Estimators) < 20 {
+		t.Fatalf("%d cases", len(golden.Estimators))
+	}
+	for i, c := range golden.Estimators {
+		d := SquaredW2(c.Means)
+		pixel := 0.0
+		for _, v := range Map(c.Means, 3, 4) {
+			pixel += v / 4
+		}
+		for name, have := range map[string]float64{
+			"paide-w2":            Estimate(d),
+			"paide-kl":            Estimate(d.Scaled(KLFactor(c.Sigma))),
+			"paide-bhattacharyya": Estimate(d.Scaled(BhattacharyyaFactor(c.Sigma))),
+			"mean-w2":             Mean(d),
+			"pixel-paide-w2":      pixel,
+		} {
+			// Relative, but for values so near 0 that ln of a sum near 1 keeps few digits.
+			if want, ok := c.Values[name]; !ok || math.Abs(have-want) > 1e-5*math.Abs(want)+1e-14 {
+				t.Errorf("case %d, %d components, %s: %v, want %v", i, len(c.Means), name, have, want)
+			}
+		}
 	}
 }

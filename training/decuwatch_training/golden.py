@@ -122,14 +122,13 @@ def _case(case: dict[str, Any], denoise: Denoiser, tables: Tensor, schedule: Noi
 
 def _write(path: Path, document: dict[str, Any]) -> None:
     """One line a case: the files are committed."""
-    lines = []
-    for name, value in document.items():
-        if isinstance(value, list):
-            text = "[\n" + ",\n".join(json.dumps(entry, allow_nan=False) for entry in value) + "\n]"
-        else:
-            text = json.dumps(value)
-        lines.append(f"{json.dumps(name)}: {text}")
-    content = "{\n" + ",\n".join(lines) + "\n}\n"
+
+    def text(value: Any) -> str:
+        if not isinstance(value, list):
+            return json.dumps(value)
+        return "[\n" + ",\n".join(json.dumps(entry, allow_nan=False) for entry in value) + "\n]"
+
+    content = "{\n" + ",\n".join(f"{json.dumps(name)}: {text(value)}" for name, value in document.items()) + "\n}\n"
     write_file(path, lambda aside: aside.write_text(content, encoding="utf-8"))
 
 
