@@ -115,6 +115,7 @@ type Verdict struct {
 	Delivery   Delivery
 	Score      *Score
 	Alerts     []Alert // with a score only; written in its transaction
+	Sampled    bool    // with a score without alerts only: it enters review unmarked, so that recall can be estimated
 	Skip       *Skip
 	DeadLetter *DeadLetter
 }
@@ -135,12 +136,13 @@ type Threshold struct {
 	Scope          string     `json:"scope"`           // class, cluster, model or limit (absolute: applies beside the others)
 	Class          *int       `json:"class,omitempty"` // for the scopes class and cluster
 	Severity       string     `json:"severity"`
-	Value          float64    `json:"value"`              // the measurement's value at which an alert fires
-	Distance       *float64   `json:"distance,omitempty"` // decides instead, on MeanDistance, where the measurement is saturated
-	Origin         string     `json:"origin"`             // manual, calibrated, reference
-	N              int        `json:"n"`                  // scores it was calibrated from
-	Alpha          *float64   `json:"alpha,omitempty"`    // false-alarm rate that was wished for
-	Achieved       *float64   `json:"achieved,omitempty"` // false-alarm rate that was achieved
+	Value          float64    `json:"value"`               // the measurement's value at which an alert fires
+	Distance       *float64   `json:"distance,omitempty"`  // decides instead, on MeanDistance, where the measurement is saturated
+	Withdrawn      bool       `json:"withdrawn,omitempty"` // the key has no threshold from here on
+	Origin         string     `json:"origin"`              // manual, calibrated, reference
+	N              int        `json:"n"`                   // scores it was calibrated from
+	Alpha          *float64   `json:"alpha,omitempty"`     // false-alarm rate that was wished for
+	Achieved       *float64   `json:"achieved,omitempty"`  // false-alarm rate that was achieved
 	WindowFrom     *time.Time `json:"window_from,omitempty"`
 	WindowTo       *time.Time `json:"window_to,omitempty"`
 	SetBy          string     `json:"set_by"`
@@ -170,5 +172,7 @@ type Alert struct {
 	ClassGap    float64           `json:"class_gap"`
 	RequestRisk float64           `json:"request_risk"`
 	Receipt     Receipt           `json:"receipt"`
+	Count       int               `json:"count,omitempty"`  // alerts that a summary stands for
+	Detail      string            `json:"detail,omitempty"` // more, in words
 	FiredAt     time.Time         `json:"fired_at"`
 }

@@ -1,0 +1,121 @@
+package postgres
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/decuwatch/decuwatch/schema"
+)
+
+// Lookup returns the verdict that stands on an event, so that a redelivery need not be scored again; false where
+// there is none. The error is *schema.Invalid on the field id where the identifier has a verdict on an event of
+// another digest.
+func (s *Store) Lookup(ctx context.Context, source, id, digest string) (Recorded, bool, error) {
+	var row eventRow
+	err := s.pool.QueryRow(ctx, `SELECT row_to_json(e) FROM decuwatch.events e WHERE source = $1 AND event_id = $2`, source, id).Scan(&row)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return Recorded{}, false, nil
+	}
+	if err != nil {
+		return Recorded{}, false, fmt.Errorf("look up event %s: %w", id, err)
+	}
+	if row.Digest != digest {
+		return Recorded{}, false, &schema.Invalid{Field: "id", Reason: fmt.Sprintf("source and id are those of a different event, which has its verdict (%s); give each event an id of its own", row.Outcome)}
+	}
+	r, err := s.standing(ctx, row)
+	if err != nil {
+		return Recorded{}, false, fmt.Errorf("look up event %s: %w", id, err)
+	}
+	return r, true, nil
+}
+
+// standing returns the verdict that a row of the ledger stands for.
+func (s *Store) standing(ctx context.Context, e eventRow) (Recorded, error) {
+	r := Recorded{Outcome: e.Outcome, Reason: e.Reason}
+	if e.Outcome != OutcomeScore {
+		return r, nil
+	}
+	var row scoreRow
+	err := s.pool.QueryRow(ctx, `SELECT row_to_json(s) FROM decuwatch.scores s
+		WHERE event_time = $1 AND source = $2 AND event_id = $3 AND ensemble_digest = $4`,
+		e.EventTime, e.Source, e.EventID, text(e.EnsembleDigest)).Scan(&row)
+	if err != nil && !errors.Is(err, pgx.ErrNoRows) {
+		return Recorded{}, err
+	}
+	if err == nil {
+		r.Score = row.score()
+	}
+	rows, err := s.pool.Query(ctx, `SELECT id FROM decuwatch.alerts WHERE source = $1 AND event_id = $2 AND kind = 'score' ORDER BY measurement, id`, e.Source, e.EventID)
+	if err != nil {
+		return Recorded{}, err
+	}
+	r.AlertIDs, err = pgx.CollectRows(rows, pgx.RowTo[string])
+	return r, err
+}
+
+// ScoreByID returns the score of an event, with the digest of the message that it was made from. The error is
+// ErrNotFound where there is none. An empty source finds the event by its id alone, if only one source used it.
+func (s *Store) ScoreByID(ctx context.Context, source, id string) (*schema.Score, error) {
+	rows, err := s.pool.Query(ctx, `SELECT row_to_json(e) FROM decuwatch.events e
+		WHERE event_id = $1 AND ($2 = '' OR source = $2) LIMIT 2`, id, source)
+	if err != nil {
+		return nil, fmt.Errorf("read score of event %s: %w", id, err)
+	}
+	found, err := pgx.CollectRows(rows, pgx.RowTo[eventRow])
+	if err != nil {
+		return nil, fmt.Errorf("read score of event %s: %w", id, err)
+	}
+	switch {
+	case len(found) == 0:
+		return nil, fmt.Errorf("event %s: %w", id, ErrNotFound)
+	case len(found) > 1:
+		return nil, fmt.Errorf("event %s: several sources used this id (%s, %s), name the source", id, found[0].Source, found[1].Source)
+	case found[0].Outcome != OutcomeScore:
+		return nil, fmt.Errorf("score of event %s: the event's verdict is %s (%s): %w", id, found[0].Outcome, found[0].Reason, ErrNotFound)
+	}
+	r, err := s.standing(ctx, found[0])
+	if err != nil {
+		return nil, fmt.Errorf("read score of event %s: %w", id, err)
+	}
+	if r.Score == nil {
+		return nil, fmt.Errorf("score of event %s: dropped by retention: %w", id, ErrNotFound)
+	}
+	return r.Score, nil
+}
+
+// SequenceVerdict is the verdict that one message of a stream got.
+type SequenceVerdict struct {
+	Sequence uint64
+	Digest   string
+	Source   string // "" where the message could not be decoded
+	ID       string
+	Outcome  string
+	Reason   string // of a skip; kind of a dead letter
+}
+
+// VerdictsBySequence returns the verdicts that messages from <= sequence <= to of a stream got, in order of sequence.
+// A message that repeats an event has none of its own: Lookup by source, id and digest finds the event's.
+func (s *Store) VerdictsBySequence(ctx context.Context, stream string, from, to uint64) ([]SequenceVerdict, error) {
+	rows, err := s.pool.Query(ctx, `SELECT sequence, digest, source, event_id, outcome, reason FROM decuwatch.events
+		WHERE stream = $1 AND sequence BETWEEN $2 AND $3 AND outcome <> 'dead_letter'
+		UNION ALL
+		SELECT sequence, digest, coalesce(source, ''), coalesce(event_id, ''), 'dead_letter', kind FROM decuwatch.dead_letters
+		WHERE stream = $1 AND sequence BETWEEN $2 AND $3
+		ORDER BY 1, 2`, stream, int64(from), int64(to))
+	if err != nil {
+		return nil, fmt.Errorf("read verdicts of stream %s: %w", stream, err)
+	}
+	verdicts, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (v SequenceVerdict, err error) {
+		var sequence int64
+		err = row.Scan(&sequence, &v.Digest, &v.Source, &v.ID, &v.Outcome, &v.Reason)
+		v.Sequence = uint64(sequence)
+		return v, err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read verdicts of stream %s: %w", stream, err)
+	}
+	return verdicts, nil
+}

@@ -1,0 +1,169 @@
+package postgres
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/decuwatch/decuwatch/schema"
+)
+
+// OutboxNext returns at most limit messages that are due at the sink, oldest first, and withholds them from every
+// other caller for the lease.
+func (s *Store) OutboxNext(ctx context.Context, sink string, limit int, lease time.Duration) ([]schema.OutboxMessage, error) {
+	rows, err := s.pool.Query(ctx, `
+		WITH due AS (
+			SELECT id FROM decuwatch.outbox
+			WHERE sink = $1 AND delivered_at IS NULL AND next_attempt_at <= clock_timestamp()
+			ORDER BY next_attempt_at, id LIMIT $2 FOR UPDATE SKIP LOCKED
+		), leased AS (
+			UPDATE decuwatch.outbox o SET next_attempt_at = clock_timestamp() + $3::interval
+			FROM due WHERE o.id = due.id
+			RETURNING o.id, o.sink, o.message_id, o.subject, o.headers, o.body, o.attempts, o.created_at
+		)
+		SELECT id, sink, message_id, subject, headers, body, attempts, created_at FROM leased ORDER BY id`, sink, limit, lease)
+	if err != nil {
+		return nil, fmt.Errorf("read outbox of %s: %w", sink, err)
+	}
+	messages, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (m schema.OutboxMessage, err error) {
+		err = row.Scan(&m.ID, &m.Sink, &m.AlertID, &m.Subject, &m.Header, &m.Body, &m.Attempts, &m.CreatedAt)
+		return m, err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read outbox of %s: %w", sink, err)
+	}
+	return messages, nil
+}
+
+// OutboxDelivered records that the sink has taken the messages.
+func (s *Store) OutboxDelivered(ctx context.Context, ids []int64) error {
+	_, err := s.pool.Exec(ctx, `UPDATE decuwatch.outbox SET delivered_at = clock_timestamp(), last_error = ''
+		WHERE id = ANY ($1) AND delivered_at IS NULL`, ids)
+	if err != nil {
+		return fmt.Errorf("record deliveries: %w", err)
+	}
+	return nil
+}
+
+// OutboxFailed records a failed attempt and when the next may be made.
+func (s *Store) OutboxFailed(ctx context.Context, id int64, reason string, next time.Time) error {
+	_, err := s.pool.Exec(ctx, `UPDATE decuwatch.outbox SET attempts = attempts + 1, last_error = $2, next_attempt_at = $3
+		WHERE id = $1 AND delivered_at IS NULL`, id, clean(reason), next)
+	if err != nil {
+		return fmt.Errorf("record failed delivery: %w", err)
+	}
+	return nil
+}
+
+// OutboxStats returns what is due by sink; a sink to which nothing is due is left out.
+func (s *Store) OutboxStats(ctx context.Context) ([]schema.OutboxStats, error) {
+	rows, err := s.pool.Query(ctx, `SELECT sink, count(*), min(created_at) FROM decuwatch.outbox WHERE delivered_at IS NULL GROUP BY sink ORDER BY sink`)
+	if err != nil {
+		return nil, fmt.Errorf("read outbox: %w", err)
+	}
+	stats, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (o schema.OutboxStats, err error) {
+		err = row.Scan(&o.Sink, &o.Pending, &o.Oldest)
+		return o, err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read outbox: %w", err)
+	}
+	return stats, nil
+}
+
+// Enqueue owes a message that is no alert to a sink: the same id does so once. It notifies ChannelOutbox.
+func (s *Store) Enqueue(ctx context.Context, m schema.OutboxMessage) error {
+	b := &batch{}
+	b.insert("outbox", outboxColumns, "ON CONFLICT DO NOTHING", rowsOf([]outboxRow{{m.Sink, m.AlertID, m.Subject, m.Header, m.Body}}))
+	b.Queue(`SELECT pg_catalog.pg_notify($1, '')`, ChannelOutbox)
+	return s.begin(ctx, "enqueue message "+m.AlertID, func(tx pgx.Tx) error { return b.send(ctx, tx) })
+}
+
+// RaiseAlert commits an alert that is about no single score (a summary, a drift, a missed canary) with what is owed
+// to the sinks. It returns false where an alert with this id is there already.
+func (s *Store) RaiseAlert(ctx context.Context, a schema.Alert) (bool, error) {
+	c := &call{}
+	if err := c.addAlert(a, s.config.Sinks); err != nil {
+		return false, fmt.Errorf("raise alert: %w", err)
+	}
+	first := false
+	err := s.begin(ctx, "raise alert "+a.ID, func(tx pgx.Tx) error {
+		b := &batch{}
+		b.insert("alerts", alertColumns, "ON CONFLICT DO NOTHING", rowsOf(c.alerts))
+		if b.err != nil {
+			return b.err
+		}
+		results := tx.SendBatch(ctx, &b.Batch)
+		tag, err := results.Exec()
+		if closeErr := results.Close(); err == nil {
+			err = closeErr
+		}
+		if err != nil || tag.RowsAffected() == 0 {
+			return err
+		}
+		first = true
+		b = &batch{}
+		b.insert("outbox", outboxColumns, "ON CONFLICT DO NOTHING", rowsOf(c.outbox))
+		b.Queue(`SELECT pg_catalog.pg_notify($1, '')`, ChannelOutbox)
+		return b.send(ctx, tx)
+	})
+	return first, err
+}
+
+// AlertByID returns an alert. The error is ErrNotFound where there is none.
+func (s *Store) AlertByID(ctx context.Context, id string) (schema.Alert, error) {
+	rows, err := s.pool.Query(ctx, `SELECT row_to_json(a) FROM decuwatch.alerts a WHERE id = $1`, id)
+	if err != nil {
+		return schema.Alert{}, fmt.Errorf("read alert %s: %w", id, err)
+	}
+	found, err := pgx.CollectRows(rows, pgx.RowTo[alertRow])
+	if err != nil {
+		return schema.Alert{}, fmt.Errorf("read alert %s: %w", id, err)
+	}
+	if len(found) == 0 {
+		return schema.Alert{}, fmt.Errorf("alert %s: %w", id, ErrNotFound)
+	}
+	return found[0].alert(), nil
+}
+
+// AlertFilter chooses alerts; a field at its zero value does not.
+type AlertFilter struct {
+	Model    string
+	Severity string
+	Class    *int
+	Kind     string
+	Since    time.Time // recorded at or after
+	Limit    int       // the newest so many. Defaults to 100
+}
+
+// Alerts returns the newest alerts that the filter lets through, the newest first.
+func (s *Store) Alerts(ctx context.Context, f AlertFilter) ([]schema.Alert, error) {
+	if f.Limit == 0 {
+		f.Limit = 100
+	}
+	rows, err := s.pool.Query(ctx, `SELECT row_to_json(a) FROM decuwatch.alerts a
+		WHERE ($1 = '' OR model = $1) AND ($2 = '' OR severity = $2) AND ($3::integer IS NULL OR class_index = $3) AND ($4 = '' OR kind = $4)
+		AND recorded_at >= $5 ORDER BY recorded_at DESC, id LIMIT $6`, f.Model, f.Severity, f.Class, f.Kind, f.Since, f.Limit)
+	if err != nil {
+		return nil, fmt.Errorf("read alerts: %w", err)
+	}
+	found, err := pgx.CollectRows(rows, pgx.RowTo[alertRow])
+	if err != nil {
+		return nil, fmt.Errorf("read alerts: %w", err)
+	}
+	alerts := make([]schema.Alert, len(found))
+	for i, row := range found {
+		alerts[i] = row.alert()
+	}
+	return alerts, nil
+}
+
+// SampleID returns the id of the review of an event that was drawn at random: it looks like an alert's.
+func SampleID(source, id string) string {
+	sum := sha256.Sum256([]byte("sample\n" + source + "\n" + id))
+	return hex.EncodeToString(sum[:16])
+}

@@ -1,0 +1,371 @@
+package postgres
+
+import (
+	"encoding/json"
+	"fmt"
+	"math"
+	"time"
+
+	"github.com/decuwatch/decuwatch/schema"
+)
+
+// Rows travel to and from the database as JSON, by column name: json_populate_recordset makes many rows of one
+// parameter, with arrays inside, which unnest of parallel arrays cannot carry; row_to_json brings them back. Numbers
+// survive exactly, both sides writing the shortest text that reads back the same.
+
+// eventRow is a row of events.
+type eventRow struct {
+	Source         string    `json:"source"`
+	EventID        string    `json:"event_id"`
+	Digest         string    `json:"digest"`
+	Outcome        string    `json:"outcome"`
+	Reason         string    `json:"reason"`
+	EventTime      time.Time `json:"event_time"`
+	Model          string    `json:"model"`
+	EnsembleDigest *string   `json:"ensemble_digest"`
+	Stream         string    `json:"stream"`
+	Sequence       int64     `json:"sequence"`
+	Delivered      int       `json:"delivered"`
+}
+
+const eventColumns = `source, event_id, digest, outcome, reason, event_time, model, ensemble_digest, stream, sequence, delivered`
+
+// requested is the column scores.requested.
+type requested struct {
+	Class   schema.Class    `json:"class"`
+	Noise   string          `json:"noise,omitempty"`
+	Sampler *schema.Sampler `json:"sampler,omitempty"`
+}
+
+// scoreRow is a row of scores.
+type scoreRow struct {
+	EventTime      time.Time `json:"event_time"`
+	Source         string    `json:"source"`
+	EventID        string    `json:"event_id"`
+	EnsembleDigest string    `json:"ensemble_digest"`
+	Model          string    `json:"model"`
+	Settings       string    `json:"settings"`
+	ClassIndex     int       `json:"class_index"`
+	ClassLabel     string    `json:"class_label"`
+
+	ClassGap             float64     `json:"class_gap"`
+	ClassGapEstimator    string      `json:"class_gap_estimator"`
+	ClassGapUpperBound   float64     `json:"class_gap_upper_bound"`
+	ClassGapSaturated    bool        `json:"class_gap_saturated"`
+	ClassGapMeanDistance float64     `json:"class_gap_mean_distance"`
+	ClassGapDistances    [][]float64 `json:"class_gap_distances"`
+	ClassGapShares       []float64   `json:"class_gap_shares"`
+	ClassGapBranchStep   int         `json:"class_gap_branch_step"`
+	ClassGapRolloutSteps int         `json:"class_gap_rollout_steps"`
+
+	RequestRisk             float64     `json:"request_risk"`
+	RequestRiskEstimator    string      `json:"request_risk_estimator"`
+	RequestRiskUpperBound   float64     `json:"request_risk_upper_bound"`
+	RequestRiskSaturated    bool        `json:"request_risk_saturated"`
+	RequestRiskMeanDistance float64     `json:"request_risk_mean_distance"`
+	RequestRiskDistances    [][]float64 `json:"request_risk_distances"`
+	RequestRiskShares       []float64   `json:"request_risk_shares"`
+	RequestRiskBranchStep   int         `json:"request_risk_branch_step"`
+	RequestRiskRolloutSteps int         `json:"request_risk_rollout_steps"`
+
+	Profile       string            `json:"profile"`
+	Steps         int               `json:"steps"`
+	GuidanceScale float64           `json:"guidance_scale"`
+	Eta           float64           `json:"eta"`
+	Seed          uint64            `json:"seed"`
+	Noise         string            `json:"noise"`
+	Carrier       int               `json:"carrier"`
+	UNetRows      int               `json:"unet_rows"`
+	Runtime       string            `json:"runtime"`
+	Device        string            `json:"device"`
+	Deviations    []string          `json:"deviations"`
+	Labels        map[string]string `json:"labels"`
+	Requested     requested         `json:"requested"`
+	TraceParent   *string           `json:"trace_parent"`
+	TraceState    *string           `json:"trace_state"`
+	ScoredAt      time.Time         `json:"scored_at"`
+}
+
+const scoreColumns = `event_time, source, event_id, ensemble_digest, model, settings, class_index, class_label,
+	class_gap, class_gap_estimator, class_gap_upper_bound, class_gap_saturated, class_gap_mean_distance, class_gap_distances, class_gap_shares,
+	class_gap_branch_step, class_gap_rollout_steps,
+	request_risk, request_risk_estimator, request_risk_upper_bound, request_risk_saturated, request_risk_mean_distance, request_risk_distances, request_risk_shares,
+	request_risk_branch_step, request_risk_rollout_steps,
+	profile, steps, guidance_scale, eta, seed, noise, carrier, unet_rows, runtime, device, deviations, labels, requested, trace_parent, trace_state, scored_at`
+
+func newScoreRow(s *schema.Score) scoreRow {
+	e, d, g, r, receipt := s.Event, s.Event.Data, s.ClassGap, s.RequestRisk, s.Receipt
+	return scoreRow{
+		EventTime: e.Time, Source: e.Source, EventID: e.ID, EnsembleDigest: receipt.EnsembleDigest,
+		Model: d.Model, Settings: receipt.Settings, ClassIndex: s.ClassIndex, ClassLabel: s.ClassLabel,
+
+		ClassGap: g.Value, ClassGapEstimator: g.Estimator, ClassGapUpperBound: g.UpperBound, ClassGapSaturated: g.Saturated,
+		ClassGapMeanDistance: g.MeanDistance, ClassGapDistances: notNil(g.Distances), ClassGapShares: notNil(g.Shares),
+		ClassGapBranchStep: g.BranchStep, ClassGapRolloutSteps: g.RolloutSteps,
+
+		RequestRisk: r.Value, RequestRiskEstimator: r.Estimator, RequestRiskUpperBound: r.UpperBound, RequestRiskSaturated: r.Saturated,
+		RequestRiskMeanDistance: r.MeanDistance, RequestRiskDistances: notNil(r.Distances), RequestRiskShares: notNil(r.Shares),
+		RequestRiskBranchStep: r.BranchStep, RequestRiskRolloutSteps: r.RolloutSteps,
+
+		Profile: receipt.Profile, Steps: receipt.Steps, GuidanceScale: receipt.GuidanceScale, Eta: receipt.Eta, Seed: receipt.Seed,
+		Noise: receipt.Noise, Carrier: receipt.Carrier, UNetRows: receipt.Rows, Runtime: receipt.Runtime, Device: receipt.Device,
+		Deviations: notNil(receipt.Deviations), Labels: labels(d.Labels), Requested: requested{d.Class, d.Noise, d.Sampler},
+		TraceParent: optional(e.TraceParent), TraceState: optional(e.TraceState), ScoredAt: s.ScoredAt,
+	}
+}
+
+func (r scoreRow) score() *schema.Score {
+	return &schema.Score{
+		Event: schema.Event{
+			Source: r.Source, ID: r.EventID, Time: r.EventTime.UTC(), TraceParent: text(r.TraceParent), TraceState: text(r.TraceState),
+			Data: schema.Generation{
+				Model: r.Model, Class: r.Requested.Class, Seed: r.Seed, Noise: r.Requested.Noise, Sampler: r.Requested.Sampler, Labels: nilIfEmpty(r.Labels),
+			},
+		},
+		ClassIndex: r.ClassIndex, ClassLabel: r.ClassLabel,
+		ClassGap: schema.Measurement{
+			Estimator: r.ClassGapEstimator, Value: r.ClassGap, UpperBound: r.ClassGapUpperBound, Saturated: r.ClassGapSaturated,
+			MeanDistance: r.ClassGapMeanDistance, Distances: r.ClassGapDistances, Shares: r.ClassGapShares,
+			BranchStep: r.ClassGapBranchStep, RolloutSteps: r.ClassGapRolloutSteps,
+		},
+		RequestRisk: schema.Measurement{
+			Estimator: r.RequestRiskEstimator, Value: r.RequestRisk, UpperBound: r.RequestRiskUpperBound, Saturated: r.RequestRiskSaturated,
+			MeanDistance: r.RequestRiskMeanDistance, Distances: r.RequestRiskDistances, Shares: r.RequestRiskShares,
+			BranchStep: r.RequestRiskBranchStep, RolloutSteps: r.RequestRiskRolloutSteps,
+		},
+		Receipt: schema.Receipt{
+			EnsembleDigest: r.EnsembleDigest, Profile: r.Profile, Settings: r.Settings, Steps: r.Steps, GuidanceScale: r.GuidanceScale, Eta: r.Eta,
+			Seed: r.Seed, Noise: r.Noise, Carrier: r.Carrier, Rows: r.UNetRows, Runtime: r.Runtime, Device: r.Device, Deviations: nilIfNone(r.Deviations),
+		},
+		ScoredAt: r.ScoredAt.UTC(),
+	}
+}
+
+// checkScore names the first number of a score that is not finite.
+func checkScore(s *schema.Score) error {
+	for _, m := range []struct {
+		name string
+		schema.Measurement
+	}{{schema.ClassGap, s.ClassGap}, {schema.RequestRisk, s.RequestRisk}} {
+		numbers := append([]float64{m.Value, m.UpperBound, m.MeanDistance}, m.Shares...)
+		for _, row := range m.Distances {
+			numbers = append(numbers, row...)
+		}
+		for _, x := range numbers {
+			if !finite(x) {
+				return fmt.Errorf("%s holds %g: %w", m.name, x, ErrNotFinite)
+			}
+		}
+	}
+	if !finite(s.Receipt.GuidanceScale) || !finite(s.Receipt.Eta) {
+		return fmt.Errorf("receipt: %w", ErrNotFinite)
+	}
+	return nil
+}
+
+func checkAlert(a schema.Alert) error {
+	for _, x := range []float64{a.Value, a.Decided, a.Threshold, a.ClassGap, a.RequestRisk} {
+		if !finite(x) {
+			return fmt.Errorf("alert %s holds %g: %w", a.ID, x, ErrNotFinite)
+		}
+	}
+	return nil
+}
+
+func finite(x float64) bool { return !math.IsNaN(x) && !math.IsInf(x, 0) }
+
+// skipRow is a row of skips.
+type skipRow struct {
+	Source    string            `json:"source"`
+	EventID   string            `json:"event_id"`
+	EventTime time.Time         `json:"event_time"`
+	Model     string            `json:"model"`
+	Class     string            `json:"class"`
+	Reason    string            `json:"reason"`
+	Detail    string            `json:"detail"`
+	Labels    map[string]string `json:"labels"`
+}
+
+const skipColumns = `source, event_id, event_time, model, class, reason, detail, labels`
+
+// deadLetterRow is a row of dead_letters.
+type deadLetterRow struct {
+	Stream    string     `json:"stream"`
+	Sequence  int64      `json:"sequence"`
+	Digest    string     `json:"digest"`
+	Delivered int        `json:"delivered"`
+	Source    *string    `json:"source"`
+	EventID   *string    `json:"event_id"`
+	EventTime *time.Time `json:"event_time"`
+	Model     *string    `json:"model"`
+	Subject   string     `json:"subject"`
+	Payload   bytea      `json:"payload"`
+	Kind      string     `json:"kind"`
+	Field     string     `json:"field"`
+	Reason    string     `json:"reason"`
+}
+
+const deadLetterColumns = `stream, sequence, digest, delivered, source, event_id, event_time, model, subject, payload, kind, field, reason`
+
+// alertRow is a row of alerts.
+type alertRow struct {
+	ID             string            `json:"id"`
+	Kind           string            `json:"kind"`
+	Source         string            `json:"source"`
+	EventID        string            `json:"event_id"`
+	EventTime      time.Time         `json:"event_time"`
+	Model          string            `json:"model"`
+	ClassIndex     int               `json:"class_index"`
+	ClassLabel     string            `json:"class_label"`
+	Labels         map[string]string `json:"labels"`
+	Severity       string            `json:"severity"`
+	Reason         string            `json:"reason"`
+	Measurement    string            `json:"measurement"`
+	Value          float64           `json:"value"`
+	Decided        float64           `json:"decided"`
+	Threshold      float64           `json:"threshold"`
+	ThresholdID    int64             `json:"threshold_id"`
+	Saturated      bool              `json:"saturated"`
+	ClassGap       float64           `json:"class_gap"`
+	RequestRisk    float64           `json:"request_risk"`
+	EnsembleDigest string            `json:"ensemble_digest"`
+	Settings       string            `json:"settings"`
+	Receipt        schema.Receipt    `json:"receipt"`
+	Count          int               `json:"count"`
+	Detail         string            `json:"detail"`
+	FiredAt        time.Time         `json:"fired_at"`
+}
+
+const alertColumns = `id, kind, source, event_id, event_time, model, class_index, class_label, labels, severity, reason, measurement, value, decided, threshold,
+	threshold_id, saturated, class_gap, request_risk, ensemble_digest, settings, receipt, count, detail, fired_at`
+
+func newAlertRow(a schema.Alert) alertRow {
+	return alertRow{
+		a.ID, a.Kind, a.Source, a.EventID, a.EventTime, a.Model, a.ClassIndex, a.ClassLabel, labels(a.Labels), a.Severity, a.Reason, a.Measurement,
+		a.Value, a.Decided, a.Threshold, a.ThresholdID, a.Saturated, a.ClassGap, a.RequestRisk, a.Receipt.EnsembleDigest, a.Receipt.Settings,
+		a.Receipt, a.Count, a.Detail, a.FiredAt,
+	}
+}
+
+func (r alertRow) alert() schema.Alert {
+	return schema.Alert{
+		ID: r.ID, Kind: r.Kind, Source: r.Source, EventID: r.EventID, EventTime: r.EventTime.UTC(), Model: r.Model, ClassIndex: r.ClassIndex,
+		ClassLabel: r.ClassLabel, Labels: nilIfEmpty(r.Labels), Severity: r.Severity, Reason: r.Reason, Measurement: r.Measurement, Value: r.Value,
+		Decided: r.Decided, Threshold: r.Threshold, ThresholdID: r.ThresholdID, Saturated: r.Saturated, ClassGap: r.ClassGap,
+		RequestRisk: r.RequestRisk, Receipt: r.Receipt, Count: r.Count, Detail: r.Detail, FiredAt: r.FiredAt.UTC(),
+	}
+}
+
+// outboxRow is a row of outbox.
+type outboxRow struct {
+	Sink      string              `json:"sink"`
+	MessageID string              `json:"message_id"`
+	Subject   string              `json:"subject"`
+	Headers   map[string][]string `json:"headers"`
+	Body      bytea               `json:"body"`
+}
+
+const outboxColumns = `sink, message_id, subject, headers, body`
+
+// reviewRow is a row of reviews as it is opened.
+type reviewRow struct {
+	ID             string    `json:"id"`
+	Kind           string    `json:"kind"`
+	AlertID        *string   `json:"alert_id"`
+	Source         string    `json:"source"`
+	EventID        string    `json:"event_id"`
+	EventTime      time.Time `json:"event_time"`
+	Model          string    `json:"model"`
+	EnsembleDigest string    `json:"ensemble_digest"`
+	ClassIndex     int       `json:"class_index"`
+	ClassLabel     string    `json:"class_label"`
+}
+
+const reviewColumns = `id, kind, alert_id, source, event_id, event_time, model, ensemble_digest, class_index, class_label`
+
+// classHourRow is a row of class_hour_parts.
+type classHourRow struct {
+	Hour                 time.Time `json:"hour"`
+	Model                string    `json:"model"`
+	EnsembleDigest       string    `json:"ensemble_digest"`
+	Settings             string    `json:"settings"`
+	ClassIndex           int       `json:"class_index"`
+	ClassLabel           string    `json:"class_label"`
+	N                    int       `json:"n"`
+	ClassGapSum          float64   `json:"class_gap_sum"`
+	ClassGapSquares      float64   `json:"class_gap_squares"`
+	ClassGapMin          float64   `json:"class_gap_min"`
+	ClassGapMax          float64   `json:"class_gap_max"`
+	ClassGapSaturated    int       `json:"class_gap_saturated"`
+	RequestRiskSum       float64   `json:"request_risk_sum"`
+	RequestRiskSquares   float64   `json:"request_risk_squares"`
+	RequestRiskMin       float64   `json:"request_risk_min"`
+	RequestRiskMax       float64   `json:"request_risk_max"`
+	RequestRiskSaturated int       `json:"request_risk_saturated"`
+	Warnings             int       `json:"warnings"`
+	Criticals            int       `json:"criticals"`
+	Folded               bool      `json:"folded"`
+}
+
+const classHourColumns = `hour, model, ensemble_digest, settings, class_index, class_label, n, class_gap_sum, class_gap_squares, class_gap_min, class_gap_max,
+	class_gap_saturated, request_risk_sum, request_risk_squares, request_risk_min, request_risk_max, request_risk_saturated, warnings, criticals, folded`
+
+// outcomeHourRow is a row of outcome_hour_parts.
+type outcomeHourRow struct {
+	Hour    time.Time `json:"hour"`
+	Model   string    `json:"model"`
+	Outcome string    `json:"outcome"`
+	Reason  string    `json:"reason"`
+	N       int       `json:"n"`
+	Folded  bool      `json:"folded"`
+}
+
+const outcomeHourColumns = `hour, model, outcome, reason, n, folded`
+
+// bytea is a byte string in PostgreSQL's hex format.
+type bytea []byte
+
+// MarshalJSON writes "\\x…".
+func (b bytea) MarshalJSON() ([]byte, error) { return json.Marshal(fmt.Sprintf(`\x%x`, []byte(b))) }
+
+func notNil[T any](list []T) []T {
+	if list == nil {
+		return []T{}
+	}
+	return list
+}
+
+func nilIfNone[T any](list []T) []T {
+	if len(list) == 0 {
+		return nil
+	}
+	return list
+}
+
+func nilIfEmpty(m map[string]string) map[string]string {
+	if len(m) == 0 {
+		return nil
+	}
+	return m
+}
+
+func labels(m map[string]string) map[string]string {
+	if m == nil {
+		return map[string]string{}
+	}
+	return m
+}
+
+func optional(s string) *string {
+	if s == "" {
+		return nil
+	}
+	return &s
+}
+
+func text(s *string) string {
+	if s == nil {
+		return ""
+	}
+	return *s
+}

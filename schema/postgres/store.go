@@ -1,0 +1,242 @@
+package postgres
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/jackc/pgx/v5/stdlib"
+)
+
+var (
+	// ErrNotFound is returned where a row that was asked for by its key does not exist.
+	ErrNotFound = errors.New("not found")
+	// ErrClosed is returned by Record after Close.
+	ErrClosed = errors.New("the store is closed")
+	// ErrNotMigrated is returned by Open where the tables are older than this program.
+	ErrNotMigrated = errors.New("the tables are older than this program, run: decuwatch migrate")
+	// ErrNotFinite is returned by Record for a score or an alert that holds a NaN or an infinity. Nothing was written.
+	ErrNotFinite = errors.New("not a finite number")
+)
+
+// SinkStream is the sink that every alert is owed to: the JetStream stream of alerts.
+const SinkStream = "nats"
+
+// Channels of NOTIFY, for Listen.
+const (
+	ChannelOutbox     = "decuwatch_outbox"     // deliveries were added to the outbox
+	ChannelThresholds = "decuwatch_thresholds" // thresholds changed
+	ChannelReviews    = "decuwatch_reviews"    // reviews were opened or changed
+)
+
+// Config is the configuration of a Store.
+type Config struct {
+	URL              string        // postgres://user:password@host:port/database
+	MaxConns         int           // Defaults to 8
+	Committers       int           // transactions of Record at a time. Defaults to 2
+	BatchSize        int           // verdicts in one transaction at most. Defaults to 256
+	CommitTimeout    time.Duration // for one transaction of Record. Defaults to 10 s
+	StatementTimeout time.Duration // for any other statement. Defaults to 30 s
+	LockTimeout      time.Duration // for a lock. Defaults to 5 s
+	Sinks            []string      // to which each alert is owed. Defaults to SinkStream alone
+	Log              *slog.Logger  // Defaults to slog.Default()
+}
+
+// WithDefaults returns the configuration with every field that is not set at its default.
+func (c Config) WithDefaults() Config {
+	if c.MaxConns == 0 {
+		c.MaxConns = 8
+	}
+	if c.Committers == 0 {
+		c.Committers = 2
+	}
+	if c.BatchSize == 0 {
+		c.BatchSize = 256
+	}
+	if c.CommitTimeout == 0 {
+		c.CommitTimeout = 10 * time.Second
+	}
+	if c.StatementTimeout == 0 {
+		c.StatementTimeout = 30 * time.Second
+	}
+	if c.LockTimeout == 0 {
+		c.LockTimeout = 5 * time.Second
+	}
+	if c.Sinks == nil {
+		c.Sinks = []string{SinkStream}
+	}
+	if c.Log == nil {
+		c.Log = slog.Default()
+	}
+	return c
+}
+
+func (c Config) validate() error {
+	switch {
+	case c.URL == "":
+		return errors.New("postgres: URL is empty")
+	case c.Committers < 1:
+		return fmt.Errorf("postgres: Committers is %d, must be at least 1", c.Committers)
+	case c.MaxConns <= c.Committers:
+		return fmt.Errorf("postgres: MaxConns is %d, must be more than Committers (%d)", c.MaxConns, c.Committers)
+	case c.BatchSize < 1:
+		return fmt.Errorf("postgres: BatchSize is %d, must be at least 1", c.BatchSize)
+	case c.CommitTimeout < 0 || c.StatementTimeout < 0 || c.LockTimeout < 0:
+		return errors.New("postgres: a timeout is negative")
+	}
+	return nil
+}
+
+// Store is the database. Its methods are safe for concurrent use.
+type Store struct {
+	config Config
+	pool   *pgxpool.Pool
+	log    *slog.Logger
+
+	queue   chan *call
+	closing chan struct{}
+	close   sync.Once
+	working sync.WaitGroup
+
+	months sync.Map // begin of a month (time.Time) -> struct{}: partitions known to exist
+}
+
+// Open connects and checks that the tables are those that this program knows.
+func Open(ctx context.Context, c Config) (*Store, error) {
+	c = c.WithDefaults()
+	if err := c.validate(); err != nil {
+		return nil, err
+	}
+	pc, err := pgxpool.ParseConfig(c.URL)
+	if err != nil {
+		return nil, fmt.Errorf("postgres: %w", err)
+	}
+	pc.MaxConns = int32(c.MaxConns)
+	for name, value := range map[string]string{
+		"application_name":                    "decuwatch",
+		"search_path":                         "",
+		"timezone":                            "UTC",
+		"synchronous_commit":                  "on",
+		"statement_timeout":                   milliseconds(c.StatementTimeout),
+		"lock_timeout":                        milliseconds(c.LockTimeout),
+		"idle_in_transaction_session_timeout": milliseconds(c.StatementTimeout),
+	} {
+		pc.ConnConfig.RuntimeParams[name] = value
+	}
+	pool, err := pgxpool.NewWithConfig(ctx, pc)
+	if err != nil {
+		return nil, fmt.Errorf("postgres: %w", err)
+	}
+	s := &Store{config: c, pool: pool, log: c.Log, queue: make(chan *call), closing: make(chan struct{})}
+	if err := s.checkVersion(ctx); err != nil {
+		pool.Close()
+		return nil, err
+	}
+	for range c.Committers {
+		s.working.Go(s.commitLoop)
+	}
+	return s, nil
+}
+
+func (s *Store) checkVersion(ctx context.Context) error {
+	db := stdlib.OpenDBFromPool(s.pool)
+	defer db.Close()
+	current, newest, err := version(ctx, db)
+	if err != nil {
+		return err
+	}
+	if current < newest {
+		return fmt.Errorf("postgres: version %d of the tables, version %d is needed: %w", current, newest, ErrNotMigrated)
+	}
+	return nil
+}
+
+// Close waits for the transactions of Record that are under way and closes the connections. Calls of Record that
+// are not in a transaction yet return ErrClosed.
+func (s *Store) Close() {
+	s.close.Do(func() { close(s.closing) })
+	s.working.Wait()
+	s.pool.Close()
+}
+
+// Ping returns nil where the database answers.
+func (s *Store) Ping(ctx context.Context) error {
+	if err := s.pool.Ping(ctx); err != nil {
+		return fmt.Errorf("ping postgres: %w", err)
+	}
+	return nil
+}
+
+// Listen calls notify after each notification on the channel, and after each time that it began to listen (again),
+// for changes before that were not announced to it. It reconnects for ever and returns ctx.Err() when ctx ends.
+func (s *Store) Listen(ctx context.Context, channel string, notify func()) error {
+	const least, most = 100 * time.Millisecond, 5 * time.Second
+	wait := least
+	for {
+		began := time.Now()
+		err := s.listen(ctx, channel, notify)
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if time.Since(began) > most {
+			wait = least
+		}
+		s.log.Warn("listening to postgres was interrupted", "channel", channel, "retry", wait, "err", err)
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		wait = min(2*wait, most)
+	}
+}
+
+// listen holds a connection of its own, outside the pool, for as long as it lasts.
+func (s *Store) listen(ctx context.Context, channel string, notify func()) error {
+	const checked = 30 * time.Second // a connection that died without a word is noticed after it
+	conn, err := pgx.ConnectConfig(ctx, s.pool.Config().ConnConfig)
+	if err != nil {
+		return err
+	}
+	defer conn.Close(context.WithoutCancel(ctx))
+	if _, err := conn.Exec(ctx, "LISTEN "+pgx.Identifier{channel}.Sanitize()); err != nil {
+		return err
+	}
+	notify()
+	for {
+		wait, cancel := context.WithTimeout(ctx, checked)
+		_, err := conn.WaitForNotification(wait)
+		cancel()
+		switch {
+		case err == nil:
+			notify()
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case pgconn.Timeout(err):
+			ask, cancel := context.WithTimeout(ctx, checked)
+			err := conn.Ping(ask)
+			cancel()
+			if err != nil {
+				return err
+			}
+		default:
+			return err
+		}
+	}
+}
+
+// begin runs f in a transaction.
+func (s *Store) begin(ctx context.Context, name string, f func(tx pgx.Tx) error) error {
+	if err := pgx.BeginFunc(ctx, s.pool, f); err != nil {
+		return fmt.Errorf("%s: %w", name, err)
+	}
+	return nil
+}
+
+func milliseconds(d time.Duration) string { return fmt.Sprintf("%d", d.Milliseconds()) }
