@@ -18,7 +18,8 @@ type Sink interface {
 	// Name is the sink's name in the outbox and in metrics.
 	Name() string
 	// Send returns nil once the sink has taken the message for good. It may be called again with a message that it has
-	// taken already: receivers key on the alert's id.
+	// taken already: receivers key on the alert's id. An error with a method RetryAfter() time.Duration puts the next
+	// attempt off for at least that long.
 	Send(ctx context.Context, m schema.OutboxMessage) error
 }
 
@@ -186,7 +187,12 @@ func (r *Relay) round(ctx context.Context, s Sink) (int, error) {
 				sent = append(sent, m.ID)
 				return nil
 			}
-			at := time.Now().Add(delay(r.cfg.RetryDelay, r.cfg.RetryMax, m.Attempts))
+			wait := delay(r.cfg.RetryDelay, r.cfg.RetryMax, m.Attempts)
+			var asked interface{ RetryAfter() time.Duration }
+			if errors.As(err, &asked) {
+				wait = max(wait, min(asked.RetryAfter(), time.Hour))
+			}
+			at := time.Now().Add(wait)
 			failed = append(failed, func() error {
 				return r.record(ctx, func(ctx context.Context) error { return r.outbox.OutboxFailed(ctx, m.ID, err.Error(), at) })
 			})

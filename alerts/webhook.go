@@ -1,0 +1,193 @@
+package alerts
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+
+	standardwebhooks "github.com/standard-webhooks/standard-webhooks/libraries/go"
+
+	"github.com/decuwatch/decuwatch/schema"
+)
+
+// SinkWebhook is the name of the sink that posts to a webhook, unless its configuration gives another.
+const SinkWebhook = "webhook"
+
+// Formats of a webhook's body.
+const (
+	FormatCloudEvents = "cloudevents" // the alert as it stands on NATS
+	FormatSlack       = "slack"       // {"text": one line}, which Slack, Mattermost and many others read
+)
+
+// WebhookConfig is the configuration of a [Webhook].
+type WebhookConfig struct {
+	Name   string // of the sink. Defaults to webhook
+	URL    string // http or https
+	Secret string // key of the signature, base64, at least 24 bytes, with or without the prefix whsec_. "" does not sign
+	Format string // cloudevents or slack. Defaults to cloudevents
+	Link   string // begins the link to an alert, its id follows; "" gives none
+	Client *http.Client
+}
+
+// Webhook posts each message to a URL, signed by HMAC-SHA256 as the Standard Webhooks specification says: the headers
+// webhook-id (the alert's id), webhook-timestamp (Unix seconds) and webhook-signature ("v1," and the base64 of the HMAC
+// of "id.timestamp.body"). A status of 2xx takes the message; anything else is tried again. Redirects are not followed.
+type Webhook struct {
+	cfg    WebhookConfig
+	signer *standardwebhooks.Webhook // nil does not sign
+	client *http.Client
+	now    func() time.Time
+}
+
+// NewWebhook returns the sink. The error names the field that is wrong.
+func NewWebhook(cfg WebhookConfig) (*Webhook, error) {
+	def(&cfg.Name, SinkWebhook)
+	def(&cfg.Format, FormatCloudEvents)
+	if err := checkURL(cfg.URL); err != nil {
+		return nil, fmt.Errorf("alerts: webhook %s: URL: %w", cfg.Name, err)
+	}
+	if cfg.Format != FormatCloudEvents && cfg.Format != FormatSlack {
+		return nil, fmt.Errorf("alerts: webhook %s: Format %q is not %s or %s", cfg.Name, cfg.Format, FormatCloudEvents, FormatSlack)
+	}
+	w := &Webhook{cfg: cfg, client: client(cfg.Client), now: time.Now}
+	if cfg.Secret != "" {
+		signer, err := standardwebhooks.NewWebhook(cfg.Secret)
+		if err != nil {
+			return nil, fmt.Errorf("alerts: webhook %s: Secret is not base64", cfg.Name) // the error would repeat it
+		}
+		if secret := strings.TrimRight(strings.TrimPrefix(cfg.Secret, "whsec_"), "="); len(secret)*3/4 < 24 {
+			return nil, fmt.Errorf("alerts: webhook %s: Secret has fewer than 24 bytes", cfg.Name)
+		}
+		w.signer = signer
+	}
+	return w, nil
+}
+
+// Name returns the name of the configuration.
+func (w *Webhook) Name() string { return w.cfg.Name }
+
+// Send posts m.
+func (w *Webhook) Send(ctx context.Context, m schema.OutboxMessage) error {
+	body, contentType := m.Body, "application/json"
+	for name, values := range m.Header {
+		if strings.EqualFold(name, "Content-Type") && len(values) == 1 {
+			contentType = values[0]
+		}
+	}
+	if w.cfg.Format == FormatSlack {
+		var err error
+		if body, err = w.line(m); err != nil {
+			return err
+		}
+		contentType = "application/json"
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, w.cfg.URL, bytes.NewReader(body))
+	if err != nil {
+		return fmt.Errorf("post alert %s: %w", m.AlertID, err)
+	}
+	req.Header.Set("Content-Type", contentType)
+	now := w.now()
+	req.Header.Set(standardwebhooks.HeaderWebhookID, m.AlertID)
+	req.Header.Set(standardwebhooks.HeaderWebhookTimestamp, strconv.FormatInt(now.Unix(), 10))
+	if w.signer != nil {
+		signature, err := w.signer.Sign(m.AlertID, now, body)
+		if err != nil {
+			return fmt.Errorf("sign alert %s: %w", m.AlertID, err)
+		}
+		req.Header.Set(standardwebhooks.HeaderWebhookSignature, signature)
+	}
+	return post(w.client, req, m.AlertID)
+}
+
+// line is the body of the format slack.
+func (w *Webhook) line(m schema.OutboxMessage) ([]byte, error) {
+	text := m.Subject + " " + m.AlertID // of a message that is not an alert
+	if a, err := schema.DecodeAlert(m.Body); err == nil {
+		text = Summary(a)
+		if w.cfg.Link != "" {
+			text += " " + w.cfg.Link + url.PathEscape(a.ID)
+		}
+	}
+	return json.Marshal(map[string]string{"text": escapeSlack.Replace(text)})
+}
+
+// escapeSlack keeps labels, which come from outside, from being read as mentions and links.
+var escapeSlack = strings.NewReplacer("&", "&amp;", "<", "&lt;", ">", "&gt;")
+
+// Summary returns an alert in one line.
+func Summary(a schema.Alert) string {
+	s := fmt.Sprintf("%s: %s", strings.ToUpper(a.Severity), a.Model)
+	if a.ClassLabel != "" {
+		s += fmt.Sprintf(", class %s", a.ClassLabel)
+	}
+	if a.Measurement != "" {
+		s += fmt.Sprintf(": %s %.4g is at or above %.4g", a.Measurement, a.Decided, a.Threshold)
+	}
+	return s + fmt.Sprintf(" (%s)", a.Reason)
+}
+
+// checkURL returns an error unless address is an absolute http or https URL.
+func checkURL(address string) error {
+	u, err := url.Parse(address)
+	switch {
+	case err != nil:
+		return errors.New("is not a URL")
+	case u.Scheme != "http" && u.Scheme != "https" || u.Host == "":
+		return errors.New("must begin with http:// or https:// and name a host")
+	}
+	return nil
+}
+
+// client returns c, or a client of its own, that does not follow redirects: a receiver that moved must be configured.
+func client(c *http.Client) *http.Client {
+	if c == nil {
+		c = &http.Client{}
+	}
+	own := *c
+	own.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
+	return &own
+}
+
+// rejected is the error of a receiver that answered with another status than 2xx.
+type rejected struct {
+	status int
+	text   string
+	after  time.Duration
+}
+
+func (r *rejected) Error() string {
+	return fmt.Sprintf("the receiver answered %d %s: %s", r.status, http.StatusText(r.status), r.text)
+}
+
+// RetryAfter is how long the receiver asked to be left alone; 0 where it did not.
+func (r *rejected) RetryAfter() time.Duration { return r.after }
+
+// post sends req and returns nil where the answer is 2xx.
+func post(c *http.Client, req *http.Request, id string) error {
+	resp, err := c.Do(req)
+	if err != nil {
+		var u *url.Error
+		if errors.As(err, &u) {
+			err = u.Err // without the URL, which may hold a secret
+		}
+		return fmt.Errorf("post alert %s: %w", id, err)
+	}
+	defer resp.Body.Close()
+	text, _ := io.ReadAll(io.LimitReader(resp.Body, 200)) // as much as there is; the status decides
+	if resp.StatusCode/100 == 2 {
+		return nil
+	}
+	r := &rejected{status: resp.StatusCode, text: strings.TrimSpace(string(text))}
+	if seconds, err := strconv.ParseUint(resp.Header.Get("Retry-After"), 10, 16); err == nil {
+		r.after = time.Duration(seconds) * time.Second
+	}
+	return fmt.Errorf("post alert %s: %w", id, r)
+}
