@@ -123,9 +123,14 @@ func (s *Store) SetThresholds(ctx context.Context, c ThresholdChange) (Threshold
 	return c, err
 }
 
+// lockThresholds lets one change in at a time, so that a rollback sees what it takes back.
+func lockThresholds(ctx context.Context, tx pgx.Tx) error {
+	_, err := tx.Exec(ctx, `SELECT pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtext('decuwatch.thresholds'))`)
+	return err
+}
+
 func insertChange(ctx context.Context, tx pgx.Tx, c ThresholdChange) (ThresholdChange, error) {
-	// One change at a time, so that a rollback sees what it takes back.
-	if _, err := tx.Exec(ctx, `LOCK TABLE decuwatch.threshold_changes IN SHARE ROW EXCLUSIVE MODE`); err != nil {
+	if err := lockThresholds(ctx, tx); err != nil {
 		return c, err
 	}
 	err := tx.QueryRow(ctx, `INSERT INTO decuwatch.threshold_changes (kind, undoes, set_by, reason) VALUES ($1, nullif($2::bigint, 0), $3, $4) RETURNING id, set_at`,
@@ -156,7 +161,7 @@ func insertChange(ctx context.Context, tx pgx.Tx, c ThresholdChange) (ThresholdC
 func (s *Store) RollbackThresholds(ctx context.Context, by, reason string) (ThresholdChange, error) {
 	var c ThresholdChange
 	err := s.begin(ctx, "roll back thresholds", func(tx pgx.Tx) error {
-		if _, err := tx.Exec(ctx, `LOCK TABLE decuwatch.threshold_changes IN SHARE ROW EXCLUSIVE MODE`); err != nil {
+		if err := lockThresholds(ctx, tx); err != nil {
 			return err
 		}
 		var undone int64

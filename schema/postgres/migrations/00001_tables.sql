@@ -477,18 +477,18 @@ COMMENT ON FUNCTION decuwatch.ensure_partition IS 'Creates the partition of scor
 CREATE FUNCTION decuwatch.drop_partitions(before timestamptz) RETURNS text[]
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = '' SET timezone = 'UTC' AS $$
 DECLARE
-    partition regclass;
+    partition text;
     dropped   text[] := '{}';
 BEGIN
     PERFORM pg_advisory_xact_lock(hashtext('decuwatch.ensure_partition'));
     FOR partition IN
-        SELECT c.oid::regclass FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
+        SELECT c.oid::regclass::text FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
         WHERE i.inhparent = 'decuwatch.scores'::regclass AND c.relname ~ '^scores_[0-9]{4}_[0-9]{2}$'
           AND to_timestamp(substring(c.relname FROM 8), 'YYYY_MM') + interval '1 month' <= before
         ORDER BY c.relname
     LOOP
         EXECUTE format('DROP TABLE %s', partition);
-        dropped := dropped || partition::text;
+        dropped := dropped || partition;
     END LOOP;
     RETURN dropped;
 END $$;
