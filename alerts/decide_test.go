@@ -185,6 +185,15 @@ func TestDecide(t *testing.T) {
 			reasons:    [2]string{"below_threshold", "no_threshold"}, fallbacks: [2]string{"", "missing"},
 		},
 		{
+			name: "a withdrawn threshold is gone", score: score(.5, 0),
+			thresholds: []schema.Threshold{
+				other(threshold(8, "class", 3, gap, warn, .1), func(th *schema.Threshold) { th.Withdrawn = true }),
+				threshold(7, "class", 3, gap, warn, .1), threshold(6, "model", -1, gap, warn, .2),
+			},
+			gap:     &fires{warn, "model_threshold", .5, .2, 6},
+			reasons: [2]string{"model_threshold", "no_threshold"}, fallbacks: [2]string{"model", "missing"},
+		},
+		{
 			name: "the newer of two of one scope and severity stands", score: score(.5, 0),
 			thresholds: []schema.Threshold{threshold(8, "class", 3, gap, warn, .6), threshold(7, "class", 3, gap, warn, .1)},
 			reasons:    [2]string{"below_threshold", "no_threshold"}, fallbacks: [2]string{"", "missing"},

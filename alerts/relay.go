@@ -45,6 +45,7 @@ type RelayConfig struct {
 	Poll        time.Duration // how often the outbox is looked at although nothing was announced. Defaults to 1 s
 	RetryDelay  time.Duration // after the first failed attempt; doubles with each further one. Defaults to 500 ms
 	RetryMax    time.Duration // Defaults to 1 min
+	Measure     time.Duration // how often the metrics of what is due are read. Defaults to 5 s
 	Logger      *slog.Logger  // Defaults to slog.Default()
 	Metrics     *Metrics      // Nil counts nowhere
 }
@@ -57,6 +58,7 @@ func (c RelayConfig) WithDefaults() RelayConfig {
 	def(&c.Poll, time.Second)
 	def(&c.RetryDelay, 500*time.Millisecond)
 	def(&c.RetryMax, time.Minute)
+	def(&c.Measure, 5*time.Second)
 	if c.Logger == nil {
 		c.Logger = slog.Default()
 	}
@@ -82,7 +84,7 @@ type Relay struct {
 // NewRelay returns a relay from outbox to the sinks. Negative numbers in cfg, and two sinks of one name, are errors.
 func NewRelay(outbox Outbox, cfg RelayConfig, sinks ...Sink) (*Relay, error) {
 	cfg = cfg.WithDefaults()
-	if cfg.Batch < 0 || cfg.Concurrency < 0 || cfg.SendTimeout < 0 || cfg.Poll < 0 || cfg.RetryDelay < 0 || cfg.RetryMax < 0 {
+	if cfg.Batch < 0 || cfg.Concurrency < 0 || cfg.SendTimeout < 0 || cfg.Poll < 0 || cfg.RetryDelay < 0 || cfg.RetryMax < 0 || cfg.Measure < 0 {
 		return nil, errors.New("alerts: a number of the relay's configuration is negative")
 	}
 	names := map[string]bool{}
@@ -250,7 +252,7 @@ func (r *Relay) measure(ctx context.Context) error {
 		if err == nil {
 			r.cfg.Metrics.setOutbox(r.sinks, stats)
 		}
-		pause(ctx, 5*time.Second)
+		pause(ctx, r.cfg.Measure)
 	}
 	return nil
 }

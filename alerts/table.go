@@ -35,7 +35,7 @@ type key struct {
 type known struct{ model, measurement string }
 
 // NewTable returns the table of the given thresholds. Where two have the same scope and severity, the one with the
-// higher id stands. The error names a threshold that cannot be: an unknown scope, measurement or severity, a number
+// higher id stands; where that one is withdrawn, none. The error names a threshold that cannot be: an unknown scope, measurement or severity, a number
 // that is not finite, a class that is missing or must not be there.
 func NewTable(thresholds []schema.Threshold) (*Table, error) {
 	t := &Table{thresholds: map[key][]*schema.Threshold{}, known: map[known]bool{}, newest: map[string]int64{}}
@@ -51,16 +51,19 @@ func NewTable(thresholds []schema.Threshold) (*Table, error) {
 			k.class = *th.Class
 		}
 		same := func(o *schema.Threshold) bool { return o.Severity == th.Severity }
+		t.last = th.ID
 		if at := slices.IndexFunc(t.thresholds[k], same); at >= 0 {
-			t.thresholds[k][at] = th
-		} else {
-			t.thresholds[k] = append(t.thresholds[k], th)
-			t.size++
+			t.thresholds[k] = slices.Delete(t.thresholds[k], at, at+1)
+			t.size--
 		}
+		if th.Withdrawn {
+			continue
+		}
+		t.thresholds[k] = append(t.thresholds[k], th)
+		t.size++
 		if th.Scope != ScopeLimit {
 			t.known[known{th.Model, th.Measurement}] = true
 		}
-		t.last = th.ID
 		t.newest[th.Model] = max(t.newest[th.Model], th.SetAt.UnixNano())
 	}
 	return t, nil
