@@ -462,10 +462,7 @@ func TestPartitionsAndRetention(t *testing.T) {
 // TestServerKilled kills the server in the middle of work: what was confirmed is there after, and work goes on by itself.
 func TestServerKilled(t *testing.T) {
 	ctx := testContext(t)
-	dir, err := os.MkdirTemp("", "pgkill")
-	if err != nil {
-		t.Fatal(err)
-	}
+	dir := filepath.Join(t.TempDir(), "server") // below a directory that is closed to other users
 	server, err := local.Start(ctx, local.Options{Dir: dir, Remove: true})
 	if err != nil {
 		t.Fatal(err)

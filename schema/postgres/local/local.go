@@ -309,7 +309,7 @@ func (s *Server) initialise(ctx context.Context, bin string, attr *syscall.SysPr
 	}
 	cmd := exec.CommandContext(ctx, filepath.Join(bin, "initdb"), "--pgdata", partial, "--username", s.user,
 		"--pwfile", secretFile, "--auth", "scram-sha-256", "--encoding", "UTF8", "--locale", "C", "--no-sync", "--no-instructions")
-	cmd.Dir = s.opts.Dir
+	cmd.Dir = "/" // the capability to enter a closed directory comes with the exec only
 	cmd.Env = environment(bin)
 	cmd.SysProcAttr = attr
 	if out, err := cmd.CombinedOutput(); err != nil {
@@ -356,7 +356,7 @@ func (s *Server) launch(ctx context.Context, bin string, attr *syscall.SysProcAt
 	start := time.Now()
 	logSize := s.logSize()
 	s.cmd = exec.Command(filepath.Join(bin, "postgres"), args...)
-	s.cmd.Dir = s.opts.Dir
+	s.cmd.Dir = "/"
 	s.cmd.Env = environment(bin)
 	s.cmd.SysProcAttr = attr
 	s.cmd.Stdout, s.cmd.Stderr = s.opts.Log, s.opts.Log
