@@ -1,6 +1,8 @@
 package scoring
 
 import (
+	"errors"
+
 	"github.com/prometheus/client_golang/prometheus"
 )
 
@@ -33,6 +35,10 @@ func newMetrics(r prometheus.Registerer, model string) (*metrics, error) {
 		Name: "decuwatch_sampler_requests",
 		Help: "Requests that wait or run in the sampler.",
 	}, []string{"model"})
+	// Engines of several models share the collectors.
+	if err := errors.Join(register(r, &rows), register(r, &batch), register(r, &queued), register(r, &requests)); err != nil {
+		return nil, err
+	}
 	m := &metrics{
 		batch:    batch.WithLabelValues(model),
 		queued:   queued.WithLabelValues(model),
@@ -41,13 +47,19 @@ func newMetrics(r prometheus.Registerer, model string) (*metrics, error) {
 	for i, kind := range []string{"live", "background", "padding"} {
 		m.rows[i] = rows.WithLabelValues(model, kind)
 	}
-	if r == nil {
-		return m, nil
-	}
-	for _, c := range []prometheus.Collector{rows, batch, queued, requests} {
-		if err := r.Register(c); err != nil {
-			return nil, err
-		}
-	}
 	return m, nil
+}
+
+// register registers c, or puts the collector that is registered already in its place.
+func register[C prometheus.Collector](r prometheus.Registerer, c *C) error {
+	if r == nil {
+		return nil
+	}
+	err := r.Register(*c)
+	var already prometheus.AlreadyRegisteredError
+	if errors.As(err, &already) {
+		*c = already.ExistingCollector.(C)
+		return nil
+	}
+	return err
 }
