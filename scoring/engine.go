@@ -328,13 +328,9 @@ func (e *Engine) fly(ctx context.Context, r Request, p *plan, profile Profile) (
 	if err := ctx.Err(); err != nil {
 		return nil, Receipt{}, err
 	}
-	generator := r.Noise
-	if generator == "" {
-		generator = e.ensemble.Noise
-	}
-	noise, err := diffusion.NewNoise(generator, r.Seed, e.ensemble.Latent.Size())
+	noise, err := newNoise(e, r)
 	if err != nil {
-		return nil, Receipt{}, fmt.Errorf("%w: %w", ErrNoise, err)
+		return nil, Receipt{}, err
 	}
 	paths := 1 + len(p.branches)*(p.components-1)
 	f := &flight{plan: p, class: r.Class, carrier: Carrier(r.Key, p.components), priority: r.Priority, paths: make([]path, 1, paths)}
@@ -350,7 +346,7 @@ func (e *Engine) fly(ctx context.Context, r Request, p *plan, profile Profile) (
 	receipt := Receipt{
 		EnsembleDigest: e.ensemble.Digest, Profile: ProfileAsRequested,
 		Steps: profile.Steps, GuidanceScale: profile.GuidanceScale, Eta: profile.Eta,
-		Seed: r.Seed, Noise: generator, Carrier: f.carrier, Rows: p.rows, Runtime: ort.Runtime(), Device: e.options.Device,
+		Seed: r.Seed, Noise: e.generator(r), Carrier: f.carrier, Rows: p.rows, Runtime: ort.Runtime(), Device: e.options.Device,
 	}
 	fixed := e.fixed
 	profile.Reason, fixed.Reason = "", ""
@@ -362,6 +358,22 @@ func (e *Engine) fly(ctx context.Context, r Request, p *plan, profile Profile) (
 		return nil, Receipt{}, err
 	}
 	return f, receipt, nil
+}
+
+// generator returns the name of the generator that draws a request's first latent.
+func (e *Engine) generator(r Request) string {
+	if r.Noise == "" {
+		return e.ensemble.Noise
+	}
+	return r.Noise
+}
+
+func newNoise(e *Engine, r Request) (diffusion.Noise, error) {
+	noise, err := diffusion.NewNoise(e.generator(r), r.Seed, e.ensemble.Latent.Size())
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrNoise, err)
+	}
+	return noise, nil
 }
 
 // Close refuses new requests, ends those in flight with ErrClosed, waits for running C calls and releases the sessions.

@@ -4,6 +4,7 @@ Every graph is held against PyTorch before the directory takes its place; an exp
 """
 
 import argparse
+import math
 import platform
 import sys
 from pathlib import Path
@@ -23,6 +24,7 @@ from decuwatch_training.check import check_directory
 from decuwatch_training.diffusion import Sampler
 from decuwatch_training.errors import TrainingError
 from decuwatch_training.files import read_json, sha256_file, staged_directory, write_json
+from decuwatch_training.golden import LARGEST_LATENT, write_golden
 from decuwatch_training.graphs import DECODER_NAMES, OPSET, UNET_NAMES, export_decoder, export_unet
 from decuwatch_training.loop import pick_device
 from decuwatch_training.train import Run, image_shape_of, load_run
@@ -126,11 +128,14 @@ def export_ensemble(
                 },
             }
             manifest["diagnostics"] = {
-                "classes": dict(zip(trained.labels, trained.record["diagnostics"][rotation], strict=True)),
+                "classes": {trained.labels[row["class"]]: row for row in trained.record["diagnostics"][rotation]},
                 "findings": [finding for finding in trained.record["findings"] if finding.startswith(f"rotation {rotation}:")],
             }
             write_json(staged / manifest_name(rotation), manifest)
         check_directory(staged, backbone)
+        if math.prod(backbone.latent_shape) <= LARGEST_LATENT:
+            device = next(backbone.denoiser.parameters()).device
+            write_golden(staged, lambda *inputs: backbone.denoiser(*(tensor.to(device) for tensor in inputs)).cpu(), "PyTorch")
 
 
 def _entry(path: Path) -> dict[str, Any]:
