@@ -26,8 +26,8 @@ import (
 // Handler does the work on one event.
 type Handler interface {
 	// Handle returns nil once the event's verdict is committed. Its error is the acknowledgement decision: an
-	// error that wraps a *schema.Invalid, or an error with a kind (see [Permanent]), becomes a dead letter; any
-	// other is tried again. The context ends at the event's deadline, or when a drain has run out of time.
+	// error that wraps a *schema.Invalid, or an error with a kind (see [Permanent]), becomes a dead letter; one that is
+	// [Unavailable] has the message kept until what is away is back; any other is tried again. The context ends at the event's deadline, or when a drain has run out of time.
 	Handle(ctx context.Context, ev schema.Event, d schema.Delivery) error
 	// Rows is the cost of the event in rows of U-Net work, at least 1.
 	Rows(ev schema.Event) int

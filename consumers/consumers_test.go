@@ -574,6 +574,38 @@ decuwatch_pulling_paused 1
 	}
 }
 
+// An error that says by itself that a dependency is away uses up no delivery, although the question for health is
+// answered well: a table that is locked, a disk that is full.
+func TestUnavailableKeepsMessages(t *testing.T) {
+	js := natstest.Start(t).JetStream()
+	stream := ensure(t, js)
+	publish(t, js, ids("e", 20)...)
+	if _, err := js.Publish(t.Context(), schema.SubjectGeneration(model), []byte("broken")); err != nil {
+		t.Fatal(err)
+	}
+	r := newRecorder()
+	full := consumers.Unavailable(errors.New("no space left on device"))
+	var tries atomic.Int64
+	r.handle = func(context.Context, schema.Event, schema.Delivery) error {
+		if tries.Add(1) < 100 {
+			return fmt.Errorf("commit verdict: %w", full)
+		}
+		r.refuse.Store(nil)
+		return nil
+	}
+	r.refuse.Store(&full)
+	cfg := config()
+	cfg.MaxDeliver = 2
+	run(t, js, cfg, r)
+	natstest.Until(t, "the backlog drains", func() bool { done, letters := r.count(); return done == 20 && letters == 1 })
+	settled(t, stream)
+	for id, deliveries := range r.handled {
+		if last := deliveries[len(deliveries)-1]; last.Delivered != 1 {
+			t.Errorf("event %s used %d deliveries", id, last.Delivered)
+		}
+	}
+}
+
 // A message that is worked on for longer than AckWait is kept by heartbeats.
 func TestHeartbeats(t *testing.T) {
 	s := natstest.Start(t)

@@ -24,6 +24,27 @@ type permanent struct {
 func (p *permanent) Unwrap() error          { return p.error }
 func (p *permanent) DeadLetterKind() string { return p.kind }
 
+// Unavailable returns err as one that says nothing about the message: something that every message needs is away, slow,
+// locked or full. The message is kept and tried again when it is back, and no delivery is used up, however long that
+// takes; meanwhile nothing is pulled. Any error with a method Unavailable() bool that returns true is read in the same
+// way. A nil err stays nil.
+func Unavailable(err error) error {
+	if err == nil {
+		return nil
+	}
+	return &unavailable{err}
+}
+
+type unavailable struct{ error }
+
+func (u *unavailable) Unwrap() error     { return u.error }
+func (u *unavailable) Unavailable() bool { return true }
+
+func isUnavailable(err error) bool {
+	var u interface{ Unavailable() bool }
+	return errors.As(err, &u) && u.Unavailable()
+}
+
 // action is what becomes of a message.
 type action string
 

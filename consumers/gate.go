@@ -21,10 +21,17 @@ type gate struct {
 	opened chan struct{} // closed while the gate is open
 	shut   chan struct{} // closed while the gate is shut
 	isOpen bool
+	trips  int // since the last success
 }
 
 // probeTimeout bounds one question for health.
 const probeTimeout = 5 * time.Second
+
+// Least and most time between two such questions.
+const (
+	probeLeast = 200 * time.Millisecond
+	probeMost  = 3 * time.Second
+)
 
 func newGate(ctx context.Context, healthy func(context.Context) error, log *slog.Logger, m *Metrics) *gate {
 	g := &gate{healthy: healthy, log: log, metrics: m, opened: make(chan struct{}), shut: make(chan struct{}), isOpen: true}
@@ -82,15 +89,39 @@ func (g *gate) check(ctx context.Context) bool {
 	if err == nil || ctx.Err() != nil {
 		return true
 	}
+	g.shutFor(err)
+	return false
+}
+
+// trip shuts the gate because of an error that says by itself that a dependency is away. Where the gate is tripped
+// again without a success between, it stays shut for longer, whatever the answer to the question for health.
+func (g *gate) trip(err error) {
+	g.asking.Lock()
+	defer g.asking.Unlock()
+	if g.open() {
+		g.shutFor(err)
+	}
+}
+
+// success ends a row of trips.
+func (g *gate) success() {
+	g.mu.Lock()
+	g.trips = 0
+	g.mu.Unlock()
+}
+
+// shutFor shuts the open gate and has it open again. The caller holds g.asking.
+func (g *gate) shutFor(err error) {
 	g.mu.Lock()
 	g.isOpen = false
 	g.opened = make(chan struct{})
 	close(g.shut)
+	retry := backoff{min: probeLeast, max: probeMost, next: min(probeLeast<<min(g.trips, 10), probeMost) / 2}
+	g.trips++
 	g.mu.Unlock()
 	g.metrics.paused.Set(1)
 	g.log.Warn("pulling is paused: a dependency is away", "err", err)
-	g.probes.Go(g.probe)
-	return false
+	g.probes.Go(func() { g.probe(retry) })
 }
 
 func (g *gate) open() bool {
@@ -106,9 +137,8 @@ func (g *gate) ask(ctx context.Context) error {
 }
 
 // probe asks at growing intervals until all is well, then opens the gate.
-func (g *gate) probe() {
+func (g *gate) probe(retry backoff) {
 	start := time.Now()
-	retry := backoff{min: 200 * time.Millisecond, max: 3 * time.Second}
 	for {
 		retry.wait(g.ctx)
 		if g.ctx.Err() != nil {

@@ -138,6 +138,38 @@ func TestGate(t *testing.T) {
 	})
 }
 
+// A gate that is tripped again and again stays shut for longer, although the question for health is answered well.
+func TestGateTrips(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGate(t.Context(), func(context.Context) error { return nil }, slog.New(slog.DiscardHandler), NewMetrics(nil, nil))
+		defer g.stop()
+		shut := func() time.Duration {
+			start := time.Now()
+			g.trip(errors.New("locked"))
+			g.trip(errors.New("locked")) // of another message in flight
+			if g.check(t.Context()) {
+				t.Error("the gate is open after a trip")
+			}
+			if err := g.wait(t.Context()); err != nil {
+				t.Error(err)
+			}
+			return time.Since(start)
+		}
+		first := shut()
+		var last time.Duration
+		for range 8 {
+			last = shut()
+		}
+		if first > probeLeast || last < probeMost/2 || last > probeMost {
+			t.Errorf("shut for %s at first, %s at last", first, last)
+		}
+		g.success()
+		if again := shut(); again > probeLeast {
+			t.Errorf("shut for %s after a success", again)
+		}
+	})
+}
+
 // A stop ends the waiting for a dependency.
 func TestGateStops(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

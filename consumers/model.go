@@ -112,7 +112,15 @@ func (r *runner) admit(work context.Context, ev schema.Event, d schema.Delivery)
 	r.cfg.Metrics.queue.Observe(time.Since(start).Seconds())
 	for {
 		err := r.handle(work, ev, d)
-		if err == nil || !transient(err) || drained(work) || r.gate.check(work) {
+		switch {
+		case err == nil:
+			r.gate.success()
+			return nil
+		case drained(work) || !transient(err):
+			return err
+		case isUnavailable(err):
+			r.gate.trip(err)
+		case r.gate.check(work):
 			return err
 		}
 		if gone := r.gate.wait(work); gone != nil {
@@ -157,19 +165,23 @@ func (r *runner) bury(work context.Context, l letter, d decision) error {
 		ctx, cancel := context.WithTimeout(work, r.cfg.HandleTimeout)
 		err := r.dead.DeadLetter(ctx, v)
 		cancel()
-		if err == nil {
+		switch {
+		case err == nil:
+			r.gate.success()
 			r.cfg.Metrics.deadLetter(d.kind)
 			return nil
-		}
-		if work.Err() != nil {
+		case drained(work):
 			return err
-		}
-		if r.gate.check(work) {
+		case isUnavailable(err):
+			r.gate.trip(err)
+		case r.gate.check(work):
 			if refused++; refused == tries {
 				return err
 			}
 			retry.wait(work)
-		} else if gone := r.gate.wait(work); gone != nil {
+			continue
+		}
+		if gone := r.gate.wait(work); gone != nil {
 			return errors.Join(err, gone)
 		}
 	}
