@@ -576,6 +576,13 @@ func refused(err error) bool {
 	return errors.As(err, &e) && len(e.Code) == 5 && (e.Code[:2] == "22" || e.Code[:2] == "23")
 }
 
+// Refused reports whether an error of Record or DeadLetter is about the verdict itself, so that no other try ends better.
+// Any other says that the database is away, slow, locked or full.
+func Refused(err error) bool {
+	var invalid *schema.Invalid
+	return errors.As(err, &invalid) || errors.Is(err, ErrNotFinite) || refused(err)
+}
+
 // collided tells an error that goes away when the transaction is tried again: a deadlock or a serialization failure.
 func collided(err error) bool {
 	var e *pgconn.PgError
