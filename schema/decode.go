@@ -238,7 +238,7 @@ func decodeEvent(attributes map[string]any, data any, now time.Time) (Event, err
 	}
 	for _, name := range sortedNames(attributes) {
 		if !extensionPattern.MatchString(name) {
-			return e, invalid(clip(name), "is not the name of a CloudEvents attribute (1 to 20 of a-z 0-9)")
+			return e, invalid(pathName(name), "is not the name of a CloudEvents attribute (1 to 20 of a-z 0-9)")
 		}
 		switch v := attributes[name].(type) {
 		case map[string]any, []any:
@@ -382,7 +382,7 @@ func object(v any, at string, names ...string) (map[string]any, error) {
 	}
 	for _, name := range sortedNames(fields) {
 		if !slices.Contains(names, name) {
-			return nil, invalid(at+"."+clip(name), "is not a field of the format (known: %s)", strings.Join(names, ", "))
+			return nil, invalid(at+"."+pathName(name), "is not a field of the format (known: %s)", strings.Join(names, ", "))
 		}
 	}
 	return fields, nil
@@ -486,7 +486,7 @@ func parse(payload []byte, at ...string) (any, error) {
 			if !ok {
 				return nil, invalid(where(), "is not JSON: a field's name must be a string")
 			}
-			at = append(at, clip(name))
+			at = append(at, pathName(name))
 			if _, twice := fields[name]; twice {
 				return nil, invalid(where(), "is given twice")
 			}
@@ -565,6 +565,14 @@ func clip(s string) string {
 		cut--
 	}
 	return s[:cut] + "..."
+}
+
+// pathName writes a producer's field name as part of a path.
+func pathName(s string) string {
+	if s == "" {
+		return `""`
+	}
+	return clip(s)
 }
 
 func quote(s string) string { return strconv.Quote(clip(s)) }
