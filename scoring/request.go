@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math"
 
 	"github.com/decuwatch/decuwatch/scoring/ensemble"
 )
@@ -108,4 +109,16 @@ func (e *NonFiniteError) Error() string {
 func Carrier(key string, components int) int {
 	sum := sha256.Sum256([]byte(key))
 	return int(binary.BigEndian.Uint64(sum[:8]) % uint64(components))
+}
+
+// Tolerance and ToleranceFloor are how far two computations of one score may lie apart, relative and absolute, on one
+// kind of device: the rows that share a run change the order of floating-point sums. docs/method.md has the measurement.
+const (
+	Tolerance      = 1e-3
+	ToleranceFloor = 1e-6
+)
+
+// Agrees reports whether two values of one measurement are the same within the tolerance.
+func Agrees(a, b float64) bool {
+	return math.Abs(a-b) <= Tolerance*max(math.Abs(a), math.Abs(b))+ToleranceFloor
 }

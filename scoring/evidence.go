@@ -1,0 +1,137 @@
+package scoring
+
+import (
+	"context"
+	"fmt"
+	"math"
+
+	"github.com/decuwatch/decuwatch/scoring/ensemble"
+	"github.com/decuwatch/decuwatch/scoring/paide"
+)
+
+// Evidence is what a reviewer looks at: the request as each component alone would have generated it, where these images
+// differ, and how the disagreement develops along the sampler.
+type Evidence struct {
+	Result Result // the score, computed anew in the same run
+
+	// Images are the components' own images, rolled out from the first latent: [M][channels*height*width], in [-1, 1]
+	// up to the decoder's overshoot. The carrier of the receipt is the one whose path the score followed.
+	Images [][]float32
+	// LatentMap is PaiDE of each position of the final latents, [height*width] of the latent, in nats, at most ln M.
+	LatentMap []float64
+	// ImageMap is PaiDE of each pixel of the images, [height*width] of the image, in nats, at most ln M.
+	ImageMap []float64
+	// Trajectory holds measurements of a single step (paide-w2 with its mean distance) at up to 11 branch steps, evenly
+	// spaced and ascending. The noisy early steps show the class, later ones the request.
+	Trajectory []Measurement
+	// Final measures the distance between the components' final latents (mean-w2 from branch step 0).
+	Final Measurement
+	// Similarity is the structural similarity of each pair of images, M x M, 1 on the diagonal.
+	Similarity [][]float64
+	// Diversity is 1 minus the mean similarity of different components' images: 0 where all images are alike.
+	Diversity float64
+}
+
+// trajectoryPoints is how many branch steps Evidence measures at most.
+const trajectoryPoints = 11
+
+// evidenceMeasures are the profile's two measurements, the roll-out of all components from the first latent, and the
+// points of the trajectory.
+func evidenceMeasures(p Profile) []Measure {
+	measures := []Measure{p.ClassGap, p.RequestRisk, {BranchStep: 0, RolloutSteps: p.Steps, Estimator: ensemble.MeanW2}}
+	points := min(trajectoryPoints, p.Steps)
+	for i := range points {
+		step := 0
+		if points > 1 {
+			step = int(math.Round(float64(i) * float64(p.Steps-1) / float64(points-1)))
+		}
+		measures = append(measures, Measure{BranchStep: step, RolloutSteps: 1, Estimator: ensemble.PaiDEW2})
+	}
+	return measures
+}
+
+// Evidence gathers the evidence of a request in the background, whatever the request's priority says. It costs several
+// times the rows of a score. Errors are those of Score.
+func (e *Engine) Evidence(ctx context.Context, r Request) (Evidence, error) {
+	profile := e.profile(r)
+	if err := profile.Validate(); err != nil {
+		return Evidence{}, fmt.Errorf("%w: %w", ErrSettings, err)
+	}
+	p, err := newPlan(&e.ensemble.Manifest, profile.Steps, profile.GuidanceScale, profile.Eta, evidenceMeasures(profile))
+	if err != nil {
+		return Evidence{}, err
+	}
+	if p.rows > e.options.MaxRequestRows {
+		return Evidence{}, fmt.Errorf("%w: evidence of %d rows, at most %d", ErrTooLarge, p.rows, e.options.MaxRequestRows)
+	}
+	r.Priority = Background
+	f, receipt, err := e.fly(ctx, r, p, profile)
+	if err != nil {
+		return Evidence{}, err
+	}
+	defer e.sampler.release(f)
+	if scored, err := e.plan(profile); err == nil {
+		receipt.Rows = scored.rows // of the score that the receipt belongs to
+	}
+	latent, image := e.ensemble.Latent, e.ensemble.Image
+	measured := make([]Measurement, len(p.measures))
+	for i, m := range p.measures {
+		measured[i] = p.measure(m, f.means[i], latent)
+	}
+	images, err := e.decode(ctx, f.means[2], profile.Steps)
+	if err != nil {
+		return Evidence{}, err
+	}
+	evidence := Evidence{
+		Result:     Result{ClassGap: measured[0], RequestRisk: measured[1], Receipt: receipt},
+		Images:     images,
+		LatentMap:  paide.Map(f.means[2], latent.Channels, latent.Height*latent.Width),
+		ImageMap:   paide.Map(images, image.Channels, image.Height*image.Width),
+		Trajectory: measured[3:],
+		Final:      measured[2],
+	}
+	evidence.Similarity, evidence.Diversity = similarities(images, image)
+	return evidence, nil
+}
+
+// decode returns the images of latents, one after another in runs of the decoder.
+func (e *Engine) decode(ctx context.Context, latents [][]float32, step int) ([][]float32, error) {
+	e.decoding.Lock()
+	defer e.decoding.Unlock()
+	if e.sessions == nil {
+		return nil, ErrClosed
+	}
+	n, size := e.ensemble.Latent.Size(), e.ensemble.Image.Size()
+	scale, shift := e.ensemble.Latent.Scale, e.ensemble.Latent.Shift
+	images := make([][]float32, len(latents))
+	for at := 0; at < len(latents); at += decoderRows {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		rows := min(decoderRows, len(latents)-at)
+		for i, latent := range latents[at : at+rows] {
+			for j, v := range latent {
+				e.decoder.Input(0)[i*n+j] = float32(float64(v)/scale + shift)
+			}
+		}
+		padded := rows
+		if len(e.options.Buckets) > 0 {
+			padded = decoderRows // the one warmed shape
+		}
+		if err := e.decoder.Run(padded); err != nil {
+			return nil, fmt.Errorf("decode: %w", err)
+		}
+		for i := range rows {
+			pixels := append([]float32(nil), e.decoder.Output()[i*size:(i+1)*size]...)
+			sum := 0.0
+			for _, v := range pixels {
+				sum += float64(v)
+			}
+			if math.IsNaN(sum) || math.IsInf(sum, 0) {
+				return nil, fmt.Errorf("decode: %w", &NonFiniteError{Step: step, Component: at + i})
+			}
+			images[at+i] = pixels
+		}
+	}
+	return images, nil
+}
