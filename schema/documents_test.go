@@ -1,0 +1,239 @@
+package schema
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/santhosh-tekuri/jsonschema/v6"
+	"go.yaml.in/yaml/v3"
+)
+
+const (
+	eventSchema = "jsonschema/generation.requested.v1.json"
+	alertSchema = "jsonschema/uncertainty.alert.v1.json"
+)
+
+func compile(t *testing.T, path string) *jsonschema.Schema {
+	t.Helper()
+	c := jsonschema.NewCompiler()
+	c.AssertFormat()
+	c.DefaultDraft(jsonschema.Draft2020)
+	s, err := c.Compile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func validate(t *testing.T, s *jsonschema.Schema, payload []byte) error {
+	t.Helper()
+	v, err := jsonschema.UnmarshalJSON(bytes.NewReader(payload))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s.Validate(v)
+}
+
+func TestEventSchemaAgreesWithTheDecoder(t *testing.T) {
+	s := compile(t, eventSchema)
+	_, payload := structuredMode(t, valid())
+	if err := validate(t, s, payload); err != nil {
+		t.Errorf("a valid event: %v", err)
+	}
+	_, payload, err := Encode(validEvent)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := validate(t, s, payload); err != nil {
+		t.Errorf("an event by Encode: %v", err)
+	}
+	data := compile(t, eventSchema+"#/$defs/generation")
+	_, payload = binaryMode(t, valid())
+	if err := validate(t, data, payload); err != nil {
+		t.Errorf("valid data in binary mode: %v", err)
+	}
+	// What the decoder refuses the schema refuses, but for what only the monitor's clock can tell and for the number
+	// of extension attributes, which a schema cannot count apart from the others.
+	for _, b := range breakages {
+		if b.name == "time far ahead" || b.name == "many attributes" {
+			continue
+		}
+		e := valid()
+		b.change(e)
+		_, payload := structuredMode(t, e)
+		if err := validate(t, s, payload); err == nil {
+			t.Errorf("the schema accepts: %s", b.name)
+		}
+	}
+}
+
+func TestAlertSchemaAgreesWithTheType(t *testing.T) {
+	s := compile(t, alertSchema)
+	a := Alert{
+		ID: "a1", Kind: "score", Source: "s", EventID: "e", Model: "m", ClassIndex: 3, Labels: map[string]string{"tenant": "acme"}, Severity: SeverityWarn,
+		Reason: "class_threshold", Measurement: ClassGap, Count: 1, Detail: "d", EventTime: time.Now(), FiredAt: time.Now(), Receipt: Receipt{Deviations: []string{"x"}},
+	}
+	_, payload, err := EncodeAlert(a)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := validate(t, s, payload); err != nil {
+		t.Error(err)
+	}
+	for _, broken := range []string{`"severity":"warn"`, `"measurement":"class_gap"`, `"id":"a1","kind"`, `"specversion":"1.0"`} {
+		if !strings.Contains(string(payload), broken) {
+			t.Fatalf("no %s in %s", broken, payload)
+		}
+		name := strings.Split(broken, `"`)[1]
+		if err := validate(t, s, []byte(strings.Replace(string(payload), `"`+name+`":`, `"x`+name+`":`, -1))); err == nil {
+			t.Errorf("the schema accepts an alert without %s", name)
+		}
+	}
+}
+
+// TestSchemasNameEveryField holds the documents' fields against the Go types', both ways, and every field's presence
+// against omitempty.
+func TestSchemasNameEveryField(t *testing.T) {
+	for _, c := range []struct {
+		file, at string
+		value    any
+	}{
+		{eventSchema, "generation", Generation{}},
+		{eventSchema, "sampler", Sampler{}},
+		{alertSchema, "alert", Alert{}},
+		{alertSchema, "receipt", Receipt{}},
+	} {
+		text, err := os.ReadFile(c.file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var doc struct {
+			Defs map[string]struct {
+				Properties map[string]any
+				Required   []string
+			} `json:"$defs"`
+		}
+		if err := json.Unmarshal(text, &doc); err != nil {
+			t.Fatal(err)
+		}
+		var names, required []string
+		typ := reflect.TypeOf(c.value)
+		for i := range typ.NumField() {
+			name, options, _ := strings.Cut(typ.Field(i).Tag.Get("json"), ",")
+			names = append(names, name)
+			if options != "omitempty" {
+				required = append(required, name)
+			}
+		}
+		slices.Sort(names)
+		slices.Sort(required)
+		wanted := doc.Defs[c.at]
+		slices.Sort(wanted.Required)
+		if got := sortedNames(wanted.Properties); !slices.Equal(got, names) {
+			t.Errorf("%s %s: fields\n%v, the type has\n%v", c.file, c.at, got, names)
+		}
+		if !slices.Equal(wanted.Required, required) {
+			t.Errorf("%s %s: required\n%v, the type has\n%v", c.file, c.at, wanted.Required, required)
+		}
+	}
+}
+
+func TestAsyncAPI(t *testing.T) {
+	text, err := os.ReadFile("asyncapi.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var doc map[string]any
+	if err := yaml.Unmarshal(text, &doc); err != nil {
+		t.Fatal(err)
+	}
+	if doc["asyncapi"] != "3.0.0" {
+		t.Errorf("version %v", doc["asyncapi"])
+	}
+	at := func(path ...string) any {
+		t.Helper()
+		v, err := follow(doc, path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return v
+	}
+	// Every reference leads somewhere; one to a schema compiles.
+	references := 0
+	var walk func(v any)
+	walk = func(v any) {
+		switch v := v.(type) {
+		case map[string]any:
+			if ref, ok := v["$ref"].(string); ok {
+				references++
+				if path, inside := strings.CutPrefix(ref, "#/"); inside {
+					if _, err := follow(doc, strings.Split(path, "/")); err != nil {
+						t.Errorf("%s: %v", ref, err)
+					}
+				} else {
+					compile(t, filepath.FromSlash(ref))
+				}
+			}
+			for _, child := range v {
+				walk(child)
+			}
+		case []any:
+			for _, child := range v {
+				walk(child)
+			}
+		}
+	}
+	walk(doc)
+	if references < 8 {
+		t.Errorf("only %d references", references)
+	}
+	// Addresses and names are those of the code.
+	if got, want := at("channels", "generationRequested", "address"), SubjectGeneration("{model}"); got != want {
+		t.Errorf("address %v, the code has %s", got, want)
+	}
+	alert := strings.NewReplacer(".warn", ".{severity}", ".7", ".{class}").Replace(AlertSubject(Alert{Model: "{model}", Severity: SeverityWarn, ClassIndex: 7}))
+	if got := at("channels", "uncertaintyAlert", "address"); got != alert {
+		t.Errorf("address %v, the code has %s", got, alert)
+	}
+	for name, want := range map[string]string{"generationRequested": TypeGenerationRequested, "generationRequestedBinary": TypeGenerationRequested, "uncertaintyAlert": TypeUncertaintyAlert} {
+		if got := at("components", "messages", name, "name"); got != want {
+			t.Errorf("message %s is named %v, the code has %s", name, got, want)
+		}
+	}
+	for name, address := range map[string]string{"generationRequested": "model", "uncertaintyAlert": "class,model,severity"} {
+		parameters := at("channels", name, "parameters").(map[string]any)
+		if got := strings.Join(sortedNames(parameters), ","); got != address {
+			t.Errorf("parameters of %s: %s", name, got)
+		}
+	}
+	if got := fmt.Sprint(at("channels", "uncertaintyAlert", "parameters", "severity", "enum")); got != fmt.Sprint([]string{SeverityWarn, SeverityCritical}) {
+		t.Errorf("severities %s", got)
+	}
+	for name, want := range map[string]string{"receiveGeneration": "receive", "sendAlert": "send"} {
+		if got := at("operations", name, "action"); got != want {
+			t.Errorf("operation %s: %v", name, got)
+		}
+	}
+	if got := at("components", "messages", "generationRequested", "contentType"); got != contentTypeStructured {
+		t.Errorf("content type %v", got)
+	}
+}
+
+func follow(v any, path []string) (any, error) {
+	for i, name := range path {
+		fields, ok := v.(map[string]any)
+		if !ok || fields[name] == nil {
+			return nil, fmt.Errorf("nothing at %s", strings.Join(path[:i+1], "/"))
+		}
+		v = fields[name]
+	}
+	return v, nil
+}
