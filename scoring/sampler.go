@@ -63,7 +63,8 @@ type flight struct {
 // background ones, which fill the room that is left: all of it while no live request is in flight, else up to a
 // quarter of a run, so that they slow live ones little. Among equals the request that has received the fewest rows goes
 // first, counted from when it joined (start-time fair queueing: Goyal et al., 1996), so a large request neither
-// starves nor holds up small ones. A request joins as soon as the rows in flight leave room in a run.
+// starves nor holds up small ones. As many requests are in flight as a run has room for one path of each; the others
+// wait in order.
 type sampler struct {
 	ensemble *ensemble.Ensemble
 	lanes    []*lane
@@ -75,7 +76,8 @@ type sampler struct {
 	wake   sync.Cond
 	queue  [2][]*flight // by priority, first come first
 	active [2][]*flight
-	ready  [2]int     // rows of open paths of active flights
+	joined [2]int     // rows of one path of each active flight
+	ready  [2]int     // rows of all open paths of active flights
 	clock  [2]float64 // virtual time
 	free   [][]float32
 	closed bool
@@ -124,18 +126,19 @@ func (s *sampler) admit() {
 	room := s.maxRows * len(s.lanes)
 	for priority := range s.queue {
 		for len(s.queue[priority]) > 0 {
-			before := s.ready[Live]
+			f := s.queue[priority][0]
+			before := s.joined[Live]
 			if Priority(priority) == Background {
-				before += s.ready[Background]
+				before += s.joined[Background]
 			}
-			if before >= room {
+			if before+f.plan.width > room {
 				return
 			}
-			f := s.queue[priority][0]
 			s.queue[priority] = slices.Delete(s.queue[priority], 0, 1)
 			f.served = s.clock[priority]
 			s.active[priority] = append(s.active[priority], f)
 			f.open++
+			s.joined[priority] += f.plan.width
 			s.ready[priority] += f.plan.width
 			s.fork(f)
 		}
@@ -243,6 +246,7 @@ func (s *sampler) finish(f *flight) {
 	f.over = true
 	if i := slices.Index(s.active[f.priority], f); i >= 0 {
 		s.active[f.priority] = slices.Delete(s.active[f.priority], i, i+1)
+		s.joined[f.priority] -= f.plan.width
 		s.ready[f.priority] -= f.open * f.plan.width
 	} else if i := slices.Index(s.queue[f.priority], f); i >= 0 {
 		s.queue[f.priority] = slices.Delete(s.queue[f.priority], i, i+1)

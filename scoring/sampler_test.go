@@ -1,0 +1,586 @@
+package scoring
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+
+	"github.com/prometheus/client_golang/prometheus/testutil"
+
+	"github.com/decuwatch/decuwatch/scoring/ensemble"
+	"github.com/decuwatch/decuwatch/scoring/ort"
+)
+
+// fakeLane is a backbone that predicts its own latents, and lets a test look at a run, hold it up or spoil it.
+type fakeLane struct {
+	lane
+	before     func(rows int) error
+	terminated atomic.Int32
+}
+
+func (f *fakeLane) Run(rows int) error {
+	if f.before != nil {
+		if err := f.before(rows); err != nil {
+			return err
+		}
+	}
+	copy(f.output, f.latent[:rows*len(f.latent)/len(f.timestep)])
+	return nil
+}
+
+func (f *fakeLane) Terminate() error {
+	f.terminated.Add(1)
+	return nil
+}
+
+func fakeSampler(t *testing.T, maxRows, lanes int, buckets []int) (*Engine, []*fakeLane) {
+	t.Helper()
+	verified, err := ensemble.Open(tiny)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m, err := newMetrics(nil, verified.Name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	e := &Engine{options: Options{MaxRequestRows: 1 << 20, Log: nil}, ensemble: verified, fixed: verified.Profile, plans: map[Profile]*plan{}}
+	var fakes []*fakeLane
+	var ls []*lane
+	for range lanes {
+		f := &fakeLane{}
+		f.lane = lane{
+			runner:   f,
+			latent:   make([]float32, maxRows*verified.Latent.Size()),
+			timestep: make([]int64, maxRows),
+			context:  make([]float32, maxRows*verified.Context.Size()),
+			output:   make([]float32, maxRows*verified.Latent.Size()),
+		}
+		fakes, ls = append(fakes, f), append(ls, &f.lane)
+	}
+	e.sampler = newSampler(verified, ls, maxRows, buckets, m)
+	t.Cleanup(e.sampler.close)
+	return e, fakes
+}
+
+// gate holds every run until the test lets it go.
+type gate struct {
+	entered chan int // rows of a run
+	leave   chan struct{}
+}
+
+func newGate() *gate { return &gate{make(chan int), make(chan struct{})} }
+
+func (g *gate) before(rows int) error {
+	g.entered <- rows
+	<-g.leave
+	return nil
+}
+
+// next lets the run in progress go and returns the rows of the one after it.
+func (g *gate) next() int {
+	g.leave <- struct{}{}
+	return <-g.entered
+}
+
+// scoring is a request on its way.
+type inFlight struct {
+	result Result
+	err    error
+	done   chan struct{}
+}
+
+func (e *Engine) start(ctx context.Context, r Request) *inFlight {
+	s := &inFlight{done: make(chan struct{})}
+	go func() {
+		defer close(s.done)
+		s.result, s.err = e.Score(ctx, r)
+	}()
+	return s
+}
+
+func profileOf(steps int, guidance float64, gap, risk int) Profile {
+	return Profile{Steps: steps, GuidanceScale: guidance,
+		ClassGap:    Measure{BranchStep: gap, RolloutSteps: 1, Estimator: ensemble.PaiDEW2},
+		RequestRisk: Measure{BranchStep: risk, RolloutSteps: 1, Estimator: ensemble.MeanW2}}
+}
+
+func at(branch, rollout int, estimator string) Measure {
+	return Measure{BranchStep: branch, RolloutSteps: rollout, Estimator: estimator}
+}
+
+// The rows of a request are those that METHOD counts: R = w (s0 + M (S - s0)) of a roll-out, w (s0 + M) of a single
+// step; what measurements share is not run twice.
+func TestRows(t *testing.T) {
+	verified, err := ensemble.Open(tiny)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := verified.Components
+	for _, c := range []struct {
+		name     string
+		guidance float64
+		measures []Measure
+		want     int
+	}{
+		{"first step", 2, []Measure{at(0, 1, "paide-w2")}, 2 * m},
+		{"first step without guidance", 1, []Measure{at(0, 1, "paide-w2")}, m},
+		{"middle", 2, []Measure{at(10, 1, "paide-w2")}, 2 * (10 + m)},
+		{"roll-out", 2, []Measure{at(5, 15, "paide-w2")}, 2 * (5 + m*15)},
+		{"two branches", 2, []Measure{at(0, 1, "paide-w2"), at(10, 1, "mean-w2")}, 2 * (11 + 2*(m-1))},
+		{"one branch read twice", 2, []Measure{at(3, 1, "paide-w2"), at(3, 4, "mean-w2")}, 2 * (3 + m*4)},
+		{"the same measurement twice", 2, []Measure{at(3, 2, "paide-w2"), at(3, 2, "mean-w2")}, 2 * (3 + m*2)},
+	} {
+		p, err := newPlan(&verified.Manifest, 20, c.guidance, 0, c.measures)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if p.rows != c.want {
+			t.Errorf("%s: %d rows, want %d", c.name, p.rows, c.want)
+		}
+	}
+}
+
+// The sampler runs exactly the rows that Rows predicts, for one request and for many.
+func TestRunsTheRowsItPredicts(t *testing.T) {
+	e, lanes := fakeSampler(t, 16, 1, nil)
+	ran := 0
+	lanes[0].before = func(rows int) error {
+		if rows < 1 || rows > 16 {
+			t.Errorf("run of %d rows", rows)
+		}
+		ran += rows // only the lane's goroutine writes, and reads follow every score
+		return nil
+	}
+	predicted := 0
+	var wg sync.WaitGroup
+	for i, p := range []Profile{
+		profileOf(20, 2, 0, 10), profileOf(7, 1, 3, 3), profileOf(50, 5, 49, 0), profileOf(1, 2, 0, 0), {},
+	} {
+		for seed := range uint64(20) {
+			r := Request{Key: fmt.Sprint(seed), Class: i % 4, Seed: seed, Profile: p, Priority: Priority(seed % 2)}
+			predicted += e.Rows(r)
+			wg.Go(func() {
+				result, err := e.Score(t.Context(), r)
+				if err != nil {
+					t.Error(err)
+				}
+				if result.Receipt.Rows != e.Rows(r) {
+					t.Errorf("receipt has %d rows, predicted are %d", result.Receipt.Rows, e.Rows(r))
+				}
+			})
+		}
+	}
+	wg.Wait()
+	e.sampler.close()
+	if ran != predicted {
+		t.Errorf("%d rows ran, predicted are %d", ran, predicted)
+	}
+	if v := testutil.ToFloat64(e.sampler.metrics.rows[Live]) + testutil.ToFloat64(e.sampler.metrics.rows[Background]); v != float64(predicted) {
+		t.Errorf("the metric counts %v rows", v)
+	}
+	if v := testutil.ToFloat64(e.sampler.metrics.queued); v != 0 {
+		t.Errorf("%v rows are queued after the end", v)
+	}
+	if e.sampler.ready != [2]int{} {
+		t.Errorf("ready rows %v after the end", e.sampler.ready)
+	}
+}
+
+// Rows of requests at different steps share a run, and a new request joins at the next one.
+func TestRequestsShareRuns(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		e, lanes := fakeSampler(t, 64, 1, nil)
+		g := newGate()
+		lanes[0].before = g.before
+		p := profileOf(10, 2, 9, 9) // two rows a step until step 9, then 2M
+		first := e.start(t.Context(), Request{Key: "a", Profile: p})
+		if rows := <-g.entered; rows != 2 {
+			t.Errorf("first run has %d rows, want 2", rows)
+		}
+		second := e.start(t.Context(), Request{Key: "b", Profile: profileOf(10, 1, 0, 9)})
+		synctest.Wait()
+		if rows := g.next(); rows != 2+3 {
+			t.Errorf("run with a second request at its first branch has %d rows, want 2 + 3", rows)
+		}
+		if rows := g.next(); rows != 2+1 {
+			t.Errorf("run after the branch has %d rows, want 2 + 1", rows)
+		}
+		lanes[0].before = nil
+		g.leave <- struct{}{}
+		<-first.done
+		<-second.done
+		if first.err != nil || second.err != nil {
+			t.Error(first.err, second.err)
+		}
+	})
+}
+
+// A live request enters the next run before background ones, which then have a quarter of a run.
+func TestLiveBeforeBackground(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		e, lanes := fakeSampler(t, 16, 1, nil)
+		g := newGate()
+		lanes[0].before = g.before
+		p := profileOf(20, 2, 19, 19)
+		var background []*inFlight
+		for i := range 12 {
+			background = append(background, e.start(t.Context(), Request{Key: fmt.Sprint(i), Profile: p, Priority: Background}))
+		}
+		<-g.entered
+		synctest.Wait()
+		if rows := g.next(); rows != 16 {
+			t.Errorf("background alone has %d rows, want a full run of 16", rows)
+		}
+		live := e.start(t.Context(), Request{Key: "live", Profile: p})
+		synctest.Wait()
+		steps := 0
+		for ; ; steps++ {
+			select {
+			case <-live.done:
+			default:
+				rows := g.next()
+				if steps < 19 && rows != 4 { // two live rows, and background up to a quarter of 16 in all
+					t.Fatalf("run %d beside a live request has %d rows, want 4", steps, rows)
+				}
+				synctest.Wait()
+				continue
+			}
+			break
+		}
+		if steps > 21 {
+			t.Errorf("the live request took %d runs for its 20 steps", steps)
+		}
+		lanes[0].before = nil
+		g.leave <- struct{}{}
+		for _, b := range background {
+			if <-b.done; b.err != nil {
+				t.Error(b.err)
+			}
+		}
+	})
+}
+
+// A request of thousands of rows neither starves nor holds up small ones.
+func TestFairness(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		e, lanes := fakeSampler(t, 8, 1, nil)
+		g := newGate()
+		lanes[0].before = g.before
+		roll := profileOf(100, 2, 0, 0)
+		roll.RequestRisk.RolloutSteps = 100
+		large := e.start(t.Context(), Request{Key: "large", Profile: roll})
+		<-g.entered
+		var small []*inFlight
+		for i := range 3 {
+			small = append(small, e.start(t.Context(), Request{Key: fmt.Sprint(i), Profile: profileOf(10, 2, 9, 9)}))
+		}
+		synctest.Wait()
+		runs := 0
+		for slices.ContainsFunc(small, func(s *inFlight) bool {
+			select {
+			case <-s.done:
+				return false
+			default:
+				return true
+			}
+		}) {
+			g.next()
+			runs++
+			synctest.Wait()
+		}
+		// Three small requests need 3 * 2 * (9 + 3) = 72 rows, at least half of every run of 8 is theirs.
+		if runs > 2*72/8+4 {
+			t.Errorf("small requests took %d runs beside a large one", runs)
+		}
+		lanes[0].before = nil
+		g.leave <- struct{}{}
+		if <-large.done; large.err != nil {
+			t.Error(large.err)
+		}
+	})
+}
+
+// A steady stream of small requests does not starve a large one.
+func TestLargeRequestIsNotStarved(t *testing.T) {
+	e, _ := fakeSampler(t, 8, 1, nil)
+	roll := profileOf(50, 2, 0, 0)
+	roll.RequestRisk.RolloutSteps = 50
+	large := e.start(t.Context(), Request{Key: "large", Profile: roll})
+	var wg sync.WaitGroup
+	var served atomic.Int64
+	for i := range 8 {
+		wg.Go(func() {
+			for {
+				select {
+				case <-large.done:
+					return
+				default:
+				}
+				if _, err := e.Score(t.Context(), Request{Key: fmt.Sprint(i), Profile: profileOf(5, 2, 0, 0)}); err != nil {
+					t.Error(err)
+					return
+				}
+				if served.Add(1) > 1_000_000 {
+					t.Error("a million small requests passed the large one")
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
+	if <-large.done; large.err != nil {
+		t.Error(large.err)
+	}
+}
+
+// Cancellation frees the rows at the next step: queued and between runs at once, in a run when that is over; a run that
+// nobody needs any more is terminated, one that others share is not.
+func TestCancellation(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		e, lanes := fakeSampler(t, 4, 1, nil)
+		g := newGate()
+		lanes[0].before = g.before
+		p := profileOf(20, 2, 19, 19)
+		cancelled := func(r Request) (*inFlight, context.CancelFunc) {
+			ctx, cancel := context.WithCancel(t.Context())
+			return e.start(ctx, r), cancel
+		}
+		a, cancelA := cancelled(Request{Key: "a", Profile: p})
+		<-g.entered
+		b, cancelB := cancelled(Request{Key: "b", Profile: p})
+		synctest.Wait()
+		g.next() // both share this run
+		queued, cancelQueued := cancelled(Request{Key: "c", Profile: p})
+		synctest.Wait()
+		cancelQueued()
+		synctest.Wait()
+		select {
+		case <-queued.done:
+		default:
+			t.Error("a queued request waits for the run of others")
+		}
+		cancelA()
+		synctest.Wait()
+		if lanes[0].terminated.Load() != 0 {
+			t.Error("a run that another request shares was terminated")
+		}
+		select {
+		case <-a.done:
+			t.Error("a request in a run returned before the run")
+		default:
+		}
+		if rows := g.next(); rows != 2 {
+			t.Errorf("after the cancellation a run has %d rows, want 2", rows)
+		}
+		<-a.done
+		cancelB()
+		synctest.Wait()
+		if lanes[0].terminated.Load() != 1 {
+			t.Error("a run that nobody needs was not terminated")
+		}
+		lanes[0].before = nil
+		g.leave <- struct{}{}
+		<-b.done
+		for name, s := range map[string]*inFlight{"a": a, "b": b, "queued": queued} {
+			if !errors.Is(s.err, context.Canceled) {
+				t.Errorf("%s: %v", name, s.err)
+			}
+		}
+		if v := testutil.ToFloat64(e.sampler.metrics.requests); v != 0 {
+			t.Errorf("%v requests are left", v)
+		}
+	})
+}
+
+// A terminated run leaves nothing behind: rows of others run again.
+func TestTerminatedRowsRunAgain(t *testing.T) {
+	e, lanes := fakeSampler(t, 8, 1, nil)
+	runs := 0
+	lanes[0].before = func(int) error {
+		if runs++; runs%3 == 1 {
+			return fmt.Errorf("run: %w", ort.ErrTerminated)
+		}
+		return nil
+	}
+	spoiled, err := e.Score(t.Context(), Request{Key: "a", Seed: 5})
+	if err != nil {
+		t.Fatal(err)
+	}
+	lanes[0].before = nil
+	clean, err := e.Score(t.Context(), Request{Key: "a", Seed: 5})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if spoiled.RequestRisk.Value != clean.RequestRisk.Value || spoiled.ClassGap.Value != clean.ClassGap.Value {
+		t.Errorf("scores %v and %v differ from %v and %v", spoiled.ClassGap.Value, spoiled.RequestRisk.Value, clean.ClassGap.Value, clean.RequestRisk.Value)
+	}
+}
+
+// A failed run is the error of the requests that shared it, and the sampler goes on.
+func TestRunError(t *testing.T) {
+	e, lanes := fakeSampler(t, 8, 1, nil)
+	broken := errors.New("out of memory")
+	lanes[0].before = func(int) error { return broken }
+	if _, err := e.Score(t.Context(), Request{Key: "a"}); !errors.Is(err, broken) {
+		t.Errorf("error is %v", err)
+	}
+	lanes[0].before = nil
+	if _, err := e.Score(t.Context(), Request{Key: "a"}); err != nil {
+		t.Error(err)
+	}
+}
+
+// A backbone output that is not finite is an error that names step and component, of that request alone.
+func TestNonFiniteOutput(t *testing.T) {
+	for _, bad := range []float32{float32(math.NaN()), float32(math.Inf(1)), float32(math.Inf(-1))} {
+		e, lanes := fakeSampler(t, 64, 1, nil)
+		l, n := lanes[0], e.ensemble.Latent.Size()
+		// The last component's row of class 2 goes wrong at the branch of step 3.
+		p := profileOf(10, 1, 3, 5)
+		odd := e.ensemble.Components - 1
+		if Carrier("bad", e.ensemble.Components) == odd {
+			odd--
+		}
+		timestep := int64(10-1-3)*100 + 1
+		l.runner = spoiler{l, func(rows int) {
+			for r := range rows {
+				row := l.context[r*e.ensemble.Context.Size() : (r+1)*e.ensemble.Context.Size()]
+				if l.timestep[r] == timestep && slices.Equal(row, e.ensemble.Embedding(odd, 2)) {
+					l.output[r*n+1] = bad
+				}
+			}
+		}}
+		var wg sync.WaitGroup
+		for i := range 4 {
+			wg.Go(func() {
+				if _, err := e.Score(t.Context(), Request{Key: fmt.Sprint(i), Class: 1, Profile: p}); err != nil {
+					t.Errorf("neighbour: %v", err)
+				}
+			})
+		}
+		_, err := e.Score(t.Context(), Request{Key: "bad", Class: 2, Profile: p})
+		var nonFinite *NonFiniteError
+		if !errors.As(err, &nonFinite) || nonFinite.Step != 3 || nonFinite.Component != odd {
+			t.Errorf("error is %v, want step 3, component %d", err, odd)
+		}
+		wg.Wait()
+	}
+}
+
+type spoiler struct {
+	*fakeLane
+	after func(rows int)
+}
+
+func (s spoiler) Run(rows int) error {
+	err := s.fakeLane.Run(rows)
+	s.after(rows)
+	return err
+}
+
+func TestBucketsPadRuns(t *testing.T) {
+	e, lanes := fakeSampler(t, 16, 1, []int{4, 16})
+	lanes[0].before = func(rows int) error {
+		if rows != 4 && rows != 16 {
+			t.Errorf("run of %d rows", rows)
+		}
+		return nil
+	}
+	if _, err := e.Score(t.Context(), Request{Key: "a"}); err != nil {
+		t.Fatal(err)
+	}
+	e.sampler.close()
+	// The tiny profile: 2M = 6 rows, four runs of 2, then at step 5 the branch of two steps with 6 rows each.
+	if v := testutil.ToFloat64(e.sampler.metrics.rows[padding]); v != 10+4*2+2*10 {
+		t.Errorf("%v padded rows", v)
+	}
+}
+
+func TestLanesShareTheWork(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		e, lanes := fakeSampler(t, 16, 2, nil)
+		gates := []*gate{newGate(), newGate()}
+		for i, l := range lanes {
+			l.before = gates[i].before
+		}
+		var requests []*inFlight
+		for i := range 8 {
+			requests = append(requests, e.start(t.Context(), Request{Key: fmt.Sprint(i), Profile: profileOf(10, 2, 9, 9)}))
+			synctest.Wait()
+		}
+		rows := <-gates[0].entered + <-gates[1].entered // both run at once
+		if rows < 2 {
+			t.Errorf("%d rows", rows)
+		}
+		for _, l := range lanes {
+			l.before = nil
+		}
+		gates[0].leave <- struct{}{}
+		gates[1].leave <- struct{}{}
+		for _, r := range requests {
+			if <-r.done; r.err != nil {
+				t.Error(r.err)
+			}
+		}
+	})
+}
+
+func TestCloseEndsRequests(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		e, lanes := fakeSampler(t, 2, 1, nil)
+		g := newGate()
+		lanes[0].before = g.before
+		running := e.start(t.Context(), Request{Key: "a"})
+		<-g.entered
+		queued := e.start(t.Context(), Request{Key: "b"})
+		synctest.Wait()
+		closed := make(chan struct{})
+		go func() {
+			e.sampler.close()
+			close(closed)
+		}()
+		synctest.Wait()
+		select {
+		case <-closed:
+			t.Error("close did not wait for the run")
+		default:
+		}
+		if lanes[0].terminated.Load() != 1 {
+			t.Error("the run was not terminated")
+		}
+		lanes[0].before = nil
+		g.leave <- struct{}{}
+		<-closed
+		<-running.done
+		<-queued.done
+		if !errors.Is(running.err, ErrClosed) || !errors.Is(queued.err, ErrClosed) {
+			t.Errorf("errors are %v and %v", running.err, queued.err)
+		}
+		if _, err := e.Score(t.Context(), Request{Key: "c"}); !errors.Is(err, ErrClosed) {
+			t.Errorf("after close: %v", err)
+		}
+	})
+}
+
+// A step allocates nothing of its own: requests of 10 and of 90 steps allocate alike.
+func TestStepsDoNotAllocate(t *testing.T) {
+	e, _ := fakeSampler(t, 64, 1, nil)
+	allocations := func(steps int) float64 {
+		r := Request{Key: "a", Profile: profileOf(steps, 2, 0, steps-1)}
+		return testing.AllocsPerRun(50, func() {
+			if _, err := e.Score(context.Background(), r); err != nil {
+				t.Fatal(err)
+			}
+		})
+	}
+	few, many := allocations(10), allocations(90)
+	if many > few+1 {
+		t.Errorf("10 steps allocate %v times, 90 steps %v times", few, many)
+	}
+}
