@@ -1,0 +1,163 @@
+package schema_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/decuwatch/decuwatch/consumers/natstest"
+	"github.com/decuwatch/decuwatch/schema"
+)
+
+// stream makes a stream for generation events on a real server.
+func stream(t *testing.T) (jetstream.JetStream, jetstream.Stream, string, context.Context) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	t.Cleanup(cancel)
+	server := natstest.Start(t)
+	js := server.JetStream()
+	st, err := js.CreateStream(ctx, jetstream.StreamConfig{Name: "GENERATION", Subjects: []string{"generation.requested.>"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return js, st, server.URL(), ctx
+}
+
+func TestPublish(t *testing.T) {
+	js, st, _, ctx := stream(t)
+	e := schema.Event{
+		Source: "//studio/render", ID: "1", Time: time.Now().UTC().Truncate(time.Microsecond),
+		Data: schema.Generation{Model: "fashion-mnist", Class: schema.ClassIndex(3), Seed: math.MaxUint64, Labels: map[string]string{"tenant": "acme"}},
+	}
+	ack, err := schema.Publish(ctx, js, e)
+	if err != nil || ack.Duplicate || ack.Sequence != 1 {
+		t.Fatalf("%+v %v", ack, err)
+	}
+	if ack, err = schema.Publish(ctx, js, e); err != nil || !ack.Duplicate {
+		t.Errorf("published twice: %+v %v", ack, err)
+	}
+	msg, err := st.GetMsg(ctx, 1)
+	if err != nil || msg.Subject != "generation.requested.fashion-mnist" {
+		t.Fatalf("%+v %v", msg, err)
+	}
+	if got, err := schema.Decode(msg.Header, msg.Data); err != nil || !reflect.DeepEqual(got, e) {
+		t.Errorf("\n got %+v\nwant %+v (%v)", got, e, err)
+	}
+	e.Data.Model = "Fashion MNIST"
+	var invalid *schema.Invalid
+	if _, err := schema.Publish(ctx, js, e); !errors.As(err, &invalid) || invalid.Field != "data.model" {
+		t.Errorf("a broken event: %v", err)
+	}
+	if info, err := st.Info(ctx); err != nil || info.State.Msgs != 1 {
+		t.Errorf("%+v %v", info, err)
+	}
+}
+
+// TestPythonSnippet runs the Python code of docs/events.md as it stands against a real server.
+func TestPythonSnippet(t *testing.T) {
+	_, st, url, ctx := stream(t)
+	python, err := filepath.Abs("../.tools/nats-py/bin/python")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(python); err != nil {
+		t.Fatalf("nats-py is not installed, run: make python-client (%v)", err)
+	}
+	text, err := os.ReadFile("../docs/events.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, code, found := strings.Cut(string(text), "```python\n")
+	code, _, closed := strings.Cut(code, "```\n")
+	if !found || !closed {
+		t.Fatal("docs/events.md holds no Python code")
+	}
+	cmd := exec.CommandContext(ctx, python, "-c", code)
+	cmd.Env = append(os.Environ(), "NATS_URL="+url)
+	out, err := cmd.CombinedOutput()
+	if err != nil || strings.TrimSpace(string(out)) != "stored in GENERATION as message 1" {
+		t.Fatalf("%v: %s", err, out)
+	}
+	msg, err := st.GetMsg(ctx, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	e, err := schema.Decode(msg.Header, msg.Data)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := schema.Generation{
+		Model: "fashion-mnist", Class: schema.ClassLabel("Trouser"), Seed: math.MaxUint64, Noise: "torch-cuda",
+		Sampler: &schema.Sampler{Name: "ddim", Steps: 50, GuidanceScale: 7.5}, Labels: map[string]string{"tenant": "acme", "region": "eu"},
+	}
+	if !reflect.DeepEqual(e.Data, want) {
+		t.Errorf("\n got %+v\nwant %+v", e.Data, want)
+	}
+	if got := msg.Header.Get(schema.HeaderMessageID); got != schema.MessageID(e) {
+		t.Errorf("Nats-Msg-Id %q, want %q", got, schema.MessageID(e))
+	}
+}
+
+func ExamplePublish() {
+	nc, err := nats.Connect(nats.DefaultURL)
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	defer nc.Close()
+	js, err := jetstream.New(nc)
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	_, err = schema.Publish(context.Background(), js, schema.Event{
+		Source: "//studio/render-7", ID: "01J9Z3V7QK-17", Time: time.Now(),
+		Data: schema.Generation{Model: "fashion-mnist", Class: schema.ClassLabel("Trouser"), Seed: 42, Noise: "torch-cuda"},
+	})
+	var invalid *schema.Invalid
+	if errors.As(err, &invalid) {
+		fmt.Println("the event breaks the format in", invalid.Field)
+	}
+}
+
+func ExampleEncode() {
+	_, payload, err := schema.Encode(schema.Event{
+		Source: "//studio/render-7", ID: "01J9Z3V7QK-17", Time: time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC),
+		Data: schema.Generation{Model: "fashion-mnist", Class: schema.ClassIndex(1), Seed: 42},
+	})
+	fmt.Println(string(payload), err)
+	_, _, err = schema.Encode(schema.Event{
+		Source: "//studio/render-7", ID: "01J9Z3V7QK-17", Time: time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC),
+		Data: schema.Generation{Model: "fashion-mnist", Class: schema.ClassIndex(1), Sampler: &schema.Sampler{Name: "ddim", Steps: 5000}},
+	})
+	fmt.Println(err)
+	// Output:
+	// {"specversion":"1.0","type":"io.decuwatch.generation.requested.v1","source":"//studio/render-7","id":"01J9Z3V7QK-17","time":"2026-03-01T12:00:00Z","datacontenttype":"application/json","data":{"model":"fashion-mnist","class":1,"seed":42}} <nil>
+	// data.sampler.steps: 5000 must be an integer from 1 to 1000
+}
+
+func TestDocumentedEventIsValid(t *testing.T) {
+	text, err := os.ReadFile("../docs/events.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, event, found := strings.Cut(string(text), "```json\n")
+	event, _, closed := strings.Cut(event, "```\n")
+	if !found || !closed {
+		t.Fatal("docs/events.md holds no JSON")
+	}
+	if _, err := schema.Decode(nil, []byte(event)); err != nil {
+		t.Error(err)
+	}
+}
