@@ -12,7 +12,7 @@ ensemble: ## train ensembles/fashion-mnist from scratch and export it
 	$(DECUWATCH_TRAIN) train --backbone "$(ENSEMBLE_BUILD)/backbone" --data "$$data" --out "$(ENSEMBLE_BUILD)/tables" \
 		--bins 1 10 100 5000 --rotations 4 --components 5 && \
 	$(DECUWATCH_TRAIN) export --backbone "$(ENSEMBLE_BUILD)/backbone" --run "$(ENSEMBLE_BUILD)/tables" --out ensembles/fashion-mnist \
-		--name fashion-mnist --profile training/fashion-mnist-profile.json
+		--name fashion-mnist --profile training/fashion-mnist-profile.json --golden
 
 check-ensemble: ## hold the exported ensemble against the PyTorch model it came from
 	@$(DECUWATCH_TRAIN) check ensembles/fashion-mnist --backbone "$(ENSEMBLE_BUILD)/backbone"

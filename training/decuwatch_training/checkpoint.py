@@ -1,5 +1,6 @@
 """Checkpoints: a training loop's whole state in one file, written aside and renamed, read without unpickling code."""
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ CHECKPOINT_FILE = "checkpoint.pt"
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Replace ``path`` by ``state``; when that fails (a full disk) the former checkpoint stands."""
-    write_file(path, lambda aside: torch.save(state, aside))
+    buffer = io.BytesIO()  # written by Python, whose errors say when the disk is full; torch's own writer does not
+    torch.save(state, buffer)
+    write_file(path, lambda aside: aside.write_bytes(buffer.getbuffer()))
 
 
 def load_checkpoint(path: Path, settings: dict[str, Any]) -> dict[str, Any] | None:

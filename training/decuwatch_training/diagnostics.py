@@ -38,11 +38,11 @@ class Diagnosis:
         lines = []
         for rotation, rows in enumerate(self.classes):
             lines.append(f"rotation {rotation}\n{header}")
-            for label, row in zip(labels, rows, strict=True):
+            for row in rows:
                 excess = "-" if row["excess_loss"] is None else f"{row['excess_loss']:+.5f}"
                 images = f"{min(row['images'])}" if min(row["images"]) == max(row["images"]) else f"{min(row['images'])}-{max(row['images'])}"
                 lines.append(
-                    f"{label:<14}{images:>8}{row['updates']:>9.1f}{row['moved']:>8.2f}{row['spread'] / row['start_spread']:>14.3f}"
+                    f"{labels[row['class']]:<14}{images:>8}{row['updates']:>9.1f}{row['moved']:>8.2f}{row['spread'] / row['start_spread']:>14.3f}"
                     f"{row['disagreement']:>10.2e}{row['disagreement'] / row['start_disagreement']:>9.3f}{excess:>13}"
                 )
         return "\n".join(lines)
@@ -50,9 +50,11 @@ class Diagnosis:
 
 @torch.no_grad()
 def diagnose(
-    backbone: Backbone, trained: TrainedTables, held_out: Tensor, classes: Tensor, settings: TableSettings, images: int = 24, seed: int = 7
+    backbone: Backbone, trained: TrainedTables, held_out: Tensor, classes: Tensor, settings: TableSettings, images: int = 24, limit: int = 40, seed: int = 7
 ) -> Diagnosis:
-    """Measure every rotation. ``held_out`` are scaled latents [n,C,H,W] with classes [n] that no table has seen.
+    """Measure every rotation, at most ``limit`` classes of each, spread evenly from the rarest to the best-sampled.
+
+    ``held_out`` are scaled latents [n,C,H,W] with classes [n] that no table has seen.
 
     By class: mean updates of its rows; mean distance of a row from its start; mean distance between components' rows, now
     and at the start; mean squared difference of their predictions (per dimension), now and at the start; mean held-out
@@ -63,7 +65,10 @@ def diagnose(
     result: list[list[dict[str, Any]]] = []
     for rotation in range(rotations):
         measured = []
-        for label in range(rows - 1):
+        counts = trained.images[rotation].float().mean(0)
+        order = torch.argsort(counts, stable=True)
+        picked = order[torch.linspace(0, rows - 2, min(limit, rows - 1)).round().long()].sort().values
+        for label in picked.tolist():
             chosen = torch.nonzero(classes == label).flatten()[:images]
             clean = held_out[chosen].repeat(len(TIMESTEPS), 1, 1, 1)
             levels = [min(level, backbone.schedule.train_timesteps - 1) for level in TIMESTEPS]
@@ -85,6 +90,7 @@ def diagnose(
                 reference = float((predict(backbone.reference[label][None]) - target).square().mean())
             measured.append(
                 {
+                    "class": label,
                     "images": trained.images[rotation, :, label].tolist(),
                     "overlap": round(float(trained.overlap[rotation, label]), 4),
                     "updates": float(trained.updates[rotation, :, label].float().mean()),

@@ -64,6 +64,7 @@ def run(arguments: argparse.Namespace) -> None:
     }
     evaluation["requests"] = {"seeds": plan.seeds, "classes": len(manifest["classes"]), "rotations": len(paths)}
     evaluation["recommendation"] = recommend(evaluation["settings"])
+    evaluation = _without_nan(evaluation)
     write_json(arguments.out / "evaluation.json", evaluation)
     write_json(arguments.out / "profile.json", evaluation["recommendation"]["profile"])
     text = markdown(evaluation)
@@ -147,7 +148,7 @@ def _entry(setting: Setting, scores: np.ndarray, cells: Cells, truths: Truths, c
             "within_by_bin": {f"{size:g}": within_cells(scores, mean_error, cells, size).value for size in cells.sizes},
             "within_at_guidance": {f"{other:g}": within_cells(scores, errors, cells).value for other, (errors, _) in truths.items()},
         }
-    return _without_nan(entry)
+    return entry
 
 
 def _class_level(scores: np.ndarray, cells: Cells, replicates: int) -> dict[str, Any]:
@@ -221,6 +222,8 @@ def _without_nan(value: Any) -> Any:
     """JSON has no NaN: what was not computed becomes null."""
     if isinstance(value, dict):
         return {name: _without_nan(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(inner) for inner in value]
     if isinstance(value, float) and not np.isfinite(value):
         return None
     return value

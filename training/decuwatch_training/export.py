@@ -4,7 +4,6 @@ Every graph is held against PyTorch before the directory takes its place; an exp
 """
 
 import argparse
-import math
 import platform
 import sys
 from pathlib import Path
@@ -24,7 +23,7 @@ from decuwatch_training.check import check_directory
 from decuwatch_training.diffusion import Sampler
 from decuwatch_training.errors import TrainingError
 from decuwatch_training.files import read_json, sha256_file, staged_directory, write_json
-from decuwatch_training.golden import LARGEST_LATENT, write_golden
+from decuwatch_training.golden import write_golden
 from decuwatch_training.graphs import DECODER_NAMES, OPSET, UNET_NAMES, export_decoder, export_unet
 from decuwatch_training.loop import pick_device
 from decuwatch_training.train import Run, image_shape_of, load_run
@@ -44,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--noise", choices=("torch-cpu", "torch-cuda", "decuwatch"), default="torch-cpu", help="how producers draw the first latent")
     parser.add_argument("--profile", type=Path, help="a scoring profile, such as evaluate's profile.json; defaults to a first guess")
     parser.add_argument("--reference-seeds", type=int, default=100, help="requests of each well-sampled class behind the manifest's reference scores; 0: none")
+    parser.add_argument("--golden", action="store_true", help="add golden.json, the numbers that the Go sampler is held against in its tests")
     parser.add_argument("--force", action="store_true", help="export although train found the tables unsound")
 
 
@@ -59,7 +59,9 @@ def run(arguments: argparse.Namespace) -> None:
     profile = read_json(arguments.profile) if arguments.profile else DEFAULT_PROFILE
     backbone_record = arguments.backbone / "backbone.json"
     provenance = read_json(backbone_record)["provenance"] if backbone_record.exists() else {"source": arguments.backbone.name}
-    export_ensemble(backbone, trained, arguments.out, arguments.name, arguments.precision, arguments.noise, profile, arguments.reference_seeds, provenance)
+    export_ensemble(
+        backbone, trained, arguments.out, arguments.name, arguments.precision, arguments.noise, profile, arguments.reference_seeds, provenance, arguments.golden
+    )
     size = sum(entry.stat().st_size for entry in arguments.out.iterdir())
     print(f"{arguments.out}: {len(trained.tables)} manifests, {size / 1e6:.1f} MB, checked against PyTorch")
 
@@ -79,8 +81,9 @@ def export_ensemble(
     profile: dict[str, Any],
     reference_seeds: int,
     backbone_provenance: dict[str, Any],
+    golden: bool = False,
 ) -> None:
-    """Write, check, and only then rename into place."""
+    """Write, check, and only then rename into place; ``golden`` adds golden.json, which the Go tests read."""
     size, channels = image_shape_of(backbone)
     tokens = trained.tables.shape[3]
     with staged_directory(out) as staged:
@@ -133,7 +136,7 @@ def export_ensemble(
             }
             write_json(staged / manifest_name(rotation), manifest)
         check_directory(staged, backbone)
-        if math.prod(backbone.latent_shape) <= LARGEST_LATENT:
+        if golden:
             device = next(backbone.denoiser.parameters()).device
             write_golden(staged, lambda *inputs: backbone.denoiser(*(tensor.to(device) for tensor in inputs)).cpu(), "PyTorch")
 

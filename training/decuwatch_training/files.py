@@ -48,7 +48,7 @@ def is_disk_full(err: BaseException) -> bool:
     if isinstance(err, OSError) and err.errno in (errno.ENOSPC, errno.EDQUOT):
         return True
     text = str(err)
-    return "No space left" in text or "os error 28" in text or "PytorchStreamWriter failed writing" in text or "file write failed" in text
+    return any(part in text for part in ("No space left", "os error 28", "unexpected pos", "PytorchStreamWriter failed writing"))
 
 
 def write_json(path: Path, value: Any) -> None:

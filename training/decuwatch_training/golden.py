@@ -25,9 +25,6 @@ from decuwatch_training.paide import ESTIMATORS, estimate, squared_distances
 
 FILE = "golden.json"
 
-LARGEST_LATENT = 4096
-"""``export`` writes the file for latents of at most so many elements: it is for ensembles that tests read."""
-
 CASES: list[dict[str, Any]] = [
     {"class": 0, "seed": 0, "steps": 20, "guidance_scale": 2.0, "eta": 0.0, "branch_step": 0, "rollout_steps": 1},
     {"class": 1, "seed": 42, "steps": 20, "guidance_scale": 2.0, "eta": 0.0, "branch_step": 10, "rollout_steps": 1},

@@ -33,7 +33,7 @@ def run(arguments: argparse.Namespace) -> None:
         "request_risk": {"branch_step": 5, "rollout_steps": 2, "estimator": "mean-w2"},
         "reason": "random weights: any profile will do",
     }
-    export_ensemble(backbone, trained, arguments.out, arguments.name, arguments.precision, "torch-cpu", profile, 20, {"source": "random weights"})
+    export_ensemble(backbone, trained, arguments.out, arguments.name, arguments.precision, "torch-cpu", profile, 20, {"source": "random weights"}, golden=True)
     print(f"{arguments.out}: {sum(entry.stat().st_size for entry in arguments.out.iterdir()) / 1000:.0f} kB")
 
 
@@ -64,7 +64,7 @@ def tiny_run(backbone: Backbone, components: int, seed: int) -> Run:
         "backbone_sha256": backbone.digest(),
         "data": "none",
         "training": {},
-        "diagnostics": [[{"images": [int(count)] * components} for count in counts]],
+        "diagnostics": [[{"class": index, "images": [int(count)] * components} for index, count in enumerate(counts)]],
         "findings": [],
     }
     labels = tuple(f"class-{index}" for index in range(rows - 1))
