@@ -1,0 +1,280 @@
+package scoring
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+
+	"github.com/decuwatch/decuwatch/scoring/ensemble"
+)
+
+// A score does not depend on the rows that share its runs, beyond Tolerance.
+func TestBatchInvariance(t *testing.T) {
+	requests := make([]Request, 40)
+	for i := range requests {
+		requests[i] = Request{Key: fmt.Sprint("invariance\n", i), Class: i % 10, Seed: uint64(1000 + i)}
+	}
+	alone := make([]Result, len(requests))
+	reference := open(t, Options{Ensemble: shipped, Threads: 1})
+	for i, r := range requests {
+		var err error
+		if alone[i], err = reference.Score(t.Context(), r); err != nil {
+			t.Fatal(err)
+		}
+	}
+	worst := 0.0
+	for _, o := range []Options{
+		{Ensemble: shipped},
+		{Ensemble: shipped, MaxBatchRows: 7},
+		{Ensemble: shipped, MaxBatchRows: 200, Threads: 1},
+		{Ensemble: shipped, Sessions: 2, Threads: 1},
+		{Ensemble: shipped, MaxBatchRows: 32, Buckets: []int{16, 32}},
+	} {
+		e := open(t, o)
+		var mu sync.Mutex
+		var wg sync.WaitGroup
+		for i, r := range requests {
+			wg.Go(func() {
+				result, err := e.Score(t.Context(), r)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				mu.Lock()
+				defer mu.Unlock()
+				for _, pair := range [][2]float64{
+					{result.ClassGap.Value, alone[i].ClassGap.Value},
+					{result.RequestRisk.Value, alone[i].RequestRisk.Value},
+					{result.RequestRisk.MeanDistance, alone[i].RequestRisk.MeanDistance},
+				} {
+					worst = max(worst, math.Abs(pair[0]-pair[1])/math.Abs(pair[1]))
+					if !Agrees(pair[0], pair[1]) {
+						t.Errorf("request %d: %v among others, %v alone", i, pair[0], pair[1])
+					}
+				}
+			})
+		}
+		wg.Wait()
+	}
+	t.Logf("largest relative difference of a score: %.1e; tolerance %.0e", worst, Tolerance)
+}
+
+// The same request, alone in its runs, gives the same bits.
+func TestScoreIsReproducible(t *testing.T) {
+	e := open(t, Options{Ensemble: tiny, Threads: 1})
+	r := Request{Key: "a\n1", Class: 2, Seed: 1 << 63}
+	first, err := e.Score(t.Context(), r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	second, err := e.Score(t.Context(), r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if first.ClassGap.Value != second.ClassGap.Value || first.RequestRisk.Value != second.RequestRisk.Value {
+		t.Errorf("%v and %v, then %v and %v", first.ClassGap.Value, first.RequestRisk.Value, second.ClassGap.Value, second.RequestRisk.Value)
+	}
+	receipt := first.Receipt
+	if receipt.EnsembleDigest != e.Ensemble().Digest || receipt.Profile != ProfileFixed || receipt.Settings != e.Profile().Settings() ||
+		receipt.Noise != "torch-cpu" || receipt.Seed != 1<<63 || receipt.Rows != e.Rows(r) || !strings.HasPrefix(receipt.Runtime, "onnxruntime 1.") || receipt.Device != "cpu" {
+		t.Errorf("receipt %+v", receipt)
+	}
+	if receipt.Carrier != Carrier(r.Key, 3) {
+		t.Errorf("carrier %d", receipt.Carrier)
+	}
+}
+
+// Every part of a result is finite and within its bounds, for every estimator, generator and sampler.
+func TestResultsAreInBounds(t *testing.T) {
+	e := open(t, Options{Ensemble: tinyTokens, Threads: 1})
+	m := e.Ensemble().Components
+	for _, estimator := range []string{ensemble.PaiDEW2, ensemble.PaiDEKL, ensemble.PaiDEBhattacharyya, ensemble.MeanW2, ensemble.PixelPaiDEW2} {
+		for i, noise := range []string{"", "torch-cpu", "torch-cuda", "decuwatch"} {
+			for _, eta := range []float64{0, 0.7, 1} {
+				p := Profile{Steps: 8, GuidanceScale: float64(i), Eta: eta, ClassGap: at(0, 8, estimator), RequestRisk: at(3, 2, estimator)}
+				result, err := e.Score(t.Context(), Request{Key: estimator, Class: i, Seed: uint64(i), Noise: noise, Profile: p})
+				if err != nil {
+					t.Fatal(err)
+				}
+				if result.Receipt.Profile != ProfileAsRequested || result.Receipt.Eta != eta {
+					t.Errorf("receipt %+v", result.Receipt)
+				}
+				for _, r := range []Measurement{result.ClassGap, result.RequestRisk} {
+					bound := math.Inf(1)
+					if estimator != ensemble.MeanW2 {
+						if bound = math.Log(float64(m)); r.UpperBound != bound {
+							t.Errorf("%s: upper bound %v", estimator, r.UpperBound)
+						}
+					}
+					if !(r.Value >= 0 && r.Value <= bound) || !(r.MeanDistance >= 0) || math.IsInf(r.MeanDistance, 0) {
+						t.Errorf("%s: value %v, mean distance %v", estimator, r.Value, r.MeanDistance)
+					}
+					sum := 0.0
+					for j := range m {
+						sum += r.Shares[j]
+						if r.Distances[j][j] != 0 {
+							t.Errorf("distance of a component to itself: %v", r.Distances[j][j])
+						}
+					}
+					if math.Abs(sum-1) > 1e-9 {
+						t.Errorf("shares sum to %v", sum)
+					}
+				}
+			}
+		}
+	}
+}
+
+func TestScoreRefuses(t *testing.T) {
+	e := open(t, Options{Ensemble: tiny, Threads: 1, MaxRequestRows: 500})
+	good := Request{Key: "a", Class: 1}
+	with := func(change func(*Request)) Request {
+		r := good
+		change(&r)
+		return r
+	}
+	profile := func(change func(*Profile)) Request {
+		return with(func(r *Request) {
+			r.Profile = e.Profile()
+			change(&r.Profile)
+		})
+	}
+	for _, c := range []struct {
+		name    string
+		request Request
+		want    error
+		says    string
+	}{
+		{"class below", with(func(r *Request) { r.Class = -1 }), ErrUnknownClass, "-1"},
+		{"class above", with(func(r *Request) { r.Class = 4 }), ErrUnknownClass, "0 to 3"},
+		{"generator", with(func(r *Request) { r.Noise = "numpy" }), ErrNoise, "numpy"},
+		{"steps", profile(func(p *Profile) { p.Steps = 1e9 }), ErrSettings, "steps is 1000000000"},
+		{"guidance", profile(func(p *Profile) { p.GuidanceScale = math.NaN() }), ErrSettings, "guidance_scale is NaN"},
+		{"eta", profile(func(p *Profile) { p.Eta = 1.5 }), ErrSettings, "eta is 1.5"},
+		{"branch", profile(func(p *Profile) { p.RequestRisk.BranchStep = 10 }), ErrSettings, "request_risk.branch_step"},
+		{"timestep past training", profile(func(p *Profile) { p.Steps = 1000 }), ErrSettings, "timestep 1000"},
+		{"rows", profile(func(p *Profile) { *p = p.WithSampler(500, 2, 0) }), ErrTooLarge, "at most 500"},
+		{"priority", with(func(r *Request) { r.Priority = 7 }), ErrSettings, "priority"},
+	} {
+		_, err := e.Score(t.Context(), c.request)
+		if !errors.Is(err, c.want) || !strings.Contains(err.Error(), c.says) {
+			t.Errorf("%s: error is %v", c.name, err)
+		}
+	}
+	cancelled, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := e.Score(cancelled, good); !errors.Is(err, context.Canceled) {
+		t.Errorf("cancelled before: %v", err)
+	}
+	if _, err := e.Score(t.Context(), good); err != nil {
+		t.Errorf("after all of it: %v", err)
+	}
+}
+
+func TestOpenRefuses(t *testing.T) {
+	for name, c := range map[string]struct {
+		options Options
+		says    string
+	}{
+		"no ensemble": {Options{Ensemble: t.TempDir()}, "ensemble.json"},
+		"no library":  {Options{Ensemble: tiny, Library: "/no/such/file"}, "/no/such/file"},
+		"device":      {Options{Ensemble: tiny, Device: "tpu"}, "tpu"},
+		"batch":       {Options{Ensemble: tiny, MaxBatchRows: 1}, "MaxBatchRows"},
+		"buckets":     {Options{Ensemble: tiny, MaxBatchRows: 8, Buckets: []int{4, 2, 8}}, "Buckets"},
+		"profile":     {Options{Ensemble: tiny, Profile: Profile{Steps: 3}}, "fixed profile"},
+		// The CPU build of ONNX Runtime has no CUDA: the device is refused with its name, not passed over.
+		"cuda": {Options{Ensemble: tiny, Device: "cuda:0"}, "cuda:0"},
+	} {
+		e, err := Open(c.options)
+		if err == nil {
+			t.Errorf("%s: was opened", name)
+			_ = e.Close()
+			continue
+		}
+		if !strings.Contains(err.Error(), c.says) {
+			t.Errorf("%s: error %q does not say %q", name, err, c.says)
+		}
+	}
+}
+
+// Requests that are given up leave the engine as it was, and Close ends the others.
+func TestCancellationAndCloseUnderLoad(t *testing.T) {
+	e, err := Open(Options{Ensemble: shipped})
+	if err != nil {
+		t.Fatal(err)
+	}
+	roll := e.Profile()
+	roll.RequestRisk = at(0, roll.Steps, ensemble.MeanW2)
+	var wg sync.WaitGroup
+	for i := range 12 {
+		ctx, cancel := context.WithCancel(t.Context())
+		wg.Go(func() {
+			_, err := e.Score(ctx, Request{Key: fmt.Sprint(i), Profile: roll, Priority: Priority(i % 2)})
+			if i%3 == 0 && err != nil && !errors.Is(err, context.Canceled) || i%3 != 0 && err != nil {
+				t.Errorf("request %d: %v", i, err)
+			}
+		})
+		if i%3 == 0 {
+			cancel()
+		}
+		defer cancel()
+	}
+	wg.Wait()
+	for i := range 6 {
+		wg.Go(func() {
+			if _, err := e.Score(t.Context(), Request{Key: fmt.Sprint(i), Profile: roll}); err != nil && !errors.Is(err, ErrClosed) {
+				t.Error(err)
+			}
+		})
+	}
+	if err := e.Close(); err != nil {
+		t.Error(err)
+	}
+	wg.Wait()
+	if _, err := e.Score(t.Context(), Request{Key: "late"}); !errors.Is(err, ErrClosed) {
+		t.Errorf("after close: %v", err)
+	}
+	if _, err := e.Evidence(t.Context(), Request{Key: "late"}); !errors.Is(err, ErrClosed) {
+		t.Errorf("evidence after close: %v", err)
+	}
+}
+
+func TestMetrics(t *testing.T) {
+	registry := prometheus.NewPedanticRegistry()
+	e := open(t, Options{Ensemble: tiny, Threads: 1, Registerer: registry})
+	r := Request{Key: "a"}
+	if _, err := e.Score(t.Context(), r); err != nil {
+		t.Fatal(err)
+	}
+	r.Priority = Background
+	if _, err := e.Score(t.Context(), r); err != nil {
+		t.Fatal(err)
+	}
+	// The last run is counted before the score is given out.
+	want := fmt.Sprintf(`
+# HELP decuwatch_sampler_rows_total Rows of backbone work done, by kind: live, background, padding.
+# TYPE decuwatch_sampler_rows_total counter
+decuwatch_sampler_rows_total{kind="background",model="tiny"} %[1]d
+decuwatch_sampler_rows_total{kind="live",model="tiny"} %[1]d
+decuwatch_sampler_rows_total{kind="padding",model="tiny"} 0
+# HELP decuwatch_sampler_queue_rows Rows of backbone work that accepted requests still need.
+# TYPE decuwatch_sampler_queue_rows gauge
+decuwatch_sampler_queue_rows{model="tiny"} 0
+# HELP decuwatch_sampler_requests Requests that wait or run in the sampler.
+# TYPE decuwatch_sampler_requests gauge
+decuwatch_sampler_requests{model="tiny"} 0
+`, e.Rows(r))
+	if err := testutil.GatherAndCompare(registry, strings.NewReader(want), "decuwatch_sampler_rows_total", "decuwatch_sampler_queue_rows", "decuwatch_sampler_requests"); err != nil {
+		t.Error(err)
+	}
+	if problems, err := testutil.GatherAndLint(registry); err != nil || len(problems) > 0 {
+		t.Error(problems, err)
+	}
+}
