@@ -7,7 +7,6 @@ import (
 	"math"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"reflect"
 	"strings"
 	"testing"
@@ -67,13 +66,6 @@ func TestPublish(t *testing.T) {
 // TestPythonSnippet runs the Python code of docs/events.md as it stands against a real server.
 func TestPythonSnippet(t *testing.T) {
 	_, st, url, ctx := stream(t)
-	python, err := filepath.Abs("../.tools/nats-py/bin/python")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := os.Stat(python); err != nil {
-		t.Fatalf("nats-py is not installed, run: make python-client (%v)", err)
-	}
 	text, err := os.ReadFile("../docs/events.md")
 	if err != nil {
 		t.Fatal(err)
@@ -83,8 +75,8 @@ func TestPythonSnippet(t *testing.T) {
 	if !found || !closed {
 		t.Fatal("docs/events.md holds no Python code")
 	}
-	cmd := exec.CommandContext(ctx, python, "-c", code)
-	cmd.Env = append(os.Environ(), "NATS_URL="+url)
+	cmd := exec.CommandContext(ctx, "python3", "-c", code)
+	cmd.Env = append(os.Environ(), "NATS_URL="+url, "PYTHONPATH="+natstest.Python(t))
 	out, err := cmd.CombinedOutput()
 	if err != nil || strings.TrimSpace(string(out)) != "stored in GENERATION as message 1" {
 		t.Fatalf("%v: %s", err, out)
