@@ -69,8 +69,11 @@ type Options struct {
 	// MaxClassSeries bounds the classes of a model that get a score histogram of their own; the scores of a model with
 	// more classes share one with the class "all". Defaults to 100.
 	MaxClassSeries int
-	Tracer         trace.Tracer // Defaults to none
-	Log            *slog.Logger // Defaults to slog.Default
+	// SampleShare is the share of scores without an alert that enter review unmarked, so that recall can be estimated: 0 to
+	// 1. Which do follows from the event's identity, so that every try agrees.
+	SampleShare float64
+	Tracer      trace.Tracer // Defaults to none
+	Log         *slog.Logger // Defaults to slog.Default
 }
 
 // Monitor brings events to their verdict. It is safe for concurrent use.
@@ -79,15 +82,18 @@ type Monitor struct {
 	decider  Decider
 	recorder Recorder
 	metrics  *metrics
+	share    float64
 	tracer   trace.Tracer
 	log      *slog.Logger
-	now      func() time.Time
 
 	missing sync.Map // models and measurements whose missing threshold was logged
 }
 
 // New returns a monitor. It fails where a required option is missing or the metrics are registered already.
 func New(o Options) (*Monitor, error) {
+	if !(o.SampleShare >= 0 && o.SampleShare <= 1) {
+		return nil, fmt.Errorf("monitor: SampleShare is %g, must be 0 to 1", o.SampleShare)
+	}
 	if len(o.Models) == 0 || o.Decider == nil || o.Recorder == nil {
 		return nil, errors.New("monitor: Models, Decider and Recorder are required")
 	}
@@ -105,8 +111,7 @@ func New(o Options) (*Monitor, error) {
 		return nil, fmt.Errorf("monitor: %w", err)
 	}
 	return &Monitor{
-		models: o.Models, decider: o.Decider, recorder: o.Recorder, metrics: m, tracer: o.Tracer, log: o.Log,
-		now: func() time.Time { return time.Now().UTC().Truncate(time.Microsecond) },
+		models: o.Models, decider: o.Decider, recorder: o.Recorder, metrics: m, share: o.SampleShare, tracer: o.Tracer, log: o.Log,
 	}, nil
 }
 
@@ -137,9 +142,28 @@ func (m *Monitor) Handle(ctx context.Context, ev schema.Event, d schema.Delivery
 	if plan.skip != nil {
 		return m.commit(ctx, schema.Verdict{Delivery: d, Skip: plan.skip})
 	}
-	score := compose(ev, model, plan, result, m.now())
+	score := compose(ev, model, plan, result, now())
 	decision := m.decide(score)
-	return m.commit(ctx, schema.Verdict{Delivery: d, Score: &score, Alerts: decision.Alerts}, decision.Findings...)
+	v := schema.Verdict{Delivery: d, Score: &score, Alerts: decision.Alerts}
+	v.Sampled = len(v.Alerts) == 0 && sampled(ev, m.share)
+	return m.commit(ctx, v, decision.Findings...)
+}
+
+// ScoreOnce computes the verdict that Handle would commit, a score or a skip, without deciding or committing anything.
+func ScoreOnce(ctx context.Context, model Model, ev schema.Event) (*schema.Score, *schema.Skip, error) {
+	plan, err := model.plan(ev)
+	if err != nil {
+		return nil, nil, err
+	}
+	result, plan, err := model.score(ctx, plan)
+	if err != nil {
+		return nil, nil, err
+	}
+	if plan.skip != nil {
+		return nil, plan.skip, nil
+	}
+	s := compose(ev, model, plan, result, now())
+	return &s, nil, nil
 }
 
 // Rows returns the rows of backbone work that the event costs, at least 1.
@@ -174,38 +198,22 @@ func (m *Monitor) recorded(ctx context.Context, ev schema.Event, d schema.Delive
 	return known, nil
 }
 
-// score reruns the request. Where its own settings or noise cannot be rerun, the model's rule says what comes instead.
-func (m *Monitor) score(ctx context.Context, model Model, p plan) (result scoring.Result, _ plan, err error) {
-	if p.skip != nil {
-		return result, p, nil
-	}
+// score reruns the request, as a span and a stage.
+func (m *Monitor) score(ctx context.Context, model Model, p plan) (_ scoring.Result, _ plan, err error) {
 	ctx, span := m.tracer.Start(ctx, "score")
 	defer func() { finish(span, err) }()
 	start := time.Now()
-	for {
-		result, err = model.Scorer.Score(ctx, p.request)
-		next, again := model.instead(p, err)
-		if !again {
-			break
-		}
-		if p = next; p.skip != nil {
-			return result, p, nil
-		}
+	result, p, err := model.score(ctx, p)
+	if err == nil && p.skip == nil {
+		span.SetAttributes(attribute.Int("decuwatch.rows", result.Receipt.Rows), attribute.Int("decuwatch.steps", result.Receipt.Steps),
+			attribute.String("decuwatch.profile", result.Receipt.Profile))
+		observe(ctx, m.metrics.scoring, time.Since(start))
 	}
-	var nonFinite *scoring.NonFiniteError
-	switch {
-	case errors.As(err, &nonFinite):
-		return result, p, permanent(KindNonFinite, "", "%s", nonFinite)
-	case errors.Is(err, scoring.ErrUnknownClass):
-		return result, p, permanent(KindUnknownClass, "data.class", "%s", err)
-	case err != nil:
-		return result, p, fmt.Errorf("score: %w", err)
-	}
-	span.SetAttributes(attribute.Int("decuwatch.rows", result.Receipt.Rows), attribute.Int("decuwatch.steps", result.Receipt.Steps),
-		attribute.String("decuwatch.profile", result.Receipt.Profile))
-	observe(ctx, m.metrics.scoring, time.Since(start))
-	return result, p, nil
+	return result, p, err
 }
+
+// now returns the time in the precision that the database keeps.
+func now() time.Time { return time.Now().UTC().Truncate(time.Microsecond) }
 
 func (m *Monitor) decide(s schema.Score) alerts.Decision {
 	start := time.Now()

@@ -400,6 +400,30 @@ func TestDeadLettersOfUnknownModelsShareASeries(t *testing.T) {
 	}
 }
 
+func TestAShareOfScoresWithoutAlertsIsSampled(t *testing.T) {
+	f := newFixture(t, monitor.Model{})
+	m, err := monitor.New(monitor.Options{
+		Models:  map[string]monitor.Model{"m": {Scorer: f.scorer, Classes: []string{"Trouser", "Bag"}, Profile: profile}},
+		Decider: table{}, Recorder: f.recorder, SampleShare: 0.25, Log: slog.New(slog.DiscardHandler),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	sampled := 0
+	for i := range 2000 {
+		if err := m.Handle(t.Context(), event(fmt.Sprint(i)), first(uint64(i+1))); err != nil {
+			t.Fatal(err)
+		}
+		if f.recorder.order[i].Sampled {
+			sampled++
+		}
+	}
+	// The draw follows from the ids alone: this number is fixed, and lies within four standard deviations of 500.
+	if sampled < 423 || sampled > 577 {
+		t.Errorf("sampled %d of 2000, want about 500", sampled)
+	}
+}
+
 func TestOptionsAreRequired(t *testing.T) {
 	if _, err := monitor.New(monitor.Options{}); err == nil {
 		t.Error("no error without models")

@@ -1,6 +1,9 @@
 package monitor
 
 import (
+	"context"
+	"crypto/sha256"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"slices"
@@ -63,6 +66,29 @@ func (m Model) plan(ev schema.Event) (plan, error) {
 	return p, nil
 }
 
+// score reruns the request of p. Where its own settings or noise cannot be rerun, the model's rule says what comes instead:
+// the plan that is returned is the one that was carried out.
+func (m Model) score(ctx context.Context, p plan) (result scoring.Result, _ plan, err error) {
+	for p.skip == nil {
+		result, err = m.Scorer.Score(ctx, p.request)
+		next, again := m.instead(p, err)
+		if !again {
+			break
+		}
+		p, err = next, nil
+	}
+	var nonFinite *scoring.NonFiniteError
+	switch {
+	case errors.As(err, &nonFinite):
+		return result, p, permanent(KindNonFinite, "", "%s", nonFinite)
+	case errors.Is(err, scoring.ErrUnknownClass):
+		return result, p, permanent(KindUnknownClass, "data.class", "%s", err)
+	case err != nil:
+		return result, p, fmt.Errorf("score: %w", err)
+	}
+	return result, p, nil
+}
+
 // instead returns what is done after the request of p ended with err, and whether that is another plan than p.
 func (m Model) instead(p plan, err error) (plan, bool) {
 	switch {
@@ -101,6 +127,12 @@ func (m Model) class(c schema.Class) (int, error) {
 
 // Key returns the identity of an event from which its carrying component is derived.
 func Key(source, id string) string { return source + "\n" + id }
+
+// sampled reports whether an event belongs to a share of all events, by a number in [0, 1) that its identity gives.
+func sampled(ev schema.Event, share float64) bool {
+	sum := sha256.Sum256([]byte("sample\n" + Key(ev.Source, ev.ID)))
+	return float64(binary.BigEndian.Uint64(sum[:8])>>11)/(1<<53) < share
+}
 
 // Compose returns the score of an event, for a caller that ran the scoring request itself. Deviations say where the
 // request did not follow the event.

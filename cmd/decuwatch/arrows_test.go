@@ -1,0 +1,130 @@
+package main_test
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"io"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+)
+
+const module = "github.com/decuwatch/decuwatch/"
+
+// arrows are the packages and what they may import of this module. A folder stands for what lies below it, too, unless that
+// has a line of its own. What is not listed is forbidden, for the reason beside it.
+var arrows = []struct {
+	pkg    string
+	may    []string
+	reason string
+}{
+	{"schema", nil, "the formats are what everybody else stands on"},
+	{"schema/postgres", []string{"schema"}, "queries know the formats, and nobody who asks"},
+	{"schema/postgres/local", []string{"schema/postgres"}, "a server for the demo and the tests knows nothing of events"},
+	{"schema/postgres/pgtest", []string{"schema", "schema/postgres", "schema/postgres/local"}, "a test helper of the queries"},
+	{"scoring", []string{"scoring/paide", "scoring/diffusion", "scoring/ensemble", "scoring/ort"}, "a score does not depend on how a request came or where the score goes"},
+	{"scoring/paide", nil, "estimators are numbers in, numbers out"},
+	{"scoring/diffusion", nil, "schedules and noise are numbers in, numbers out"},
+	{"scoring/ensemble", nil, "the ensemble directory is read without running anything"},
+	{"scoring/ort", nil, "the runtime runs graphs and knows neither ensembles nor scores"},
+	{"consumers", []string{"schema"}, "delivery must not know what is done with an event, nor the monitor how it came"},
+	{"consumers/natstest", nil, "a server for tests"},
+	{"alerts", []string{"schema"}, "the decision is pure; the outbox is an interface"},
+	{"monitor", []string{"schema", "scoring", "alerts"}, "the one sequence knows neither JetStream nor Postgres; cmd hands them over"},
+	{"review", []string{"schema", "schema/postgres", "scoring", "scoring/ensemble"}, "review comes after the verdict and takes no part in it"},
+	{"deploy", nil, "files, held against the code by tests"},
+	{"cmd/decuwatch", []string{"schema", "schema/postgres", "schema/postgres/local", "scoring", "scoring/ensemble", "scoring/ort", "scoring/diffusion", "consumers", "alerts", "monitor", "review"}, "wires everything, tests' helpers excepted"},
+}
+
+// goPackage is what `go list -json` says of a package.
+type goPackage struct {
+	ImportPath string
+	Imports    []string
+	CgoFiles   []string
+}
+
+func TestImportArrows(t *testing.T) {
+	for _, p := range list(t) {
+		name, ours := strings.CutPrefix(p.ImportPath, module)
+		if !ours {
+			continue
+		}
+		if longest(name) < 0 {
+			t.Errorf("package %s has no place in the list of arrows", name)
+			continue
+		}
+		for _, imported := range p.Imports {
+			if other, ours := strings.CutPrefix(imported, module); ours && !allowed(name, other) {
+				arrow := arrows[longest(name)]
+				t.Errorf("%s imports %s, but %s (it may import %q)", name, other, arrow.reason, arrow.may)
+			}
+		}
+		if len(p.CgoFiles) > 0 && name != "scoring/ort" && !strings.HasPrefix(name, "scoring/ort/") {
+			t.Errorf("%s uses cgo; only scoring/ort may", name)
+		}
+	}
+}
+
+func TestArrowsRefuse(t *testing.T) {
+	for _, c := range [][2]string{
+		{"schema", "schema/postgres"}, {"schema/postgres", "monitor"}, {"consumers", "monitor"}, {"consumers", "consumers/natstest"},
+		{"monitor", "consumers"}, {"monitor", "schema/postgres"}, {"alerts", "schema/postgres"}, {"scoring", "schema"},
+		{"scoring/paide", "scoring/diffusion"}, {"scoring/ort", "scoring"}, {"cmd/decuwatch", "schema/postgres/pgtest"},
+	} {
+		if allowed(c[0], c[1]) {
+			t.Errorf("%s may import %s", c[0], c[1])
+		}
+	}
+}
+
+// allowed reports whether the package name may import other.
+func allowed(name, other string) bool {
+	i := longest(name)
+	if longest(other) == i { // of one folder
+		return true
+	}
+	return longest(other) >= 0 && slices.Contains(arrows[i].may, arrows[longest(other)].pkg)
+}
+
+// below reports whether name is the folder or lies below it.
+func below(name, folder string) bool { return name == folder || strings.HasPrefix(name, folder+"/") }
+
+// longest returns the index of the arrow with the longest folder that holds name, or -1.
+func longest(name string) int {
+	best := -1
+	for i, a := range arrows {
+		if below(name, a.pkg) && (best < 0 || len(a.pkg) > len(arrows[best].pkg)) {
+			best = i
+		}
+	}
+	return best
+}
+
+func list(t *testing.T) []goPackage {
+	t.Helper()
+	cmd := exec.Command("go", "list", "-json=ImportPath,Imports,CgoFiles", module+"...")
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("go list: %v: %s", err, stderr.Bytes())
+	}
+	var packages []goPackage
+	for in := json.NewDecoder(bytes.NewReader(out)); ; {
+		var p goPackage
+		err := in.Decode(&p)
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		packages = append(packages, p)
+	}
+	if len(packages) < 10 {
+		t.Fatalf("go list found %d packages only", len(packages))
+	}
+	return packages
+}

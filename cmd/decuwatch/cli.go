@@ -1,0 +1,162 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"strings"
+
+	"github.com/alecthomas/kong"
+	"golang.org/x/term"
+)
+
+// Exit codes.
+const (
+	exitOK         = 0
+	exitFailed     = 1 // what was asked for could not be done; the last line of stderr says why
+	exitUsage      = 2 // a flag, a setting or an argument is wrong
+	exitDifference = 3 // the check was done and found a difference
+)
+
+// errDifference ends a check (reconcile, replay) that found a difference and has printed it.
+var errDifference = errors.New("a difference was found")
+
+// usageError is an error of the caller's flags, settings or arguments.
+type usageError struct{ error }
+
+func (e usageError) Unwrap() error { return e.error }
+
+func usage(format string, args ...any) error { return usageError{fmt.Errorf(format, args...)} }
+
+// cli is the command line: one field a verb.
+type cli struct {
+	ConfigFile string    `name:"config" short:"c" placeholder:"FILE" help:"YAML file of settings. The environment variable DECUWATCH_CONFIG names one too."`
+	Log        LogConfig `embed:"" prefix:"log." group:"Logging"`
+
+	Serve      serveCmd      `cmd:"" help:"Score events as they come, until SIGTERM."`
+	Publish    publishCmd    `cmd:"" help:"Publish generation events, one from flags or many from a file."`
+	Watch      watchCmd      `cmd:"" help:"Follow alerts."`
+	Score      scoreCmd      `cmd:"" help:"Score one request here, without NATS and Postgres."`
+	Replay     replayCmd     `cmd:"" help:"Compute a stored score again and compare."`
+	Reconcile  reconcileCmd  `cmd:"" help:"Hold every message of the streams against Postgres."`
+	Thresholds thresholdsCmd `cmd:"" help:"List and set thresholds."`
+	Ensemble   ensembleCmd   `cmd:"" help:"Look at an ensemble directory, or verify it."`
+	Migrate    migrateCmd    `cmd:"" help:"Create, upgrade or remove the tables."`
+	Version    versionCmd    `cmd:"" help:"Print the version."`
+}
+
+// streams are where a verb reads and writes.
+type streams struct {
+	in       io.Reader
+	out, err io.Writer
+	terminal bool // out is a terminal
+	progress bool // err is a terminal
+}
+
+func isTerminal(w any) bool {
+	f, ok := w.(*os.File)
+	return ok && term.IsTerminal(int(f.Fd())) //nolint:gosec // a file descriptor is small
+}
+
+const description = `decuwatch watches a production image generator for requests that its model does not understand.
+
+Every setting with a dot in its name can stand in a YAML file (--config), in the environment (nats.url is DECUWATCH_NATS_URL) and on the command line (--nats.url); each beats the one before.
+
+Exit codes: 0 done, 1 failed, 2 wrong flag, setting or argument, 3 a check found a difference.`
+
+// run translates arguments into a verb, and the verb's error into an exit code.
+func run(ctx context.Context, args []string, getenv func(string) string, stdin io.Reader, stdout, stderr io.Writer) int {
+	var c cli
+	exit := -1
+	settings := &settings{getenv: getenv}
+	parser, err := kong.New(&c,
+		kong.Name("decuwatch"), kong.Description(description), kong.UsageOnError(),
+		kong.ConfigureHelp(kong.HelpOptions{Compact: true, NoExpandSubcommands: true, WrapUpperBound: 110}),
+		kong.Writers(stdout, stderr), kong.Exit(func(code int) { exit = code; panic(exited{}) }),
+		kong.Resolvers(kong.ResolverFunc(settings.fromFile), kong.ResolverFunc(settings.fromEnvironment)),
+		kong.WithBeforeResolve(func(k *kong.Context) error { return settings.load(configPath(k, getenv)) }),
+		kong.Groups{"Logging": "Logging", "NATS": "NATS", "Postgres": "Postgres", "Scoring": "Scoring"},
+	)
+	if err != nil {
+		fmt.Fprintf(stderr, "decuwatch: %v\n", err)
+		return exitFailed
+	}
+	parsed, ended, err := parse(parser, args)
+	if ended { // --help was printed
+		return exit
+	}
+	if err != nil {
+		fmt.Fprintf(stderr, "decuwatch: %v\n", err)
+		var perr *kong.ParseError
+		if errors.As(err, &perr) && perr.Context != nil {
+			fmt.Fprintf(stderr, "Run \"%s --help\" for its flags.\n", strings.TrimSpace("decuwatch "+commandPath(perr.Context)))
+		}
+		return exitUsage
+	}
+	log, err := c.Log.logger(stderr)
+	if err != nil {
+		fmt.Fprintf(stderr, "decuwatch: %v\n", err)
+		return exitUsage
+	}
+	slog.SetDefault(log) // libraries that log by default
+	parsed.BindTo(ctx, (*context.Context)(nil))
+	parsed.Bind(log, &streams{in: stdin, out: stdout, err: stderr, terminal: isTerminal(stdout), progress: isTerminal(stderr)})
+	err = parsed.Run()
+	var wrong usageError
+	switch {
+	case err == nil:
+		return exitOK
+	case errors.Is(err, errDifference):
+		return exitDifference
+	case errors.As(err, &wrong):
+		fmt.Fprintf(stderr, "decuwatch: %v\n", err)
+		return exitUsage
+	case errors.Is(err, context.Canceled) && ctx.Err() != nil:
+		fmt.Fprintln(stderr, "decuwatch: interrupted")
+		return exitFailed
+	default:
+		fmt.Fprintf(stderr, "decuwatch: %v\n", err)
+		return exitFailed
+	}
+}
+
+// exited unwinds the parser after it printed help.
+type exited struct{}
+
+func parse(parser *kong.Kong, args []string) (k *kong.Context, ended bool, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			if _, ok := p.(exited); !ok {
+				panic(p)
+			}
+			ended = true
+		}
+	}()
+	k, err = parser.Parse(args)
+	return k, false, err
+}
+
+func commandPath(k *kong.Context) string {
+	var names []string
+	for _, p := range k.Path {
+		if p.Command != nil {
+			names = append(names, p.Command.Name)
+		}
+	}
+	return strings.Join(names, " ")
+}
+
+// configPath returns the settings file that the arguments or the environment name, or "".
+func configPath(k *kong.Context, getenv func(string) string) string {
+	for _, flag := range k.Flags() {
+		if flag.Name == "config" {
+			if path, ok := k.FlagValue(flag).(string); ok && path != "" {
+				return path
+			}
+		}
+	}
+	return getenv("DECUWATCH_CONFIG")
+}

@@ -1,0 +1,564 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"math"
+	"net"
+	"net/url"
+	"os"
+	"reflect"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/alecthomas/kong"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"go.yaml.in/yaml/v3"
+
+	"github.com/decuwatch/decuwatch/alerts"
+	"github.com/decuwatch/decuwatch/consumers"
+	"github.com/decuwatch/decuwatch/schema/postgres"
+	"github.com/decuwatch/decuwatch/scoring"
+)
+
+// Config is every setting there is. A setting's name is its path (nats.url): a nested key of the YAML file, with
+// DECUWATCH_ before it an environment variable, and a flag of the verbs that need it. The tag help documents it, and
+// docs/configuration.md is made from these tags.
+type Config struct {
+	NATS      NATSConfig      `embed:"" prefix:"nats." group:"NATS"`
+	Stream    StreamConfig    `embed:"" prefix:"stream." group:"Stream of events"`
+	Consumers ConsumersConfig `embed:"" prefix:"consumers." group:"Consumers"`
+	Scoring   ScoringConfig   `embed:"" prefix:"scoring." group:"Scoring"`
+	Postgres  PostgresConfig  `embed:"" prefix:"postgres." group:"Postgres"`
+	Retention RetentionConfig `embed:"" prefix:"retention." group:"Retention"`
+	Alerts    AlertsConfig    `embed:"" prefix:"alerts." group:"Alerts"`
+	Review    ReviewConfig    `embed:"" prefix:"review." group:"Review"`
+	Metrics   MetricsConfig   `embed:"" prefix:"metrics." group:"Metrics and health"`
+	Tracing   TracingConfig   `embed:"" prefix:"tracing." group:"Tracing"`
+	Log       LogConfig       `kong:"-" prefix:"log." group:"Logging"` // a flag of every verb, in cli
+}
+
+// NATSConfig says how NATS is reached.
+type NATSConfig struct {
+	URL         string `name:"url" default:"nats://127.0.0.1:4222" help:"Addresses of the servers, separated by commas. Defaults to nats://127.0.0.1:4222."`
+	Creds       string `name:"creds" placeholder:"FILE" help:"Credentials file (JWT and nkey) of the user. Defaults to none."`
+	NKey        string `name:"nkey" placeholder:"FILE" help:"File with the seed of the user's nkey. Defaults to none."`
+	CA          string `name:"ca" placeholder:"FILE" help:"PEM file of the authorities that the servers' certificates are checked against. Defaults to the system's."`
+	Cert        string `name:"cert" placeholder:"FILE" help:"PEM file of the client's certificate, together with nats.key. Defaults to none."`
+	Key         string `name:"key" placeholder:"FILE" help:"PEM file of the client certificate's key. Defaults to none."`
+	InboxPrefix string `name:"inbox-prefix" default:"_INBOX" help:"Subject below which replies are received; give each user its own where their permissions keep them apart. Defaults to _INBOX."`
+}
+
+func (c NATSConfig) validate() error {
+	switch {
+	case strings.TrimSpace(c.URL) == "":
+		return usage("nats.url is empty, must name a server: nats://host:4222")
+	case (c.Cert == "") != (c.Key == ""):
+		return usage("nats.cert and nats.key must be given together")
+	case c.Creds != "" && c.NKey != "":
+		return usage("nats.creds and nats.nkey must not both be given")
+	}
+	return nil
+}
+
+// connect connects, and reconnects for ever. The first connection must succeed unless wait is set.
+func (c NATSConfig) connect(name string, wait bool, log *slog.Logger) (*nats.Conn, error) {
+	if err := c.validate(); err != nil {
+		return nil, err
+	}
+	opts := []nats.Option{
+		nats.Name("decuwatch " + name), nats.MaxReconnects(-1), nats.ReconnectWait(500 * time.Millisecond), nats.Timeout(5 * time.Second),
+		nats.RetryOnFailedConnect(wait), nats.CustomInboxPrefix(c.InboxPrefix),
+		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
+			if err != nil {
+				log.Warn("connection to NATS is lost", "err", err)
+			}
+		}),
+		nats.ReconnectHandler(func(nc *nats.Conn) { log.Info("connected to NATS again", "server", nc.ConnectedUrlRedacted()) }),
+		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) { log.Warn("NATS reports an error", "err", err) }),
+	}
+	if c.Creds != "" {
+		opts = append(opts, nats.UserCredentials(c.Creds))
+	}
+	if c.NKey != "" {
+		nkey, err := nats.NkeyOptionFromSeed(c.NKey)
+		if err != nil {
+			return nil, fmt.Errorf("nats.nkey: %w", err)
+		}
+		opts = append(opts, nkey)
+	}
+	if c.CA != "" {
+		opts = append(opts, nats.RootCAs(c.CA))
+	}
+	if c.Cert != "" {
+		opts = append(opts, nats.ClientCert(c.Cert, c.Key))
+	}
+	nc, err := nats.Connect(c.URL, opts...)
+	if err != nil {
+		return nil, fmt.Errorf("connect to NATS at %s: %w", redact(c.URL), err)
+	}
+	return nc, nil
+}
+
+// redact returns addresses without user and password.
+func redact(urls string) string {
+	list := strings.Split(urls, ",")
+	for i, s := range list {
+		if u, err := url.Parse(strings.TrimSpace(s)); err == nil && u.Host != "" {
+			u.User = nil
+			list[i] = u.String()
+		}
+	}
+	return strings.Join(list, ",")
+}
+
+// StreamConfig is the stream of generation events. Where the stream exists, it stays as its operator made it.
+type StreamConfig struct {
+	Name     string        `name:"name" default:"GENERATION" help:"Name of the stream. Defaults to GENERATION."`
+	MaxAge   time.Duration `name:"max-age" default:"168h" help:"How long a new stream keeps messages. Defaults to 168h."`
+	MaxBytes int64         `name:"max-bytes" default:"8589934592" help:"How large a new stream may grow, in bytes, before publishing is refused. Defaults to 8589934592 (8 GiB)."`
+	Replicas int           `name:"replicas" default:"1" help:"Replicas of a new stream; 3 where NATS is clustered. Defaults to 1."`
+}
+
+// ConsumersConfig says how events are taken from the stream.
+type ConsumersConfig struct {
+	AckWait       time.Duration `name:"ack-wait" default:"30s" help:"Silence of a worker after which its messages go to another. Defaults to 30s."`
+	MaxDeliver    int           `name:"max-deliver" default:"5" help:"Deliveries of one message, at most; then it becomes a dead letter. Defaults to 5."`
+	MaxInFlight   int           `name:"max-in-flight" default:"256" help:"Messages of one model that a worker holds at once. Defaults to 256."`
+	MaxRows       int           `name:"max-rows" default:"4096" help:"Rows of backbone work that are admitted at once, over all models. Defaults to 4096."`
+	HandleTimeout time.Duration `name:"handle-timeout" default:"1m" help:"Deadline of one event, from its admission on. Defaults to 1m."`
+	DrainTimeout  time.Duration `name:"drain-timeout" default:"20s" help:"How long a stop waits for events in flight; the rest goes back to the stream. Defaults to 20s."`
+	RetryDelay    time.Duration `name:"retry-delay" default:"1s" help:"Delay before the second delivery; it doubles with each further one. Defaults to 1s."`
+	RetryMaxDelay time.Duration `name:"retry-max-delay" default:"30s" help:"Longest delay between two deliveries. Defaults to 30s."`
+}
+
+// config returns the configuration of consumers.Run without its collaborators.
+func (c Config) consumers(models []string) consumers.Config {
+	return consumers.Config{
+		Models: models, Stream: c.Stream.Name, MaxAge: c.Stream.MaxAge, MaxBytes: c.Stream.MaxBytes, Replicas: c.Stream.Replicas,
+		AckWait: c.Consumers.AckWait, MaxDeliver: c.Consumers.MaxDeliver, MaxInFlight: c.Consumers.MaxInFlight, MaxRows: c.Consumers.MaxRows,
+		HandleTimeout: c.Consumers.HandleTimeout, DrainTimeout: c.Consumers.DrainTimeout, RetryDelay: c.Consumers.RetryDelay, RetryMaxDelay: c.Consumers.RetryMaxDelay,
+	}
+}
+
+// ScoringConfig says which ensembles score, and how.
+type ScoringConfig struct {
+	Ensembles      []string `name:"ensembles" short:"e" placeholder:"PATH" help:"Ensembles that score, one for each production model: directories, or manifests. Required."`
+	Library        string   `name:"library" placeholder:"FILE" help:"ONNX Runtime's shared library. Defaults to ONNXRUNTIME_LIB, else .tools/onnxruntime-1.27.0/libonnxruntime.so.1 in the working directory or above it, else beside the program, else the system's."`
+	Device         string   `name:"device" default:"cpu" help:"cpu, cuda:N or tensorrt:N. Defaults to cpu."`
+	Threads        int      `name:"threads" default:"0" help:"Threads of a session within an operator; 0 shares the CPUs among the sessions. Defaults to 0."`
+	Sessions       int      `name:"sessions" default:"1" help:"Sessions of the backbone that run side by side. Defaults to 1."`
+	MaxBatchRows   int      `name:"max-batch-rows" default:"0" help:"Rows of one run of the backbone, at most; 0 is 64 on cpu, 256 on a GPU. Defaults to 0."`
+	MaxRequestRows int      `name:"max-request-rows" default:"20000" help:"Rows of one request, at most. Defaults to 20000."`
+	MemoryLimit    int64    `name:"memory-limit" default:"0" help:"GPU memory of a session in bytes, at most; 0 is no bound. Defaults to 0."`
+	Spinning       bool     `name:"spinning" help:"Let the threads of a session spin between operators: faster where nothing else needs the CPUs. Defaults to false."`
+	Profile        string   `name:"profile" default:"fixed" help:"fixed scores every event with the ensemble's own settings, so that scores compare; as-requested with the event's. Defaults to fixed."`
+	Unreproducible string   `name:"unreproducible" default:"score" help:"What becomes of an event that cannot be rerun as its producer ran it: score (the receipt says what was replaced) or skip (recorded with the reason). Defaults to score."`
+}
+
+// Values of scoring.unreproducible.
+const (
+	unreproducibleScore = "score"
+	unreproducibleSkip  = "skip"
+)
+
+func (c ScoringConfig) validate() error {
+	switch {
+	case len(c.Ensembles) == 0:
+		return usage("scoring.ensembles is empty, must name at least one ensemble directory: -e ensembles/fashion-mnist")
+	case c.Profile != scoring.ProfileFixed && c.Profile != scoring.ProfileAsRequested:
+		return usage("scoring.profile is %q, must be %s or %s", c.Profile, scoring.ProfileFixed, scoring.ProfileAsRequested)
+	case c.Unreproducible != unreproducibleScore && c.Unreproducible != unreproducibleSkip:
+		return usage("scoring.unreproducible is %q, must be %s or %s", c.Unreproducible, unreproducibleScore, unreproducibleSkip)
+	}
+	return atLeast("scoring", map[string]int64{"threads": int64(c.Threads), "max-batch-rows": int64(c.MaxBatchRows), "memory-limit": c.MemoryLimit}, 0)
+}
+
+// options returns the options of the engine of one ensemble.
+func (c ScoringConfig) options(path string, log *slog.Logger) scoring.Options {
+	return scoring.Options{
+		Ensemble: path, Library: c.Library, Device: c.Device, Threads: c.Threads, Sessions: c.Sessions, MaxBatchRows: c.MaxBatchRows,
+		MaxRequestRows: c.MaxRequestRows, MemoryLimit: c.MemoryLimit, Spinning: c.Spinning, Log: log,
+	}
+}
+
+// PostgresConfig says how Postgres is reached.
+type PostgresConfig struct {
+	URL              string        `name:"url" default:"postgres://127.0.0.1:5432/decuwatch" help:"Address of the database: postgres://user@host:5432/name. Parameters as in libpq: sslmode=verify-full, sslrootcert=FILE, passfile=FILE. Defaults to postgres://127.0.0.1:5432/decuwatch."`
+	MaxConns         int           `name:"max-conns" default:"8" help:"Connections, at most. Defaults to 8."`
+	Committers       int           `name:"committers" default:"2" help:"Transactions that write verdicts at a time. Defaults to 2."`
+	BatchSize        int           `name:"batch-size" default:"256" help:"Verdicts in one transaction, at most. Defaults to 256."`
+	CommitTimeout    time.Duration `name:"commit-timeout" default:"10s" help:"Longest time of a transaction that writes verdicts. Defaults to 10s."`
+	StatementTimeout time.Duration `name:"statement-timeout" default:"30s" help:"Longest time of any other statement. Defaults to 30s."`
+	LockTimeout      time.Duration `name:"lock-timeout" default:"5s" help:"Longest wait for a lock. Defaults to 5s."`
+	Migrate          bool          `name:"migrate" help:"Let serve create and upgrade the tables at its start; its database user needs the right to. Defaults to false."`
+}
+
+func (c PostgresConfig) validate() error {
+	if _, err := url.Parse(c.URL); err != nil || c.URL == "" {
+		return usage("postgres.url is not an address: postgres://user@host:5432/name")
+	}
+	if err := atLeast("postgres", map[string]int64{"max-conns": int64(c.MaxConns), "committers": int64(c.Committers), "batch-size": int64(c.BatchSize)}, 1); err != nil {
+		return err
+	}
+	return atLeast("postgres", map[string]int64{"commit-timeout": int64(c.CommitTimeout), "statement-timeout": int64(c.StatementTimeout), "lock-timeout": int64(c.LockTimeout)}, int64(time.Millisecond))
+}
+
+// config returns the configuration of a store.
+func (c PostgresConfig) config(log *slog.Logger, sinks ...string) postgres.Config {
+	return postgres.Config{
+		URL: c.URL, MaxConns: c.MaxConns, Committers: c.Committers, BatchSize: c.BatchSize, CommitTimeout: c.CommitTimeout,
+		StatementTimeout: c.StatementTimeout, LockTimeout: c.LockTimeout, Sinks: sinks, Log: log,
+	}
+}
+
+// RetentionConfig says how long what is kept in Postgres.
+type RetentionConfig struct {
+	Scores          time.Duration `name:"scores" default:"9600h" help:"How long scores are kept, by whole months. Defaults to 9600h (400 days)."`
+	Alerts          time.Duration `name:"alerts" default:"19200h" help:"How long alerts and their reviews are kept. Defaults to 19200h (800 days)."`
+	Events          time.Duration `name:"events" default:"9600h" help:"How long the ledger, skips and dead letters are kept; longer than the stream keeps messages. Defaults to 9600h (400 days)."`
+	Evidence        time.Duration `name:"evidence" default:"2160h" help:"How long images of reviews are kept. Defaults to 2160h (90 days)."`
+	PartitionsAhead int           `name:"partitions-ahead" default:"2" help:"Months for which partitions of scores exist in advance. Defaults to 2."`
+}
+
+func (c Config) maintenance() postgres.Maintenance {
+	r := c.Retention
+	return postgres.Maintenance{Ahead: r.PartitionsAhead, Scores: r.Scores, Alerts: r.Alerts, Events: r.Events, Evidence: r.Evidence}
+}
+
+// AlertsConfig is the stream of alerts. Where the stream exists, it stays as its operator made it.
+type AlertsConfig struct {
+	Stream   string        `name:"stream" default:"UNCERTAINTY" help:"Name of the stream that alerts are published to. Defaults to UNCERTAINTY."`
+	MaxAge   time.Duration `name:"max-age" default:"720h" help:"How long a new stream keeps alerts. Defaults to 720h."`
+	MaxBytes int64         `name:"max-bytes" default:"4294967296" help:"How large a new stream may grow, in bytes. Defaults to 4294967296 (4 GiB)."`
+	Replicas int           `name:"replicas" default:"1" help:"Replicas of a new stream; 3 where NATS is clustered. Defaults to 1."`
+
+	WebhookURL        string `name:"webhook-url" placeholder:"URL" help:"Each alert is posted here too. Defaults to none."`
+	WebhookSecretFile string `name:"webhook-secret-file" placeholder:"FILE" help:"File with the key that signs what is posted (Standard Webhooks: base64 of at least 24 bytes). Defaults to none: not signed."`
+	WebhookFormat     string `name:"webhook-format" default:"cloudevents" help:"cloudevents, or slack for receivers that take a line of text. Defaults to cloudevents."`
+	AlertmanagerURL   string `name:"alertmanager-url" placeholder:"URL" help:"Prometheus Alertmanager that each alert is sent to too, without /api/v2. Defaults to none."`
+	Link              string `name:"link" placeholder:"URL" help:"Begins the link to an alert's review page in webhooks and Alertmanager; the alert's id follows. Defaults to none."`
+}
+
+// sinks returns the sinks of alerts, the stream first.
+func (c AlertsConfig) sinks(js jetstream.JetStream) (*alerts.StreamSink, []alerts.Sink, error) {
+	stream := alerts.NewStreamSink(js, c.config())
+	sinks := []alerts.Sink{stream}
+	if c.WebhookURL != "" {
+		cfg := alerts.WebhookConfig{URL: c.WebhookURL, Format: c.WebhookFormat, Link: c.Link}
+		if c.WebhookSecretFile != "" {
+			secret, err := os.ReadFile(c.WebhookSecretFile)
+			if err != nil {
+				return nil, nil, fmt.Errorf("alerts.webhook-secret-file: %w", err)
+			}
+			cfg.Secret = strings.TrimSpace(string(secret))
+		}
+		sink, err := alerts.NewWebhook(cfg)
+		if err != nil {
+			return nil, nil, usage("alerts.webhook-url: %w", err)
+		}
+		sinks = append(sinks, sink)
+	}
+	if c.AlertmanagerURL != "" {
+		sink, err := alerts.NewAlertmanager(alerts.AlertmanagerConfig{URL: c.AlertmanagerURL, Link: c.Link})
+		if err != nil {
+			return nil, nil, usage("alerts.alertmanager-url: %w", err)
+		}
+		sinks = append(sinks, sink)
+	}
+	return stream, sinks, nil
+}
+
+func (c AlertsConfig) config() alerts.StreamConfig {
+	return alerts.StreamConfig{Name: c.Stream, MaxAge: c.MaxAge, MaxBytes: c.MaxBytes, Replicas: c.Replicas}
+}
+
+// ReviewConfig says what enters review beside alerts.
+type ReviewConfig struct {
+	Share float64 `name:"share" default:"0.01" help:"Share of scores without an alert that enter review unmarked, so that recall can be estimated; 0 to 1. Defaults to 0.01."`
+}
+
+// MetricsConfig is the mux of metrics, health and profiles.
+type MetricsConfig struct {
+	Address        string `name:"address" default:"127.0.0.1:9464" help:"Address of /metrics, /healthz and /readyz; port 0 is any free one. It has no authentication: keep it on a network of your own. Defaults to 127.0.0.1:9464."`
+	Pprof          bool   `name:"pprof" help:"Serve Go's profiles below /debug/pprof/. Defaults to false."`
+	MaxClassSeries int    `name:"max-class-series" default:"100" help:"Classes of a model, at most, for each to have a score histogram of its own; with more they share one. Defaults to 100."`
+}
+
+// TracingConfig says where spans go.
+type TracingConfig struct {
+	Endpoint    string  `name:"endpoint" placeholder:"URL" help:"OTLP/HTTP endpoint that spans are sent to: http://127.0.0.1:4318. Defaults to none: no spans."`
+	SampleRatio float64 `name:"sample-ratio" default:"1" help:"Share of the traces begun here that are sampled, 0 to 1; a trace that a producer began keeps its producer's decision. Defaults to 1."`
+}
+
+// LogConfig says what is logged, to stderr.
+type LogConfig struct {
+	Level  string `name:"level" default:"info" help:"debug, info, warn or error. Defaults to info."`
+	Format string `name:"format" default:"text" help:"text or json. Defaults to text."`
+}
+
+func (c LogConfig) logger(w io.Writer) (*slog.Logger, error) {
+	var level slog.Level
+	if err := level.UnmarshalText([]byte(c.Level)); err != nil {
+		return nil, usage("log.level is %q, must be debug, info, warn or error", c.Level)
+	}
+	opts := &slog.HandlerOptions{Level: level}
+	switch c.Format {
+	case "text":
+		return slog.New(slog.NewTextHandler(w, opts)), nil
+	case "json":
+		return slog.New(slog.NewJSONHandler(w, opts)), nil
+	}
+	return nil, usage("log.format is %q, must be text or json", c.Format)
+}
+
+// validate returns an error that names the first setting out of its bounds.
+func (c Config) validate() error {
+	if err := errors.Join(c.NATS.validate(), c.Scoring.validate(), c.Postgres.validate()); err != nil {
+		return err
+	}
+	share := func(name string, v float64) error {
+		if math.IsNaN(v) || v < 0 || v > 1 {
+			return usage("%s is %g, must be 0 to 1", name, v)
+		}
+		return nil
+	}
+	for _, err := range []error{
+		atLeast("stream", map[string]int64{"max-age": int64(c.Stream.MaxAge)}, int64(time.Minute)),
+		atLeast("stream", map[string]int64{"max-bytes": c.Stream.MaxBytes}, 1<<20),
+		atLeast("stream", map[string]int64{"replicas": int64(c.Stream.Replicas)}, 1),
+		atLeast("consumers", map[string]int64{"ack-wait": int64(c.Consumers.AckWait)}, int64(100*time.Millisecond)),
+		atLeast("consumers", map[string]int64{
+			"max-deliver": int64(c.Consumers.MaxDeliver), "max-in-flight": int64(c.Consumers.MaxInFlight), "max-rows": int64(c.Consumers.MaxRows),
+			"handle-timeout": int64(c.Consumers.HandleTimeout), "drain-timeout": int64(c.Consumers.DrainTimeout), "retry-delay": int64(c.Consumers.RetryDelay),
+		}, 1),
+		atLeast("consumers", map[string]int64{"retry-max-delay": int64(c.Consumers.RetryMaxDelay)}, int64(c.Consumers.RetryDelay)),
+		atLeast("retention", map[string]int64{"events": int64(c.Retention.Events)}, int64(c.Stream.MaxAge)),
+		atLeast("retention", map[string]int64{"scores": int64(c.Retention.Scores), "alerts": int64(c.Retention.Alerts), "evidence": int64(c.Retention.Evidence)}, int64(time.Hour)),
+		atLeast("retention", map[string]int64{"partitions-ahead": int64(c.Retention.PartitionsAhead)}, 1),
+		atLeast("alerts", map[string]int64{"max-age": int64(c.Alerts.MaxAge)}, int64(time.Minute)),
+		atLeast("alerts", map[string]int64{"max-bytes": c.Alerts.MaxBytes}, 1<<20),
+		atLeast("alerts", map[string]int64{"replicas": int64(c.Alerts.Replicas)}, 1),
+		atLeast("metrics", map[string]int64{"max-class-series": int64(c.Metrics.MaxClassSeries)}, 1),
+		share("review.share", c.Review.Share),
+		share("tracing.sample-ratio", c.Tracing.SampleRatio),
+	} {
+		if err != nil {
+			return err
+		}
+	}
+	if _, _, err := net.SplitHostPort(c.Metrics.Address); err != nil {
+		return usage("metrics.address is %q, must be host:port", c.Metrics.Address)
+	}
+	if c.Tracing.Endpoint != "" {
+		if u, err := url.Parse(c.Tracing.Endpoint); err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" {
+			return usage("tracing.endpoint is %q, must be http://host:4318 or https://host:4318", c.Tracing.Endpoint)
+		}
+	}
+	return nil
+}
+
+// durations are the settings that atLeast prints as durations.
+var durations = []string{"max-age", "ack-wait", "handle-timeout", "drain-timeout", "retry-delay", "retry-max-delay", "events", "scores", "alerts", "evidence", "commit-timeout", "statement-timeout", "lock-timeout"}
+
+// atLeast returns an error that names the first setting, in order of name, that is below the least.
+func atLeast(group string, values map[string]int64, least int64) error {
+	names := make([]string, 0, len(values))
+	for name := range values {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	for _, name := range names {
+		v := values[name]
+		if v >= least {
+			continue
+		}
+		if slices.Contains(durations, name) {
+			return usage("%s.%s is %s, must be at least %s", group, name, time.Duration(v), time.Duration(least))
+		}
+		return usage("%s.%s is %d, must be at least %d", group, name, v, least)
+	}
+	return nil
+}
+
+// settings are the values of a file and of the environment for flags that are settings: those with a dot in their name.
+type settings struct {
+	getenv func(string) string
+	path   string
+	file   map[string]any // by name: a string, or a list of strings
+}
+
+// load reads a YAML file; an empty path is none. A name that is no setting's is an error.
+func (s *settings) load(path string) error {
+	if path == "" {
+		return nil
+	}
+	content, err := os.ReadFile(path)
+	if err != nil {
+		return fmt.Errorf("read settings: %w", err)
+	}
+	var document yaml.Node
+	if err := yaml.Unmarshal(content, &document); err != nil {
+		return fmt.Errorf("read settings from %s: %w", path, err)
+	}
+	s.path, s.file = path, map[string]any{}
+	if len(document.Content) == 0 {
+		return nil
+	}
+	known := map[string]bool{}
+	for _, f := range settingFields() {
+		known[f.name] = true
+	}
+	return s.flatten("", document.Content[0], known)
+}
+
+// flatten adds the settings below a node.
+func (s *settings) flatten(prefix string, node *yaml.Node, known map[string]bool) error {
+	if node.Kind != yaml.MappingNode {
+		return fmt.Errorf("%s:%d: %s must be a mapping of settings", s.path, node.Line, strings.TrimSuffix("the file."+prefix, "."))
+	}
+	for i := 0; i < len(node.Content); i += 2 {
+		key, value := node.Content[i], node.Content[i+1]
+		name := prefix + key.Value
+		if value.Kind == yaml.AliasNode {
+			value = value.Alias
+		}
+		switch {
+		case known[name] && value.Kind == yaml.ScalarNode:
+			if value.Tag == "!!null" {
+				continue
+			}
+			s.file[name] = value.Value
+		case known[name] && value.Kind == yaml.SequenceNode:
+			list := []any{}
+			for _, item := range value.Content {
+				if item.Kind != yaml.ScalarNode {
+					return fmt.Errorf("%s:%d: %s must be a list of plain values", s.path, item.Line, name)
+				}
+				list = append(list, item.Value)
+			}
+			s.file[name] = list
+		case value.Kind == yaml.MappingNode && hasPrefix(known, name+"."):
+			if err := s.flatten(name+".", value, known); err != nil {
+				return err
+			}
+		case value.Tag == "!!null" && hasPrefix(known, name+"."):
+		case known[name]:
+			return fmt.Errorf("%s:%d: %s must be a plain value", s.path, key.Line, name)
+		default:
+			return fmt.Errorf("%s:%d: there is no setting %s", s.path, key.Line, name)
+		}
+	}
+	return nil
+}
+
+func hasPrefix(known map[string]bool, prefix string) bool {
+	for name := range known {
+		if strings.HasPrefix(name, prefix) {
+			return true
+		}
+	}
+	return false
+}
+
+// fromFile gives kong the file's value of a flag.
+func (s *settings) fromFile(_ *kong.Context, _ *kong.Path, flag *kong.Flag) (any, error) {
+	if v, ok := s.file[flag.Name]; ok {
+		return v, nil
+	}
+	return nil, nil
+}
+
+// fromEnvironment gives kong the environment's value of a flag; it comes after the file and beats it.
+func (s *settings) fromEnvironment(_ *kong.Context, _ *kong.Path, flag *kong.Flag) (any, error) {
+	if !strings.Contains(flag.Name, ".") {
+		return nil, nil
+	}
+	if v := s.getenv(environmentName(flag.Name)); v != "" {
+		return v, nil
+	}
+	return nil, nil
+}
+
+// environmentName returns the environment variable of a setting: nats.url is DECUWATCH_NATS_URL. ONNX Runtime's library
+// keeps the name under which the scripts export it.
+func environmentName(setting string) string {
+	if setting == "scoring.library" {
+		return "DECUWATCH_ONNXRUNTIME_LIB"
+	}
+	return "DECUWATCH_" + strings.ToUpper(strings.NewReplacer(".", "_", "-", "_").Replace(setting))
+}
+
+// settingField is one setting as its tags describe it.
+type settingField struct {
+	group, name, kind, fallback, help string
+}
+
+// settingFields lists all settings in the order of Config.
+func settingFields() []settingField {
+	var fields []settingField
+	config := reflect.TypeFor[Config]()
+	for i := range config.NumField() {
+		group := config.Field(i)
+		for j := range group.Type.NumField() {
+			f := group.Type.Field(j)
+			kind := map[reflect.Kind]string{reflect.String: "text", reflect.Bool: "true or false", reflect.Int: "integer", reflect.Int64: "integer", reflect.Float64: "number", reflect.Slice: "list"}[f.Type.Kind()]
+			if f.Type == reflect.TypeFor[time.Duration]() {
+				kind = "duration"
+			}
+			fallback := f.Tag.Get("default")
+			if f.Type.Kind() == reflect.Bool {
+				fallback = "false"
+			}
+			fields = append(fields, settingField{
+				group: group.Tag.Get("group"), name: group.Tag.Get("prefix") + f.Tag.Get("name"), kind: kind, fallback: fallback, help: f.Tag.Get("help"),
+			})
+		}
+	}
+	return fields
+}
+
+// reference returns the document docs/configuration.md.
+func reference() string {
+	var b strings.Builder
+	b.WriteString(`# Configuration
+
+Each setting has one name, and three places where it can stand; each beats the one before:
+
+1. a YAML file that ` + "`--config FILE`" + ` or the environment variable ` + "`DECUWATCH_CONFIG`" + ` names, where the dots of the name nest,
+2. an environment variable: ` + "`nats.url`" + ` is ` + "`DECUWATCH_NATS_URL`" + `,
+3. a flag of the verbs that need it: ` + "`--nats.url`" + `.
+
+A name in the file that is no setting's is an error, as is a value that does not fit; the error names the setting. Durations are written
+as ` + "`90s`, `20m`, `168h`" + `. In the environment and in flags the items of a list are separated by commas.
+
+` + "```yaml" + `
+nats:
+  url: nats://nats.internal:4222
+  creds: /run/secrets/decuwatch.creds
+postgres:
+  url: postgres://decuwatch@postgres.internal:5432/decuwatch?sslmode=verify-full&passfile=/run/secrets/pgpass
+scoring:
+  ensembles: [/srv/ensembles/sdxl-class, /srv/ensembles/fashion-mnist]
+  device: cuda:0
+log:
+  format: json
+` + "```" + `
+
+The program's exit codes: 0 done, 1 failed, 2 a wrong flag, setting or argument, 3 a check found a difference.
+` + "`decuwatch VERB --help`" + ` lists the settings that a verb reads.
+`)
+	group := ""
+	for _, f := range settingFields() {
+		if f.group != group {
+			group = f.group
+			fmt.Fprintf(&b, "\n## %s\n\n| setting | environment | kind | meaning |\n|---|---|---|---|\n", group)
+		}
+		fmt.Fprintf(&b, "| `%s` | `%s` | %s | %s |\n", f.name, environmentName(f.name), f.kind, strings.ReplaceAll(f.help, "|", `\|`))
+	}
+	return b.String()
+}

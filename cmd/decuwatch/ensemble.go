@@ -1,0 +1,114 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"slices"
+	"text/tabwriter"
+
+	"github.com/decuwatch/decuwatch/schema"
+	"github.com/decuwatch/decuwatch/scoring"
+	"github.com/decuwatch/decuwatch/scoring/ensemble"
+)
+
+type ensembleCmd struct {
+	Inspect ensembleInspectCmd `cmd:"" help:"Print what an ensemble holds."`
+	Verify  ensembleVerifyCmd  `cmd:"" help:"Check an ensemble as serve does at its start: bounds, digests, graphs, tables, one run."`
+}
+
+type ensembleInspectCmd struct {
+	Path string `arg:"" help:"Ensemble: a directory, or a manifest."`
+	JSON bool   `name:"json" help:"Print the manifest and its digest as JSON."`
+}
+
+func (ensembleInspectCmd) Help() string {
+	return `Examples:
+
+  decuwatch ensemble inspect ensembles/fashion-mnist
+  decuwatch ensemble inspect --json ensembles/fashion-mnist/rotation-1.json | jq .manifest.profile`
+}
+
+func (c *ensembleInspectCmd) Run(s *streams) error {
+	e, err := ensemble.Open(c.Path)
+	if err != nil {
+		return err
+	}
+	if c.JSON {
+		out := json.NewEncoder(s.out)
+		out.SetIndent("", "  ")
+		return out.Encode(map[string]any{"digest": e.Digest, "manifest": e.Manifest})
+	}
+	meaning := map[string]string{
+		ensemble.RegimeExposure:     "a high class gap says: the class was hardly trained",
+		ensemble.RegimeDisagreement: "a high class gap says: the data leave the class open",
+	}[e.Regime]
+	w := tabwriter.NewWriter(s.out, 0, 8, 2, ' ', 0)
+	fmt.Fprintf(w, "name\t%s\ndigest\t%s\n", e.Name, e.Digest)
+	fmt.Fprintf(w, "components\t%d tables of %d classes, %d x %d\n", e.Components, len(e.Classes), e.Context.Tokens, e.Context.Dim)
+	fmt.Fprintf(w, "latent\t%d x %d x %d\n", e.Latent.Channels, e.Latent.Height, e.Latent.Width)
+	fmt.Fprintf(w, "image\t%d x %d x %d\n", e.Image.Channels, e.Image.Height, e.Image.Width)
+	fmt.Fprintf(w, "backbone\t%s, %.1f MB, %s, opset %d\n", e.Files.UNet.Path, float64(e.Files.UNet.Size)/1e6, e.Precision, e.Opset)
+	fmt.Fprintf(w, "diffusion\t%s of %d timesteps, %s, %s spacing\n", e.Diffusion.BetaSchedule, e.Diffusion.TrainTimesteps, e.Diffusion.Prediction, e.Diffusion.TimestepSpacing)
+	fmt.Fprintf(w, "noise\t%s\nregime\t%s: %s\nsettings\t%s\n", e.Noise, e.Regime, meaning, e.Profile.Settings())
+	if e.Profile.Reason != "" {
+		fmt.Fprintf(w, "reason\t%s\n", e.Profile.Reason)
+	}
+	for _, name := range []string{schema.ClassGap, schema.RequestRisk} {
+		if r, ok := e.Reference[name]; ok {
+			fmt.Fprintf(w, "reference %s\tmean %.4g, 99%% quantile %.4g, of %d scores of well-sampled classes\n", name, r.Mean, r.Quantiles["0.99"], r.N)
+		}
+	}
+	fmt.Fprintf(w, "\nclass\tlabel\ttraining images\n")
+	for i, class := range e.Classes {
+		fmt.Fprintf(w, "%d\t%s\t%s\n", i, class.Label, imageCount(class.Images))
+	}
+	return w.Flush()
+}
+
+// imageCount returns "5000", or "1 to 100" where the components saw different numbers of images.
+func imageCount(images []int) string {
+	if len(images) == 0 {
+		return "-"
+	}
+	least, most := slices.Min(images), slices.Max(images)
+	if least == most {
+		return fmt.Sprint(least)
+	}
+	return fmt.Sprintf("%d to %d", least, most)
+}
+
+type ensembleVerifyCmd struct {
+	Path    string        `arg:"" help:"Ensemble: a directory, or a manifest."`
+	Scoring runtimeConfig `embed:"" prefix:"scoring." group:"Scoring"`
+}
+
+// runtimeConfig are the settings of ScoringConfig that say how a graph is run.
+type runtimeConfig struct {
+	Library string `name:"library" placeholder:"FILE" help:"ONNX Runtime's shared library. Defaults to where serve finds it."`
+	Device  string `name:"device" default:"cpu" help:"cpu, cuda:N or tensorrt:N. Defaults to cpu."`
+	Threads int    `name:"threads" default:"0" help:"Threads of a session within an operator; 0 shares the CPUs among the sessions. Defaults to 0."`
+}
+
+func (ensembleVerifyCmd) Help() string {
+	return `Exit code 1 where serve would refuse the ensemble, with the reason.
+
+Example:
+
+  decuwatch ensemble verify ensembles/fashion-mnist`
+}
+
+func (c *ensembleVerifyCmd) Run(s *streams, log *slog.Logger) error {
+	engine, err := scoring.Open(scoring.Options{Ensemble: c.Path, Library: c.Scoring.Library, Device: c.Scoring.Device, Threads: c.Scoring.Threads, Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err := engine.Close(); err != nil {
+			log.Warn("ensemble was not closed", "err", err)
+		}
+	}()
+	e := engine.Ensemble()
+	_, err = fmt.Fprintf(s.out, "%s %s is sound: %d components, %d classes, %s\n", e.Name, e.Digest, e.Components, len(e.Classes), engine.Profile().Settings())
+	return err
+}

@@ -1,0 +1,91 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+)
+
+// lifecycle runs the parts of a program and takes them down in the opposite order of their start.
+type lifecycle struct {
+	ctx   context.Context // ends when the program shall end
+	fail  context.CancelCauseFunc
+	log   *slog.Logger
+	steps []step
+}
+
+// step undoes one start.
+type step struct {
+	name string
+	undo func() error
+}
+
+// newLifecycle returns a lifecycle whose context ends with ctx, or when a part ends by itself.
+func newLifecycle(ctx context.Context, log *slog.Logger) *lifecycle {
+	ctx, fail := context.WithCancelCause(ctx)
+	return &lifecycle{ctx: ctx, fail: fail, log: log}
+}
+
+// undo has f called when the program ends, before everything that was registered earlier.
+func (l *lifecycle) undo(name string, f func() error) {
+	l.steps = append(l.steps, step{name, f})
+}
+
+// run starts a part that runs until its context ends. When the program ends it is told so and waited for. A part that
+// ends by itself ends the program.
+func (l *lifecycle) run(name string, f func(context.Context) error) {
+	// Not below l.ctx: the part ends when its turn comes.
+	ctx, cancel := context.WithCancel(context.WithoutCancel(l.ctx))
+	done := make(chan error, 1)
+	go func() {
+		err := f(ctx)
+		if ctx.Err() == nil {
+			l.fail(fmt.Errorf("%s ended: %w", name, orUnexpected(err)))
+		}
+		done <- err
+	}()
+	l.undo(name, func() error {
+		cancel()
+		if err := <-done; err != nil && !errors.Is(err, context.Canceled) {
+			return err
+		}
+		return nil
+	})
+}
+
+func orUnexpected(err error) error {
+	if err == nil {
+		return errors.New("for no reason")
+	}
+	return err
+}
+
+// wait waits until the program shall end. The error is that of a part that ended by itself.
+func (l *lifecycle) wait() error {
+	<-l.ctx.Done()
+	if cause := context.Cause(l.ctx); !errors.Is(cause, context.Canceled) {
+		return cause
+	}
+	return nil
+}
+
+// end takes everything down, the last first, and joins the errors.
+func (l *lifecycle) end() error {
+	l.fail(nil)
+	var errs []error
+	for i := len(l.steps) - 1; i >= 0; i-- {
+		s := l.steps[i]
+		start := time.Now()
+		if err := s.undo(); err != nil {
+			errs = append(errs, fmt.Errorf("stop %s: %w", s.name, err))
+		}
+		l.log.Debug("stopped", "part", s.name, "took", time.Since(start))
+	}
+	l.steps = nil
+	return errors.Join(errs...)
+}
+
+// joinEnd takes life down and joins its errors to err.
+func joinEnd(err error, life *lifecycle) error { return errors.Join(err, life.end()) }

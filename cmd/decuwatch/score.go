@@ -1,0 +1,130 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"io"
+	"log/slog"
+	"strconv"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/decuwatch/decuwatch/monitor"
+	"github.com/decuwatch/decuwatch/schema"
+	"github.com/decuwatch/decuwatch/scoring"
+)
+
+// samplerFlags describe how a producer ran a request.
+type samplerFlags struct {
+	Noise    string            `placeholder:"NAME" help:"How the producer drew the first latent: torch-cpu, torch-cuda or decuwatch. Defaults to the ensemble's."`
+	Sampler  string            `placeholder:"NAME" help:"Sampler that the producer ran. Defaults to ddim where --steps, --guidance or --eta is given."`
+	Steps    *int              `placeholder:"N" help:"Steps that the producer ran. Defaults to 50 where a sampler is given."`
+	Guidance *float64          `placeholder:"G" help:"Guidance scale that the producer ran. Defaults to 1 where a sampler is given."`
+	Eta      *float64          `placeholder:"ETA" help:"Eta that the producer ran. Defaults to 0."`
+	Label    map[string]string `placeholder:"KEY=VALUE" help:"Label of the event; may be repeated."`
+}
+
+// class reads an index or a label.
+func class(text string) schema.Class {
+	if i, err := strconv.Atoi(text); err == nil {
+		return schema.ClassIndex(i)
+	}
+	return schema.ClassLabel(text)
+}
+
+// generation returns a request as an event's data.
+func (f samplerFlags) generation(model string, c schema.Class, seed uint64) schema.Generation {
+	g := schema.Generation{Model: model, Class: c, Seed: seed, Noise: f.Noise, Labels: f.Label}
+	if f.Sampler != "" || f.Steps != nil || f.Guidance != nil || f.Eta != nil {
+		s := schema.Sampler{Name: f.Sampler, Steps: 50, GuidanceScale: 1}
+		if s.Name == "" {
+			s.Name = monitor.Sampler
+		}
+		if f.Steps != nil {
+			s.Steps = *f.Steps
+		}
+		if f.Guidance != nil {
+			s.GuidanceScale = *f.Guidance
+		}
+		if f.Eta != nil {
+			s.Eta = *f.Eta
+		}
+		g.Sampler = &s
+	}
+	return g
+}
+
+type scoreCmd struct {
+	Class        string `required:"" placeholder:"CLASS" help:"Class: an index, or a label."`
+	Seed         uint64 `required:"" help:"Seed of the first latent."`
+	samplerFlags `embed:""`
+	Source       string        `default:"/decuwatch/score" help:"Source of the event. With the id it names the component that carries the shared path."`
+	ID           string        `default:"offline" help:"Id of the event."`
+	Scoring      ScoringConfig `embed:"" prefix:"scoring." group:"Scoring"`
+}
+
+func (scoreCmd) Help() string {
+	return `Reruns one request and prints its score with the whole receipt as JSON. It needs neither NATS nor Postgres, and stores nothing.
+
+Examples:
+
+  decuwatch score -e ensembles/fashion-mnist --class 3 --seed 7
+  decuwatch score -e ensembles/fashion-mnist --class "Ankle boot" --seed 7 | jq .class_gap.value
+  decuwatch score -e ensembles/fashion-mnist --class Bag --seed 7 --scoring.profile as-requested --steps 50 --guidance 2`
+}
+
+func (c *scoreCmd) Run(ctx context.Context, s *streams, log *slog.Logger) (err error) {
+	if err := c.Scoring.validate(); err != nil {
+		return err
+	}
+	if len(c.Scoring.Ensembles) != 1 {
+		return usage("scoring.ensembles names %d ensembles, score needs exactly one", len(c.Scoring.Ensembles))
+	}
+	life := newLifecycle(ctx, log)
+	defer func() { err = joinEnd(err, life) }()
+	engines, err := openEngines(c.Scoring, prometheus.NewRegistry(), slog.New(slog.DiscardHandler), life)
+	if err != nil {
+		return err
+	}
+	for name := range engines {
+		ev := schema.Event{Source: c.Source, ID: c.ID, Time: time.Now().UTC().Truncate(time.Microsecond), Data: c.generation(name, class(c.Class), c.Seed)}
+		if _, _, err := schema.Encode(ev); err != nil { // the bounds of an event
+			return usageError{err}
+		}
+		score, skip, err := monitor.ScoreOnce(ctx, models(engines, c.Scoring, nil)[name], ev)
+		if err != nil {
+			return err
+		}
+		if skip != nil {
+			return writeJSON(s.out, map[string]any{"event": eventView(ev), "skip": map[string]string{"reason": skip.Reason, "detail": skip.Detail}})
+		}
+		return writeJSON(s.out, scoreView{eventView(ev), *score})
+	}
+	return nil
+}
+
+// event is how an event is printed.
+type event struct {
+	Source string            `json:"source"`
+	ID     string            `json:"id"`
+	Time   time.Time         `json:"time"`
+	Data   schema.Generation `json:"data"`
+}
+
+func eventView(e schema.Event) event { return event{e.Source, e.ID, e.Time, e.Data} }
+
+// scoreView is how a score is printed.
+type scoreView struct {
+	Event event `json:"event"`
+	schema.Score
+}
+
+func writeJSON(w io.Writer, v any) error {
+	out := json.NewEncoder(w)
+	out.SetIndent("", "  ")
+	out.SetEscapeHTML(false)
+	return out.Encode(v)
+}
+
+var _ monitor.Scorer = (*scoring.Engine)(nil)

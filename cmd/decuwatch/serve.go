@@ -1,0 +1,293 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"runtime/debug"
+	"slices"
+
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+
+	"github.com/decuwatch/decuwatch/alerts"
+	"github.com/decuwatch/decuwatch/consumers"
+	"github.com/decuwatch/decuwatch/monitor"
+	"github.com/decuwatch/decuwatch/schema"
+	"github.com/decuwatch/decuwatch/schema/postgres"
+	"github.com/decuwatch/decuwatch/scoring"
+)
+
+type serveCmd struct {
+	Config `embed:""`
+}
+
+func (serveCmd) Help() string {
+	return `Takes generation events from JetStream, reruns each through its model's ensemble, stores the score and publishes an alert where it passes its threshold. Ends on SIGTERM or Ctrl-C: it stops pulling, finishes what is in flight within consumers.drain-timeout and gives the rest back.
+
+Examples:
+
+  decuwatch serve -e ensembles/fashion-mnist --postgres.migrate
+  decuwatch serve --config /etc/decuwatch.yaml --log.format json`
+}
+
+// Run serves until ctx ends.
+func (c *serveCmd) Run(ctx context.Context, log *slog.Logger) error {
+	fail, err := newFailpoint(os.Getenv("DECUWATCH_FAILPOINT"))
+	if err != nil {
+		return err
+	}
+	return serve(ctx, c.Config, log, fail, nil)
+}
+
+// serving is what a running monitor tells about itself.
+type serving struct {
+	metrics string // address of the mux of metrics and health
+	engines map[string]*scoring.Engine
+}
+
+// serve wires the monitor and runs it until ctx ends or a part of it fails. Started is called once when everything runs.
+func serve(ctx context.Context, c Config, log *slog.Logger, fail *failpoint, started func(serving)) (err error) {
+	if err := c.validate(); err != nil {
+		return err
+	}
+	life := newLifecycle(ctx, log)
+	defer func() { err = errors.Join(err, life.end()) }()
+
+	// Metrics and health come first and go last.
+	reg := newRegistry()
+	health := newHealth(reg)
+	listener, err := net.Listen("tcp", c.Metrics.Address)
+	if err != nil {
+		return fmt.Errorf("listen on metrics.address: %w", err)
+	}
+	life.run("metrics", func(ctx context.Context) error {
+		return serveHTTP(ctx, listener, observability(reg, health, c.Metrics.Pprof))
+	})
+	tracer, flush, err := newTracer(ctx, c.Tracing)
+	if err != nil {
+		return err
+	}
+	life.undo("tracing", flush)
+
+	// What is scored with.
+	engines, err := openEngines(c.Scoring, reg, log, life)
+	if err != nil {
+		return err
+	}
+	names := make([]string, 0, len(engines))
+	for name := range engines {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	health.set(partEnsemble, func(context.Context) error { return nil })
+
+	// What is read from and written to.
+	nc, err := c.NATS.connect("serve", true, log)
+	if err != nil {
+		return err
+	}
+	life.undo("NATS", func() error { nc.Close(); return nil })
+	js, err := jetstream.New(nc)
+	if err != nil {
+		return err
+	}
+	health.set(partNATS, func(context.Context) error {
+		if !nc.IsConnected() {
+			return errors.New("not connected")
+		}
+		return nil
+	})
+	stream, sinks, err := c.Alerts.sinks(js)
+	if err != nil {
+		return err
+	}
+	sinkNames := make([]string, len(sinks))
+	for i, s := range sinks {
+		sinkNames[i] = s.Name()
+		sinks[i] = failingSink{s, fail}
+	}
+	if c.Postgres.Migrate {
+		if err := postgres.Migrate(ctx, c.Postgres.URL); err != nil {
+			return err
+		}
+	}
+	store, err := postgres.Open(ctx, c.Postgres.config(log, sinkNames...))
+	if err != nil {
+		return err
+	}
+	life.undo("Postgres", func() error { store.Close(); return nil })
+	health.set(partPostgres, store.Ping)
+	life.run("health", health.run)
+	maintenance := c.maintenance()
+	if err := store.EnsurePartitions(ctx, maintenance.Ahead); err != nil {
+		return err
+	}
+	life.run("maintenance", func(ctx context.Context) error { store.Maintain(ctx, maintenance); return nil })
+
+	// What is decided by.
+	counts := alerts.NewMetrics(reg, names, sinkNames)
+	thresholds, err := alerts.NewThresholds(ctx, store, log, counts)
+	if err != nil {
+		return err
+	}
+	life.run("thresholds", thresholds.Run)
+	warnWithoutThresholds(ctx, store, engines, log)
+
+	// The alerts' way out.
+	if nc.IsConnected() { // else with the first alert
+		if err := stream.Ensure(ctx); err != nil {
+			return err
+		}
+	}
+	relay, err := alerts.NewRelay(store, alerts.RelayConfig{Logger: log, Metrics: counts}, sinks...)
+	if err != nil {
+		return err
+	}
+	life.run("relay", relay.Run)
+
+	// The events' way in.
+	m, err := monitor.New(monitor.Options{
+		Models: models(engines, c.Scoring, fail), Decider: failingDecider{thresholds, fail}, Recorder: failingRecorder{recorder{store}, fail},
+		Registerer: reg, MaxClassSeries: c.Metrics.MaxClassSeries, SampleShare: c.Review.Share, Tracer: tracer, Log: log,
+		DeadLetterKinds: []string{consumers.KindInvalid, consumers.KindFailed, consumers.KindGivenUp},
+	})
+	if err != nil {
+		return err
+	}
+	consuming := c.consumers(names)
+	consuming.Healthy = healthy(store, engines)
+	consuming.Logger, consuming.Metrics = log, consumers.NewMetrics(reg, names)
+	handler := failingHandler{m, fail}
+	life.run("consumers", func(ctx context.Context) error { return consumers.Run(ctx, js, consuming, handler, handler) })
+
+	log.Info("serving", "models", names, "nats", redact(c.NATS.URL), "metrics", "http://"+listener.Addr().String()+"/metrics", "thresholds", thresholds.Table().Len())
+	if started != nil {
+		started(serving{metrics: listener.Addr().String(), engines: engines})
+	}
+	if err := life.wait(); err != nil {
+		return err
+	}
+	log.Info("stopping: finishing what is in flight", "at_most", c.Consumers.DrainTimeout)
+	return nil
+}
+
+// newRegistry returns a registry with the process's own metrics.
+func newRegistry() *prometheus.Registry {
+	reg := prometheus.NewRegistry()
+	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	version, revision := "unknown", "unknown"
+	if info, ok := debug.ReadBuildInfo(); ok {
+		version = info.Main.Version
+		for _, s := range info.Settings {
+			if s.Key == "vcs.revision" {
+				revision = s.Value
+			}
+		}
+		reg.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "decuwatch_build_info", Help: "1; the labels say what was built.",
+			ConstLabels: prometheus.Labels{"version": version, "revision": revision, "goversion": info.GoVersion},
+		}, func() float64 { return 1 }))
+	}
+	return reg
+}
+
+// openEngines opens every ensemble, by its name. The life closes them.
+func openEngines(c ScoringConfig, reg prometheus.Registerer, log *slog.Logger, life *lifecycle) (map[string]*scoring.Engine, error) {
+	engines := map[string]*scoring.Engine{}
+	for _, path := range c.Ensembles {
+		options := c.options(path, log)
+		options.Registerer = reg
+		engine, err := scoring.Open(options)
+		if err != nil {
+			return nil, err
+		}
+		name := engine.Ensemble().Name
+		life.undo("ensemble "+name, engine.Close)
+		if engines[name] != nil {
+			return nil, usage("scoring.ensembles: %s and another ensemble are both named %s", path, name)
+		}
+		engines[name] = engine
+	}
+	return engines, nil
+}
+
+// models returns how the events of each model are scored.
+func models(engines map[string]*scoring.Engine, c ScoringConfig, fail *failpoint) map[string]monitor.Model {
+	list := map[string]monitor.Model{}
+	for name, engine := range engines {
+		list[name] = monitor.Model{
+			Scorer: failingScorer{engine, fail}, Classes: labels(engine), Profile: engine.Profile(),
+			AsRequested: c.Profile == scoring.ProfileAsRequested, SkipUnreproducible: c.Unreproducible == unreproducibleSkip,
+		}
+	}
+	return list
+}
+
+// labels returns the labels of an engine's classes in index order.
+func labels(e *scoring.Engine) []string {
+	classes := e.Ensemble().Classes
+	list := make([]string, len(classes))
+	for i, c := range classes {
+		list[i] = c.Label
+	}
+	return list
+}
+
+// healthy reports whether verdicts can be committed and requests be scored. It is asked after a failure only.
+func healthy(store *postgres.Store, engines map[string]*scoring.Engine) func(context.Context) error {
+	return func(ctx context.Context) error {
+		if err := store.Ping(ctx); err != nil {
+			return fmt.Errorf("postgres: %w", err)
+		}
+		for name, engine := range engines {
+			var broken *scoring.NonFiniteError // of one class; others may be well
+			if _, err := engine.Score(ctx, scoring.Request{Key: "probe"}); err != nil && !errors.As(err, &broken) {
+				return fmt.Errorf("ensemble %s: %w", name, err)
+			}
+		}
+		return nil
+	}
+}
+
+// warnWithoutThresholds says at the start which models raise no alert.
+func warnWithoutThresholds(ctx context.Context, store *postgres.Store, engines map[string]*scoring.Engine, log *slog.Logger) {
+	list, err := store.Thresholds(ctx)
+	if err != nil {
+		return // they were read a moment ago; the thresholds' own loop reports it
+	}
+	for name, engine := range engines {
+		applies := func(t schema.Threshold) bool {
+			return t.Model == name && t.EnsembleDigest == engine.Ensemble().Digest && t.Settings == engine.Profile().Settings()
+		}
+		if !slices.ContainsFunc(list, applies) {
+			log.Warn("no threshold applies to this ensemble and its settings: scores are stored, but raise no alert", "model", name,
+				"ensemble", engine.Ensemble().Digest, "settings", engine.Profile().Settings(), "see", "decuwatch thresholds set --help")
+		}
+	}
+}
+
+// recorder gives the monitor the store in the form it asks for.
+type recorder struct{ *postgres.Store }
+
+func (r recorder) Recorded(ctx context.Context, ev schema.Event, d schema.Delivery) (bool, error) {
+	_, known, err := r.Lookup(ctx, ev.Source, ev.ID, d.Digest)
+	return known, unavailable(err)
+}
+
+func (r recorder) Record(ctx context.Context, v schema.Verdict) (bool, error) {
+	recorded, err := r.Store.Record(ctx, v)
+	return recorded.First, unavailable(err)
+}
+
+// unavailable marks an error that is not about the verdict: the message is kept until the database is well again.
+func unavailable(err error) error {
+	if err == nil || postgres.Refused(err) {
+		return err
+	}
+	return consumers.Unavailable(err)
+}
