@@ -6,6 +6,7 @@ that was broken off goes on from its last checkpoint when the same command is gi
 """
 
 import argparse
+import hashlib
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,17 +14,19 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save, save_file
 from torch import Tensor
 
 from decuwatch_training.backbone import Backbone, load_backbone
 from decuwatch_training.checkpoint import CHECKPOINT_FILE
-from decuwatch_training.data import read_data
+from decuwatch_training.data import Images, read_data
 from decuwatch_training.diagnostics import diagnose
 from decuwatch_training.errors import TrainingError
-from decuwatch_training.files import read_json, staged_directory, write_json
+from decuwatch_training.files import read_json, staged_directory, write_file, write_json
 from decuwatch_training.loop import pick_device
 from decuwatch_training.tables import TableSettings, train_tables
+
+LATENTS_IN_MEMORY = 1_000_000
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -80,7 +83,11 @@ def run(arguments: argparse.Namespace) -> None:
     print(f"trained: {tables} tables of {rows} x {tokens * backbone.context_dim} = {each:,} parameters a component, {tables * each:,} in all")
     print(f"frozen:  {backbone.parameter_count():,} parameters of the backbone")
     before = backbone.digest()
-    latents = backbone.encode(data.train.scaled()) if len(data.train) <= 200_000 else _too_many(arguments.data, len(data.train))
+    if len(data.train) > LATENTS_IN_MEMORY:
+        raise TrainingError(
+            f"{arguments.data}: {len(data.train):,} images; at most {LATENTS_IN_MEMORY:,} latents are held in memory: give fewer images a class"
+        )
+    latents = kept_latents(backbone, before, data.train, arguments.backbone)
     checkpoint = arguments.out.with_name(f"{arguments.out.name}.checkpoints") / CHECKPOINT_FILE
     trained = train_tables(backbone, latents, data.train.classes, data.train.labels, settings, tokens, checkpoint, arguments.checkpoint_every, device)
     if backbone.digest() != before:
@@ -117,8 +124,22 @@ def image_shape_of(backbone: Backbone) -> tuple[int, int]:
     return image.shape[2], image.shape[1]
 
 
-def _too_many(path: Path, count: int) -> Tensor:
-    raise TrainingError(f"{path}: {count:,} images; the latents of at most 200,000 are held in memory: give a folder with fewer images a class")
+def kept_latents(backbone: Backbone, digest: str, images: Images, beside: Path) -> Tensor:
+    """The images' scaled latents, from a file beside the backbone where an earlier run has left them.
+
+    The file's name holds a digest of backbone and images, so that a change of either encodes anew.
+    """
+    key = hashlib.sha256(digest.encode() + images.pixels.numpy().tobytes()).hexdigest()[:16]
+    file = beside.with_name(f"{beside.name}.latents") / f"{key}.safetensors"
+    if file.exists():
+        try:
+            return load_file(file)["latents"]
+        except (SafetensorError, KeyError) as err:
+            raise TrainingError(f"{file}: expected the latents of {len(images):,} images; delete it to encode them anew: {err}") from err
+    latents = torch.cat([backbone.encode(images.scaled(index)) for index in torch.arange(len(images)).split(1024)])
+    content = save({"latents": latents})
+    write_file(file, lambda aside: aside.write_bytes(content))
+    return latents
 
 
 @dataclass(frozen=True)

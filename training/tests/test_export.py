@@ -135,6 +135,9 @@ def test_unsound_tables_are_not_exported(tmp_path: Path, trained_directory: Path
     assert main([str(word) for word in words]) == 1
     assert "findings say that the tables are unsound" in capsys.readouterr().err
     assert not out.exists()
+    # The latents were kept beside the backbone, for the next run on the same images.
+    kept = list(trained_directory.with_name(f"{trained_directory.name}.latents").iterdir())
+    assert [entry.suffix for entry in kept] == [".safetensors"]
     assert main([str(word) for word in [*words, "--force"]]) == 0
     assert json.loads((out / "ensemble.json").read_text())["diagnostics"]["findings"]
     assert main([str(word) for word in ["check", out, "--backbone", trained_directory]]) == 0
