@@ -1,0 +1,348 @@
+package deploy
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"log/slog"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/decuwatch/decuwatch/alerts"
+	"github.com/decuwatch/decuwatch/consumers"
+	"github.com/decuwatch/decuwatch/schema"
+)
+
+// patience bounds every wait, far above what a slow machine needs.
+const patience = 2 * time.Minute
+
+// secrets runs the command that makes a deployment's secrets and returns their directory.
+func secrets(t *testing.T, args ...string) string {
+	t.Helper()
+	dir := filepath.Join(t.TempDir(), "secrets")
+	cmd := exec.CommandContext(t.Context(), "go", append([]string{"run", "./secrets", "-dir", dir}, args...)...)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	return dir
+}
+
+// startNATS runs the real server from nats/nats-server.conf; only ports and paths are the test's.
+func startNATS(t *testing.T, secrets string) *server.Server {
+	t.Helper()
+	conf, err := os.ReadFile("nats/nats-server.conf")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	if err := os.Symlink(filepath.Join(secrets, "nats"), filepath.Join(dir, "secrets")); err != nil {
+		t.Fatal(err)
+	}
+	// Inside its container the server reads the certificate there.
+	tlsConf, err := os.ReadFile(filepath.Join(secrets, "nats/tls.conf"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	tlsConf = []byte(strings.ReplaceAll(string(tlsConf), "/etc/nats/secrets", filepath.Join(secrets, "nats")))
+	if err := os.WriteFile(filepath.Join(secrets, "nats/tls.conf"), tlsConf, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(dir, "nats-server.conf")
+	if err := os.WriteFile(path, conf, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	opts, err := server.ProcessConfigFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !opts.SyncAlways {
+		t.Error("sync_interval is not always: a power failure loses acknowledged messages")
+	}
+	if opts.HTTPHost != "127.0.0.1" {
+		t.Errorf("monitoring listens on %q, must be this host only", opts.HTTPHost)
+	}
+	if opts.MaxPayload < schema.MaxPayload {
+		t.Errorf("max_payload is %d, below the event's %d", opts.MaxPayload, schema.MaxPayload)
+	}
+	opts.Host, opts.Port, opts.HTTPPort, opts.StoreDir, opts.NoSigs, opts.NoLog = "127.0.0.1", server.RANDOM_PORT, server.RANDOM_PORT, t.TempDir(), true, true
+	s, err := server.NewServer(opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Start()
+	t.Cleanup(func() { s.Shutdown(); s.WaitForShutdown() })
+	if !s.ReadyForConnections(patience) {
+		t.Fatal("the server is not ready")
+	}
+	return s
+}
+
+// as connects as one of the users; violations of permissions arrive on the channel.
+func as(t *testing.T, s *server.Server, secrets, user string, opts ...nats.Option) (*nats.Conn, chan error) {
+	t.Helper()
+	key, err := nats.NkeyOptionFromSeed(filepath.Join(secrets, "nats-"+user+".nk"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	violations := make(chan error, 64)
+	opts = append(opts, key, nats.CustomInboxPrefix("_INBOX_"+user), nats.Timeout(patience), nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
+		if errors.Is(err, nats.ErrPermissionViolation) {
+			select {
+			case violations <- err:
+			default:
+			}
+		}
+	}))
+	nc, err := nats.Connect(s.ClientURL(), opts...)
+	if err != nil {
+		t.Fatalf("connect as %s: %v", user, err)
+	}
+	t.Cleanup(nc.Close)
+	return nc, violations
+}
+
+// refused fails the test unless what do does is a violation of permissions.
+func refused(t *testing.T, nc *nats.Conn, violations chan error, what string, do func() error) {
+	t.Helper()
+	for len(violations) > 0 {
+		<-violations
+	}
+	if err := do(); err != nil {
+		t.Fatalf("%s: %v", what, err)
+	}
+	if err := nc.FlushTimeout(patience); err != nil { // the server answers in order: a violation comes before
+		t.Fatal(err)
+	}
+	select {
+	case <-violations:
+	case <-time.After(patience):
+		t.Errorf("%s was allowed", what)
+	}
+}
+
+// allowed fails the test if what do does is a violation of permissions.
+func allowed(t *testing.T, nc *nats.Conn, violations chan error, what string, do func() error) {
+	t.Helper()
+	if err := do(); err != nil {
+		t.Fatalf("%s: %v", what, err)
+	}
+	if err := nc.FlushTimeout(patience); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case err := <-violations:
+		t.Errorf("%s: %v", what, err)
+	default:
+	}
+}
+
+func publish(nc *nats.Conn, subject string) func() error {
+	return func() error { return nc.PublishRequest(subject, nc.NewRespInbox(), []byte("{}")) }
+}
+
+func subscribe(nc *nats.Conn, subject string) func() error {
+	return func() error { _, err := nc.SubscribeSync(subject); return err }
+}
+
+// handled passes each event on; it stands for the monitor.
+type handled chan schema.Event
+
+func (h handled) Handle(_ context.Context, ev schema.Event, _ schema.Delivery) error {
+	h <- ev
+	return nil
+}
+func (handled) Rows(schema.Event) int { return 1 }
+
+type buried chan schema.Verdict
+
+func (b buried) DeadLetter(_ context.Context, v schema.Verdict) error { b <- v; return nil }
+
+func receive[T any](t *testing.T, from <-chan T, what string) T {
+	t.Helper()
+	select {
+	case v := <-from:
+		return v
+	case <-time.After(patience):
+		t.Fatalf("%s: nothing came", what)
+		panic("unreachable")
+	}
+}
+
+// TestNATSUsers runs producer, worker and subscriber with the shipped configuration, and tries what each must not do.
+func TestNATSUsers(t *testing.T) {
+	dir := secrets(t)
+	s := startNATS(t, dir)
+	if _, err := nats.Connect(s.ClientURL()); !errors.Is(err, nats.ErrAuthorization) {
+		t.Fatalf("without a key: %v, want %v", err, nats.ErrAuthorization)
+	}
+	worker, workerViolations := as(t, s, dir, "worker")
+	producer, producerViolations := as(t, s, dir, "producer")
+	subscriber, subscriberViolations := as(t, s, dir, "subscriber")
+	jetStream := func(nc *nats.Conn) jetstream.JetStream {
+		js, err := jetstream.New(nc)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return js
+	}
+
+	// The worker does all its work: streams, consumers, the backstops, alerts.
+	sink := alerts.NewStreamSink(jetStream(worker), alerts.StreamConfig{MaxBytes: 1 << 20})
+	if err := sink.Ensure(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	events, dead, ended := make(handled, 8), make(buried, 8), make(chan error, 1)
+	go func() {
+		ended <- consumers.Run(ctx, jetStream(worker), consumers.Config{
+			Models: []string{"fashion-mnist"}, MaxBytes: 1 << 20, UnownedGrace: time.Millisecond, Logger: slog.New(slog.DiscardHandler),
+		}, events, dead)
+	}()
+	event := schema.Event{Source: "//shop/images", ID: "1", Time: time.Now().UTC(), Data: schema.Generation{Model: "fashion-mnist", Class: schema.ClassIndex(3), Seed: 7}}
+	// The stream stands when the consumers run; until then there is nobody to answer.
+	var err error
+	for end := time.Now().Add(patience); time.Now().Before(end); {
+		if _, err = schema.Publish(t.Context(), jetStream(producer), event); err == nil || !errors.Is(err, jetstream.ErrNoStreamResponse) {
+			break
+		}
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := receive(t, events, "the event"); got.ID != "1" {
+		t.Errorf("event %q, want 1", got.ID)
+	}
+	event.ID, event.Data.Model = "2", "nobody"
+	if _, err := schema.Publish(t.Context(), jetStream(producer), event); err != nil {
+		t.Fatal(err)
+	}
+	if v := receive(t, dead, "the dead letter of an unknown model"); v.DeadLetter.Kind != consumers.KindUnknownModel {
+		t.Errorf("dead letter %q, want %q", v.DeadLetter.Kind, consumers.KindUnknownModel)
+	}
+
+	// Alerts reach the subscriber live and through a consumer.
+	live, err := subscriber.SubscribeSync("uncertainty.alert.*.critical.*")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := subscriber.FlushTimeout(patience); err != nil {
+		t.Fatal(err)
+	}
+	alert := schema.OutboxMessage{AlertID: "a", Subject: "uncertainty.alert.fashion-mnist.critical.3", Body: []byte("{}")}
+	if err := sink.Send(t.Context(), alert); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := live.NextMsg(patience); err != nil {
+		t.Errorf("live alert: %v", err)
+	}
+	stream, err := jetStream(subscriber).Stream(t.Context(), "UNCERTAINTY")
+	if err != nil {
+		t.Fatal(err)
+	}
+	consumer, err := stream.CreateOrUpdateConsumer(t.Context(), jetstream.ConsumerConfig{Durable: "review", AckPolicy: jetstream.AckExplicitPolicy})
+	if err != nil {
+		t.Fatal(err)
+	}
+	msg, err := consumer.Next(jetstream.FetchMaxWait(patience))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := msg.DoubleAck(t.Context()); err != nil {
+		t.Error(err)
+	}
+	ordered, err := stream.OrderedConsumer(t.Context(), jetstream.OrderedConsumerConfig{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	messages, err := ordered.Messages() // as decuwatch watch reads
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := messages.Next(jetstream.NextMaxWait(patience)); err != nil {
+		t.Errorf("ordered consumer: %v", err)
+	}
+	messages.Stop()
+	allowed(t, worker, workerViolations, "the worker's work", func() error { return nil })
+	allowed(t, producer, producerViolations, "the producer's work", func() error { return nil })
+	allowed(t, subscriber, subscriberViolations, "the subscriber's work", func() error { return nil })
+
+	// What each must not do.
+	for what, do := range map[string]func() error{
+		"publish an alert":             publish(producer, "uncertainty.alert.fashion-mnist.critical.3"),
+		"read alerts":                  subscribe(producer, "uncertainty.alert.>"),
+		"read others' events":          subscribe(producer, "generation.requested.>"),
+		"read everything":              subscribe(producer, ">"),
+		"read others' replies":         subscribe(producer, "_INBOX_worker.>"),
+		"read events from the stream":  publish(producer, "$JS.API.STREAM.MSG.GET.GENERATION"),
+		"read alerts from the stream":  publish(producer, "$JS.API.DIRECT.GET.UNCERTAINTY"),
+		"take the worker's events":     publish(producer, "$JS.API.CONSUMER.MSG.NEXT.GENERATION.decuwatch-fashion-mnist"),
+		"make a consumer":              publish(producer, "$JS.API.CONSUMER.CREATE.GENERATION.mine.generation.requested.fashion-mnist"),
+		"delete the worker's consumer": publish(producer, "$JS.API.CONSUMER.DELETE.GENERATION.decuwatch-fashion-mnist"),
+		"acknowledge an event":         publish(producer, "$JS.ACK.GENERATION.decuwatch-fashion-mnist.1.1.1.1.0"),
+		"purge the events":             publish(producer, "$JS.API.STREAM.PURGE.GENERATION"),
+		"delete the alerts":            publish(producer, "$JS.API.STREAM.DELETE.UNCERTAINTY"),
+		"publish an advisory":          publish(producer, "$JS.EVENT.ADVISORY.CONSUMER.MSG_TERMINATED.GENERATION.decuwatch-fashion-mnist"),
+	} {
+		refused(t, producer, producerViolations, "producer: "+what, do)
+	}
+	for what, do := range map[string]func() error{
+		"publish an event":              publish(worker, "generation.requested.fashion-mnist"),
+		"delete events":                 publish(worker, "$JS.API.STREAM.DELETE.GENERATION"),
+		"purge events":                  publish(worker, "$JS.API.STREAM.PURGE.GENERATION"),
+		"delete one event":              publish(worker, "$JS.API.STREAM.MSG.DELETE.GENERATION"),
+		"change the stream":             publish(worker, "$JS.API.STREAM.UPDATE.GENERATION"),
+		"make another stream":           publish(worker, "$JS.API.STREAM.CREATE.OTHER"),
+		"delete alerts":                 publish(worker, "$JS.API.STREAM.PURGE.UNCERTAINTY"),
+		"read replies of a producer":    subscribe(worker, "_INBOX_producer.>"),
+		"read messages past the stream": subscribe(worker, "generation.requested.>"),
+	} {
+		refused(t, worker, workerViolations, "worker: "+what, do)
+	}
+	for what, do := range map[string]func() error{
+		"publish an event":            publish(subscriber, "generation.requested.fashion-mnist"),
+		"publish an alert":            publish(subscriber, "uncertainty.alert.fashion-mnist.warn.0"),
+		"read events":                 subscribe(subscriber, "generation.requested.>"),
+		"read events from the stream": publish(subscriber, "$JS.API.STREAM.MSG.GET.GENERATION"),
+		"delete another's consumer":   publish(subscriber, "$JS.API.CONSUMER.DELETE.UNCERTAINTY.review"),
+		"take events":                 publish(subscriber, "$JS.API.CONSUMER.MSG.NEXT.GENERATION.decuwatch-fashion-mnist"),
+		"delete alerts":               publish(subscriber, "$JS.API.STREAM.PURGE.UNCERTAINTY"),
+		"read a worker's replies":     subscribe(subscriber, "_INBOX_worker.>"),
+	} {
+		refused(t, subscriber, subscriberViolations, "subscriber: "+what, do)
+	}
+	cancel()
+	if err := receive(t, ended, "the end of the consumers"); err != nil && !errors.Is(err, context.Canceled) {
+		t.Error(err)
+	}
+}
+
+// TestNATSTLS shows that the include switches TLS on, with a certificate that clients check.
+func TestNATSTLS(t *testing.T) {
+	dir := secrets(t, "-tls", "127.0.0.1,localhost")
+	s := startNATS(t, dir)
+	key, err := nats.NkeyOptionFromSeed(filepath.Join(dir, "nats-producer.nk"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if nc, err := nats.Connect(s.ClientURL(), key, nats.Timeout(patience)); err == nil {
+		nc.Close()
+		t.Error("a client that does not know the authority was connected")
+	}
+	nc, _ := as(t, s, dir, "producer", nats.RootCAs(filepath.Join(dir, "nats/ca.pem")))
+	state, err := nc.TLSConnectionState()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if state.Version < tls.VersionTLS12 {
+		t.Errorf("TLS version %#x", state.Version)
+	}
+}

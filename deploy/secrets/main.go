@@ -1,0 +1,222 @@
+// Command secrets makes the secrets of a deployment: nkeys of the NATS users, passwords of Postgres and Grafana, and,
+// with -tls, a certificate authority with a certificate for the NATS server. What is there already stays.
+//
+//	go run ./deploy/secrets -dir deploy/.secrets [-tls nats,localhost]
+package main
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"io/fs"
+	"math/big"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nkeys"
+)
+
+// users are the NATS users, as nats-server.conf names them.
+var users = []string{"producer", "worker", "subscriber", "operator"}
+
+// passwords are the files that hold one password each.
+var passwords = []string{"postgres-owner", "postgres-writer", "postgres-reader", "grafana-admin"}
+
+func main() {
+	if err := run(os.Args[1:], os.Stdout); err != nil {
+		if !errors.Is(err, flag.ErrHelp) {
+			fmt.Fprintf(os.Stderr, "secrets: %v\n", err)
+		}
+		os.Exit(1)
+	}
+}
+
+func run(args []string, out io.Writer) error {
+	flags := flag.NewFlagSet("secrets", flag.ContinueOnError)
+	dir := flags.String("dir", "deploy/.secrets", "directory that holds the secrets")
+	hosts := flags.String("tls", "", "names and addresses of the NATS server, separated by commas: switch TLS on, with a private authority")
+	host := flags.String("postgres", "postgres:5432", "host and port of Postgres, for its password file")
+	if err := flags.Parse(args); err != nil {
+		return err
+	}
+	if flags.NArg() > 0 {
+		return fmt.Errorf("unexpected argument %q", flags.Arg(0))
+	}
+	// The directory is closed to others; its files are readable, so that a container's user reads what is mounted into it.
+	nats := filepath.Join(*dir, "nats")
+	if err := os.MkdirAll(nats, 0o755); err != nil { //nolint:gosec // its parent is closed
+		return err
+	}
+	if err := errors.Join(os.Chmod(*dir, 0o700), os.Chmod(nats, 0o755)); err != nil { //nolint:gosec // its parent is closed
+		return err
+	}
+	m := maker{dir: *dir, out: out}
+	if err := m.nkeys(); err != nil {
+		return err
+	}
+	if err := m.passwords(*host); err != nil {
+		return err
+	}
+	return m.tls(*hosts)
+}
+
+type maker struct {
+	dir string
+	out io.Writer
+}
+
+// once returns the content of a file, which create makes where it is missing.
+func (m maker) once(name string, create func() (string, error)) (string, error) {
+	path := filepath.Join(m.dir, name)
+	b, err := os.ReadFile(path)
+	if err == nil {
+		return string(b), nil
+	}
+	if !errors.Is(err, fs.ErrNotExist) {
+		return "", err
+	}
+	content, err := create()
+	if err != nil {
+		return "", fmt.Errorf("%s: %w", name, err)
+	}
+	if err := os.WriteFile(path, []byte(content), 0o644); err != nil { //nolint:gosec // the directory is closed
+		return "", err
+	}
+	fmt.Fprintln(m.out, "made", path)
+	return content, nil
+}
+
+// nkeys makes a seed for each user and the file that tells the server their public keys.
+func (m maker) nkeys() error {
+	var public strings.Builder
+	public.WriteString("# Public keys of the users, made by deploy/secrets. nats-server.conf includes this file.\n")
+	for _, user := range users {
+		seed, err := m.once("nats-"+user+".nk", func() (string, error) {
+			pair, err := nkeys.CreateUser()
+			if err != nil {
+				return "", err
+			}
+			seed, err := pair.Seed()
+			return string(seed) + "\n", err
+		})
+		if err != nil {
+			return err
+		}
+		pair, err := nkeys.FromSeed([]byte(strings.TrimSpace(seed)))
+		if err != nil {
+			return fmt.Errorf("nats-%s.nk: %w", user, err)
+		}
+		key, err := pair.PublicKey()
+		if err != nil {
+			return fmt.Errorf("nats-%s.nk: %w", user, err)
+		}
+		fmt.Fprintf(&public, "%s = %q\n", strings.ToUpper(user)+"_NKEY", key)
+	}
+	return os.WriteFile(filepath.Join(m.dir, "nats/users.conf"), []byte(public.String()), 0o644) //nolint:gosec // public keys
+}
+
+// passwords makes the passwords, and the password file with which the monitor reaches Postgres.
+func (m maker) passwords(postgres string) error {
+	secret := map[string]string{}
+	for _, name := range passwords {
+		s, err := m.once(name, func() (string, error) { return rand.Text() + "\n", nil })
+		if err != nil {
+			return err
+		}
+		secret[name] = strings.TrimSpace(s)
+	}
+	for user, name := range map[string]string{"decuwatch": "postgres-owner", "decuwatch_monitor": "postgres-writer"} {
+		// libpq ignores a password file that others can read; pgx does not mind.
+		line := fmt.Sprintf("%s:*:%s:%s\n", postgres, user, secret[name])
+		if err := os.WriteFile(filepath.Join(m.dir, "pgpass-"+strings.TrimPrefix(name, "postgres-")), []byte(line), 0o644); err != nil { //nolint:gosec // the directory is closed
+			return err
+		}
+	}
+	return nil
+}
+
+const years = 2
+
+// tls writes the server's TLS settings: none, or a private authority and a certificate for the hosts.
+func (m maker) tls(hosts string) error {
+	conf := filepath.Join(m.dir, "nats/tls.conf")
+	if hosts == "" {
+		if _, err := os.Stat(conf); err == nil {
+			return nil
+		}
+		return os.WriteFile(conf, []byte("# No TLS. Make it with: go run ./deploy/secrets -tls HOST,...\n"), 0o644) //nolint:gosec // no secret
+	}
+	template := func(name string) (*x509.Certificate, error) {
+		serial, err := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 127))
+		return &x509.Certificate{
+			SerialNumber: serial, Subject: pkix.Name{CommonName: name},
+			NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().AddDate(years, 0, 0),
+		}, err
+	}
+	authority, err := template("decuwatch authority")
+	if err != nil {
+		return err
+	}
+	authority.IsCA, authority.BasicConstraintsValid, authority.KeyUsage = true, true, x509.KeyUsageCertSign
+	server, err := template("nats-server")
+	if err != nil {
+		return err
+	}
+	server.KeyUsage, server.ExtKeyUsage = x509.KeyUsageDigitalSignature, []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}
+	for host := range strings.SplitSeq(hosts, ",") {
+		if ip := net.ParseIP(host); ip != nil {
+			server.IPAddresses = append(server.IPAddresses, ip)
+		} else {
+			server.DNSNames = append(server.DNSNames, host)
+		}
+	}
+	authorityKey, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return err
+	}
+	serverKey, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return err
+	}
+	authorityDER, err := x509.CreateCertificate(rand.Reader, authority, authority, authorityKey.Public(), authorityKey)
+	if err != nil {
+		return err
+	}
+	serverDER, err := x509.CreateCertificate(rand.Reader, server, authority, serverKey.Public(), authorityKey)
+	if err != nil {
+		return err
+	}
+	keyDER, err := x509.MarshalPKCS8PrivateKey(serverKey)
+	if err != nil {
+		return err
+	}
+	// The authority's key is forgotten: a new certificate comes with a new authority.
+	for name, block := range map[string]*pem.Block{
+		"nats/ca.pem":         {Type: "CERTIFICATE", Bytes: authorityDER},
+		"nats/server.pem":     {Type: "CERTIFICATE", Bytes: serverDER},
+		"nats/server-key.pem": {Type: "PRIVATE KEY", Bytes: keyDER},
+	} {
+		if err := os.WriteFile(filepath.Join(m.dir, name), pem.EncodeToMemory(block), 0o644); err != nil { //nolint:gosec // the directory is closed
+			return err
+		}
+		fmt.Fprintln(m.out, "made", filepath.Join(m.dir, name))
+	}
+	// The server reads paths relative to its working directory, so they are those inside its container.
+	return os.WriteFile(conf, []byte(`# Made by deploy/secrets.
+tls {
+  cert_file: "/etc/nats/secrets/server.pem"
+  key_file: "/etc/nats/secrets/server-key.pem"
+  timeout: 5
+}
+`), 0o644) //nolint:gosec // no secret
+}
