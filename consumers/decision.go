@@ -75,11 +75,11 @@ func (c Config) decide(err error, delivered int, draining bool) decision {
 	case errors.As(err, &kinded):
 		d := decision{action: bury, kind: kinded.DeadLetterKind(), reason: clean(err.Error())}
 		if errors.As(err, &invalid) {
-			d.field, d.reason = clean(invalid.Field), clean(invalid.Reason)
+			d.field, d.reason = invalid.Field, clean(invalid.Reason)
 		}
 		return d
 	case errors.As(err, &invalid):
-		return decision{action: bury, kind: KindInvalid, field: clean(invalid.Field), reason: clean(invalid.Reason)}
+		return decision{action: bury, kind: KindInvalid, field: invalid.Field, reason: clean(invalid.Reason)}
 	case draining:
 		return decision{action: release, reason: clean(err.Error())}
 	case delivered >= c.MaxDeliver:
@@ -103,7 +103,8 @@ func (c Config) retryDelay(delivered int) time.Duration {
 // maxReason is the length of a dead letter's reason, in bytes, at most.
 const maxReason = 1024
 
-// clean makes a reason fit to be stored and to stand in one line: valid UTF-8 without control characters, bounded.
+// clean makes a text fit to be stored as a reason and to stand in one line: valid UTF-8 without control characters,
+// bounded, not empty.
 func clean(s string) string {
 	s = strings.Map(func(r rune) rune {
 		if unicode.IsControl(r) {
@@ -111,6 +112,9 @@ func clean(s string) string {
 		}
 		return r
 	}, strings.ToValidUTF8(s, "?"))
+	if strings.TrimSpace(s) == "" {
+		return "no reason was given"
+	}
 	if len(s) <= maxReason {
 		return s
 	}

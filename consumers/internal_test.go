@@ -53,6 +53,9 @@ func TestClean(t *testing.T) {
 	if got := clean("a\nb\x00c\xff"); got != "a b c?" {
 		t.Errorf("got %q", got)
 	}
+	if got := clean(" \n"); got == "" || got != clean("") {
+		t.Errorf("got %q", got)
+	}
 	long := clean(strings.Repeat("é", 3000))
 	if len(long) > maxReason || !utf8.ValidString(long) {
 		t.Errorf("%d bytes, valid UTF-8: %v", len(long), utf8.ValidString(long))

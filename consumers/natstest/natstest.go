@@ -67,7 +67,7 @@ func Start(t testing.TB) *Server {
 func StartWith(t testing.TB, o Options) *Server {
 	t.Helper()
 	dir := storeDir(t)
-	s := &Server{t: t, opts: options{Dir: dir, Port: freePort(t), SyncAlways: o.SyncAlways, process: o.Process, name: "natstest"}}
+	s := &Server{t: t, opts: options{Dir: dir, Port: FreePort(t), SyncAlways: o.SyncAlways, process: o.Process, name: "natstest"}}
 	s.start()
 	t.Cleanup(s.Stop)
 	return s
@@ -283,12 +283,12 @@ func StartCluster(t testing.TB) *Cluster {
 	var ports [n]int
 	var routes []string
 	for i := range ports {
-		ports[i] = freePort(t)
+		ports[i] = FreePort(t)
 		routes = append(routes, fmt.Sprintf("nats://127.0.0.1:%d", ports[i]))
 	}
 	for i := range ports {
 		s := &Server{t: t, opts: options{
-			Dir: storeDir(t), Port: freePort(t), name: fmt.Sprintf("natstest-%d", i),
+			Dir: storeDir(t), Port: FreePort(t), name: fmt.Sprintf("natstest-%d", i),
 			cluster: &server.ClusterOpts{Name: "natstest", Host: "127.0.0.1", Port: ports[i]}, routes: routes,
 		}}
 		s.start()
@@ -349,9 +349,9 @@ func answers(js jetstream.JetStream) error {
 	return err
 }
 
-// freePort returns a loopback port that was free a moment ago. It lies below the ports that systems give to outgoing
+// FreePort returns a loopback port that was free a moment ago. It lies below the ports that systems give to outgoing
 // connections, so that none of those takes it while a server is being restarted.
-func freePort(t testing.TB) int {
+func FreePort(t testing.TB) int {
 	t.Helper()
 	for range 1000 {
 		port := 10000 + rand.IntN(20000)
