@@ -37,6 +37,7 @@ type cli struct {
 	Log        LogConfig `embed:"" prefix:"log." group:"Logging"`
 
 	Serve      serveCmd      `cmd:"" help:"Score events as they come, until SIGTERM."`
+	Demo       demoCmd       `cmd:"" help:"Show the monitor end to end on this machine, with servers of its own."`
 	Publish    publishCmd    `cmd:"" help:"Publish generation events, one from flags or many from a file."`
 	Watch      watchCmd      `cmd:"" help:"Follow alerts."`
 	Score      scoreCmd      `cmd:"" help:"Score one request here, without NATS and Postgres."`

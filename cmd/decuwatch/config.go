@@ -385,6 +385,21 @@ func atLeast(group string, values map[string]int64, least int64) error {
 	return nil
 }
 
+// defaultConfig returns the configuration with every default in place.
+func defaultConfig() Config {
+	var c struct {
+		Config `embed:""`
+	}
+	parser, err := kong.New(&c)
+	if err == nil {
+		_, err = parser.Parse(nil)
+	}
+	if err != nil {
+		panic(fmt.Sprintf("the defaults of the configuration do not fit: %v", err)) // a test calls this
+	}
+	return c.Config
+}
+
 // settings are the values of a file and of the environment for flags that are settings: those with a dot in their name.
 type settings struct {
 	getenv func(string) string
