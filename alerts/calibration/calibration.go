@@ -1,0 +1,286 @@
+// Package calibration finds thresholds with a known false-alarm rate from stored scores. It is pure: scores in,
+// thresholds out.
+package calibration
+
+import (
+	"cmp"
+	"fmt"
+	"math"
+	"slices"
+
+	"gonum.org/v1/gonum/stat"
+
+	"github.com/decuwatch/decuwatch/alerts"
+	"github.com/decuwatch/decuwatch/schema"
+)
+
+// Sample is one measurement of one stored score.
+type Sample struct {
+	Class     int
+	Value     float64
+	Distance  float64 // mean pairwise distance
+	Saturated bool
+}
+
+// compare orders samples by how uncertain they are: saturated ones, which are alike in their value, stand above the
+// others and among each other by their distance.
+func compare(a, b Sample) int {
+	switch {
+	case a.Saturated && b.Saturated:
+		return cmp.Compare(a.Distance, b.Distance)
+	case a.Saturated:
+		return 1
+	case b.Saturated:
+		return -1
+	}
+	return cmp.Compare(a.Value, b.Value)
+}
+
+// PValue returns the conformal p-value of s among reference samples, (1 + #{reference >= s}) / (n + 1): where s is
+// exchangeable with the reference, the chance that it is at most alpha is at most alpha, whatever the distribution.
+//
+// Reference: V. Vovk, A. Gammerman, G. Shafer, "Algorithmic Learning in a Random World", Springer 2005, chapter 2;
+// for outlier detection S. Bates et al., "Testing for outliers with conformal p-values", Annals of Statistics 2023.
+func PValue(reference []Sample, s Sample) float64 {
+	n := 0
+	for _, r := range reference {
+		if compare(r, s) >= 0 {
+			n++
+		}
+	}
+	return float64(1+n) / float64(len(reference)+1)
+}
+
+// Needed returns how many reference samples a false-alarm rate needs: the least n with 1 / (n + 1) <= alpha.
+// It panics unless 0 < alpha < 1.
+func Needed(alpha float64) int {
+	if !(alpha > 0 && alpha < 1) {
+		panic(fmt.Sprintf("calibration: alpha is %g, must lie between 0 and 1", alpha))
+	}
+	return int(math.Ceil(1/alpha - 1 - 1e-9))
+}
+
+// Bound is where an alert fires.
+type Bound struct {
+	Value    float64  // an unsaturated measurement at or above it alerts
+	Distance *float64 // a saturated one whose distance is at or above it alerts; nil: every saturated one does
+	N        int      // reference samples
+	Achieved float64  // p-value of the least uncertain measurement that alerts: the false-alarm rate that holds
+}
+
+// Find returns the bound at which exactly those samples alert whose conformal p-value is at most alpha. The reference
+// is sorted in place. The second result is false where it is too small: Needed(alpha) says how many it takes.
+// Numbers of the reference must be finite. Find panics unless 0 < alpha < 1.
+func Find(reference []Sample, alpha float64) (Bound, bool) {
+	n := len(reference)
+	if n < Needed(alpha) {
+		return Bound{}, false
+	}
+	slices.SortFunc(reference, func(a, b Sample) int { return compare(b, a) }) // the most uncertain first
+	// p(s) <= alpha means #{reference >= s} <= alpha (n + 1) - 1, so s lies above the sample of that rank.
+	allowed := int(math.Floor(alpha*float64(n+1)+1e-9)) - 1
+	last := reference[min(allowed, n-1)]
+	b := Bound{N: n}
+	if last.Saturated {
+		distance := math.Nextafter(last.Distance, math.Inf(1))
+		b.Value, b.Distance = math.Nextafter(last.Value, math.Inf(1)), &distance
+	} else {
+		b.Value = math.Nextafter(last.Value, math.Inf(1))
+	}
+	above := slices.IndexFunc(reference, func(s Sample) bool { return compare(s, last) <= 0 }) // ties of last do not alert
+	b.Achieved = float64(1+above) / float64(n+1)
+	return b, true
+}
+
+// minimal is the least number of scores from which a class's distribution is compared with others'.
+const minimal = 8
+
+// Clusters groups classes with similar distributions of scores. Classes are ordered by their median, and the two
+// neighbours that are most alike are joined, by the two-sample Kolmogorov-Smirnov statistic in units of its critical
+// value at 5%, until no neighbours agree at that level. Classes of fewer than 8 scores stay out. The result maps each
+// class of a cluster to the cluster's classes, in ascending order.
+func Clusters(samples map[int][]Sample) map[int][]int {
+	type cluster struct {
+		classes []int
+		values  []float64 // sorted
+	}
+	var clusters []cluster
+	for class, list := range samples {
+		if len(list) < minimal {
+			continue
+		}
+		values := make([]float64, len(list))
+		for i, s := range list {
+			values[i] = s.Value
+			if s.Saturated { // above all others, by distance
+				values[i] = math.MaxFloat64 / 4 * (1 + s.Distance/(1+math.Abs(s.Distance)))
+			}
+		}
+		slices.Sort(values)
+		clusters = append(clusters, cluster{[]int{class}, values})
+	}
+	median := func(c cluster) float64 { return c.values[len(c.values)/2] }
+	slices.SortFunc(clusters, func(a, b cluster) int {
+		return cmp.Or(cmp.Compare(median(a), median(b)), cmp.Compare(a.classes[0], b.classes[0]))
+	})
+	// unlike is at most 1 where two clusters agree.
+	unlike := func(a, b cluster) float64 {
+		n, m := float64(len(a.values)), float64(len(b.values))
+		return stat.KolmogorovSmirnov(a.values, nil, b.values, nil) / (1.358 * math.Sqrt((n+m)/(n*m)))
+	}
+	gaps := make([]float64, 0, len(clusters))
+	for i := 1; i < len(clusters); i++ {
+		gaps = append(gaps, unlike(clusters[i-1], clusters[i]))
+	}
+	for len(gaps) > 0 {
+		at := 0
+		for i, gap := range gaps {
+			if gap < gaps[at] {
+				at = i
+			}
+		}
+		if gaps[at] > 1 {
+			break
+		}
+		a, b := clusters[at], clusters[at+1]
+		joined := cluster{append(slices.Clone(a.classes), b.classes...), append(slices.Clone(a.values), b.values...)}
+		slices.Sort(joined.values)
+		clusters[at] = joined
+		clusters = slices.Delete(clusters, at+1, at+2)
+		gaps = slices.Delete(gaps, at, at+1)
+		if at > 0 {
+			gaps[at-1] = unlike(clusters[at-1], joined)
+		}
+		if at < len(gaps) {
+			gaps[at] = unlike(joined, clusters[at+1])
+		}
+	}
+	of := map[int][]int{}
+	for _, c := range clusters {
+		slices.Sort(c.classes)
+		for _, class := range c.classes {
+			of[class] = c.classes
+		}
+	}
+	return of
+}
+
+// Options say what is calibrated.
+type Options struct {
+	Alpha       float64 // false-alarm rate that is wished for, between 0 and 1
+	Classes     int     // of the model
+	WellSampled []int   // classes whose scores make the model's threshold: what the model should know. Empty: all
+}
+
+// Result is what was found for one scope.
+type Result struct {
+	Scope   string // alerts.ScopeClass, alerts.ScopeCluster or alerts.ScopeModel
+	Class   int    // -1 for the model
+	Cluster []int  // the classes whose scores were pooled, for a cluster
+	Own     int    // scores of the class itself
+	Bound
+}
+
+// TooFewError is returned by Calibrate where not even the model has the scores that alpha takes.
+type TooFewError struct {
+	Alpha         float64
+	Needed, Given int
+}
+
+// Error says how many scores are missing.
+func (e *TooFewError) Error() string {
+	return fmt.Sprintf("a false-alarm rate of %g takes %d scores, %d are there: %d are missing (with these, the least rate is %.3g)",
+		e.Alpha, e.Needed, e.Given, e.Needed-e.Given, 1/float64(e.Given+1))
+}
+
+// Calibrate finds the threshold of the model and of each class that has scores enough, itself or in its cluster; a class
+// that has them in neither way is left to the model's. The model's stands first, then classes in order. The error is
+// *TooFewError where the model itself has too few: nothing can be said at that rate then.
+func Calibrate(samples []Sample, o Options) ([]Result, error) {
+	if !(o.Alpha > 0 && o.Alpha < 1) {
+		return nil, fmt.Errorf("alpha is %g, must lie between 0 and 1", o.Alpha)
+	}
+	byClass := map[int][]Sample{}
+	for _, s := range samples {
+		if s.Class < 0 || s.Class >= o.Classes {
+			return nil, fmt.Errorf("a score is of class %d, the model has %d classes", s.Class, o.Classes)
+		}
+		byClass[s.Class] = append(byClass[s.Class], s)
+	}
+	var pool []Sample
+	for class, list := range byClass {
+		if len(o.WellSampled) == 0 || slices.Contains(o.WellSampled, class) {
+			pool = append(pool, list...)
+		}
+	}
+	bound, ok := Find(pool, o.Alpha)
+	if !ok {
+		return nil, &TooFewError{o.Alpha, Needed(o.Alpha), len(pool)}
+	}
+	results := []Result{{Scope: alerts.ScopeModel, Class: -1, Own: len(pool), Bound: bound}}
+	clusters := Clusters(byClass)
+	found := map[int]Bound{} // by the first class of a cluster
+	for class := range o.Classes {
+		own := byClass[class]
+		if bound, ok := Find(slices.Clone(own), o.Alpha); ok {
+			results = append(results, Result{Scope: alerts.ScopeClass, Class: class, Own: len(own), Bound: bound})
+			continue
+		}
+		members := clusters[class]
+		if len(members) < 2 {
+			continue
+		}
+		bound, ok := found[members[0]]
+		if !ok {
+			var joined []Sample
+			for _, member := range members {
+				joined = append(joined, byClass[member]...)
+			}
+			if bound, ok = Find(joined, o.Alpha); ok {
+				found[members[0]] = bound
+			}
+		}
+		if ok {
+			results = append(results, Result{Scope: alerts.ScopeCluster, Class: class, Cluster: members, Own: len(own), Bound: bound})
+		}
+	}
+	return results, nil
+}
+
+// Key is what the thresholds of one calibration have in common.
+type Key struct {
+	Model, EnsembleDigest, Settings, Measurement, Severity string
+}
+
+// Matches tells whether a threshold has the key.
+func (k Key) Matches(t schema.Threshold) bool {
+	return t.Model == k.Model && t.EnsembleDigest == k.EnsembleDigest && t.Settings == k.Settings && t.Measurement == k.Measurement && t.Severity == k.Severity
+}
+
+// Count returns by class how many of the samples the thresholds would have raised an alert on, of the key's measurement
+// and of any severity, decided as live scores are.
+func Count(samples []Sample, k Key, thresholds []schema.Threshold) (map[int]int, error) {
+	table, err := alerts.NewTable(thresholds)
+	if err != nil {
+		return nil, err
+	}
+	counts := map[int]int{}
+	for _, s := range samples {
+		score := schema.Score{
+			Event: schema.Event{Data: schema.Generation{Model: k.Model}}, ClassIndex: s.Class,
+			Receipt: schema.Receipt{EnsembleDigest: k.EnsembleDigest, Settings: k.Settings},
+		}
+		m := schema.Measurement{Value: s.Value, MeanDistance: s.Distance, Saturated: s.Saturated}
+		if k.Measurement == schema.ClassGap {
+			score.ClassGap = m
+		} else {
+			score.RequestRisk = m
+		}
+		for _, a := range alerts.Decide(score, table).Alerts {
+			if a.Measurement == k.Measurement {
+				counts[s.Class]++
+			}
+		}
+	}
+	return counts, nil
+}
