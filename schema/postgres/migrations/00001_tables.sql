@@ -273,7 +273,7 @@ COMMENT ON COLUMN decuwatch.thresholds.withdrawn IS 'The key has no threshold fr
 COMMENT ON COLUMN decuwatch.thresholds.origin IS 'manual, calibrated (from stored scores) or reference (from the ensemble''s manifest)';
 COMMENT ON COLUMN decuwatch.thresholds.n IS 'Scores it was calibrated from';
 COMMENT ON COLUMN decuwatch.thresholds.alpha IS 'False-alarm rate that was wished for';
-COMMENT ON COLUMN decuwatch.thresholds.achieved IS 'False-alarm rate that it has on the scores it was calibrated from';
+COMMENT ON COLUMN decuwatch.thresholds.achieved IS 'False-alarm rate that holds: the conformal p-value of the least uncertain score that it alerts on';
 COMMENT ON COLUMN decuwatch.thresholds.window_from IS 'Begin of the window of event time it was calibrated from';
 COMMENT ON COLUMN decuwatch.thresholds.window_to IS 'End of that window';
 COMMENT ON COLUMN decuwatch.thresholds.set_by IS 'Who set it';
@@ -461,7 +461,8 @@ BEGIN
         RETURN false;
     END IF;
     PERFORM pg_advisory_xact_lock(hashtext('decuwatch.ensure_partition'));
-    IF to_regclass(format('decuwatch.%I', name)) IS NOT NULL THEN
+    -- Not to_regclass: its cache may still say what was true before the lock.
+    IF EXISTS (SELECT FROM pg_class WHERE relnamespace = 'decuwatch'::regnamespace AND relname = name) THEN
         RETURN false;
     END IF;
     -- LIKE copies the columns' comments, which PARTITION OF would not; ATTACH locks the table less than PARTITION OF.
