@@ -124,6 +124,8 @@ func (s *Store) MaintainOnce(ctx context.Context, m Maintenance) error {
 		{"evidence", "made_at", m.Evidence},
 		{"outbox", "delivered_at", m.Deliveries},
 		{"alerts", "recorded_at", m.Alerts},
+		{"reviews", "opened_at", m.Alerts},
+		{"canaries", "published_at", m.Alerts},
 		{"events", "recorded_at", m.Events},
 		{"skips", "recorded_at", m.Events},
 		{"dead_letters", "recorded_at", m.Events},

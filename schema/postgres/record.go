@@ -440,7 +440,9 @@ func insertWon(ctx context.Context, tx pgx.Tx, round []*call) error {
 		}
 		if c.score != nil {
 			scores = append(scores, c.score)
-			addClassHour(classes, c.score, c.alerts)
+			if _, canary := c.score.Labels[schema.LabelCanary]; !canary {
+				addClassHour(classes, c.score, c.alerts)
+			}
 		}
 		if c.skip != nil {
 			skips = append(skips, c.skip)
@@ -472,8 +474,7 @@ func insertWon(ctx context.Context, tx pgx.Tx, round []*call) error {
 	b.insert("dead_letters", deadLetterColumns, "ON CONFLICT (stream, sequence, digest) DO NOTHING", rowsOf(letters))
 	b.insert("alerts", alertColumns, "ON CONFLICT DO NOTHING", rowsOf(alerts))
 	b.insert("outbox", outboxColumns, "ON CONFLICT DO NOTHING", rowsOf(outbox))
-	b.insert("reviews", reviewColumns, "ON CONFLICT DO NOTHING", rowsOf(reviews))
-	b.evidence(reviews)
+	b.review(reviews)
 	b.insert("class_hour_parts", classHourColumns, "", rowsOf(slices.Collect(maps.Values(classes))))
 	b.insert("outcome_hour_parts", outcomeHourColumns, "", rowsOf(counts))
 	if len(outbox) > 0 {
@@ -512,16 +513,21 @@ func (b *batch) insert(table, columns, conflict string, rows func() ([]byte, err
 		FROM json_populate_recordset(NULL::decuwatch.`+table+`, $1) `+conflict, input)
 }
 
-// evidence asks for the evidence of reviews.
-func (b *batch) evidence(reviews []reviewRow) {
-	if len(reviews) == 0 {
+// review opens reviews and asks for their evidence. Canaries are not reviewed.
+func (b *batch) review(reviews []reviewRow) {
+	if len(reviews) == 0 || b.err != nil {
 		return
 	}
-	ids := make([]string, len(reviews))
-	for i, r := range reviews {
-		ids[i] = r.ID
+	input, err := json.Marshal(reviews)
+	if err != nil {
+		b.err = fmt.Errorf("reviews: %w", err)
+		return
 	}
-	b.Queue(`INSERT INTO decuwatch.evidence_jobs (review_id) SELECT unnest($1::text[]) ON CONFLICT DO NOTHING`, ids)
+	b.Queue(`WITH opened AS (
+			INSERT INTO decuwatch.reviews (`+reviewColumns+`) SELECT `+reviewColumns+` FROM json_populate_recordset(NULL::decuwatch.reviews, $1) i
+			WHERE NOT EXISTS (SELECT FROM decuwatch.canaries c WHERE c.source = i.source AND c.event_id = i.event_id)
+			ON CONFLICT DO NOTHING RETURNING id
+		) INSERT INTO decuwatch.evidence_jobs (review_id) SELECT id FROM opened ON CONFLICT DO NOTHING`, input)
 }
 
 func (b *batch) send(ctx context.Context, tx pgx.Tx) error {

@@ -1,0 +1,167 @@
+package postgres
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/decuwatch/decuwatch/schema"
+)
+
+// States of an evidence job.
+const (
+	EvidencePending = "pending"
+	EvidenceDone    = "done"
+	EvidenceFailed  = "failed"
+)
+
+// EvidenceJob is evidence that is owed to a review.
+type EvidenceJob struct {
+	ReviewID string
+	Attempt  int           // this one, from 1
+	Score    *schema.Score // nil where retention dropped it
+}
+
+// EvidenceFile is one file of a review's evidence.
+type EvidenceFile struct {
+	Name        string // image-0, image-1, ...; map; numbers
+	ContentType string // image/png or application/json
+	Body        []byte // at most 1 MiB
+	MadeAt      time.Time
+}
+
+// NextEvidence takes the oldest job that is due on one of the ensembles, and withholds it from every other caller for the lease;
+// false where there is none. The attempt counts from here on: a job whose worker died is taken again when its lease ends.
+func (s *Store) NextEvidence(ctx context.Context, ensembleDigests []string, lease time.Duration) (EvidenceJob, bool, error) {
+	var job EvidenceJob
+	var source, eventID string
+	var eventTime time.Time
+	var digest string
+	err := s.pool.QueryRow(ctx, `
+		WITH due AS (
+			SELECT j.review_id FROM decuwatch.evidence_jobs j JOIN decuwatch.reviews r ON r.id = j.review_id
+			WHERE j.state = 'pending' AND j.next_attempt_at <= clock_timestamp() AND r.ensemble_digest = ANY ($1)
+			ORDER BY j.next_attempt_at, j.review_id LIMIT 1 FOR UPDATE OF j SKIP LOCKED
+		), taken AS (
+			UPDATE decuwatch.evidence_jobs j SET attempts = attempts + 1, next_attempt_at = clock_timestamp() + $2::interval
+			FROM due WHERE j.review_id = due.review_id RETURNING j.review_id, j.attempts
+		)
+		SELECT t.review_id, t.attempts, r.source, r.event_id, r.event_time, r.ensemble_digest FROM taken t JOIN decuwatch.reviews r ON r.id = t.review_id`,
+		notNil(ensembleDigests), lease).Scan(&job.ReviewID, &job.Attempt, &source, &eventID, &eventTime, &digest)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return job, false, nil
+	}
+	if err != nil {
+		return job, false, fmt.Errorf("take an evidence job: %w", err)
+	}
+	r, err := s.standing(ctx, eventRow{Source: source, EventID: eventID, EventTime: eventTime, EnsembleDigest: &digest, Outcome: OutcomeScore})
+	if err != nil {
+		return job, true, fmt.Errorf("read the score of evidence job %s: %w", job.ReviewID, err)
+	}
+	job.Score = r.Score
+	return job, true, nil
+}
+
+// StoreEvidence stores the files that a job's attempt made, and ends the job. It returns false, and stores nothing, where the
+// lease ended meanwhile and the job is another attempt's or done.
+func (s *Store) StoreEvidence(ctx context.Context, job EvidenceJob, files []EvidenceFile) (bool, error) {
+	stored := false
+	err := s.begin(ctx, "store evidence of "+job.ReviewID, func(tx pgx.Tx) error {
+		tag, err := tx.Exec(ctx, `UPDATE decuwatch.evidence_jobs SET state = 'done', done_at = clock_timestamp(), last_error = ''
+			WHERE review_id = $1 AND state = 'pending' AND attempts = $2`, job.ReviewID, job.Attempt)
+		if err != nil || tag.RowsAffected() == 0 {
+			return err
+		}
+		stored = true
+		b := &batch{}
+		for _, f := range files {
+			b.Queue(`INSERT INTO decuwatch.evidence (review_id, name, content_type, body) VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING`,
+				job.ReviewID, f.Name, f.ContentType, f.Body)
+		}
+		b.Queue(`SELECT pg_catalog.pg_notify($1, '')`, ChannelReviews)
+		return b.send(ctx, tx)
+	})
+	return stored && err == nil, err
+}
+
+// FailEvidence records why an attempt failed. The job is due again at next, or failed for good where final is set.
+func (s *Store) FailEvidence(ctx context.Context, job EvidenceJob, reason string, next time.Time, final bool) error {
+	state := EvidencePending
+	if final {
+		state = EvidenceFailed
+	}
+	_, err := s.pool.Exec(ctx, `UPDATE decuwatch.evidence_jobs SET state = $3, last_error = $4, next_attempt_at = $5
+		WHERE review_id = $1 AND state = 'pending' AND attempts = $2`, job.ReviewID, job.Attempt, state, clean(reason), next)
+	if err != nil {
+		return fmt.Errorf("record failed evidence of %s: %w", job.ReviewID, err)
+	}
+	return nil
+}
+
+// RetryEvidence makes a job that failed for good due again, from its first attempt. The error is ErrNotFound where no failed job
+// of the review exists.
+func (s *Store) RetryEvidence(ctx context.Context, reviewID string) error {
+	tag, err := s.pool.Exec(ctx, `UPDATE decuwatch.evidence_jobs SET state = 'pending', attempts = 0, next_attempt_at = clock_timestamp()
+		WHERE review_id = $1 AND state = 'failed'`, reviewID)
+	if err != nil {
+		return fmt.Errorf("retry evidence of %s: %w", reviewID, err)
+	}
+	if tag.RowsAffected() == 0 {
+		return fmt.Errorf("failed evidence of review %s: %w", reviewID, ErrNotFound)
+	}
+	return nil
+}
+
+// EvidenceFiles returns the files of a review in order of name, without their bodies.
+func (s *Store) EvidenceFiles(ctx context.Context, reviewID string) ([]EvidenceFile, error) {
+	rows, err := s.pool.Query(ctx, `SELECT name, content_type, NULL::bytea, made_at FROM decuwatch.evidence WHERE review_id = $1
+		ORDER BY length(name), name`, reviewID)
+	if err != nil {
+		return nil, fmt.Errorf("read evidence of %s: %w", reviewID, err)
+	}
+	files, err := pgx.CollectRows(rows, pgx.RowToStructByPos[EvidenceFile])
+	if err != nil {
+		return nil, fmt.Errorf("read evidence of %s: %w", reviewID, err)
+	}
+	return files, nil
+}
+
+// EvidenceFile returns one file. The error is ErrNotFound where there is none.
+func (s *Store) EvidenceFile(ctx context.Context, reviewID, name string) (EvidenceFile, error) {
+	f := EvidenceFile{Name: name}
+	err := s.pool.QueryRow(ctx, `SELECT content_type, body, made_at FROM decuwatch.evidence WHERE review_id = $1 AND name = $2`, clean(reviewID), clean(name)).
+		Scan(&f.ContentType, &f.Body, &f.MadeAt)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return f, fmt.Errorf("evidence %s of %s: %w", name, reviewID, ErrNotFound)
+	}
+	if err != nil {
+		return f, fmt.Errorf("read evidence of %s: %w", reviewID, err)
+	}
+	return f, nil
+}
+
+// EvidenceStats counts jobs that are not done.
+type EvidenceStats struct {
+	Pending int
+	Failed  int
+	Oldest  time.Time // when the oldest pending job's review was opened; zero where none is pending
+}
+
+// EvidenceStats returns how many jobs are not done.
+func (s *Store) EvidenceStats(ctx context.Context) (EvidenceStats, error) {
+	var e EvidenceStats
+	var oldest *time.Time
+	err := s.pool.QueryRow(ctx, `SELECT count(*) FILTER (WHERE j.state = 'pending'), count(*) FILTER (WHERE j.state = 'failed'),
+		min(r.opened_at) FILTER (WHERE j.state = 'pending')
+		FROM decuwatch.evidence_jobs j JOIN decuwatch.reviews r ON r.id = j.review_id WHERE j.state IN ('pending', 'failed')`).Scan(&e.Pending, &e.Failed, &oldest)
+	if err != nil {
+		return e, fmt.Errorf("count evidence jobs: %w", err)
+	}
+	if oldest != nil {
+		e.Oldest = *oldest
+	}
+	return e, nil
+}

@@ -1,0 +1,90 @@
+package schema
+
+import (
+	"encoding/json"
+	"fmt"
+	"strconv"
+	"time"
+)
+
+// TypeReview is the type of the CloudEvents that tell the verdicts of reviewers.
+const TypeReview = "io.decuwatch.uncertainty.review.v1"
+
+// LabelCanary marks a canary event; its value is the canary's class label. The hourly sums leave events with it out. What is
+// kept from review and from statistics is decided by the table of canaries, not by this label, for anybody can set a label.
+const LabelCanary = "decuwatch.canary"
+
+// States of a review.
+const (
+	ReviewOpen         = "open"
+	ReviewAcknowledged = "acknowledged"
+	ReviewResolved     = "resolved"
+)
+
+// Verdicts of a resolved review.
+const (
+	VerdictConfirmed  = "confirmed"   // the model does not understand the request
+	VerdictFalseAlarm = "false_alarm" // nothing is wrong with the request
+	VerdictExpected   = "expected"    // the model does not understand the request, which is known and accepted
+)
+
+// Review is the data of a review event: the verdict of a person on one request, or that it was taken back.
+type Review struct {
+	ReviewID    string    `json:"review_id"`
+	AlertID     string    `json:"alert_id,omitempty"` // empty for a request that was drawn at random
+	Version     int       `json:"version"`            // of the review; a greater one is newer
+	State       string    `json:"state"`              // resolved, or open where an earlier verdict was taken back
+	Verdict     string    `json:"verdict,omitempty"`  // confirmed, false_alarm or expected; empty where it was taken back
+	Reviewer    string    `json:"reviewer"`
+	Comment     string    `json:"comment,omitempty"`
+	Source      string    `json:"source"` // of the event
+	EventID     string    `json:"event_id"`
+	EventTime   time.Time `json:"event_time"`
+	Model       string    `json:"model"`
+	ClassIndex  int       `json:"class_index"`
+	ClassLabel  string    `json:"class_label"`
+	ClassGap    float64   `json:"class_gap"`
+	RequestRisk float64   `json:"request_risk"`
+	At          time.Time `json:"at"`
+}
+
+// ReviewSubject returns uncertainty.review.<model>.
+func ReviewSubject(r Review) string { return "uncertainty.review." + r.Model }
+
+// ReviewMessageID returns the identifier of a review event, the same on every try: review id and version.
+func ReviewMessageID(r Review) string { return r.ReviewID + "." + strconv.Itoa(r.Version) }
+
+// EncodeReview returns the message of a review event, a CloudEvent in structured mode, ready for ReviewSubject(r). It fails
+// where the review holds a number that JSON cannot carry.
+func EncodeReview(r Review) (header map[string][]string, payload []byte, err error) {
+	payload, err = json.Marshal(structured{
+		SpecVersion: "1.0", Type: TypeReview, Source: "/decuwatch/" + r.Model, ID: ReviewMessageID(r),
+		Time: r.At.UTC().Format(time.RFC3339Nano), Subject: r.EventID, DataContentType: "application/json", Data: r,
+	})
+	if err != nil {
+		return nil, nil, fmt.Errorf("encode review %s: %w", r.ReviewID, err)
+	}
+	return map[string][]string{
+		"Content-Type":  {contentTypeStructured},
+		HeaderMessageID: {ReviewMessageID(r)},
+	}, payload, nil
+}
+
+// DecodeReview reads a review from a message that EncodeReview made, in a subscriber. It ignores fields that it does not
+// know. The error is an *Invalid.
+func DecodeReview(payload []byte) (Review, error) {
+	var e struct {
+		Type string  `json:"type"`
+		Data *Review `json:"data"`
+	}
+	if err := json.Unmarshal(payload, &e); err != nil {
+		return Review{}, invalid("", "is no JSON of a review: %s", err)
+	}
+	if e.Type != TypeReview {
+		return Review{}, invalid("type", "is %s, must be %s", quote(e.Type), TypeReview)
+	}
+	if e.Data == nil {
+		return Review{}, invalid("data", "is missing")
+	}
+	return *e.Data, nil
+}
