@@ -95,11 +95,11 @@ func (o Options) validate() error {
 		{"MaxRequestRows", o.MaxRequestRows, 2, 1 << 30},
 	} {
 		if bound.value < bound.low || bound.value > bound.high {
-			return fmt.Errorf("%s is %d, must be %d to %d", bound.name, bound.value, bound.low, bound.high)
+			return fmt.Errorf("option %s is %d, must be %d to %d", bound.name, bound.value, bound.low, bound.high)
 		}
 	}
 	if n := len(o.Buckets); n > 0 && (!slices.IsSorted(o.Buckets) || o.Buckets[0] < 1 || o.Buckets[n-1] != o.MaxBatchRows) {
-		return fmt.Errorf("Buckets is %v, must ascend from 1 or more to MaxBatchRows %d", o.Buckets, o.MaxBatchRows)
+		return fmt.Errorf("option Buckets is %v, must ascend from 1 or more to MaxBatchRows %d", o.Buckets, o.MaxBatchRows)
 	}
 	return nil
 }
