@@ -18,8 +18,11 @@ import (
 )
 
 type thresholdsCmd struct {
-	List thresholdsListCmd `cmd:"" help:"List the thresholds in force."`
-	Set  thresholdsSetCmd  `cmd:"" help:"Set one threshold; running monitors follow at once."`
+	List      thresholdsListCmd      `cmd:"" help:"List the thresholds in force."`
+	Set       thresholdsSetCmd       `cmd:"" help:"Set one threshold; running monitors follow at once."`
+	Calibrate thresholdsCalibrateCmd `cmd:"" help:"Find thresholds with a known false-alarm rate from stored scores."`
+	History   thresholdsHistoryCmd   `cmd:"" help:"List changes of thresholds: who, when, why."`
+	Rollback  thresholdsRollbackCmd  `cmd:"" help:"Take the newest change of thresholds back."`
 }
 
 type thresholdsListCmd struct {

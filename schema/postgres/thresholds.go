@@ -21,13 +21,13 @@ const (
 
 // ThresholdChange is who changed thresholds, when and why.
 type ThresholdChange struct {
-	ID         int64
-	Kind       string
-	Undoes     int64 // the change that a rollback took back; 0 otherwise
-	SetBy      string
-	Reason     string
-	SetAt      time.Time
-	Thresholds []schema.Threshold // as set by the change
+	ID         int64              `json:"id"`
+	Kind       string             `json:"kind"`
+	Undoes     int64              `json:"undoes,omitempty"` // the change that a rollback took back; 0 otherwise
+	SetBy      string             `json:"set_by"`
+	Reason     string             `json:"reason"`
+	SetAt      time.Time          `json:"set_at"`
+	Thresholds []schema.Threshold `json:"thresholds"` // as set by the change
 }
 
 // thresholdRow is a row of thresholds.

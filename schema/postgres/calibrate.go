@@ -1,0 +1,43 @@
+package postgres
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// Sample is one measurement of a stored score, as a calibration reads it.
+type Sample struct {
+	Class     int
+	Value     float64
+	Distance  float64 // mean pairwise distance
+	Saturated bool
+}
+
+// Samples returns one measurement (class_gap or request_risk) of a model's scores by one ensemble under one settings
+// key, with event times in [from, to). Canaries, and events whose alert a reviewer confirmed, are left out: they are
+// no reference for what is usual.
+func (s *Store) Samples(ctx context.Context, model, ensembleDigest, settings, measurement string, from, to time.Time) ([]Sample, error) {
+	if measurement != "class_gap" && measurement != "request_risk" {
+		return nil, fmt.Errorf("read scores: measurement %q is neither class_gap nor request_risk", measurement)
+	}
+	rows, err := s.pool.Query(ctx, `SELECT class_index, `+measurement+`, `+measurement+`_mean_distance, `+measurement+`_saturated
+		FROM decuwatch.scores s
+		WHERE model = $1 AND ensemble_digest = $2 AND settings = $3 AND event_time >= $4 AND event_time < $5
+		AND NOT EXISTS (SELECT FROM decuwatch.canaries c WHERE c.source = s.source AND c.event_id = s.event_id)
+		AND NOT EXISTS (SELECT FROM decuwatch.reviews r WHERE r.verdict = 'confirmed' AND r.source = s.source AND r.event_id = s.event_id)`,
+		model, ensembleDigest, settings, from, to)
+	if err != nil {
+		return nil, fmt.Errorf("read scores: %w", err)
+	}
+	samples, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (s Sample, err error) {
+		err = row.Scan(&s.Class, &s.Value, &s.Distance, &s.Saturated)
+		return s, err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read scores: %w", err)
+	}
+	return samples, nil
+}
