@@ -1,0 +1,221 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"flag"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/alecthomas/kong"
+)
+
+var update = flag.Bool("update", false, "write docs/configuration.md anew")
+
+func TestConfigurationReferenceIsComplete(t *testing.T) {
+	const path = "../../docs/configuration.md"
+	want := reference()
+	if *update {
+		if err := os.WriteFile(path, []byte(want), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	got, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if string(got) != want {
+		t.Errorf("%s is not what the settings say: go test ./cmd/decuwatch -run Reference -update", path)
+	}
+	for _, f := range settingFields() {
+		if !strings.Contains(f.help, "Defaults to ") && !strings.Contains(f.help, "Required.") {
+			t.Errorf("%s: the documentation does not say what it defaults to", f.name)
+		}
+		if f.kind == "" || f.group == "" {
+			t.Errorf("%s has the kind %q and the group %q", f.name, f.kind, f.group)
+		}
+		if f.fallback != "" && !strings.Contains(f.help, "Defaults to "+f.fallback) {
+			t.Errorf("%s defaults to %s, its documentation says %q", f.name, f.fallback, f.help)
+		}
+	}
+}
+
+// Every setting is a flag of serve, with the name of the reference.
+func TestServeReadsEverySetting(t *testing.T) {
+	var c cli
+	parser, err := kong.New(&c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	flags := map[string]bool{}
+	for _, command := range parser.Model.Leaves(true) {
+		if command.Name != "serve" {
+			continue
+		}
+		for _, group := range command.AllFlags(true) {
+			for _, f := range group {
+				flags[f.Name] = true
+			}
+		}
+	}
+	for _, f := range settingFields() {
+		if !flags[f.name] {
+			t.Errorf("serve has no flag --%s", f.name)
+		}
+		delete(flags, f.name)
+	}
+	for name := range flags {
+		if strings.Contains(name, ".") {
+			t.Errorf("--%s is not in the reference", name)
+		}
+	}
+}
+
+// parsedConfig returns the configuration of serve that a file, an environment and arguments make.
+func parsedConfig(t *testing.T, file string, env map[string]string, args ...string) (Config, error) {
+	t.Helper()
+	getenv := func(name string) string { return env[name] }
+	var c struct {
+		ConfigFile string `name:"config" short:"c"`
+		Config     `embed:""`
+	}
+	s := &settings{getenv: getenv}
+	parser, err := kong.New(&c, kong.Exit(func(int) { t.Fatal("exit") }),
+		kong.Resolvers(kong.ResolverFunc(s.fromFile), kong.ResolverFunc(s.fromEnvironment)),
+		kong.WithBeforeResolve(func(k *kong.Context) error { return s.load(configPath(k, getenv)) }))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if file != "" {
+		path := filepath.Join(t.TempDir(), "decuwatch.yaml")
+		if err := os.WriteFile(path, []byte(file), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		args = append([]string{"--config", path}, args...)
+	}
+	_, err = parser.Parse(args)
+	return c.Config, err
+}
+
+func TestFlagsBeatTheEnvironmentWhichBeatsTheFile(t *testing.T) {
+	const file = `
+nats: {url: "nats://file:1", creds: /file}
+consumers:
+  ack-wait: 41s
+  max-deliver: 3
+scoring:
+  ensembles: [a, b]
+  spinning: true
+postgres:
+  max-conns: 11
+review:
+  share: 0.5
+metrics:
+`
+	env := map[string]string{"DECUWATCH_NATS_URL": "nats://env:2", "DECUWATCH_CONSUMERS_ACK_WAIT": "42s", "DECUWATCH_ONNXRUNTIME_LIB": "/lib.so"}
+	c, err := parsedConfig(t, file, env, "--nats.url", "nats://flag:3")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, v := range []struct {
+		name      string
+		got, want any
+	}{
+		{"flag over environment over file", c.NATS.URL, "nats://flag:3"},
+		{"environment over file", c.Consumers.AckWait, 42 * time.Second},
+		{"file over default", c.Consumers.MaxDeliver, 3},
+		{"file", c.NATS.Creds, "/file"},
+		{"list", strings.Join(c.Scoring.Ensembles, " "), "a b"},
+		{"true", c.Scoring.Spinning, true},
+		{"number", c.Review.Share, 0.5},
+		{"default", c.Metrics.Address, "127.0.0.1:9464"},
+		{"library", c.Scoring.Library, "/lib.so"},
+	} {
+		if !reflect.DeepEqual(v.got, v.want) {
+			t.Errorf("%s: %v, want %v", v.name, v.got, v.want)
+		}
+	}
+	c, err = parsedConfig(t, file, map[string]string{"DECUWATCH_SCORING_ENSEMBLES": "c,d,e"})
+	if err != nil || len(c.Scoring.Ensembles) != 3 {
+		t.Errorf("ensembles %q, error %v; want the environment's three", c.Scoring.Ensembles, err)
+	}
+	path := filepath.Join(t.TempDir(), "named-by-environment.yaml")
+	if err := os.WriteFile(path, []byte("stream: {name: OTHER}"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if c, err = parsedConfig(t, "", map[string]string{"DECUWATCH_CONFIG": path}); err != nil || c.Stream.Name != "OTHER" {
+		t.Errorf("stream %q, error %v; want the file's that the environment names", c.Stream.Name, err)
+	}
+}
+
+func TestWrongSettingsAreNamed(t *testing.T) {
+	for _, c := range []struct {
+		name, file string
+		env        map[string]string
+		args       []string
+		want       string
+	}{
+		{name: "unknown name", file: "nats:\n  address: x\n", want: "decuwatch.yaml:2: there is no setting nats.address"},
+		{name: "unknown group", file: "kafka: {}\n", want: "there is no setting kafka"},
+		{name: "value in place of a group", file: "nats: x\n", want: "there is no setting nats"},
+		{name: "group in place of a value", file: "nats: {url: {a: b}}\n", want: "nats.url must be a plain value"},
+		{name: "not YAML", file: "nats: [\n", want: "read settings"},
+		{name: "kind, file", file: "consumers: {ack-wait: soon}\n", want: "consumers.ack-wait"},
+		{name: "kind, environment", env: map[string]string{"DECUWATCH_POSTGRES_MAX_CONNS": "many"}, want: "postgres.max-conns"},
+		{name: "kind, flag", args: []string{"--tracing.sample-ratio", "half"}, want: "tracing.sample-ratio"},
+		{name: "bound", args: []string{"--consumers.max-deliver", "0"}, want: "consumers.max-deliver is 0, must be at least 1"},
+		{name: "duration", args: []string{"--consumers.ack-wait", "1ms"}, want: "consumers.ack-wait is 1ms, must be at least 100ms"},
+		{name: "order", args: []string{"--consumers.retry-delay", "1m"}, want: "consumers.retry-max-delay is 30s, must be at least 1m0s"},
+		{name: "ledger shorter than the stream", args: []string{"--retention.events", "2h"}, want: "retention.events is 2h0m0s, must be at least 168h0m0s"},
+		{name: "share", args: []string{"--review.share", "1.5"}, want: "review.share is 1.5, must be 0 to 1"},
+		{name: "profile", args: []string{"--scoring.profile", "loose"}, want: `scoring.profile is "loose"`},
+		{name: "unreproducible", args: []string{"--scoring.unreproducible", "drop"}, want: `scoring.unreproducible is "drop"`},
+		{name: "key without certificate", args: []string{"--nats.key", "k"}, want: "nats.cert and nats.key"},
+		{name: "two identities", args: []string{"--nats.creds", "k", "--nats.nkey", "n"}, want: "nats.creds and nats.nkey"},
+		{name: "address", args: []string{"--metrics.address", "9464"}, want: `metrics.address is "9464"`},
+		{name: "endpoint", args: []string{"--tracing.endpoint", "collector:4318"}, want: "tracing.endpoint"},
+		{name: "database", args: []string{"--postgres.url", ""}, want: "postgres.url"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			args := append([]string{"--scoring.ensembles", "x"}, c.args...)
+			config, err := parsedConfig(t, c.file, c.env, args...)
+			if err == nil {
+				err = config.validate()
+			}
+			if err == nil || !strings.Contains(err.Error(), c.want) {
+				t.Errorf("error %v, want one that says %q", err, c.want)
+			}
+		})
+	}
+	if err := defaultConfig().validate(); err == nil || !strings.Contains(err.Error(), "scoring.ensembles") {
+		t.Errorf("defaults: %v, want only the required setting to be missing", err)
+	}
+}
+
+func TestLogFormats(t *testing.T) {
+	var out bytes.Buffer
+	log, err := LogConfig{Level: "warn", Format: "json"}.logger(&out)
+	if err != nil {
+		t.Fatal(err)
+	}
+	log.Info("hidden")
+	log.Warn("seen", "err", context.Canceled)
+	if got := out.String(); !strings.HasPrefix(got, "{") || !strings.Contains(got, `"err":"context canceled"`) || strings.Contains(got, "hidden") {
+		t.Errorf("logged %q", got)
+	}
+	for _, wrong := range []LogConfig{{"loud", "text"}, {"info", "xml"}} {
+		if _, err := wrong.logger(&out); err == nil {
+			t.Errorf("%+v is accepted", wrong)
+		}
+	}
+}
+
+func TestRedactedAddressesHoldNoSecret(t *testing.T) {
+	if got := redact("nats://user:secret@a:4222, nats://b:4222"); strings.Contains(got, "secret") || !strings.Contains(got, "nats://a:4222") {
+		t.Errorf("redacted to %q", got)
+	}
+}
