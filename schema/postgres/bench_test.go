@@ -7,6 +7,7 @@ import (
 
 	"github.com/decuwatch/decuwatch/schema/postgres"
 	"github.com/decuwatch/decuwatch/schema/postgres/local"
+	"github.com/decuwatch/decuwatch/schema/postgres/pgtest"
 )
 
 // BenchmarkRecord commits scores from so many goroutines at a time, on a server that flushes to disk.
@@ -41,5 +42,73 @@ func BenchmarkRecord(b *testing.B) {
 			})
 			b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "scores/s")
 		})
+	}
+}
+
+// questions are what dashboards and analysts ask most; each must stay below 200 ms at a million scores.
+var questions = []struct{ name, query string }{
+	{"class means by day, 30 days", `SELECT date_trunc('day', hour), class_index, sum(class_gap_mean * n) / sum(n) FROM decuwatch_views.class_risk_hourly
+		WHERE model = 'fashion-mnist' AND hour >= now() - interval '30 days' GROUP BY 1, 2`},
+	{"riskiest classes of a day", `SELECT class_label, max(request_risk_max), sum(warnings + criticals) FROM decuwatch_views.class_risk_hourly
+		WHERE model = 'fashion-mnist' AND hour >= now() - interval '1 day' GROUP BY 1 ORDER BY 2 DESC LIMIT 10`},
+	{"one class, all hours", `SELECT hour, n, class_gap_mean, request_risk_mean FROM decuwatch_views.class_risk_hourly WHERE model = 'fashion-mnist' AND class_index = 3 ORDER BY hour`},
+	{"newest scores of a class", `SELECT * FROM decuwatch_views.scores WHERE model = 'fashion-mnist' AND class_index = 3 ORDER BY event_time DESC LIMIT 100`},
+	{"distribution of a class, 7 days", `SELECT width_bucket(request_risk, 0, 0.05, 50), count(*) FROM decuwatch_views.scores
+		WHERE model = 'fashion-mnist' AND class_index = 3 AND event_time >= now() - interval '7 days' GROUP BY 1`},
+	{"tenants of a class, 7 days", `SELECT labels ->> 'tenant', count(*) FROM decuwatch_views.scores
+		WHERE model = 'fashion-mnist' AND class_index = 3 AND event_time >= now() - interval '7 days' GROUP BY 1`},
+	{"a tenant's newest scores", `SELECT event_time, class_label, request_risk FROM decuwatch_views.scores
+		WHERE labels @> '{"tenant": "tenant-3"}' AND event_time >= now() - interval '1 day' ORDER BY event_time DESC LIMIT 100`},
+	{"alerts by hour and severity, 7 days", `SELECT date_trunc('hour', event_time), severity, count(*) FROM decuwatch_views.alerts
+		WHERE model = 'fashion-mnist' AND event_time >= now() - interval '7 days' GROUP BY 1, 2`},
+	{"review backlog", `SELECT state, count(*) FROM decuwatch_views.reviews GROUP BY 1`},
+	{"coverage by day", `SELECT date_trunc('day', hour), outcome, reason, sum(n) FROM decuwatch_views.coverage GROUP BY 1, 2, 3`},
+	{"an event's score", `SELECT * FROM decuwatch_views.events e JOIN decuwatch_views.scores s USING (event_time, source, event_id) WHERE e.source = '//studio/render-3' AND e.event_id = 'event-3'`},
+}
+
+// BenchmarkViews asks the questions of a database with so many scores of 100 classes over 90 days.
+func BenchmarkViews(b *testing.B) {
+	for _, scores := range []int{10_000, 100_000, 1_000_000} {
+		url := pgtest.URL(b)
+		pgtest.Seed(b, url, scores, 100, 90)
+		conn := connect(b, url)
+		for _, q := range questions {
+			b.Run(fmt.Sprintf("scores=%d/%s", scores, q.name), func(b *testing.B) {
+				for b.Loop() {
+					rows, err := conn.Query(b.Context(), q.query)
+					if err != nil {
+						b.Fatal(err)
+					}
+					n := 0
+					for rows.Next() {
+						n++
+					}
+					if rows.Err() != nil || n == 0 {
+						b.Fatal(n, rows.Err())
+					}
+				}
+			})
+		}
+	}
+}
+
+// TestQuestions holds that each question has an answer.
+func TestQuestions(t *testing.T) {
+	url := pgtest.URL(t)
+	pgtest.Seed(t, url, 5000, 100, 30)
+	conn := connect(t, url)
+	for _, q := range questions {
+		rows, err := conn.Query(t.Context(), q.query)
+		if err != nil {
+			t.Errorf("%s: %v", q.name, err)
+			continue
+		}
+		n := 0
+		for rows.Next() {
+			n++
+		}
+		if rows.Err() != nil || n == 0 {
+			t.Errorf("%s: %d rows, %v", q.name, n, rows.Err())
+		}
 	}
 }
