@@ -1,0 +1,120 @@
+// Package drift tells whether the scores of a class, or of a whole model, have left a frozen reference. It is pure:
+// numbers in, numbers out.
+package drift
+
+import (
+	"fmt"
+	"math"
+	"slices"
+	"sort"
+)
+
+// Reference is the frozen distribution that scores are held against. Its zero value knows nothing: every p-value is 1.
+type Reference struct {
+	sorted []float64 // all samples, or nil
+	bounds []float64 // else quantiles, ascending,
+	tails  []float64 // and the share of the reference at or above each
+}
+
+// NewReference returns the reference of the given samples, which it keeps a sorted copy of. They must be finite.
+func NewReference(samples []float64) Reference {
+	sorted := slices.Clone(samples)
+	slices.Sort(sorted)
+	return Reference{sorted: sorted}
+}
+
+// Quantiles returns the reference that is known by some quantiles of n samples only: from probability (between 0 and 1)
+// to value. Its p-values are never smaller than those of the samples themselves would be, so that tests on them keep
+// their guarantee and lose only power.
+func Quantiles(n int, quantiles map[float64]float64) (Reference, error) {
+	var r Reference
+	probabilities := make([]float64, 0, len(quantiles))
+	for q := range quantiles {
+		if !(q > 0 && q < 1) {
+			return Reference{}, fmt.Errorf("a quantile at %g is none: it must lie between 0 and 1", q)
+		}
+		probabilities = append(probabilities, q)
+	}
+	slices.Sort(probabilities)
+	for _, q := range probabilities {
+		v := quantiles[q]
+		if math.IsNaN(v) || len(r.bounds) > 0 && v < r.bounds[len(r.bounds)-1] {
+			return Reference{}, fmt.Errorf("the quantile at %g is %g: quantiles must ascend", q, v)
+		}
+		r.bounds = append(r.bounds, v)
+		r.tails = append(r.tails, (math.Ceil((1-q)*float64(n))+1)/float64(n+1))
+	}
+	return r, nil
+}
+
+// Empty tells whether the reference knows nothing.
+func (r Reference) Empty() bool { return len(r.sorted) == 0 && len(r.bounds) == 0 }
+
+// PValue returns the conformal p-value of x: (1 + #{reference >= x}) / (n + 1), or an upper bound of it.
+func (r Reference) PValue(x float64) float64 {
+	if len(r.sorted) > 0 {
+		n := len(r.sorted)
+		return float64(1+n-sort.SearchFloat64s(r.sorted, x)) / float64(n+1)
+	}
+	p := 1.0
+	for i, bound := range r.bounds {
+		if x >= bound {
+			p = min(p, r.tails[i])
+		}
+	}
+	return p
+}
+
+// Bet returns how a gambler's capital is multiplied who bets against a p-value being uniform, by the mixture of all
+// powers k p^(k-1), 0 < k < 1: (1 - p + p ln p) / (p ln^2 p). Its mean is 1 where p is uniform, and at most 1 where p is
+// conservative. It is above 1 for p below about 0.18, and 1/2 at p = 1. p must lie in (0, 1].
+//
+// Reference: V. Vovk, R. Wang, "E-values: Calibration, combination and applications", Annals of Statistics 2021,
+// equation (2).
+func Bet(p float64) float64 {
+	if p >= 1 {
+		return 0.5
+	}
+	l := math.Log(p)
+	if l > -1e-4 { // the quotient loses its digits; its series at p = 1
+		return 0.5 + l/-6
+	}
+	return (1 - p + p*l) / (p * l * l)
+}
+
+// Rise is what Scan found.
+type Rise struct {
+	At       int     // index of the observation at which the alarm went off
+	Evidence float64 // the detector's value there, at least the run length
+}
+
+// Scan looks for the first moment at which a sequence of p-values, in order of time, says that observations have risen
+// above the reference, by the Shiryaev-Roberts e-detector R = (1 + R) Bet(p); the alarm goes off where R reaches
+// runLength. As long as nothing has risen the expected number of observations until a false alarm is at least runLength,
+// whatever the distribution (the p-values must be independent and not smaller than uniform). The second result is
+// false where there was no alarm.
+//
+// Reference: J. Shin, A. Ramdas, A. Rinaldo, "E-detectors: a nonparametric framework for sequential change detection",
+// New England Journal of Statistics in Data Science 2024, theorem 2.4.
+func Scan(p []float64, runLength float64) (Rise, bool) {
+	r := 0.0
+	for i, p := range p {
+		r = (1 + r) * Bet(p)
+		if r >= runLength {
+			return Rise{At: i, Evidence: r}, true
+		}
+	}
+	return Rise{}, false
+}
+
+// Exceedance returns the least x that at most a share alpha of the samples exceed or equal, as a threshold: the shadow
+// of a frozen threshold at alpha. It is NaN where there are fewer than 1/alpha samples. The samples are sorted in place.
+func Exceedance(samples []float64, alpha float64) float64 {
+	n := len(samples)
+	above := int(math.Floor(alpha*float64(n) + 1e-9))
+	if above < 1 {
+		return math.NaN()
+	}
+	slices.Sort(samples)
+	return samples[n-above]
+}
