@@ -39,9 +39,9 @@ type Outbox interface {
 
 // RelayConfig is the configuration of a [Relay].
 type RelayConfig struct {
-	Batch       int           // messages taken from the outbox at once. Defaults to 64
+	Batch       int           // messages taken from the outbox at once. Defaults to 32
 	Concurrency int           // messages sent to one sink at once. Defaults to 16
-	SendTimeout time.Duration // of one attempt. Defaults to 10 s
+	SendTimeout time.Duration // of one attempt. Defaults to 5 s
 	Poll        time.Duration // how often the outbox is looked at although nothing was announced. Defaults to 1 s
 	RetryDelay  time.Duration // after the first failed attempt; doubles with each further one. Defaults to 500 ms
 	RetryMax    time.Duration // Defaults to 1 min
@@ -52,9 +52,9 @@ type RelayConfig struct {
 
 // WithDefaults returns c with defaults in place of zero values.
 func (c RelayConfig) WithDefaults() RelayConfig {
-	def(&c.Batch, 64)
+	def(&c.Batch, 32)
 	def(&c.Concurrency, 16)
-	def(&c.SendTimeout, 10*time.Second)
+	def(&c.SendTimeout, 5*time.Second)
 	def(&c.Poll, time.Second)
 	def(&c.RetryDelay, 500*time.Millisecond)
 	def(&c.RetryMax, time.Minute)
@@ -165,8 +165,9 @@ func (r *Relay) serve(ctx context.Context, s Sink, wake <-chan struct{}) error {
 
 // round sends one batch and returns how many messages it held.
 func (r *Relay) round(ctx context.Context, s Sink) (int, error) {
-	// The lease covers the attempts of a whole batch, so that no other relay makes them too; recording them included.
-	lease := time.Duration(1+r.cfg.Batch/r.cfg.Concurrency)*r.cfg.SendTimeout + 2*recordTimeout
+	// The lease covers the attempts of a whole batch, so that no other relay makes them too; recording them included. What
+	// a killed relay held is sent again after it.
+	lease := time.Duration((r.cfg.Batch+r.cfg.Concurrency-1)/r.cfg.Concurrency)*r.cfg.SendTimeout + recordTimeout
 	next, cancel := context.WithTimeout(ctx, recordTimeout)
 	batch, err := r.outbox.OutboxNext(next, s.Name(), r.cfg.Batch, lease)
 	cancel()
@@ -212,7 +213,7 @@ func (r *Relay) round(ctx context.Context, s Sink) (int, error) {
 	return len(batch), errors.Join(errs...)
 }
 
-const recordTimeout = 10 * time.Second
+const recordTimeout = 5 * time.Second
 
 func (r *Relay) record(ctx context.Context, f func(context.Context) error) error {
 	ctx, cancel := context.WithTimeout(ctx, recordTimeout)
