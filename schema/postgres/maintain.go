@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -67,7 +68,7 @@ type Maintenance struct {
 	Events      time.Duration // ledger, skips and dead letters; must be longer than the stream keeps messages. Defaults to 400 days
 	Evidence    time.Duration // images of reviews. Defaults to 90 days
 	Deliveries  time.Duration // outbox rows after delivery. Defaults to 7 days
-	HourlySums  time.Duration // rollups. Defaults to 1200 days
+	HourlySums  time.Duration // hourly and daily rollups. Defaults to 1200 days
 	ChunkPerRun int           // rows of a table deleted in one transaction. Defaults to 10,000
 }
 
@@ -130,6 +131,7 @@ func (s *Store) MaintainOnce(ctx context.Context, m Maintenance) error {
 		{"skips", "recorded_at", m.Events},
 		{"dead_letters", "recorded_at", m.Events},
 		{"class_hour_parts", "hour", m.HourlySums},
+		{"class_day_parts", "day", m.HourlySums},
 		{"outcome_hour_parts", "hour", m.HourlySums},
 	} {
 		errs = append(errs, s.deleteOld(ctx, old.table, old.column, now.Add(-old.keep), m.ChunkPerRun))
@@ -158,23 +160,26 @@ func (s *Store) Fold(ctx context.Context) error {
 		if err := tx.QueryRow(ctx, `SELECT pg_catalog.pg_try_advisory_xact_lock(pg_catalog.hashtext('decuwatch.fold'))`).Scan(&free); err != nil || !free {
 			return err // another monitor folds
 		}
-		_, err := tx.Exec(ctx, `
-			WITH keys AS (
-				SELECT DISTINCT hour, model, ensemble_digest, settings, class_index FROM decuwatch.class_hour_parts WHERE NOT folded
-			), gone AS (
-				DELETE FROM decuwatch.class_hour_parts p USING keys k
-				WHERE p.hour = k.hour AND p.model = k.model AND p.ensemble_digest = k.ensemble_digest AND p.settings = k.settings AND p.class_index = k.class_index
-				RETURNING p.*
-			)
-			INSERT INTO decuwatch.class_hour_parts (`+classHourColumns+`)
-			SELECT hour, model, ensemble_digest, settings, class_index, class_label, sum(n), sum(class_gap_sum), sum(class_gap_squares),
-				min(class_gap_min), max(class_gap_max), sum(class_gap_saturated), sum(request_risk_sum), sum(request_risk_squares),
-				min(request_risk_min), max(request_risk_max), sum(request_risk_saturated), sum(warnings), sum(criticals), true
-			FROM gone GROUP BY hour, model, ensemble_digest, settings, class_index, class_label`)
-		if err != nil {
-			return err
+		for table, span := range map[string]string{"class_hour_parts": "hour", "class_day_parts": "day"} {
+			columns := strings.Replace(classHourColumns, "hour", span, 1)
+			_, err := tx.Exec(ctx, strings.NewReplacer("TABLE", table, "SPAN", span, "COLUMNS", columns).Replace(`
+				WITH keys AS (
+					SELECT DISTINCT SPAN, model, ensemble_digest, settings, class_index FROM decuwatch.TABLE WHERE NOT folded
+				), gone AS (
+					DELETE FROM decuwatch.TABLE p USING keys k
+					WHERE p.SPAN = k.SPAN AND p.model = k.model AND p.ensemble_digest = k.ensemble_digest AND p.settings = k.settings AND p.class_index = k.class_index
+					RETURNING p.*
+				)
+				INSERT INTO decuwatch.TABLE (COLUMNS)
+				SELECT SPAN, model, ensemble_digest, settings, class_index, class_label, sum(n), sum(class_gap_sum), sum(class_gap_squares),
+					min(class_gap_min), max(class_gap_max), sum(class_gap_saturated), sum(request_risk_sum), sum(request_risk_squares),
+					min(request_risk_min), max(request_risk_max), sum(request_risk_saturated), sum(warnings), sum(criticals), true
+				FROM gone GROUP BY SPAN, model, ensemble_digest, settings, class_index, class_label`))
+			if err != nil {
+				return err
+			}
 		}
-		_, err = tx.Exec(ctx, `
+		_, err := tx.Exec(ctx, `
 			WITH keys AS (
 				SELECT DISTINCT hour, model, outcome, reason FROM decuwatch.outcome_hour_parts WHERE NOT folded
 			), gone AS (

@@ -347,6 +347,9 @@ func TestConcurrentCallsShareTransactions(t *testing.T) {
 	if got := count(t, conn, `SELECT count(*) FROM decuwatch.class_hour_parts`); got != 1 {
 		t.Errorf("%d rows after folding", got)
 	}
+	if got := count(t, conn, `SELECT n FROM decuwatch_views.class_risk_daily WHERE abs(request_risk_mean - 0.1) < 1e-12 AND class_gap_min = 0.2`); got != n {
+		t.Errorf("the daily rollup counts %d, want %d", got, n)
+	}
 	if got := count(t, conn, `SELECT n FROM decuwatch_views.class_risk_hourly WHERE abs(class_gap_mean - 0.2) < 1e-12 AND class_gap_sd < 1e-6`); got != n {
 		t.Errorf("the folded rollup counts %d, want %d", got, n)
 	}

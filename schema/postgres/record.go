@@ -432,7 +432,7 @@ func insertWon(ctx context.Context, tx pgx.Tx, round []*call) error {
 		outbox  []outboxRow
 		reviews []reviewRow
 	)
-	classes := map[classHourKey]*classHourRow{}
+	hours, days := map[classHourKey]*classHourRow{}, map[classHourKey]*classHourRow{}
 	outcomes := map[outcomeHourRow]int{}
 	for _, c := range round {
 		if !c.won {
@@ -441,7 +441,8 @@ func insertWon(ctx context.Context, tx pgx.Tx, round []*call) error {
 		if c.score != nil {
 			scores = append(scores, c.score)
 			if _, canary := c.score.Labels[schema.LabelCanary]; !canary {
-				addClassHour(classes, c.score, c.alerts)
+				addClass(hours, time.Hour, c.score, c.alerts)
+				addClass(days, 24*time.Hour, c.score, c.alerts)
 			}
 		}
 		if c.skip != nil {
@@ -475,7 +476,8 @@ func insertWon(ctx context.Context, tx pgx.Tx, round []*call) error {
 	b.insert("alerts", alertColumns, "ON CONFLICT DO NOTHING", rowsOf(alerts))
 	b.insert("outbox", outboxColumns, "ON CONFLICT DO NOTHING", rowsOf(outbox))
 	b.review(reviews)
-	b.insert("class_hour_parts", classHourColumns, "", rowsOf(slices.Collect(maps.Values(classes))))
+	b.insert("class_hour_parts", classHourColumns, "", rowsOf(slices.Collect(maps.Values(hours))))
+	b.insert("class_day_parts", classDayColumns, "", rowsOf(dayRows(days)))
 	b.insert("outcome_hour_parts", outcomeHourColumns, "", rowsOf(counts))
 	if len(outbox) > 0 {
 		b.Queue(`SELECT pg_catalog.pg_notify($1, '')`, ChannelOutbox)
@@ -537,6 +539,14 @@ func (b *batch) send(ctx context.Context, tx pgx.Tx) error {
 	return tx.SendBatch(ctx, &b.Batch).Close()
 }
 
+func dayRows(sums map[classHourKey]*classHourRow) []classDayRow {
+	rows := make([]classDayRow, 0, len(sums))
+	for _, row := range sums {
+		rows = append(rows, classDayRow{*row, row.Hour})
+	}
+	return rows
+}
+
 // classHourKey is what one row of class_hour_parts sums over.
 type classHourKey struct {
 	hour                    time.Time
@@ -544,8 +554,8 @@ type classHourKey struct {
 	class                   int
 }
 
-func addClassHour(sums map[classHourKey]*classHourRow, s *scoreRow, alerts []alertRow) {
-	hour := s.EventTime.UTC().Truncate(time.Hour)
+func addClass(sums map[classHourKey]*classHourRow, span time.Duration, s *scoreRow, alerts []alertRow) {
+	hour := s.EventTime.UTC().Truncate(span)
 	key := classHourKey{hour, s.Model, s.EnsembleDigest, s.Settings, s.ClassIndex}
 	row := sums[key]
 	if row == nil {

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"math"
+	"strings"
 	"time"
 
 	"github.com/decuwatch/decuwatch/schema"
@@ -309,6 +310,14 @@ type classHourRow struct {
 
 const classHourColumns = `hour, model, ensemble_digest, settings, class_index, class_label, n, class_gap_sum, class_gap_squares, class_gap_min, class_gap_max,
 	class_gap_saturated, request_risk_sum, request_risk_squares, request_risk_min, request_risk_max, request_risk_saturated, warnings, criticals, folded`
+
+// classDayRow is a row of class_day_parts.
+type classDayRow struct {
+	classHourRow
+	Day time.Time `json:"day"`
+}
+
+var classDayColumns = strings.Replace(classHourColumns, "hour", "day", 1)
 
 // outcomeHourRow is a row of outcome_hour_parts.
 type outcomeHourRow struct {

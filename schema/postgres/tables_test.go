@@ -452,7 +452,7 @@ func TestPartitionsAndRetention(t *testing.T) {
 	if err := s.MaintainOnce(ctx, postgres.Maintenance{Scores: tiny, Alerts: tiny, Events: tiny, Evidence: tiny, Deliveries: tiny, HourlySums: tiny, ChunkPerRun: 1}); err != nil {
 		t.Fatal(err)
 	}
-	for _, table := range []string{"events", "outbox", "alerts", "reviews", "evidence_jobs", "class_hour_parts", "outcome_hour_parts"} {
+	for _, table := range []string{"events", "outbox", "alerts", "reviews", "evidence_jobs", "class_hour_parts", "class_day_parts", "outcome_hour_parts"} {
 		if n := count(t, conn, `SELECT count(*) FROM decuwatch.`+table); n != 0 {
 			t.Errorf("%s keeps %d rows past retention", table, n)
 		}

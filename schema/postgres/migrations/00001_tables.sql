@@ -316,8 +316,10 @@ CREATE TABLE decuwatch.alerts (
     count           integer NOT NULL CHECK (count >= 0),
     detail          text NOT NULL,
     fired_at        timestamptz NOT NULL,
-    recorded_at     timestamptz NOT NULL DEFAULT clock_timestamp()
+    recorded_at     timestamptz NOT NULL DEFAULT clock_timestamp(),
+    delivery        text NOT NULL DEFAULT 'owed' CHECK (delivery IN ('owed', 'class_budget', 'model_budget', 'cool_down'))
 );
+CREATE INDEX alerts_held_back ON decuwatch.alerts (recorded_at) WHERE delivery <> 'owed';
 CREATE INDEX alerts_by_time ON decuwatch.alerts (model, event_time DESC);
 CREATE INDEX alerts_by_class ON decuwatch.alerts (model, class_index, event_time DESC);
 CREATE INDEX alerts_by_event ON decuwatch.alerts (source, event_id);
@@ -350,6 +352,7 @@ COMMENT ON COLUMN decuwatch.alerts.count IS 'How many alerts a summary stands fo
 COMMENT ON COLUMN decuwatch.alerts.detail IS 'More, in words';
 COMMENT ON COLUMN decuwatch.alerts.fired_at IS 'When it was decided';
 COMMENT ON COLUMN decuwatch.alerts.recorded_at IS 'When it was written';
+COMMENT ON COLUMN decuwatch.alerts.delivery IS 'owed: it went to the outbox; else why not: class_budget, model_budget or cool_down. A summary counts those of an hour';
 
 CREATE TABLE decuwatch.outbox (
     id              bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
@@ -426,6 +429,14 @@ COMMENT ON COLUMN decuwatch.class_hour_parts.request_risk_saturated IS 'Scores w
 COMMENT ON COLUMN decuwatch.class_hour_parts.warnings IS 'Scores that raised a warning';
 COMMENT ON COLUMN decuwatch.class_hour_parts.criticals IS 'Scores that raised a critical alert';
 COMMENT ON COLUMN decuwatch.class_hour_parts.folded IS 'The row came out of folding, not out of a commit';
+
+CREATE TABLE decuwatch.class_day_parts (LIKE decuwatch.class_hour_parts INCLUDING DEFAULTS INCLUDING COMMENTS INCLUDING CONSTRAINTS);
+ALTER TABLE decuwatch.class_day_parts RENAME COLUMN hour TO day;
+CREATE INDEX class_day_parts_by_day ON decuwatch.class_day_parts (model, day);
+CREATE INDEX class_day_parts_by_class ON decuwatch.class_day_parts (model, class_index, day);
+CREATE INDEX class_day_parts_unfolded ON decuwatch.class_day_parts (day) WHERE NOT folded;
+COMMENT ON TABLE decuwatch.class_day_parts IS 'Sums over scores by class and day, kept as class_hour_parts is. The view class_risk_daily adds them up';
+COMMENT ON COLUMN decuwatch.class_day_parts.day IS 'Begin of the day of event time, UTC';
 
 CREATE TABLE decuwatch.outcome_hour_parts (
     hour    timestamptz NOT NULL,
@@ -506,6 +517,7 @@ COMMENT ON COLUMN decuwatch.migrations.tstamp IS 'When';
 DROP FUNCTION decuwatch.drop_partitions;
 DROP FUNCTION decuwatch.ensure_partition;
 DROP TABLE decuwatch.outcome_hour_parts;
+DROP TABLE decuwatch.class_day_parts;
 DROP TABLE decuwatch.class_hour_parts;
 DROP TABLE decuwatch.outbox;
 DROP TABLE decuwatch.alerts;

@@ -32,6 +32,25 @@ FROM decuwatch.class_hour_parts
 GROUP BY hour, model, ensemble_digest, settings, class_index, class_label;
 COMMENT ON VIEW decuwatch_views.class_risk_hourly IS 'Scores by class and hour of event time, kept up at every commit: reads sums, never the scores themselves';
 
+CREATE VIEW decuwatch_views.class_risk_daily AS
+SELECT day, model, ensemble_digest, settings, class_index, class_label,
+       sum(n)::bigint AS n,
+       sum(class_gap_sum) / sum(n) AS class_gap_mean,
+       CASE WHEN sum(n) > 1 THEN sqrt(greatest(0, (sum(class_gap_squares) - sum(class_gap_sum) ^ 2 / sum(n)::double precision) / (sum(n)::double precision - 1))) END AS class_gap_sd,
+       min(class_gap_min)::double precision AS class_gap_min,
+       max(class_gap_max)::double precision AS class_gap_max,
+       sum(class_gap_saturated)::bigint AS class_gap_saturated,
+       sum(request_risk_sum) / sum(n) AS request_risk_mean,
+       CASE WHEN sum(n) > 1 THEN sqrt(greatest(0, (sum(request_risk_squares) - sum(request_risk_sum) ^ 2 / sum(n)::double precision) / (sum(n)::double precision - 1))) END AS request_risk_sd,
+       min(request_risk_min)::double precision AS request_risk_min,
+       max(request_risk_max)::double precision AS request_risk_max,
+       sum(request_risk_saturated)::bigint AS request_risk_saturated,
+       sum(warnings)::bigint AS warnings,
+       sum(criticals)::bigint AS criticals
+FROM decuwatch.class_day_parts
+GROUP BY day, model, ensemble_digest, settings, class_index, class_label;
+COMMENT ON VIEW decuwatch_views.class_risk_daily IS 'Scores by class and day of event time, kept up at every commit: reads sums, never the scores themselves';
+
 CREATE VIEW decuwatch_views.coverage AS
 SELECT hour, model, outcome, reason, sum(n)::bigint AS n
 FROM decuwatch.outcome_hour_parts
@@ -42,7 +61,7 @@ CREATE VIEW decuwatch_views.alerts AS
 SELECT a.id, a.kind, a.source, a.event_id, a.event_time, a.model, a.ensemble_digest, a.settings, a.class_index, a.class_label, a.labels,
        a.severity, a.reason, a.measurement, a.value::double precision AS value, a.decided::double precision AS decided,
        a.threshold::double precision AS threshold, a.threshold_id, a.saturated, a.class_gap::double precision AS class_gap,
-       a.request_risk::double precision AS request_risk, a.receipt, a.count, a.detail, a.fired_at, a.recorded_at,
+       a.request_risk::double precision AS request_risk, a.receipt, a.count, a.detail, a.fired_at, a.recorded_at, a.delivery,
        r.state AS review_state, r.verdict AS review_verdict, r.assignee AS review_assignee, r.resolved_at AS review_resolved_at
 FROM decuwatch.alerts a LEFT JOIN decuwatch.reviews r ON r.alert_id = a.id;
 COMMENT ON VIEW decuwatch_views.alerts IS 'Alerts with the state of their review';
@@ -109,7 +128,7 @@ BEGIN
         JOIN pg_attribute va ON va.attrelid = v.oid AND va.attnum > 0 AND NOT va.attisdropped
         JOIN pg_class t ON t.relname = CASE v.relname
                 WHEN 'thresholds_now' THEN 'thresholds' WHEN 'threshold_history' THEN 'thresholds'
-                WHEN 'class_risk_hourly' THEN 'class_hour_parts' WHEN 'coverage' THEN 'outcome_hour_parts' ELSE v.relname END
+                WHEN 'class_risk_hourly' THEN 'class_hour_parts' WHEN 'class_risk_daily' THEN 'class_day_parts' WHEN 'coverage' THEN 'outcome_hour_parts' ELSE v.relname END
             AND t.relnamespace = (SELECT oid FROM pg_namespace WHERE nspname = 'decuwatch')
         JOIN pg_attribute ta ON ta.attrelid = t.oid AND ta.attname = va.attname
         WHERE v.relkind = 'v'
@@ -122,6 +141,10 @@ COMMENT ON COLUMN decuwatch_views.class_risk_hourly.class_gap_mean IS 'Mean of c
 COMMENT ON COLUMN decuwatch_views.class_risk_hourly.class_gap_sd IS 'Standard deviation of class_gap; NULL for one score';
 COMMENT ON COLUMN decuwatch_views.class_risk_hourly.request_risk_mean IS 'Mean of request_risk';
 COMMENT ON COLUMN decuwatch_views.class_risk_hourly.request_risk_sd IS 'Standard deviation of request_risk; NULL for one score';
+COMMENT ON COLUMN decuwatch_views.class_risk_daily.class_gap_mean IS 'Mean of class_gap';
+COMMENT ON COLUMN decuwatch_views.class_risk_daily.class_gap_sd IS 'Standard deviation of class_gap; NULL for one score';
+COMMENT ON COLUMN decuwatch_views.class_risk_daily.request_risk_mean IS 'Mean of request_risk';
+COMMENT ON COLUMN decuwatch_views.class_risk_daily.request_risk_sd IS 'Standard deviation of request_risk; NULL for one score';
 COMMENT ON COLUMN decuwatch_views.alerts.review_state IS 'open, acknowledged or resolved; NULL where the alert has no review';
 COMMENT ON COLUMN decuwatch_views.alerts.review_verdict IS 'confirmed, false_alarm or expected; NULL until resolved';
 COMMENT ON COLUMN decuwatch_views.alerts.review_assignee IS 'Who looks at it';
@@ -154,10 +177,10 @@ GRANT SELECT ON ALL TABLES IN SCHEMA decuwatch_views TO decuwatch_reader, decuwa
 GRANT USAGE ON SCHEMA decuwatch TO decuwatch_writer;
 GRANT SELECT ON ALL TABLES IN SCHEMA decuwatch TO decuwatch_writer;
 GRANT INSERT ON decuwatch.events, decuwatch.scores, decuwatch.skips, decuwatch.dead_letters, decuwatch.alerts, decuwatch.outbox,
-    decuwatch.threshold_changes, decuwatch.thresholds, decuwatch.class_hour_parts, decuwatch.outcome_hour_parts,
+    decuwatch.threshold_changes, decuwatch.thresholds, decuwatch.class_hour_parts, decuwatch.class_day_parts, decuwatch.outcome_hour_parts,
     decuwatch.reviews, decuwatch.review_history, decuwatch.evidence, decuwatch.evidence_jobs, decuwatch.canaries TO decuwatch_writer;
 GRANT UPDATE ON decuwatch.outbox, decuwatch.reviews, decuwatch.evidence_jobs, decuwatch.canaries TO decuwatch_writer;
-GRANT DELETE ON decuwatch.events, decuwatch.skips, decuwatch.dead_letters, decuwatch.alerts, decuwatch.outbox, decuwatch.class_hour_parts,
+GRANT DELETE ON decuwatch.events, decuwatch.skips, decuwatch.dead_letters, decuwatch.alerts, decuwatch.outbox, decuwatch.class_hour_parts, decuwatch.class_day_parts,
     decuwatch.outcome_hour_parts, decuwatch.reviews, decuwatch.review_history, decuwatch.evidence, decuwatch.evidence_jobs, decuwatch.canaries TO decuwatch_writer;
 REVOKE EXECUTE ON FUNCTION decuwatch.ensure_partition, decuwatch.drop_partitions FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION decuwatch.ensure_partition, decuwatch.drop_partitions TO decuwatch_writer;

@@ -48,6 +48,10 @@ func Seed(t testing.TB, url string, scores, classes, days int) {
 		SELECT date_trunc('hour', event_time, 'UTC'), model, ensemble_digest, settings, class_index, class_label, count(*), sum(class_gap), sum(class_gap * class_gap), min(class_gap), max(class_gap),
 			0, sum(request_risk), sum(request_risk * request_risk), min(request_risk), max(request_risk), 0, count(*) FILTER (WHERE seed % 100 = 0 AND seed % 500 <> 0), count(*) FILTER (WHERE seed % 500 = 0), true
 		FROM decuwatch.scores WHERE $1 > 0 AND $2 > 0 AND $3 > 0 GROUP BY 1, 2, 3, 4, 5, 6`,
+		`INSERT INTO decuwatch.class_day_parts
+		SELECT date_trunc('day', hour, 'UTC'), model, ensemble_digest, settings, class_index, class_label, sum(n), sum(class_gap_sum), sum(class_gap_squares), min(class_gap_min), max(class_gap_max),
+			sum(class_gap_saturated), sum(request_risk_sum), sum(request_risk_squares), min(request_risk_min), max(request_risk_max), sum(request_risk_saturated), sum(warnings), sum(criticals), true
+		FROM decuwatch.class_hour_parts WHERE $1 > 0 AND $2 > 0 AND $3 > 0 GROUP BY 1, 2, 3, 4, 5, 6`,
 		`INSERT INTO decuwatch.outcome_hour_parts (hour, model, outcome, reason, n, folded)
 		SELECT date_trunc('hour', event_time, 'UTC'), model, 'score', '', count(*), true FROM decuwatch.scores WHERE $1 > 0 AND $2 > 0 AND $3 > 0 GROUP BY 1, 2`,
 	} {
