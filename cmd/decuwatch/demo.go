@@ -36,6 +36,8 @@ type demoCmd struct {
 	Ensemble string        `default:"ensembles/fashion-mnist" placeholder:"PATH" help:"Ensemble that scores."`
 	Stay     string        `default:"auto" enum:"auto,yes,no" help:"Stay up after the summary until Ctrl-C: yes, no, or auto, which is yes on a terminal."`
 	Timeout  time.Duration `default:"10m" help:"Longest time until every request has its verdict."`
+	NATSPort int           `name:"nats-port" default:"4222" help:"Port of the NATS server where it is free, else any; 0 is any."`
+	HTTPPort int           `name:"metrics-port" default:"9464" help:"Port of metrics and health where it is free, else any; 0 is any."`
 	Library  string        `name:"scoring.library" placeholder:"FILE" help:"ONNX Runtime's shared library. Defaults to where serve finds it."`
 }
 
@@ -81,7 +83,7 @@ func (c *demoCmd) Run(ctx context.Context, s *streams) (err error) {
 	}
 	say("ensemble", "%s, %d components, %d classes, %s", e.Name, e.Components, len(e.Classes), e.Digest[:12])
 
-	broker, err := startNATS(filepath.Join(dir, "nats"))
+	broker, err := startNATS(filepath.Join(dir, "nats"), c.NATSPort)
 	if err != nil {
 		return err
 	}
@@ -99,7 +101,7 @@ func (c *demoCmd) Run(ctx context.Context, s *streams) (err error) {
 	say("Postgres", "%s, migrated", database.Address())
 
 	cfg := defaultConfig()
-	cfg.NATS.URL, cfg.Postgres.URL, cfg.Metrics.Address = broker.ClientURL(), database.URL(), preferred("127.0.0.1:9464")
+	cfg.NATS.URL, cfg.Postgres.URL, cfg.Metrics.Address = broker.ClientURL(), database.URL(), loopback(freePort(c.HTTPPort))
 	cfg.Scoring.Ensembles, cfg.Scoring.Library = []string{c.Ensemble}, c.Library
 	store, err := postgres.Open(ctx, cfg.Postgres.config(log))
 	if err != nil {
@@ -158,7 +160,7 @@ func (c *demoCmd) Run(ctx context.Context, s *streams) (err error) {
 		return nil
 	}
 	fmt.Fprintf(s.out, "\nEverything stays up, and alerts appear below as they come. Ctrl-C ends it.\n\n")
-	watch := &watchCmd{NATS: cfg.NATS, Alerts: cfg.Alerts}
+	watch := &watchCmd{NATS: cfg.NATS, Alerts: cfg.Alerts, quiet: true}
 	return watch.Run(life.ctx, s, log)
 }
 
@@ -182,20 +184,12 @@ func (c *demoCmd) prepare() (dir string, unlock func(), err error) {
 }
 
 // startNATS starts a server within this process that keeps its streams in dir and flushes each write to disk.
-func startNATS(dir string) (*server.Server, error) {
-	_, port, err := net.SplitHostPort(preferred("127.0.0.1:4222"))
-	if err != nil {
-		return nil, err
-	}
-	number, err := strconv.Atoi(port)
-	if err != nil {
-		return nil, err
-	}
-	if number == 0 {
-		number = server.RANDOM_PORT
+func startNATS(dir string, port int) (*server.Server, error) {
+	if port = freePort(port); port == 0 {
+		port = server.RANDOM_PORT
 	}
 	s, err := server.NewServer(&server.Options{
-		ServerName: "decuwatch-demo", Host: "127.0.0.1", Port: number, JetStream: true, StoreDir: dir, SyncAlways: true, NoLog: true, NoSigs: true,
+		ServerName: "decuwatch-demo", Host: "127.0.0.1", Port: port, JetStream: true, StoreDir: dir, SyncAlways: true, NoLog: true, NoSigs: true,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("start nats-server: %w", err)
@@ -208,15 +202,17 @@ func startNATS(dir string) (*server.Server, error) {
 	return s, nil
 }
 
-// preferred returns the address where its port is free, else one with the port 0, which means any.
-func preferred(address string) string {
-	l, err := net.Listen("tcp", address)
+// loopback returns the address of a port on this machine alone.
+func loopback(port int) string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(port)) }
+
+// freePort returns the port where it is free, else 0, which means any.
+func freePort(port int) int {
+	l, err := net.Listen("tcp", loopback(port))
 	if err != nil {
-		host, _, _ := net.SplitHostPort(address) // a constant of this file
-		return net.JoinHostPort(host, "0")
+		return 0
 	}
 	_ = l.Close()
-	return address
+	return port
 }
 
 // Quantiles of the reference that become the demo's thresholds.

@@ -26,6 +26,8 @@ type watchCmd struct {
 
 	NATS   NATSConfig   `embed:"" prefix:"nats." group:"NATS"`
 	Alerts AlertsConfig `embed:"" prefix:"alerts." group:"Alerts"`
+
+	quiet bool // about what is watched
 }
 
 func (watchCmd) Help() string {
@@ -90,7 +92,7 @@ func (c *watchCmd) Run(ctx context.Context, s *streams, log *slog.Logger) error 
 		if info.NumPending == 0 {
 			return nil
 		}
-	} else if s.terminal && !c.JSON {
+	} else if s.terminal && !c.JSON && !c.quiet {
 		fmt.Fprintf(s.err, "watching %s on %s; Ctrl-C ends\n", c.filter(), redact(c.NATS.URL))
 	}
 	messages, err := consumer.Messages()
