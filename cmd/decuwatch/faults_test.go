@@ -24,6 +24,7 @@ import (
 	"github.com/Shopify/toxiproxy/v2"
 	"github.com/Shopify/toxiproxy/v2/toxics"
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/rs/zerolog"
@@ -59,14 +60,14 @@ const (
 
 // bench is one producer's view of the servers that a test breaks.
 type bench struct {
-	t        *testing.T
-	natsURL  string // for workers; the test's own connection goes past any proxy
-	pgURL    string // for workers
-	js       jetstream.JetStream
-	store    *postgres.Store
-	db       string // for the test
-	flags    []string
-	deadline time.Duration
+	t       *testing.T
+	natsURL string // for workers; the test's own connection goes past any proxy
+	pgURL   string // for workers
+	js      jetstream.JetStream
+	store   *postgres.Store
+	db      string // for the test
+	pool    *pgxpool.Pool
+	flags   []string
 
 	mu     sync.Mutex
 	good   map[string]bool   // ids of events that the stream acknowledged
@@ -108,6 +109,10 @@ func (b *bench) open() {
 	}
 	b.t.Cleanup(store.Close)
 	b.store = store
+	if b.pool, err = pgxpool.New(b.t.Context(), b.db); err != nil {
+		b.t.Fatal(err)
+	}
+	b.t.Cleanup(b.pool.Close)
 }
 
 // tinyProfile returns the digest and the settings of the tiny ensemble.
@@ -255,18 +260,27 @@ func (b *bench) publishBroken(payload, field string) {
 	b.broken[ack.Sequence] = field
 }
 
-// load publishes until the returned function is called.
+// load publishes until the returned function is called, no more than about a hundred events ahead of the scores.
 func (b *bench) load() (stop func()) {
 	b.t.Helper()
 	end, ended := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(ended)
+		tick := time.NewTicker(20 * time.Millisecond)
+		defer tick.Stop()
 		for {
 			select {
 			case <-end:
 				return
-			default:
-				b.publish(5)
+			case <-tick.C:
+			}
+			scores := 0
+			err := b.pool.QueryRow(b.t.Context(), "SELECT count(*) FROM decuwatch.scores").Scan(&scores)
+			b.mu.Lock()
+			ahead := len(b.good) - scores
+			b.mu.Unlock()
+			if err == nil && ahead < 100 {
+				b.publish(10)
 			}
 		}
 	}()
@@ -330,12 +344,7 @@ func (b *bench) query(sql string) []string {
 	b.until("Postgres answers", func() bool {
 		ctx, cancel := context.WithTimeout(b.t.Context(), 10*time.Second)
 		defer cancel()
-		conn, err := pgx.Connect(ctx, b.db)
-		if err != nil {
-			return false
-		}
-		defer conn.Close(ctx)
-		rows, err := conn.Query(ctx, sql)
+		rows, err := b.pool.Query(ctx, sql)
 		if err != nil {
 			return false
 		}
@@ -470,7 +479,7 @@ func TestKilledAtEachStage(t *testing.T) {
 	kills := 0
 	for round := range faultRounds {
 		for _, stage := range failpoints() {
-			for _, n := range []int{1, 2 + rand.IntN(6), 8 + rand.IntN(8)} {
+			for _, n := range []int{1, 2 + rand.IntN(14)} {
 				b.publish(20)
 				if stage == failBuried {
 					for range n {
@@ -522,7 +531,7 @@ func TestFrozenBeyondAckWait(t *testing.T) {
 	b.stream()
 	b.publish(50)
 	frozen := b.worker()
-	b.until("the worker is at work", func() bool { return b.scored() > 50 || b.scored() == 50 })
+	b.until("the worker is at work", func() bool { return b.scored() == 50 })
 	stop := b.load()
 	b.until("the worker is under load", func() bool { return b.scored() > 70 })
 	frozen.signal(syscall.SIGSTOP)
@@ -724,7 +733,7 @@ func TestPoison(t *testing.T) {
 	}
 	for i, c := range [][3]string{
 		{"{", "", "payload"},
-		{`{"id":`, `{"id":1,"id":`, "id"},
+		{`"id":"x"`, `"id":1`, "id"},
 		{`"specversion":"1.0"`, `"specversion":"0.3"`, "specversion"},
 		{`"time":`, `"extra":{},"time":`, "extra"},
 		{`"seed":1`, `"seed":1,"sampler":{"name":"ddim","steps":1000000000,"guidance_scale":1,"eta":0}`, "data.sampler.steps"},
