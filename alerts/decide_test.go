@@ -96,7 +96,7 @@ func TestDecide(t *testing.T) {
 		{
 			name: "another class's threshold does not apply", score: score(.3, 0),
 			thresholds: []schema.Threshold{threshold(1, "class", 4, gap, warn, .1)},
-			reasons:    [2]string{"stale_threshold", "no_threshold"}, fallbacks: [2]string{"stale", "missing"},
+			reasons:    [2]string{"no_threshold", "no_threshold"}, fallbacks: [2]string{"missing", "missing"},
 		},
 		{
 			name: "cluster where the class has none", score: score(.3, 0),

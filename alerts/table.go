@@ -21,7 +21,7 @@ type Table struct {
 	size       int
 	last       int64                       // the highest id
 	thresholds map[key][]*schema.Threshold // of each scope, one for each severity
-	known      map[known]bool
+	known      map[known]map[version]bool
 	newest     map[string]int64 // SetAt of the newest threshold, in Unix nanoseconds, by model
 }
 
@@ -34,11 +34,14 @@ type key struct {
 // known says that a model has thresholds of a measurement, of whichever ensemble and settings.
 type known struct{ model, measurement string }
 
+// version is what thresholds were set for.
+type version struct{ digest, settings string }
+
 // NewTable returns the table of the given thresholds. Where two have the same scope and severity, the one with the
 // higher id stands; where that one is withdrawn, none. The error names a threshold that cannot be: an unknown scope, measurement or severity, a number
 // that is not finite, a class that is missing or must not be there.
 func NewTable(thresholds []schema.Threshold) (*Table, error) {
-	t := &Table{thresholds: map[key][]*schema.Threshold{}, known: map[known]bool{}, newest: map[string]int64{}}
+	t := &Table{thresholds: map[key][]*schema.Threshold{}, known: map[known]map[version]bool{}, newest: map[string]int64{}}
 	sorted := slices.Clone(thresholds)
 	slices.SortStableFunc(sorted, func(a, b schema.Threshold) int { return int(min(max(a.ID-b.ID, -1), 1)) })
 	for i := range sorted {
@@ -62,7 +65,11 @@ func NewTable(thresholds []schema.Threshold) (*Table, error) {
 		t.thresholds[k] = append(t.thresholds[k], th)
 		t.size++
 		if th.Scope != ScopeLimit {
-			t.known[known{th.Model, th.Measurement}] = true
+			k := known{th.Model, th.Measurement}
+			if t.known[k] == nil {
+				t.known[k] = map[version]bool{}
+			}
+			t.known[k][version{th.EnsembleDigest, th.Settings}] = true
 		}
 		t.newest[th.Model] = max(t.newest[th.Model], th.SetAt.UnixNano())
 	}
@@ -124,8 +131,10 @@ func (t *Table) find(model, digest, settings, measurement string, class int) fou
 		}
 	}
 	f.fallback = FallbackMissing
-	if t.known[known{model, measurement}] {
-		f.fallback = FallbackStale
+	for v := range t.known[known{model, measurement}] {
+		if v != (version{digest, settings}) {
+			f.fallback = FallbackStale
+		}
 	}
 	return f
 }
