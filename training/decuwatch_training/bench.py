@@ -1,6 +1,7 @@
 """Time the authors' way of computing a profile's scores in PyTorch: components one after another, one class at a time.
 
-For each number of seconds that comes on a line of standard input, score requests for so long and print scores a second.
+For each number of seconds that comes on a line of standard input, score requests for so long and print scores a second, by
+the clock and by the process's CPU time.
 Cost does not depend on the weights: without --backbone the network has random ones and the sizes that ``pretrain`` defaults to.
 """
 
@@ -48,12 +49,13 @@ def run(arguments: argparse.Namespace) -> None:
     denoise, request = cast(Denoiser, network), 0
     for line in sys.stdin:
         seconds, scored, began = float(line), 0, time.monotonic()
+        spent = time.process_time()
         while time.monotonic() - began < seconds:
             seeds = range(request, request + arguments.seeds)
             _scores(denoise, manifest, tables, request % len(manifest["classes"]), list(seeds), shape)
             request += 1
             scored += arguments.seeds
-        print(f"{scored / (time.monotonic() - began):.4f}", flush=True)
+        print(f"{scored / (time.monotonic() - began):.4f} {scored / (time.process_time() - spent):.4f}", flush=True)
 
 
 def _scores(denoise: Denoiser, manifest: dict[str, Any], tables: Tensor, label: int, seeds: list[int], shape: tuple[int, ...]) -> list[Tensor]:

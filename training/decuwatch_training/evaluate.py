@@ -66,11 +66,12 @@ def run(arguments: argparse.Namespace) -> None:
     evaluation["recommendation"] = recommend(evaluation["settings"])
     evaluation = _without_nan(evaluation)
     write_json(arguments.out / "evaluation.json", evaluation)
-    write_json(arguments.out / "profile.json", evaluation["recommendation"]["profile"])
+    if evaluation["recommendation"]["profile"] is not None:
+        write_json(arguments.out / "profile.json", evaluation["recommendation"]["profile"])
     text = markdown(evaluation)
     write_file(arguments.out / "evaluation.md", lambda aside: aside.write_text(text, encoding="utf-8"))
     by_name = {setting.name: setting for shard in shards for setting in settings_of(shard, manifest["components"])}
-    shown = [evaluation["recommendation"]["class_gap"]["name"], evaluation["recommendation"]["request_risk"]["name"]]
+    shown = [evaluation["recommendation"][name]["name"] for name in ("class_gap", "request_risk") if evaluation["recommendation"][name] is not None]
     if (papers := evaluation["papers_setting"]) is not None:
         shown.insert(0, papers)
     panels = []
@@ -187,17 +188,17 @@ def recommend(entries: list[dict[str, Any]], slack: float = 0.01, most_rows: int
     best = max(hardest.values())
     gap = min((e for e in single if hardest[id(e)] >= best - slack), key=lambda e: (e["rows"], -hardest[id(e)], e["rho_log_bin"], e["estimator"] != "paide-w2"))
     ranked = [e for e in single if "request_level" in e and e["rows"] <= most_rows and e["estimator"] == "mean-w2"]
-    if not ranked:
-        raise TrainingError("no setting to recommend: the evaluation has no roll-outs, so no request's error is known")
+    sentence_gap = (
+        f"Cheapest setting for finding under-sampled classes: {gap['name']}: {gap['rows']} rows, AUROC of the hardest bin {hardest[id(gap)]:.3f} "
+        f"(the best of all settings: {best:.3f})."
+    )
+    if not ranked:  # without roll-outs no request's error is known
+        return {"class_gap": gap, "request_risk": None, "sentences": [sentence_gap], "profile": None}
     top = max(e["request_level"]["within"]["value"] for e in ranked)
     risk = min((e for e in ranked if e["request_level"]["within"]["value"] >= top - 0.05), key=lambda e: (e["rows"], -e["request_level"]["within"]["value"]))
     # One profile has one sampler: the class gap is read under the request risk's, at the first step of the same path.
     wanted = (risk["steps"], risk["guidance"], "first", "paide-w2")
     under = next(e for e in single if (e["steps"], e["guidance"], e["point"], e["estimator"]) == wanted)
-    sentence_gap = (
-        f"Cheapest setting for finding under-sampled classes: {gap['name']}: {gap['rows']} rows, AUROC of the hardest bin {hardest[id(gap)]:.3f} "
-        f"(the best of all settings: {best:.3f})."
-    )
     sentence_risk = (
         f"Cheapest setting for ranking requests: {risk['name']}: {risk['rows']} rows, Spearman within class and bin "
         f"{risk['request_level']['within']['value']:.2f} (the best within {most_rows} rows: {top:.2f})."

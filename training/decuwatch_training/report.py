@@ -23,9 +23,7 @@ def markdown(evaluation: dict[str, Any]) -> str:
         _class_table([e for e in full if e["estimator"] == "paide-w2" and e["branches"][0][1] == 1], bins, evaluation["control"]),
         "### Class level: estimators",
         _estimator_table(full, bins),
-        "### Request level: Spearman of score and epistemic error within class and bin",
-        _error_sentence(evaluation),
-        _request_table([e for e in full if e["estimator"] in ("mean-w2", "log mean-w2") and "request_level" in e], bins),
+        *_request_parts(evaluation, full, bins),
         "### The frontier: quality against rows",
         "Settings that no cheaper one equals.",
         _frontier_table(entries, bins),
@@ -78,6 +76,15 @@ def _estimator_table(entries: Sequence[dict[str, Any]], bins: Sequence[str]) -> 
                     [pair[0], f"{pair[1]:g}", e["point"], e["estimator"], e["rows"], *aurocs, f"{e.get('saturated', 0):.0%}" if "saturated" in e else "-"]
                 )
     return _table(["S", "g", "branch at", "estimator", "rows", *(f"AUROC {size} v {bins[-1]}" for size in bins[:-1]), "saturated"], rows)
+
+
+def _request_parts(evaluation: dict[str, Any], entries: Sequence[dict[str, Any]], bins: Sequence[str]) -> list[str]:
+    """The request level, where roll-outs were measured."""
+    measured = [e for e in entries if e["estimator"] in ("mean-w2", "log mean-w2") and "request_level" in e]
+    if not measured:
+        return []
+    title = "### Request level: Spearman of score and epistemic error within class and bin"
+    return [title, _error_sentence(evaluation), _request_table(measured, bins)]
 
 
 def _error_sentence(evaluation: dict[str, Any]) -> str:
