@@ -136,6 +136,7 @@ type AlertFilter struct {
 	Severity string
 	Class    *int
 	Kind     string
+	NotKind  string
 	Since    time.Time // recorded at or after
 	Limit    int       // the newest so many. Defaults to 100
 }
@@ -146,8 +147,8 @@ func (s *Store) Alerts(ctx context.Context, f AlertFilter) ([]schema.Alert, erro
 		f.Limit = 100
 	}
 	rows, err := s.pool.Query(ctx, `SELECT row_to_json(a) FROM decuwatch.alerts a
-		WHERE ($1 = '' OR model = $1) AND ($2 = '' OR severity = $2) AND ($3::integer IS NULL OR class_index = $3) AND ($4 = '' OR kind = $4)
-		AND recorded_at >= $5 ORDER BY recorded_at DESC, id LIMIT $6`, f.Model, f.Severity, f.Class, f.Kind, f.Since, f.Limit)
+		WHERE ($1 = '' OR model = $1) AND ($2 = '' OR severity = $2) AND ($3::integer IS NULL OR class_index = $3) AND ($4 = '' OR kind = $4) AND kind <> $5
+		AND recorded_at >= $6 ORDER BY recorded_at DESC, id LIMIT $7`, f.Model, f.Severity, f.Class, f.Kind, f.NotKind, f.Since, f.Limit)
 	if err != nil {
 		return nil, fmt.Errorf("read alerts: %w", err)
 	}
