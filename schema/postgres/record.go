@@ -294,14 +294,14 @@ func (s *Store) transact(round []*call) error {
 	ctx, cancel := context.WithTimeoutCause(context.Background(), s.config.CommitTimeout,
 		fmt.Errorf("commit of %d verdicts timed out after %s", len(round), s.config.CommitTimeout))
 	defer cancel()
-	err := pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error { return write(ctx, tx, round) })
+	err := pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error { return write(ctx, tx, round, s.config.Volume) })
 	if err != nil && ctx.Err() != nil {
 		return fmt.Errorf("%w: %w", context.Cause(ctx), err)
 	}
 	return err
 }
 
-func write(ctx context.Context, tx pgx.Tx, round []*call) error {
+func write(ctx context.Context, tx pgx.Tx, round []*call, volume Volume) error {
 	byKey := make(map[[2]string]*call, len(round))
 	var events []*eventRow
 	for _, c := range round {
@@ -333,7 +333,7 @@ func write(ctx context.Context, tx pgx.Tx, round []*call) error {
 	if err := claimLetters(ctx, tx, letters, byMessage); err != nil {
 		return err
 	}
-	return insertWon(ctx, tx, round)
+	return insertWon(ctx, tx, round, volume)
 }
 
 // claim inserts into the ledger; a call whose event is there already learns the verdict that stands.
@@ -423,7 +423,7 @@ func claimLetters(ctx context.Context, tx pgx.Tx, letters []*deadLetterRow, byMe
 }
 
 // insertWon inserts everything that belongs to the verdicts that stand now.
-func insertWon(ctx context.Context, tx pgx.Tx, round []*call) error {
+func insertWon(ctx context.Context, tx pgx.Tx, round []*call, volume Volume) error {
 	var (
 		scores  []*scoreRow
 		skips   []*skipRow
@@ -463,6 +463,14 @@ func insertWon(ctx context.Context, tx pgx.Tx, round []*call) error {
 		alerts = append(alerts, c.alerts...)
 		outbox = append(outbox, c.outbox...)
 		reviews = append(reviews, c.reviews...)
+	}
+	if err := limit(ctx, tx, volume, alerts); err != nil {
+		return err
+	}
+	for _, a := range alerts {
+		if a.Delivery != deliveryOwed {
+			outbox = slices.DeleteFunc(outbox, func(o outboxRow) bool { return o.MessageID == a.ID })
+		}
 	}
 	var counts []outcomeHourRow
 	for row, n := range outcomes {

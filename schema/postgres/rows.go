@@ -235,16 +235,17 @@ type alertRow struct {
 	Count          int               `json:"count"`
 	Detail         string            `json:"detail"`
 	FiredAt        time.Time         `json:"fired_at"`
+	Delivery       string            `json:"delivery"`
 }
 
 const alertColumns = `id, kind, source, event_id, event_time, model, class_index, class_label, labels, severity, reason, measurement, value, decided, threshold,
-	threshold_id, saturated, class_gap, request_risk, ensemble_digest, settings, receipt, count, detail, fired_at`
+	threshold_id, saturated, class_gap, request_risk, ensemble_digest, settings, receipt, count, detail, fired_at, delivery`
 
 func newAlertRow(a schema.Alert) alertRow {
 	return alertRow{
 		a.ID, a.Kind, a.Source, a.EventID, a.EventTime, a.Model, a.ClassIndex, a.ClassLabel, labels(a.Labels), a.Severity, a.Reason, a.Measurement,
 		a.Value, a.Decided, a.Threshold, a.ThresholdID, a.Saturated, a.ClassGap, a.RequestRisk, a.Receipt.EnsembleDigest, a.Receipt.Settings,
-		a.Receipt, a.Count, a.Detail, a.FiredAt,
+		a.Receipt, a.Count, a.Detail, a.FiredAt, deliveryOwed,
 	}
 }
 

@@ -45,6 +45,7 @@ type Config struct {
 	StatementTimeout time.Duration // for any other statement. Defaults to 30 s
 	LockTimeout      time.Duration // for a lock. Defaults to 5 s
 	Sinks            []string      // to which each alert is owed. Defaults to SinkStream alone
+	Volume           Volume        // Defaults to no bound: every alert is sent
 	Log              *slog.Logger  // Defaults to slog.Default()
 }
 
@@ -89,6 +90,8 @@ func (c Config) validate() error {
 		return fmt.Errorf("postgres: BatchSize is %d, must be at least 1", c.BatchSize)
 	case c.CommitTimeout < 0 || c.StatementTimeout < 0 || c.LockTimeout < 0:
 		return errors.New("postgres: a timeout is negative")
+	case c.Volume.ClassPerHour < 0 || c.Volume.ModelPerHour < 0 || c.Volume.CoolDown < 0:
+		return errors.New("postgres: a bound of Volume is negative")
 	}
 	return nil
 }

@@ -1,0 +1,342 @@
+// Package patrol looks over what is stored, at intervals, and raises the alerts that no single score can: a class whose
+// scores rose above the model's distribution, thresholds that no longer apply, the summary of alerts that were held back.
+// It holds rolling quantiles against the frozen thresholds as a metric.
+package patrol
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math"
+	"strings"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/decuwatch/decuwatch/alerts"
+	"github.com/decuwatch/decuwatch/alerts/drift"
+	"github.com/decuwatch/decuwatch/schema"
+)
+
+// Kinds of the alerts that a patrol raises, each with the reason of the same name.
+const (
+	KindSummary    = "summary"           // alerts of an hour that were held back
+	KindClassDrift = "class_drift"       // a class's scores rose above the model's distribution
+	KindStale      = "threshold_missing" // thresholds do not apply to the ensemble or the settings that score now
+)
+
+// History is where stored scores and alerts are read.
+type History interface {
+	// HeldBack counts the alerts recorded in [from, to) that were not sent, by hour, class and severity.
+	HeldBack(ctx context.Context, from, to time.Time) ([]schema.HeldBack, error)
+	// ClassSequences returns the class gaps of each class's newest scores, at most limit, with event times after since,
+	// and after quiet has passed since the class's last alert of kind class_drift.
+	ClassSequences(ctx context.Context, model, ensembleDigest, settings string, since time.Time, quiet time.Duration, limit int) ([]schema.ClassSequence, error)
+	// Tail returns the value that a share alpha of the scores of some classes since a moment reach, and their number.
+	Tail(ctx context.Context, model, ensembleDigest, settings, measurement string, classes []int, since time.Time, alpha float64) (float64, int, error)
+}
+
+// Raiser commits an alert; false where one with its id is there already, so that several monitors may patrol.
+type Raiser interface {
+	RaiseAlert(ctx context.Context, a schema.Alert) (bool, error)
+}
+
+// ThresholdSource is where the thresholds in force stand.
+type ThresholdSource interface {
+	Thresholds(ctx context.Context) ([]schema.Threshold, error)
+}
+
+// Model is what is patrolled.
+type Model struct {
+	Name           string
+	EnsembleDigest string
+	Settings       string          // of the fixed profile
+	WellSampled    []int           // classes that the model should know
+	Reference      drift.Reference // class gaps of those classes, frozen; where Empty no class's drift is told
+}
+
+// Config is the configuration of a Patrol.
+type Config struct {
+	Every       time.Duration // Defaults to 1 minute
+	DriftEvery  time.Duration // between looks at class drift. Defaults to 5 minutes
+	ShadowEvery time.Duration // between looks at rolling quantiles. Defaults to 1 hour
+	Window      time.Duration // of event time that is looked at. Defaults to 7 days
+	RunLength   float64       // requests of a class, on average at least, until a false alarm of its drift. Defaults to 10,000
+	Newest      int           // scores of a class that are looked at. Defaults to 200
+	Quiet       time.Duration // after an alert of a class's drift, before its scores count again. Defaults to 24 hours
+	Log         *slog.Logger  // Defaults to slog.Default()
+	Registerer  prometheus.Registerer
+}
+
+// WithDefaults returns the configuration with every field that is not set at its default.
+func (c Config) WithDefaults() Config {
+	for _, d := range []struct {
+		field *time.Duration
+		value time.Duration
+	}{{&c.Every, time.Minute}, {&c.DriftEvery, 5 * time.Minute}, {&c.ShadowEvery, time.Hour}, {&c.Window, 7 * 24 * time.Hour}, {&c.Quiet, 24 * time.Hour}} {
+		if *d.field == 0 {
+			*d.field = d.value
+		}
+	}
+	if c.RunLength == 0 {
+		c.RunLength = 10_000
+	}
+	if c.Newest == 0 {
+		c.Newest = 200
+	}
+	if c.Log == nil {
+		c.Log = slog.Default()
+	}
+	return c
+}
+
+func (c Config) validate() error {
+	switch {
+	case c.Every < 0 || c.DriftEvery < 0 || c.ShadowEvery < 0 || c.Window < 0 || c.Quiet < 0:
+		return errors.New("patrol: a duration is negative")
+	case !(c.RunLength > 1):
+		return fmt.Errorf("patrol: RunLength is %g, must be above 1", c.RunLength)
+	case c.Newest < 1:
+		return fmt.Errorf("patrol: Newest is %d, must be at least 1", c.Newest)
+	}
+	return nil
+}
+
+// Patrol looks over the stored scores of some models.
+type Patrol struct {
+	config     Config
+	models     []Model
+	history    History
+	thresholds ThresholdSource
+	raiser     Raiser
+
+	raised *prometheus.CounterVec
+	held   *prometheus.CounterVec
+	stale  *prometheus.GaugeVec
+	shadow *prometheus.GaugeVec
+}
+
+// New returns a patrol. It fails where the configuration cannot be, or the metrics are registered already.
+func New(c Config, models []Model, h History, t ThresholdSource, r Raiser) (*Patrol, error) {
+	c = c.WithDefaults()
+	if err := c.validate(); err != nil {
+		return nil, err
+	}
+	p := &Patrol{
+		config: c, models: models, history: h, thresholds: t, raiser: r,
+		raised: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "decuwatch_patrol_alerts_total", Help: "Alerts about no single score, by kind (class_drift, threshold_missing, summary).",
+		}, []string{"model", "kind"}),
+		held: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "decuwatch_alerts_held_back_total", Help: "Alerts that were stored but not sent, by reason (class_budget, model_budget, cool_down); counted when their summary is raised.",
+		}, []string{"model", "reason"}),
+		stale: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "decuwatch_thresholds_stale", Help: "1 where the model has thresholds of the measurement, but none for the ensemble and settings that score now.",
+		}, []string{"model", "measurement"}),
+		shadow: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "decuwatch_threshold_shadow_ratio", Help: "Rolling quantile of well-sampled classes, at the rate of the model's threshold, over that threshold: 1 is no drift; 0 where it is not known.",
+		}, []string{"model", "measurement"}),
+	}
+	for _, m := range models {
+		for _, kind := range []string{KindSummary, KindClassDrift, KindStale} {
+			p.raised.WithLabelValues(m.Name, kind)
+		}
+		for _, reason := range []string{"class_budget", "model_budget", "cool_down"} {
+			p.held.WithLabelValues(m.Name, reason)
+		}
+		for _, measurement := range measurements {
+			p.stale.WithLabelValues(m.Name, measurement)
+			p.shadow.WithLabelValues(m.Name, measurement)
+		}
+	}
+	if c.Registerer != nil {
+		for _, collector := range []prometheus.Collector{p.raised, p.held, p.stale, p.shadow} {
+			if err := c.Registerer.Register(collector); err != nil {
+				return nil, fmt.Errorf("patrol: %w", err)
+			}
+		}
+	}
+	return p, nil
+}
+
+var measurements = []string{schema.ClassGap, schema.RequestRisk}
+
+// Run patrols until ctx ends and returns nil. What fails is logged and tried again at the next turn.
+func (p *Patrol) Run(ctx context.Context) error {
+	var drifts, shadows time.Time // of the last look
+	for {
+		now := time.Now()
+		looks := []func(context.Context, time.Time) error{p.Summaries, p.Stale}
+		if now.Sub(drifts) >= p.config.DriftEvery {
+			drifts = now
+			looks = append(looks, p.ClassDrift)
+		}
+		if now.Sub(shadows) >= p.config.ShadowEvery {
+			shadows = now
+			looks = append(looks, p.Shadow)
+		}
+		for _, look := range looks {
+			if err := look(ctx, now); err != nil && ctx.Err() == nil {
+				p.config.Log.Warn("patrol failed", "retry", p.config.Every, "err", err)
+			}
+		}
+		timer := time.NewTimer(p.config.Every)
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			timer.Stop()
+			return nil
+		}
+	}
+}
+
+// Summaries raises, for each class and severity, one alert on the alerts of each hour that were held back. An hour is
+// summed up when it has been over for a minute; hours of the last two days that a monitor missed are made up for.
+func (p *Patrol) Summaries(ctx context.Context, now time.Time) error {
+	const settle, back = time.Minute, 48 * time.Hour
+	until := now.Add(-settle).UTC().Truncate(time.Hour)
+	held, err := p.history.HeldBack(ctx, until.Add(-back), until)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, h := range held {
+		n := h.ClassBudget + h.ModelBudget + h.CoolDown
+		end := h.Hour.Add(time.Hour)
+		first, err := p.raise(ctx, schema.Alert{
+			ID: id(KindSummary, h.Model, fmt.Sprint(h.ClassIndex), h.Severity, h.Hour.Format(time.RFC3339)), Kind: KindSummary, Reason: KindSummary,
+			Model: h.Model, ClassIndex: h.ClassIndex, ClassLabel: h.ClassLabel, Severity: h.Severity, EventTime: h.Hour, FiredAt: now.UTC().Truncate(time.Microsecond), Count: n,
+			Detail: fmt.Sprintf("%d more alerts from %s to %s UTC were not sent: %d beyond the class's budget, %d beyond the model's, %d in the cool-down; all of them are in review",
+				n, h.Hour.Format("2006-01-02 15:04"), end.Format("15:04"), h.ClassBudget, h.ModelBudget, h.CoolDown),
+		})
+		if first {
+			p.held.WithLabelValues(h.Model, "class_budget").Add(float64(h.ClassBudget))
+			p.held.WithLabelValues(h.Model, "model_budget").Add(float64(h.ModelBudget))
+			p.held.WithLabelValues(h.Model, "cool_down").Add(float64(h.CoolDown))
+		}
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
+
+// Stale raises one alert for each model and measurement whose thresholds were all set for another ensemble or other
+// settings: they do not silently apply, so that nothing decides but what is set anew.
+func (p *Patrol) Stale(ctx context.Context, now time.Time) error {
+	thresholds, err := p.thresholds.Thresholds(ctx)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, m := range p.models {
+		for _, measurement := range measurements {
+			applies, others := 0, 0
+			for _, t := range thresholds {
+				if t.Model != m.Name || t.Measurement != measurement || t.Scope == alerts.ScopeLimit {
+					continue
+				}
+				if t.EnsembleDigest == m.EnsembleDigest && t.Settings == m.Settings {
+					applies++
+				} else {
+					others++
+				}
+			}
+			if applies > 0 || others == 0 {
+				p.stale.WithLabelValues(m.Name, measurement).Set(0)
+				continue
+			}
+			p.stale.WithLabelValues(m.Name, measurement).Set(1)
+			_, err := p.raise(ctx, schema.Alert{
+				ID: id(KindStale, m.Name, m.EnsembleDigest, m.Settings, measurement), Kind: KindStale, Reason: KindStale, Model: m.Name, ClassIndex: -1,
+				Severity: schema.SeverityCritical, Measurement: measurement, EventTime: now.UTC().Truncate(time.Microsecond), FiredAt: now.UTC().Truncate(time.Microsecond), Count: others,
+				Receipt: schema.Receipt{EnsembleDigest: m.EnsembleDigest, Settings: m.Settings},
+				Detail:  fmt.Sprintf("the %d thresholds of %s are those of another ensemble or other settings and do not apply to %.12s: calibrate anew", others, measurement, m.EnsembleDigest),
+			})
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// ClassDrift raises an alert for each class whose scores, in order of event time, rose above the model's reference, by
+// [drift.Scan]. A class that is always uncertain does so whatever its own threshold.
+func (p *Patrol) ClassDrift(ctx context.Context, now time.Time) error {
+	var errs []error
+	for _, m := range p.models {
+		if m.Reference.Empty() {
+			continue
+		}
+		sequences, err := p.history.ClassSequences(ctx, m.Name, m.EnsembleDigest, m.Settings, now.Add(-p.config.Window), p.config.Quiet, p.config.Newest)
+		errs = append(errs, err)
+		for _, q := range sequences {
+			pvalues := make([]float64, len(q.Values))
+			for i, v := range q.Values {
+				pvalues[i] = m.Reference.PValue(v)
+			}
+			rise, alarm := drift.Scan(pvalues, p.config.RunLength)
+			if !alarm {
+				continue
+			}
+			mean := 0.0
+			for _, v := range q.Values[:rise.At+1] {
+				mean += v / float64(rise.At+1)
+			}
+			at := q.Times[rise.At]
+			_, err := p.raise(ctx, schema.Alert{
+				ID: id(KindClassDrift, m.Name, m.EnsembleDigest, m.Settings, fmt.Sprint(q.ClassIndex), at.Truncate(p.config.Quiet).Format(time.RFC3339)), Kind: KindClassDrift, Reason: KindClassDrift,
+				Model: m.Name, ClassIndex: q.ClassIndex, ClassLabel: q.ClassLabel, Severity: schema.SeverityWarn, Measurement: schema.ClassGap,
+				Value: mean, Decided: math.Min(rise.Evidence, math.MaxFloat64), Threshold: p.config.RunLength, ClassGap: mean, Count: rise.At + 1,
+				EventTime: at, FiredAt: now.UTC().Truncate(time.Microsecond), Receipt: schema.Receipt{EnsembleDigest: m.EnsembleDigest, Settings: m.Settings},
+				Detail: fmt.Sprintf("%d requests of the class have a mean class gap of %.4g, above what the model's well-sampled classes show; without a rise, a false alarm comes once in %g requests of a class at most",
+					rise.At+1, mean, p.config.RunLength),
+			})
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// Shadow holds the rolling quantile of the model's well-sampled classes against the frozen threshold of the model, at
+// that threshold's rate. It decides nothing.
+func (p *Patrol) Shadow(ctx context.Context, now time.Time) error {
+	thresholds, err := p.thresholds.Thresholds(ctx)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, m := range p.models {
+		for _, measurement := range measurements {
+			ratio := 0.0
+			for _, t := range thresholds {
+				if t.Model != m.Name || t.EnsembleDigest != m.EnsembleDigest || t.Settings != m.Settings || t.Measurement != measurement ||
+					t.Scope != alerts.ScopeModel || t.Severity != schema.SeverityWarn || t.Alpha == nil || t.Value <= 0 {
+					continue
+				}
+				value, n, err := p.history.Tail(ctx, m.Name, m.EnsembleDigest, m.Settings, measurement, m.WellSampled, now.Add(-p.config.Window), *t.Alpha)
+				if errs = append(errs, err); err == nil && float64(n)**t.Alpha >= 1 {
+					ratio = value / t.Value
+				}
+			}
+			p.shadow.WithLabelValues(m.Name, measurement).Set(ratio)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (p *Patrol) raise(ctx context.Context, a schema.Alert) (bool, error) {
+	first, err := p.raiser.RaiseAlert(ctx, a)
+	if err != nil || !first {
+		return false, err
+	}
+	p.raised.WithLabelValues(a.Model, a.Kind).Inc()
+	p.config.Log.Info("alert", "alert", a.ID, "kind", a.Kind, "model", a.Model, "class", a.ClassLabel, "severity", a.Severity, "detail", a.Detail)
+	return true, nil
+}
+
+// id returns the identifier of an alert from what it is about: the same from every monitor and on every turn.
+func id(parts ...string) string {
+	sum := sha256.Sum256([]byte(strings.Join(parts, "\n")))
+	return hex.EncodeToString(sum[:16])
+}
