@@ -1,0 +1,624 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"math"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"text/tabwriter"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/nats-io/nats.go"
+	"github.com/prometheus/client_golang/prometheus"
+	dto "github.com/prometheus/client_model/go"
+
+	"github.com/decuwatch/decuwatch/alerts"
+	"github.com/decuwatch/decuwatch/consumers"
+	"github.com/decuwatch/decuwatch/consumers/natstest"
+	"github.com/decuwatch/decuwatch/monitor"
+	"github.com/decuwatch/decuwatch/schema"
+	"github.com/decuwatch/decuwatch/schema/postgres"
+	"github.com/decuwatch/decuwatch/schema/postgres/local"
+	"github.com/decuwatch/decuwatch/scoring"
+	"github.com/decuwatch/decuwatch/scoring/ensemble"
+	"github.com/decuwatch/decuwatch/scoring/ort"
+	"github.com/decuwatch/decuwatch/scoring/paide"
+)
+
+const benchEnsemble = "../../ensembles/fashion-mnist"
+
+// cell is one row of the table. Rounds measure every cell in turn, so that what else the machine does meets all alike;
+// the table shows medians, and ratios within a round, also as medians.
+type cell struct {
+	name    string
+	unit    string
+	measure func(d time.Duration) rate
+	rates   []rate
+}
+
+// rate is work by the clock and by the CPU time of the process that did it. On a machine that does other things beside,
+// the second is the one that can be compared.
+type rate struct{ wall, cpu float64 }
+
+// meter measures the rate at which a count grows.
+type meter struct {
+	count func() float64
+	from  float64
+	began time.Time
+	spent time.Duration
+}
+
+func startMeter(count func() float64) *meter {
+	return &meter{count, count(), time.Now(), cpuTime()}
+}
+
+func (m *meter) rate() rate {
+	n := m.count() - m.from
+	return rate{n / time.Since(m.began).Seconds(), n / (cpuTime() - m.spent).Seconds()}
+}
+
+// cpuTime returns the CPU time of this process.
+func cpuTime() time.Duration {
+	var usage syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &usage); err != nil {
+		panic(err)
+	}
+	return time.Duration(usage.Utime.Nano() + usage.Stime.Nano())
+}
+
+func walls(rates []rate) (v []float64) {
+	for _, r := range rates {
+		v = append(v, r.wall)
+	}
+	return v
+}
+
+func cpus(rates []rate) (v []float64) {
+	for _, r := range rates {
+		v = append(v, r.cpu)
+	}
+	return v
+}
+
+// BenchmarkTable prints the table of docs/performance.md. make bench runs it once. Environment: DECUWATCH_BENCH_ROUNDS
+// (defaults to 5), DECUWATCH_BENCH_SECONDS of each measurement (defaults to 2), DECUWATCH_BENCH_PYTHON (a Python with
+// PyTorch; without it the reference's row is left out), DECUWATCH_BENCH_SETTINGS=1 (the table of settings instead).
+func BenchmarkTable(b *testing.B) {
+	slog.SetDefault(slog.New(slog.DiscardHandler))
+	rounds, seconds := benchNumber(b, "DECUWATCH_BENCH_ROUNDS", 5), benchNumber(b, "DECUWATCH_BENCH_SECONDS", 2)
+	cells := []*cell{}
+	if os.Getenv("DECUWATCH_BENCH_SETTINGS") != "" {
+		cells = settingCells(b)
+	} else {
+		cells = append(cells, rawCells(b)...)
+		cells = append(cells, samplerCells(b)...)
+		cells = append(cells, pipelineCells(b)...)
+		cells = append(cells, referenceCells(b)...)
+	}
+	for b.Loop() { // once: -benchtime=1x
+		for round := range int(rounds) {
+			for _, c := range cells {
+				r := c.measure(time.Duration(seconds * float64(time.Second)))
+				c.rates = append(c.rates, r)
+				fmt.Fprintf(os.Stderr, "round %d of %d: %-60s %9.1f %s, %9.1f per CPU second\n", round+1, int(rounds), c.name, r.wall, c.unit, r.cpu)
+			}
+		}
+	}
+	best := cells[0]
+	for _, c := range cells {
+		if strings.HasPrefix(c.name, "raw") && median(cpus(c.rates)) > median(cpus(best.rates)) {
+			best = c
+		}
+	}
+	w := tabwriter.NewWriter(os.Stdout, 0, 0, 1, ' ', 0)
+	fmt.Fprintf(w, "\n| what | by the clock | per CPU second | least to most | of the ceiling |\n|---|---|---|---|---|\n")
+	for _, c := range cells {
+		share := ""
+		if c.unit == "rows/s" {
+			share = fmt.Sprintf("%.3f", ratio(c, best))
+		}
+		fmt.Fprintf(w, "| %s | %.4g %s | %.4g | %.4g to %.4g | %s |\n",
+			c.name, median(walls(c.rates)), c.unit, median(cpus(c.rates)), slices.Min(cpus(c.rates)), slices.Max(cpus(c.rates)), share)
+	}
+	w.Flush()
+	fmt.Printf("\nThe ceiling is %q. %d rounds of %g s a cell, interleaved; GOMAXPROCS %d; peak memory of the process %.0f MB.\n",
+		best.name, int(rounds), seconds, runtime.GOMAXPROCS(0), statusMB("VmHWM"))
+	if os.Getenv("DECUWATCH_BENCH_SETTINGS") == "" {
+		paideTable()
+		memoryTable(b)
+	}
+}
+
+func benchNumber(b *testing.B, name string, or float64) float64 {
+	text := os.Getenv(name)
+	if text == "" {
+		return or
+	}
+	v, err := strconv.ParseFloat(text, 64)
+	if err != nil || v <= 0 {
+		b.Fatalf("%s is %q, must be a positive number", name, text)
+	}
+	return v
+}
+
+func median(values []float64) float64 {
+	sorted := slices.Sorted(slices.Values(values))
+	n := len(sorted)
+	return (sorted[(n-1)/2] + sorted[n/2]) / 2
+}
+
+// ratio returns the median over rounds of a's rate by b's, per CPU second.
+func ratio(a, b *cell) float64 {
+	var ratios []float64
+	for i := range a.rates {
+		ratios = append(ratios, a.rates[i].cpu/b.rates[i].cpu)
+	}
+	return median(ratios)
+}
+
+// statusMB returns a field of /proc/self/status in MB.
+func statusMB(field string) float64 {
+	content, err := os.ReadFile("/proc/self/status")
+	if err != nil {
+		return math.NaN()
+	}
+	for line := range strings.Lines(string(content)) {
+		if rest, ok := strings.CutPrefix(line, field+":"); ok {
+			kb, _ := strconv.ParseFloat(strings.Fields(rest)[0], 64)
+			return kb / 1024
+		}
+	}
+	return math.NaN()
+}
+
+// rawSession is a session of the shipped backbone whose buffers hold plausible rows.
+func rawSession(b *testing.B, config ort.Config) *ort.Session {
+	b.Helper()
+	library, err := ort.FindLibrary("")
+	if err != nil {
+		b.Fatal(err)
+	}
+	if err := ort.Load(library); err != nil {
+		b.Fatal(err)
+	}
+	e, err := ensemble.Open(benchEnsemble)
+	if err != nil {
+		b.Fatal(err)
+	}
+	content, err := e.ReadFile(e.Files.UNet)
+	if err != nil {
+		b.Fatal(err)
+	}
+	latent := []int64{int64(e.Latent.Channels), int64(e.Latent.Height), int64(e.Latent.Width)}
+	config.Device = "cpu"
+	s, err := ort.NewSession(config, ort.Graph{
+		Content: content,
+		Inputs: []ort.Port{
+			{Name: e.Graph.UNet.Latent, Shape: latent},
+			{Name: e.Graph.UNet.Timestep},
+			{Name: e.Graph.UNet.Context, Shape: []int64{int64(e.Context.Tokens), int64(e.Context.Dim)}},
+		},
+		Output:   ort.Port{Name: e.Graph.UNet.Output, Shape: latent},
+		Timestep: e.Graph.UNet.Timestep,
+	})
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { _ = s.Close() })
+	r := rand.New(rand.NewPCG(1, 1))
+	for i := range s.Input(0) {
+		s.Input(0)[i] = float32(r.NormFloat64())
+	}
+	for i := range s.Timesteps() {
+		s.Timesteps()[i] = int64(1 + 50*(i%20))
+		copy(s.Input(2)[i*e.Context.Size():], e.Embedding(i%e.Components, i%len(e.Classes)))
+	}
+	return s
+}
+
+// runFor returns rows a second of runs of the given size, on every session at once.
+func runFor(b *testing.B, d time.Duration, rows int, sessions ...*ort.Session) rate {
+	var ran atomic.Int64
+	began := time.Now()
+	m := startMeter(func() float64 { return float64(ran.Load()) })
+	var wg sync.WaitGroup
+	for _, s := range sessions {
+		wg.Go(func() {
+			for time.Since(began) < d {
+				if err := s.Run(rows); err != nil {
+					b.Error(err)
+					return
+				}
+				ran.Add(int64(rows))
+			}
+		})
+	}
+	wg.Wait()
+	return m.rate()
+}
+
+// rawCells are the ceiling: the backbone alone, with the settings of the sampler.
+func rawCells(b *testing.B) []*cell {
+	s := rawSession(b, ort.Config{Threads: runtime.GOMAXPROCS(0), Rows: 128})
+	var cells []*cell
+	for _, rows := range []int{1, 2, 4, 8, 16, 32, 64} {
+		cells = append(cells, &cell{
+			name: fmt.Sprintf("raw run of %d rows", rows), unit: "rows/s",
+			measure: func(d time.Duration) rate { return runFor(b, d, rows, s) },
+		})
+	}
+	return cells
+}
+
+// settingCells compare settings of ONNX Runtime on runs of 2, 16 and 64 rows.
+func settingCells(b *testing.B) []*cell {
+	n := runtime.GOMAXPROCS(0)
+	var cells []*cell
+	for _, c := range []struct {
+		name     string
+		config   ort.Config
+		sessions int
+	}{
+		{"default: one session, all threads, no spinning, all optimisations, arena", ort.Config{Threads: n}, 1},
+		{"a session of one thread for each CPU", ort.Config{Threads: 1}, n},
+		{"one session of one thread", ort.Config{Threads: 1}, 1},
+		{"spinning", ort.Config{Threads: n, Spinning: true}, 1},
+		{"no arena", ort.Config{Threads: n, NoArena: true}, 1},
+		{"no memory pattern", ort.Config{Threads: n, NoPattern: true}, 1},
+		{"basic optimisations", ort.Config{Threads: n, Basic: true}, 1},
+	} {
+		c.config.Rows = 64
+		var sessions []*ort.Session
+		for range c.sessions {
+			sessions = append(sessions, rawSession(b, c.config))
+		}
+		for _, rows := range []int{2, 16, 64} {
+			cells = append(cells, &cell{
+				name: fmt.Sprintf("%s, %d rows", c.name, rows), unit: "rows/s",
+				measure: func(d time.Duration) rate { return runFor(b, d, rows, sessions...) },
+			})
+		}
+	}
+	return cells
+}
+
+// counted reads a counter of a registry, all its series together.
+func counted(b *testing.B, reg *prometheus.Registry, name string) float64 {
+	families, err := reg.Gather()
+	if err != nil {
+		b.Fatal(err)
+	}
+	i := slices.IndexFunc(families, func(f *dto.MetricFamily) bool { return f.GetName() == name })
+	if i < 0 {
+		b.Fatalf("no metric %s", name)
+	}
+	sum := 0.0
+	for _, m := range families[i].GetMetric() {
+		sum += m.GetCounter().GetValue()
+	}
+	return sum
+}
+
+const sampledRows = "decuwatch_sampler_rows_total"
+
+func benchEngine(b *testing.B, path string) (*scoring.Engine, *prometheus.Registry) {
+	b.Helper()
+	reg := prometheus.NewRegistry()
+	e, err := scoring.Open(scoring.Options{Ensemble: path, Registerer: reg})
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { _ = e.Close() })
+	return e, reg
+}
+
+// load keeps so many requests in flight until the context ends.
+func load(ctx context.Context, b *testing.B, e *scoring.Engine, concurrent int, profile scoring.Profile) *sync.WaitGroup {
+	var wg sync.WaitGroup
+	var next atomic.Int64
+	for range concurrent {
+		wg.Go(func() {
+			for ctx.Err() == nil {
+				i := int(next.Add(1))
+				r := scoring.Request{Key: strconv.Itoa(i), Class: i % len(e.Ensemble().Classes), Seed: uint64(i), Profile: profile}
+				if _, err := e.Score(ctx, r); err != nil && !errors.Is(err, context.Canceled) {
+					b.Error(err)
+					return
+				}
+			}
+		})
+	}
+	return &wg
+}
+
+// samplerCells measure rows a second of the engine in steady state.
+func samplerCells(b *testing.B) []*cell {
+	e, reg := benchEngine(b, benchEnsemble)
+	steady := func(concurrent int, profile scoring.Profile) func(time.Duration) rate {
+		return func(d time.Duration) rate {
+			ctx, cancel := context.WithCancel(b.Context())
+			wg := load(ctx, b, e, concurrent, profile)
+			defer wg.Wait()
+			defer cancel()
+			time.Sleep(d / 4) // until requests are spread over their steps
+			m := startMeter(func() float64 { return counted(b, reg, sampledRows) })
+			time.Sleep(d)
+			return m.rate()
+		}
+	}
+	var cells []*cell
+	for _, concurrent := range []int{1, 4, 16, 64} {
+		cells = append(cells, &cell{name: fmt.Sprintf("sampler, %d requests in flight", concurrent), unit: "rows/s", measure: steady(concurrent, scoring.Profile{})})
+	}
+	// A row costs the same whatever the profile: time follows the rows.
+	p := e.Profile()
+	one := func(branch, rollout int) scoring.Profile {
+		q := p
+		q.ClassGap = scoring.Measure{BranchStep: branch, RolloutSteps: rollout, Estimator: ensemble.PaiDEW2}
+		q.RequestRisk = scoring.Measure{BranchStep: branch, RolloutSteps: rollout, Estimator: ensemble.MeanW2}
+		return q
+	}
+	for _, c := range []struct {
+		name    string
+		profile scoring.Profile
+	}{
+		{"first step", one(0, 1)}, {"branch in the middle", one(p.Steps/2, 1)}, {"roll-out from the middle", one(p.Steps/2, p.Steps-p.Steps/2)},
+	} {
+		name := fmt.Sprintf("sampler, 64 in flight, %s (%d rows)", c.name, e.Rows(scoring.Request{Profile: c.profile}))
+		cells = append(cells, &cell{name: name, unit: "rows/s", measure: steady(64, c.profile)})
+	}
+	return cells
+}
+
+// noScorer gives every request the same score at once.
+type noScorer struct{ result scoring.Result }
+
+func (n noScorer) Score(context.Context, scoring.Request) (scoring.Result, error) {
+	return n.result, nil
+}
+func (n noScorer) Rows(scoring.Request) int { return 1 }
+
+// pipelineCells measure the way of an event from the stream to the acknowledgement: decode, score, decide, commit to a
+// PostgreSQL that flushes to disk, double ack.
+func pipelineCells(b *testing.B) []*cell {
+	e, reg := benchEngine(b, benchEnsemble)
+	one, err := e.Score(b.Context(), scoring.Request{Key: "one"})
+	if err != nil {
+		b.Fatal(err)
+	}
+	server, err := local.Start(b.Context(), local.Options{Dir: b.TempDir()})
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { _ = server.Stop() })
+	if err := postgres.Migrate(b.Context(), server.URL()); err != nil {
+		b.Fatal(err)
+	}
+	store, err := postgres.Open(b.Context(), postgres.Config{URL: server.URL()})
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(store.Close)
+	if err := store.EnsurePartitions(b.Context(), 2); err != nil {
+		b.Fatal(err)
+	}
+	thresholds, err := alerts.NewThresholds(b.Context(), store, nil, nil)
+	if err != nil {
+		b.Fatal(err)
+	}
+	name := e.Ensemble().Name
+	pipeline := func(scorer monitor.Scorer, rows int, events func(d time.Duration) int, progress func() float64) func(d time.Duration) rate {
+		js := natstest.Start(b).JetStream()
+		cfg := consumers.Config{Models: []string{name}, MaxRows: rows}
+		if _, err := consumers.EnsureStream(b.Context(), js, cfg); err != nil {
+			b.Fatal(err)
+		}
+		m, err := monitor.New(monitor.Options{
+			Models:  map[string]monitor.Model{name: {Scorer: scorer, Classes: labels(e), Profile: e.Profile()}},
+			Decider: thresholds, Recorder: recorder{store}, Registerer: prometheus.NewRegistry(),
+		})
+		if err != nil {
+			b.Fatal(err)
+		}
+		published := 0
+		return func(d time.Duration) rate {
+			for range events(d) {
+				published++
+				header, payload, err := schema.Encode(schema.Event{
+					Source: "urn:bench", ID: fmt.Sprintf("%p-%d", js, published), Time: time.Now().UTC(),
+					Data: schema.Generation{Model: name, Class: schema.ClassIndex(published % len(e.Ensemble().Classes)), Seed: uint64(published)},
+				})
+				if err != nil {
+					b.Fatal(err)
+				}
+				if _, err := js.PublishMsgAsync(&nats.Msg{Subject: schema.SubjectGeneration(name), Header: header, Data: payload}); err != nil {
+					b.Fatal(err)
+				}
+			}
+			<-js.PublishAsyncComplete()
+			ctx, cancel := context.WithCancel(b.Context())
+			ended := make(chan error)
+			go func() { ended <- consumers.Run(ctx, js, cfg, m, m) }()
+			time.Sleep(d / 4)
+			meter := startMeter(progress)
+			time.Sleep(d)
+			r := meter.rate()
+			cancel()
+			if err := <-ended; err != nil && !errors.Is(err, context.Canceled) {
+				b.Error(err)
+			}
+			return r
+		}
+	}
+	verdicts := func() float64 {
+		var n float64
+		if err := benchQuery(b, server.URL(), "SELECT count(*) FROM decuwatch.scores", &n); err != nil {
+			b.Fatal(err)
+		}
+		return n
+	}
+	return []*cell{
+		{
+			name: "whole pipeline", unit: "rows/s",
+			measure: pipeline(e, 0, func(d time.Duration) int { return 64 + int(150*d.Seconds()) }, func() float64 { return counted(b, reg, sampledRows) }),
+		},
+		{
+			name: "whole pipeline, scorer that does nothing", unit: "events/s",
+			measure: pipeline(noScorer{one}, 0, func(d time.Duration) int { return int(12_000 * d.Seconds()) }, verdicts),
+		},
+	}
+}
+
+// referenceCells are the authors' way in PyTorch, where a Python with it is named.
+func referenceCells(b *testing.B) []*cell {
+	python := os.Getenv("DECUWATCH_BENCH_PYTHON")
+	if python == "" {
+		fmt.Fprintln(os.Stderr, "without PyTorch: make bench PYTORCH=1 adds the authors' way")
+		return nil
+	}
+	training, err := filepath.Abs("../../training")
+	if err != nil {
+		b.Fatal(err)
+	}
+	var cells []*cell
+	for _, threads := range []int{1, runtime.GOMAXPROCS(0)} {
+		for _, seeds := range []int{1, 8} {
+			command := exec.Command(python, "-m", "decuwatch_training", "bench", benchEnsemble, "--seeds", strconv.Itoa(seeds), "--threads", strconv.Itoa(threads))
+			command.Env = append(os.Environ(), "PYTHONPATH="+training)
+			command.Stderr = os.Stderr
+			in, err := command.StdinPipe()
+			if err != nil {
+				b.Fatal(err)
+			}
+			out, err := command.StdoutPipe()
+			if err != nil {
+				b.Fatal(err)
+			}
+			if err := command.Start(); err != nil {
+				b.Fatal(err)
+			}
+			lines := bufio.NewReader(out)
+			greeting, err := lines.ReadString('\n')
+			if err != nil {
+				b.Fatal(err)
+			}
+			fmt.Fprint(os.Stderr, greeting)
+			b.Cleanup(func() {
+				_ = in.Close()
+				_, _ = io.Copy(io.Discard, lines)
+				_ = command.Wait()
+			})
+			cells = append(cells, &cell{
+				name: fmt.Sprintf("the authors' way in PyTorch, %d thread(s), %d seed(s) a batch", threads, seeds), unit: "scores/s",
+				measure: func(d time.Duration) rate {
+					fmt.Fprintln(in, d.Seconds())
+					line, err := lines.ReadString('\n')
+					if err != nil {
+						b.Fatal(err)
+					}
+					var r rate
+					if _, err := fmt.Sscan(line, &r.wall, &r.cpu); err != nil {
+						b.Fatalf("%q: %v", line, err)
+					}
+					return r
+				},
+			})
+		}
+	}
+	e, reg := benchEngine(b, benchEnsemble)
+	rows := float64(e.Rows(scoring.Request{}))
+	return append(cells, &cell{name: "the same scores by the sampler, 64 in flight", unit: "scores/s", measure: func(d time.Duration) rate {
+		ctx, cancel := context.WithCancel(b.Context())
+		wg := load(ctx, b, e, 64, scoring.Profile{})
+		defer wg.Wait()
+		defer cancel()
+		time.Sleep(d / 4)
+		m := startMeter(func() float64 { return counted(b, reg, sampledRows) / rows })
+		time.Sleep(d)
+		return m.rate()
+	}})
+}
+
+// paideTable prints nanoseconds of an estimate from its means.
+func paideTable() {
+	fmt.Printf("\n| PaiDE of M components | dimensions | µs |\n|---|---|---|\n")
+	r := rand.New(rand.NewPCG(2, 2))
+	for _, size := range []struct{ m, n int }{{3, 256}, {5, 256}, {10, 256}, {5, 3 * 64 * 64}, {5, 4 * 64 * 64}} {
+		means := make([][]float32, size.m)
+		for i := range means {
+			means[i] = make([]float32, size.n)
+			for j := range means[i] {
+				means[i][j] = float32(0.01 * r.NormFloat64())
+			}
+		}
+		const times = 2000
+		spent := cpuTime()
+		for range times {
+			paide.Estimate(paide.SquaredW2(means))
+		}
+		fmt.Printf("| %d | %d | %.1f |\n", size.m, size.n, float64((cpuTime()-spent).Microseconds())/times)
+	}
+}
+
+// memoryTable prints what a score allocates, and the resident memory over 10,000 requests of a tiny ensemble.
+func memoryTable(b *testing.B) {
+	e, _ := benchEngine(b, benchEnsemble)
+	score := func(e *scoring.Engine, n, concurrent int) {
+		var wg sync.WaitGroup
+		var next atomic.Int64
+		for range concurrent {
+			wg.Go(func() {
+				for {
+					i := int(next.Add(1))
+					if i > n {
+						return
+					}
+					if _, err := e.Score(b.Context(), scoring.Request{Key: strconv.Itoa(i), Class: i % len(e.Ensemble().Classes), Seed: uint64(i)}); err != nil {
+						b.Error(err)
+					}
+				}
+			})
+		}
+		wg.Wait()
+	}
+	score(e, 64, 16)
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	score(e, 128, 16)
+	runtime.ReadMemStats(&after)
+	fmt.Printf("\nA score allocates %.1f kB in %.0f pieces.\n", float64(after.TotalAlloc-before.TotalAlloc)/128/1024, float64(after.Mallocs-before.Mallocs)/128)
+	small, _ := benchEngine(b, "../../scoring/testdata/tiny")
+	fmt.Printf("\n| requests of the tiny ensemble, 64 in flight | resident MB |\n|---|---|\n")
+	done := 0
+	for _, n := range []int{1000, 2500, 5000, 10_000} {
+		score(small, n-done, 64)
+		done = n
+		fmt.Printf("| %d | %.0f |\n", n, statusMB("VmRSS"))
+	}
+}
+
+func benchQuery(b *testing.B, url, query string, into ...any) error {
+	b.Helper()
+	conn, err := pgx.Connect(b.Context(), url)
+	if err != nil {
+		return err
+	}
+	defer conn.Close(b.Context())
+	return conn.QueryRow(b.Context(), query).Scan(into...)
+}
