@@ -148,6 +148,7 @@ func alert(s schema.Score, name string, m schema.Measurement, th *schema.Thresho
 		RequestRisk: s.RequestRisk.Value,
 		Receipt:     s.Receipt,
 		FiredAt:     s.ScoredAt,
+		TraceParent: s.Event.TraceParent,
 	}
 }
 

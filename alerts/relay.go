@@ -8,6 +8,11 @@ import (
 	"sync"
 	"time"
 
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/codes"
+	"go.opentelemetry.io/otel/propagation"
+	"go.opentelemetry.io/otel/trace"
+	"go.opentelemetry.io/otel/trace/noop"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/decuwatch/decuwatch/schema"
@@ -48,6 +53,7 @@ type RelayConfig struct {
 	Measure     time.Duration // how often the metrics of what is due are read. Defaults to 5 s
 	Logger      *slog.Logger  // Defaults to slog.Default()
 	Metrics     *Metrics      // Nil counts nowhere
+	Tracer      trace.Tracer  // Defaults to none
 }
 
 // WithDefaults returns c with defaults in place of zero values.
@@ -61,6 +67,9 @@ func (c RelayConfig) WithDefaults() RelayConfig {
 	def(&c.Measure, 5*time.Second)
 	if c.Logger == nil {
 		c.Logger = slog.Default()
+	}
+	if c.Tracer == nil {
+		c.Tracer = noop.NewTracerProvider().Tracer("")
 	}
 	return c
 }
@@ -224,13 +233,28 @@ func (r *Relay) record(ctx context.Context, f func(context.Context) error) error
 func (r *Relay) send(ctx context.Context, s Sink, m schema.OutboxMessage) error {
 	ctx, cancel := context.WithTimeout(ctx, r.cfg.SendTimeout)
 	defer cancel()
+	ctx, span := r.cfg.Tracer.Start(propagation.TraceContext{}.Extract(ctx, parent(m)), "publish", trace.WithSpanKind(trace.SpanKindProducer), trace.WithAttributes(
+		attribute.String("messaging.system", s.Name()), attribute.String("messaging.destination.name", m.Subject), attribute.String("messaging.message.id", m.AlertID)))
+	defer span.End()
 	start := time.Now()
 	err := s.Send(ctx, m)
+	if err != nil {
+		span.SetStatus(codes.Error, err.Error())
+	}
 	r.cfg.Metrics.sent(s.Name(), time.Since(start), err)
 	if err != nil {
 		r.cfg.Logger.Warn("alert was not taken", "sink", s.Name(), "alert", m.AlertID, "attempts", m.Attempts+1, "err", err)
 	}
 	return err
+}
+
+// parent returns the trace context of the event that raised the alert.
+func parent(m schema.OutboxMessage) propagation.MapCarrier {
+	c := propagation.MapCarrier{}
+	if v := m.Header[schema.HeaderTraceParent]; len(v) == 1 {
+		c["traceparent"] = v[0]
+	}
+	return c
 }
 
 // delay is the time before the next attempt after the given number of failed ones before this.

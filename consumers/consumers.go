@@ -17,6 +17,8 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+	"go.opentelemetry.io/otel/trace"
+	"go.opentelemetry.io/otel/trace/noop"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sync/semaphore"
 
@@ -76,6 +78,7 @@ type Config struct {
 
 	Logger  *slog.Logger // Defaults to slog.Default()
 	Metrics *Metrics     // see [NewMetrics]. Nil counts nowhere
+	Tracer  trace.Tracer // of the spans consume and ack, in the trace that the producer began. Defaults to none
 }
 
 // WithDefaults returns c with defaults in place of zero values.
@@ -104,6 +107,9 @@ func (c Config) WithDefaults() Config {
 	}
 	if c.Metrics == nil {
 		c.Metrics = NewMetrics(nil, c.Models)
+	}
+	if c.Tracer == nil {
+		c.Tracer = noop.NewTracerProvider().Tracer("")
 	}
 	return c
 }

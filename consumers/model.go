@@ -11,6 +11,10 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/codes"
+	"go.opentelemetry.io/otel/propagation"
+	"go.opentelemetry.io/otel/trace"
 
 	"github.com/decuwatch/decuwatch/schema"
 )
@@ -67,9 +71,11 @@ func (r *runner) deliver(work context.Context, model string, msg jetstream.Msg, 
 	start := time.Now()
 	ev, err := decode(model, msg)
 	r.cfg.Metrics.decode.Observe(time.Since(start).Seconds())
+	traced, end := r.trace(work, ev, l)
+	defer end()
 	if err == nil {
 		l.event = &ev
-		err = r.admit(work, ev, l.delivery)
+		err = r.admit(traced, ev, l.delivery)
 	}
 	d := r.cfg.decide(err, l.delivery.Delivered, drained(work))
 	if d.action == bury {
@@ -82,7 +88,17 @@ func (r *runner) deliver(work context.Context, model string, msg jetstream.Msg, 
 		}
 	}
 	h.release()
-	r.settle(work, msg, l, d)
+	r.settle(traced, msg, l, d)
+}
+
+// trace begins the span of one delivery, in the trace that the producer began.
+func (r *runner) trace(work context.Context, ev schema.Event, l letter) (context.Context, func()) {
+	parent := propagation.MapCarrier{"traceparent": ev.TraceParent, "tracestate": ev.TraceState}
+	ctx, span := r.cfg.Tracer.Start(propagation.TraceContext{}.Extract(work, parent), "consume", trace.WithSpanKind(trace.SpanKindConsumer), trace.WithAttributes(
+		attribute.String("messaging.system", "nats"), attribute.String("messaging.destination.name", l.subject),
+		attribute.String("messaging.consumer.group.name", Durable(l.model)), attribute.String("cloudevents.event_source", ev.Source),
+		attribute.String("cloudevents.event_id", ev.ID), attribute.Int("decuwatch.delivered", l.delivery.Delivered)))
+	return ctx, func() { span.End() }
 }
 
 // decode reads the event and holds it against the subject that it came on.
@@ -194,7 +210,12 @@ func (r *runner) settle(work context.Context, msg jetstream.Msg, l letter, d dec
 	switch d.action {
 	case acknowledge:
 		start := time.Now()
-		err = r.doubleAck(work, msg)
+		ctx, span := r.cfg.Tracer.Start(work, "ack")
+		err = r.doubleAck(ctx, msg)
+		if err != nil {
+			span.SetStatus(codes.Error, err.Error())
+		}
+		span.End()
 		r.cfg.Metrics.ack.Observe(time.Since(start).Seconds())
 	case bury:
 		level = slog.LevelWarn

@@ -10,6 +10,9 @@ import (
 // HeaderMessageID is the NATS header by which JetStream drops a message that it has already within its window.
 const HeaderMessageID = "Nats-Msg-Id"
 
+// HeaderTraceParent is the NATS header of an alert's message that carries the event's W3C trace context.
+const HeaderTraceParent = "traceparent"
+
 // SubjectGeneration returns the subject on which generation events of a model are published.
 func SubjectGeneration(model string) string { return "generation.requested." + model }
 
@@ -68,15 +71,19 @@ func EncodeAlert(a Alert) (header map[string][]string, payload []byte, err error
 	payload, err = json.Marshal(structured{
 		SpecVersion: "1.0", Type: TypeUncertaintyAlert, Source: "/decuwatch/" + a.Model, ID: a.ID,
 		Time: a.FiredAt.UTC().Format(time.RFC3339Nano), Subject: a.EventID, DataContentType: "application/json",
-		Data: a,
+		TraceParent: a.TraceParent, Data: a,
 	})
 	if err != nil {
 		return nil, nil, fmt.Errorf("encode alert %s: %w", a.ID, err)
 	}
-	return map[string][]string{
+	header = map[string][]string{
 		"Content-Type":  {contentTypeStructured},
 		HeaderMessageID: {a.ID},
-	}, payload, nil
+	}
+	if a.TraceParent != "" {
+		header[HeaderTraceParent] = []string{a.TraceParent}
+	}
+	return header, payload, nil
 }
 
 // DecodeAlert reads an alert from a message that EncodeAlert made, in a subscriber. It ignores fields that it does

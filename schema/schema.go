@@ -175,4 +175,5 @@ type Alert struct {
 	Count       int               `json:"count,omitempty"`  // alerts that a summary stands for
 	Detail      string            `json:"detail,omitempty"` // more, in words
 	FiredAt     time.Time         `json:"fired_at"`
+	TraceParent string            `json:"-"` // W3C trace context of the event, an attribute and a header of the alert's message; "" where there is none
 }

@@ -291,7 +291,7 @@ type MetricsConfig struct {
 
 // TracingConfig says where spans go.
 type TracingConfig struct {
-	Endpoint    string  `name:"endpoint" placeholder:"URL" help:"OTLP/HTTP endpoint that spans are sent to: http://127.0.0.1:4318. Defaults to none: no spans."`
+	Endpoint    string  `name:"endpoint" placeholder:"URL" help:"OTLP/HTTP endpoint that spans are sent to, without /v1/traces: http://127.0.0.1:4318. Defaults to none: no spans."`
 	SampleRatio float64 `name:"sample-ratio" default:"1" help:"Share of the traces begun here that are sampled, 0 to 1; a trace that a producer began keeps its producer's decision. Defaults to 1."`
 }
 

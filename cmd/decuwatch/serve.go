@@ -144,7 +144,7 @@ func serve(ctx context.Context, c Config, log *slog.Logger, fail *failpoint, sta
 			return err
 		}
 	}
-	relay, err := alerts.NewRelay(store, alerts.RelayConfig{Logger: log, Metrics: counts}, sinks...)
+	relay, err := alerts.NewRelay(store, alerts.RelayConfig{Logger: log, Metrics: counts, Tracer: tracer}, sinks...)
 	if err != nil {
 		return err
 	}
@@ -161,7 +161,7 @@ func serve(ctx context.Context, c Config, log *slog.Logger, fail *failpoint, sta
 	}
 	consuming := c.consumers(names)
 	consuming.Healthy = healthy(store, engines)
-	consuming.Logger, consuming.Metrics = log, consumers.NewMetrics(reg, names)
+	consuming.Logger, consuming.Metrics, consuming.Tracer = log, consumers.NewMetrics(reg, names), tracer
 	handler := failingHandler{m, fail}
 	life.run("consumers", func(ctx context.Context) error { return consumers.Run(ctx, js, consuming, handler, handler) })
 

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"net/url"
 	"os"
 	"time"
 
@@ -22,7 +23,11 @@ func newTracer(ctx context.Context, c TracingConfig) (trace.Tracer, func() error
 	if c.Endpoint == "" {
 		return noop.NewTracerProvider().Tracer(instrumentation), func() error { return nil }, nil
 	}
-	exporter, err := otlptracehttp.New(ctx, otlptracehttp.WithEndpointURL(c.Endpoint))
+	endpoint, err := url.Parse(c.Endpoint)
+	if err != nil {
+		return nil, nil, usage("tracing.endpoint: %w", err)
+	}
+	exporter, err := otlptracehttp.New(ctx, otlptracehttp.WithEndpointURL(endpoint.JoinPath("v1", "traces").String()))
 	if err != nil {
 		return nil, nil, fmt.Errorf("tracing.endpoint: %w", err)
 	}

@@ -2,21 +2,28 @@ package main
 
 import (
 	"bytes"
+	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"io"
 	"log/slog"
 	"math"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 
 	"github.com/jackc/pgx/v5"
+	collectorpb "go.opentelemetry.io/proto/otlp/collector/trace/v1"
+	tracepb "go.opentelemetry.io/proto/otlp/trace/v1"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/decuwatch/decuwatch/consumers/natstest"
 	"github.com/decuwatch/decuwatch/schema"
@@ -147,7 +154,8 @@ func TestEventsBecomeAlerts(t *testing.T) {
 	user.run(exitOK, "migrate", "status")
 
 	// Two models at once.
-	serve := start(t, user.env, "serve", "-e", shipped, "-e", faultEnsemble, "--metrics.address=127.0.0.1:0", "--metrics.pprof", "--scoring.threads=1", "--review.share=0")
+	collector, spans := collect(t)
+	serve := start(t, user.env, "serve", "--tracing.endpoint="+collector, "-e", shipped, "-e", faultEnsemble, "--metrics.address=127.0.0.1:0", "--metrics.pprof", "--scoring.threads=1", "--review.share=0")
 	mux := metricsAddress(t, serve)
 	holds(t, serve.tail(), "no threshold applies")
 	for page, want := range map[string]string{"/healthz": "alive", "/readyz": "ready", "/debug/pprof/cmdline": ""} {
@@ -197,7 +205,7 @@ func TestEventsBecomeAlerts(t *testing.T) {
 {"model":"tiny","class":1,"seed":18446744073709551615}
 {"class":99,"seed":3}
 {"class":"Bag","seed":4,"sampler":{"name":"euler","steps":30,"guidance_scale":7.5,"eta":0}}
-{"specversion":"1.0","type":"io.decuwatch.generation.requested.v1","source":"/tests","id":"whole","time":"2026-05-01T00:00:00Z","data":{"model":"fashion-mnist","class":4,"seed":5}}
+{"specversion":"1.0","type":"io.decuwatch.generation.requested.v1","source":"/tests","id":"whole","time":"2026-05-01T00:00:00Z","traceparent":"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01","data":{"model":"fashion-mnist","class":4,"seed":5}}
 `
 	if err := os.WriteFile(file, []byte(lines), 0o600); err != nil {
 		t.Fatal(err)
@@ -252,8 +260,25 @@ func TestEventsBecomeAlerts(t *testing.T) {
 	holds(t, errs, "no score is stored")
 
 	// SIGTERM.
+	if text := openMetrics(t, mux+"/metrics"); !strings.Contains(text, `# {trace_id="`) {
+		t.Errorf("no latency has an exemplar:\n%s", text)
+	}
 	serve.stop()
 	holds(t, serve.tail(), "stopping")
+	traced := map[string]string{} // parents of the spans of the event that came with a trace
+	for _, s := range spans() {
+		if hex.EncodeToString(s.GetTraceId()) == "0af7651916cd43dd8448eb211c80319c" {
+			traced[s.GetName()] = hex.EncodeToString(s.GetParentSpanId())
+		}
+	}
+	for _, name := range []string{"consume", "handle", "score", "commit", "ack", "publish"} {
+		if traced[name] == "" {
+			t.Errorf("the event's trace has no span %s: %v", name, traced)
+		}
+	}
+	if traced["consume"] != "b7ad6b7169203331" {
+		t.Errorf("consume is below %s, want the producer's span", traced["consume"])
+	}
 
 	// Differences are found: a score that nobody computed, a verdict that is gone.
 	conn, err := pgx.Connect(t.Context(), db)
@@ -281,6 +306,56 @@ func TestEventsBecomeAlerts(t *testing.T) {
 	holds(t, errs, "--yes")
 	user.run(exitOK, "migrate", "down", "--yes")
 	user.run(exitDifference, "migrate", "status")
+}
+
+// collect starts a collector of spans and returns its address and what it received.
+func collect(t *testing.T) (string, func() []*tracepb.Span) {
+	t.Helper()
+	var mu sync.Mutex
+	var spans []*tracepb.Span
+	collector := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		var request collectorpb.ExportTraceServiceRequest
+		body, err := io.ReadAll(r.Body)
+		if err == nil {
+			err = proto.Unmarshal(body, &request)
+		}
+		if err != nil || r.URL.Path != "/v1/traces" {
+			t.Errorf("collector got %s: %v", r.URL.Path, err)
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		for _, resource := range request.GetResourceSpans() {
+			for _, scope := range resource.GetScopeSpans() {
+				spans = append(spans, scope.GetSpans()...)
+			}
+		}
+	}))
+	t.Cleanup(collector.Close)
+	return collector.URL, func() []*tracepb.Span {
+		mu.Lock()
+		defer mu.Unlock()
+		return slices.Clone(spans)
+	}
+}
+
+// openMetrics returns a page of metrics in the format that carries exemplars.
+func openMetrics(t *testing.T, url string) string {
+	t.Helper()
+	request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, url, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	request.Header.Set("Accept", "application/openmetrics-text; version=1.0.0")
+	resp, err := http.DefaultClient.Do(request)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(body)
 }
 
 // falsify stores the score of "coat" again as that of "false", with another value.
