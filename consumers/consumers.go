@@ -65,7 +65,7 @@ type Config struct {
 
 	PullMaxMessages int           // messages asked for at once. Defaults to a quarter of MaxInFlight
 	MaxAckPending   int           // messages of one model that all workers hold at once. Defaults to 4 x MaxInFlight
-	PullExpiry      time.Duration // how long one pull waits for messages. Defaults to 5 s
+	PullExpiry      time.Duration // how long one pull waits for messages; a stop waits for it too. Defaults to 1 s
 	HandleTimeout   time.Duration // deadline of one event, from its admission on. Defaults to 60 s
 	DrainTimeout    time.Duration // how long a stop waits for messages in flight. Defaults to 20 s
 	RetryDelay      time.Duration // before the second delivery; doubles with each further one. Defaults to 1 s
@@ -93,7 +93,7 @@ func (c Config) WithDefaults() Config {
 	def(&c.MaxRows, 4096)
 	def(&c.PullMaxMessages, max(1, c.MaxInFlight/4))
 	def(&c.MaxAckPending, 4*c.MaxInFlight)
-	def(&c.PullExpiry, 5*time.Second)
+	def(&c.PullExpiry, time.Second)
 	def(&c.HandleTimeout, time.Minute)
 	def(&c.DrainTimeout, 20*time.Second)
 	def(&c.RetryDelay, time.Second)
@@ -150,7 +150,7 @@ func (c Config) Validate() error {
 		{"MaxRows", int64(c.MaxRows), 1, "1"},
 		{"PullMaxMessages", int64(c.PullMaxMessages), 1, "1"},
 		{"MaxAckPending", int64(c.MaxAckPending), 1, "1"},
-		{"PullExpiry", int64(c.PullExpiry), int64(time.Second), "1s"},
+		{"PullExpiry", int64(c.PullExpiry), int64(100 * time.Millisecond), "100ms"},
 		{"HandleTimeout", int64(c.HandleTimeout), 1, "1ns"},
 		{"DrainTimeout", int64(c.DrainTimeout), 1, "1ns"},
 		{"RetryDelay", int64(c.RetryDelay), 1, "1ns"},
@@ -289,7 +289,11 @@ func (r *runner) pull(ctx, work context.Context, l loop, consumer jetstream.Cons
 		if err != nil {
 			return err
 		}
-		got, err := r.pullOnce(ctx, work, l, consumer, n, slots, beats)
+		if !r.js.Conn().IsConnected() {
+			slots.give(n)
+			return errors.New("not connected to NATS")
+		}
+		got, err := r.pullOnce(work, l, consumer, n, slots, beats)
 		slots.give(n - got)
 		if err != nil {
 			return err
@@ -298,18 +302,11 @@ func (r *runner) pull(ctx, work context.Context, l loop, consumer jetstream.Cons
 	}
 }
 
-// pullOnce asks for n messages and returns how many came.
-func (r *runner) pullOnce(ctx, work context.Context, l loop, consumer jetstream.Consumer, n int, slots *slots, beats *heartbeats) (int, error) {
-	// The gate closes an open pull, so that nothing more arrives while nothing can be committed.
-	ctx, cancel := r.gate.during(ctx)
-	defer cancel()
-	ctx, done := context.WithTimeout(ctx, r.cfg.PullExpiry)
-	defer done()
-	batch, err := consumer.Fetch(n, jetstream.FetchContext(ctx), jetstream.FetchHeartbeat(r.cfg.PullExpiry/5))
+// pullOnce asks for n messages and returns how many came. It is not cut short by a stop or by the gate: messages on
+// their way then would be silent until AckWait has passed, and would have used up a delivery.
+func (r *runner) pullOnce(work context.Context, l loop, consumer jetstream.Consumer, n int, slots *slots, beats *heartbeats) (int, error) {
+	batch, err := consumer.Fetch(n, jetstream.FetchMaxWait(r.cfg.PullExpiry))
 	if err != nil {
-		if ctx.Err() != nil {
-			return 0, nil
-		}
 		return 0, fmt.Errorf("pull from %s: %w", l.name, err)
 	}
 	got := 0
@@ -322,7 +319,7 @@ func (r *runner) pullOnce(ctx, work context.Context, l loop, consumer jetstream.
 			l.take(work, msg, h)
 		}()
 	}
-	if err := batch.Error(); err != nil && ctx.Err() == nil {
+	if err := batch.Error(); err != nil {
 		return got, fmt.Errorf("pull from %s: %w", l.name, err)
 	}
 	return got, nil
