@@ -143,11 +143,20 @@ type worker struct {
 	ended chan struct{}
 }
 
+// set has workers started from here on use another value of a setting.
+func (b *bench) set(name, value string) {
+	b.flags = slices.DeleteFunc(b.flags, func(f string) bool { return strings.HasPrefix(f, "--"+name+"=") })
+	b.flags = append(b.flags, "--"+name+"="+value)
+}
+
+// patient is an AckWait that no pause of a slow machine outlasts, for tests that count deliveries.
+const patient = "1m"
+
 // worker starts one; env is added to its environment.
 func (b *bench) worker(env ...string) *worker {
 	b.t.Helper()
 	args := append([]string{
-		"serve", "-e", faultEnsemble, "--nats.url=" + b.natsURL, "--postgres.url=" + b.pgURL, "--metrics.address=127.0.0.1:0", "--scoring.threads=1",
+		"serve", "-e", faultEnsemble, "--nats.url=" + b.natsURL, "--postgres.url=" + b.pgURL, "--metrics.address=127.0.0.1:0", "--review.address=none", "--review.workers=0", "--scoring.threads=1",
 	}, b.flags...)
 	return start(b.t, env, args...)
 }
@@ -508,6 +517,7 @@ func TestTerminatedUnderLoad(t *testing.T) {
 	s := natstest.Start(t)
 	b := newBench(t, s.URL(), pgtest.URL(t))
 	b.stream()
+	b.set("consumers.ack-wait", "10s")
 	stop := b.load()
 	const times, inFlight = 3, 16
 	for range times {
@@ -694,8 +704,9 @@ func TestTableLocked(t *testing.T) {
 	s := natstest.Start(t)
 	b := newBench(t, s.URL(), pgtest.URL(t))
 	b.stream()
-	w := b.worker("DECUWATCH_CONSUMERS_MAX_DELIVER=2")
-	b.flags = slices.DeleteFunc(b.flags, func(f string) bool { return strings.HasPrefix(f, "--consumers.max-deliver") })
+	b.set("consumers.max-deliver", "2")
+	b.set("consumers.ack-wait", patient)
+	w := b.worker()
 	b.publish(20)
 	b.drained()
 	conn, err := pgx.Connect(t.Context(), b.db)
@@ -766,6 +777,7 @@ func TestPoison(t *testing.T) {
 		}
 		b.good[ev.ID] = true
 	}
+	b.set("consumers.ack-wait", patient)
 	w := b.worker()
 	b.drained()
 	second := first
