@@ -15,8 +15,8 @@ type Metrics struct {
 }
 
 // NewMetrics registers the metrics of the given models with reg, so that each series begins at zero. A nil reg
-// registers nowhere.
-func NewMetrics(reg prometheus.Registerer, models []string) *Metrics {
+// registers nowhere. Kinds are the kinds of dead letters that the handler decides on, beside this package's own.
+func NewMetrics(reg prometheus.Registerer, models []string, kinds ...string) *Metrics {
 	m := &Metrics{
 		redeliveries: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "decuwatch_redeliveries_total",
@@ -37,7 +37,7 @@ func NewMetrics(reg prometheus.Registerer, models []string) *Metrics {
 	for _, model := range models {
 		m.redeliveries.WithLabelValues(model)
 	}
-	for _, kind := range []string{KindInvalid, KindUnknownModel, KindFailed, KindGivenUp} {
+	for _, kind := range append([]string{KindInvalid, KindUnknownModel, KindFailed, KindGivenUp}, kinds...) {
 		m.deadLetters.WithLabelValues(kind)
 	}
 	if reg != nil {

@@ -47,6 +47,7 @@ func (c *serveCmd) Run(ctx context.Context, log *slog.Logger) error {
 // serving is what a running monitor tells about itself.
 type serving struct {
 	metrics string // address of the mux of metrics and health
+	review  string // address of the review page, or ""
 	engines map[string]*scoring.Engine
 }
 
@@ -116,7 +117,9 @@ func serve(ctx context.Context, c Config, log *slog.Logger, fail *failpoint, sta
 			return err
 		}
 	}
-	store, err := postgres.Open(ctx, c.Postgres.config(log, sinkNames...))
+	storing := c.Postgres.config(log, sinkNames...)
+	storing.Volume = c.Volume.config()
+	store, err := postgres.Open(ctx, storing)
 	if err != nil {
 		return err
 	}
@@ -137,6 +140,11 @@ func serve(ctx context.Context, c Config, log *slog.Logger, fail *failpoint, sta
 	}
 	life.run("thresholds", thresholds.Run)
 	warnWithoutThresholds(ctx, store, engines, log)
+	patrol, err := newPatrol(c.Patrol, engines, store, reg, log)
+	if err != nil {
+		return err
+	}
+	life.run("patrol", patrol.Run)
 
 	// The alerts' way out.
 	if nc.IsConnected() { // else with the first alert
@@ -161,13 +169,19 @@ func serve(ctx context.Context, c Config, log *slog.Logger, fail *failpoint, sta
 	}
 	consuming := c.consumers(names)
 	consuming.Healthy = healthy(store, engines)
-	consuming.Logger, consuming.Metrics, consuming.Tracer = log, consumers.NewMetrics(reg, names), tracer
+	consuming.Logger, consuming.Metrics, consuming.Tracer = log, consumers.NewMetrics(reg, names, monitor.Kinds()...), tracer
 	handler := failingHandler{m, fail}
 	life.run("consumers", func(ctx context.Context) error { return consumers.Run(ctx, js, consuming, handler, handler) })
 
-	log.Info("serving", "models", names, "nats", redact(c.NATS.URL), "metrics", "http://"+listener.Addr().String()+"/metrics", "thresholds", thresholds.Table().Len())
+	// What people look at.
+	page, err := serveReview(c.Review, store, engines, reg, log, life)
+	if err != nil {
+		return err
+	}
+
+	log.Info("serving", "models", names, "nats", redact(c.NATS.URL), "metrics", "http://"+listener.Addr().String()+"/metrics", "thresholds", thresholds.Table().Len(), "review", page)
 	if started != nil {
-		started(serving{metrics: listener.Addr().String(), engines: engines})
+		started(serving{metrics: listener.Addr().String(), review: page, engines: engines})
 	}
 	if err := life.wait(); err != nil {
 		return err
