@@ -36,6 +36,8 @@ type Config struct {
 	Postgres  PostgresConfig  `embed:"" prefix:"postgres." group:"Postgres"`
 	Retention RetentionConfig `embed:"" prefix:"retention." group:"Retention"`
 	Alerts    AlertsConfig    `embed:"" prefix:"alerts." group:"Alerts"`
+	Volume    VolumeConfig    `embed:"" prefix:"volume." group:"Volume of alerts"`
+	Patrol    PatrolConfig    `embed:"" prefix:"patrol." group:"Patrol"`
 	Review    ReviewConfig    `embed:"" prefix:"review." group:"Review"`
 	Metrics   MetricsConfig   `embed:"" prefix:"metrics." group:"Metrics and health"`
 	Tracing   TracingConfig   `embed:"" prefix:"tracing." group:"Tracing"`
@@ -318,7 +320,7 @@ func (c LogConfig) logger(w io.Writer) (*slog.Logger, error) {
 
 // validate returns an error that names the first setting out of its bounds.
 func (c Config) validate() error {
-	if err := errors.Join(c.NATS.validate(), c.Scoring.validate(), c.Postgres.validate()); err != nil {
+	if err := errors.Join(c.NATS.validate(), c.Scoring.validate(), c.Postgres.validate(), c.Volume.validate(), c.Patrol.validate()); err != nil {
 		return err
 	}
 	share := func(name string, v float64) error {

@@ -1,0 +1,99 @@
+package main
+
+import (
+	"log/slog"
+	"math"
+	"strconv"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/decuwatch/decuwatch/alerts/drift"
+	"github.com/decuwatch/decuwatch/alerts/patrol"
+	"github.com/decuwatch/decuwatch/schema"
+	"github.com/decuwatch/decuwatch/schema/postgres"
+	"github.com/decuwatch/decuwatch/scoring"
+	"github.com/decuwatch/decuwatch/scoring/ensemble"
+)
+
+// VolumeConfig bounds how many alerts on scores are sent. What is held back is stored, enters review, and is summed up by
+// one alert an hour.
+type VolumeConfig struct {
+	ClassPerHour int           `name:"class-per-hour" default:"120" help:"Alerts of a class and severity that are sent in an hour of the clock, at most; 0 is no bound. Defaults to 120."`
+	ModelPerHour int           `name:"model-per-hour" default:"1200" help:"Alerts of a model and severity that are sent in an hour of the clock, at most; 0 is no bound. Defaults to 1200."`
+	CoolDown     time.Duration `name:"cool-down" default:"0s" help:"How long more alerts of the same class, measurement and severity are held back after one was sent. Defaults to 0s: not at all."`
+}
+
+func (c VolumeConfig) validate() error {
+	if err := atLeast("volume", map[string]int64{"class-per-hour": int64(c.ClassPerHour), "model-per-hour": int64(c.ModelPerHour)}, 0); err != nil {
+		return err
+	}
+	if c.CoolDown < 0 {
+		return usage("volume.cool-down is %s, must be 0 or more", c.CoolDown)
+	}
+	return nil
+}
+
+func (c VolumeConfig) config() postgres.Volume {
+	return postgres.Volume{ClassPerHour: c.ClassPerHour, ModelPerHour: c.ModelPerHour, CoolDown: c.CoolDown}
+}
+
+// PatrolConfig says how stored scores are looked over for what no single score shows.
+type PatrolConfig struct {
+	Every     time.Duration `name:"every" default:"1m" help:"Between looks at held-back alerts and stale thresholds. Defaults to 1m."`
+	RunLength float64       `name:"run-length" default:"10000" help:"Requests of a class, on average at least, until a false alarm of its drift. Defaults to 10000."`
+	Newest    int           `name:"newest" default:"200" help:"Newest scores of a class that are looked at for a drift. Defaults to 200."`
+	Quiet     time.Duration `name:"quiet" default:"24h" help:"After an alert of a class's drift, how long its scores do not count. Defaults to 24h."`
+}
+
+func (c PatrolConfig) validate() error {
+	switch {
+	case c.Every < time.Second:
+		return usage("patrol.every is %s, must be at least 1s", c.Every)
+	case !(c.RunLength > 1) || math.IsInf(c.RunLength, 0):
+		return usage("patrol.run-length is %g, must be finite and above 1", c.RunLength)
+	case c.Newest < 1:
+		return usage("patrol.newest is %d, must be at least 1", c.Newest)
+	case c.Quiet < 0:
+		return usage("patrol.quiet is %s, must be 0 or more", c.Quiet)
+	}
+	return nil
+}
+
+// newPatrol returns the patrol of every model, with the ensembles' own reference scores as what is frozen.
+func newPatrol(c PatrolConfig, engines map[string]*scoring.Engine, store *postgres.Store, reg prometheus.Registerer, log *slog.Logger) (*patrol.Patrol, error) {
+	var models []patrol.Model
+	for _, engine := range engines {
+		e := engine.Ensemble()
+		models = append(models, patrol.Model{
+			Name: e.Name, EnsembleDigest: e.Digest, Settings: engine.Profile().Settings(), WellSampled: e.WellSampled(), Reference: classGapReference(e, engine.Profile(), log),
+		})
+	}
+	return patrol.New(patrol.Config{
+		Every: c.Every, RunLength: c.RunLength, Newest: c.Newest, Quiet: c.Quiet, Log: log, Registerer: reg,
+	}, models, store, store, store)
+}
+
+// classGapReference returns the class gaps of the ensemble's well-sampled classes under its own profile, by the quantiles
+// of its manifest. Where the manifest has none, or another profile scores, it is empty.
+func classGapReference(e *ensemble.Ensemble, p scoring.Profile, log *slog.Logger) drift.Reference {
+	reference, ok := e.Reference[schema.ClassGap]
+	if !ok || p.Settings() != e.Profile.Settings() {
+		log.Info("class drift is not watched: the ensemble has no reference scores for these settings", "model", e.Name)
+		return drift.Reference{}
+	}
+	quantiles := map[float64]float64{}
+	for name, value := range reference.Quantiles {
+		q, err := strconv.ParseFloat(name, 64)
+		if err != nil {
+			log.Warn("class drift is not watched: a quantile of the reference has no number", "model", e.Name, "quantile", name)
+			return drift.Reference{}
+		}
+		quantiles[q] = value
+	}
+	r, err := drift.Quantiles(reference.N, quantiles)
+	if err != nil {
+		log.Warn("class drift is not watched: the reference cannot be", "model", e.Name, "err", err)
+	}
+	return r
+}
