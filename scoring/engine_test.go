@@ -278,3 +278,19 @@ decuwatch_sampler_requests{model="tiny"} 0
 		t.Error(problems, err)
 	}
 }
+
+// A graph whose weights lie in external data files scores as the one that holds them itself.
+func TestExternalData(t *testing.T) {
+	r := Request{Key: "a", Class: 1, Seed: 3}
+	inside, err := open(t, Options{Ensemble: tiny, Threads: 1}).Score(t.Context(), r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	outside, err := open(t, Options{Ensemble: "testdata/tiny-external", Threads: 1}).Score(t.Context(), r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !Agrees(inside.ClassGap.Value, outside.ClassGap.Value) || !Agrees(inside.RequestRisk.Value, outside.RequestRisk.Value) {
+		t.Errorf("%v and %v, with external data %v and %v", inside.ClassGap.Value, inside.RequestRisk.Value, outside.ClassGap.Value, outside.RequestRisk.Value)
+	}
+}
