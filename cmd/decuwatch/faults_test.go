@@ -82,6 +82,8 @@ func newBench(t *testing.T, natsURL, pgURL string) *bench {
 	b.flags = []string{
 		"--consumers.ack-wait=1s", "--consumers.max-deliver=1000", "--consumers.max-in-flight=16", "--consumers.retry-delay=50ms",
 		"--consumers.retry-max-delay=500ms", "--consumers.drain-timeout=20s", "--postgres.commit-timeout=2s", "--postgres.lock-timeout=1s",
+		// Every alert is sent, and there are no others than those on scores.
+		"--volume.class-per-hour=0", "--volume.model-per-hour=0", "--patrol.run-length=1e300",
 	}
 	js, err := jetstream.New(natstest.Connect(t, natsURL))
 	if err != nil {
