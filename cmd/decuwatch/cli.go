@@ -44,6 +44,8 @@ type cli struct {
 	Replay     replayCmd     `cmd:"" help:"Compute a stored score again and compare."`
 	Reconcile  reconcileCmd  `cmd:"" help:"Hold every message of the streams against Postgres."`
 	Thresholds thresholdsCmd `cmd:"" help:"List and set thresholds."`
+	Review     reviewCmd     `cmd:"" help:"Work the queue of alerts: look, decide, count."`
+	Canary     canaryCmd     `cmd:"" help:"Publish known under-trained classes and tell when no alert fires."`
 	Ensemble   ensembleCmd   `cmd:"" help:"Look at an ensemble directory, or verify it."`
 	Migrate    migrateCmd    `cmd:"" help:"Create, upgrade or remove the tables."`
 	Version    versionCmd    `cmd:"" help:"Print the version."`

@@ -279,11 +279,6 @@ func (c AlertsConfig) config() alerts.StreamConfig {
 	return alerts.StreamConfig{Name: c.Stream, MaxAge: c.MaxAge, MaxBytes: c.MaxBytes, Replicas: c.Replicas}
 }
 
-// ReviewConfig says what enters review beside alerts.
-type ReviewConfig struct {
-	Share float64 `name:"share" default:"0.01" help:"Share of scores without an alert that enter review unmarked, so that recall can be estimated; 0 to 1. Defaults to 0.01."`
-}
-
 // MetricsConfig is the mux of metrics, health and profiles.
 type MetricsConfig struct {
 	Address        string `name:"address" default:"127.0.0.1:9464" help:"Address of /metrics, /healthz and /readyz; port 0 is any free one. It has no authentication: keep it on a network of your own. Defaults to 127.0.0.1:9464."`

@@ -31,14 +31,15 @@ import (
 )
 
 type demoCmd struct {
-	Dir      string        `default:".decuwatch" placeholder:"DIR" help:"Where the servers keep their data; a second run uses it again."`
-	Requests int           `default:"200" help:"Generation requests to publish."`
-	Ensemble string        `default:"ensembles/fashion-mnist" placeholder:"PATH" help:"Ensemble that scores."`
-	Stay     string        `default:"auto" enum:"auto,yes,no" help:"Stay up after the summary until Ctrl-C: yes, no, or auto, which is yes on a terminal."`
-	Timeout  time.Duration `default:"10m" help:"Longest time until every request has its verdict."`
-	NATSPort int           `name:"nats-port" default:"4222" help:"Port of the NATS server where it is free, else any; 0 is any."`
-	HTTPPort int           `name:"metrics-port" default:"9464" help:"Port of metrics and health where it is free, else any; 0 is any."`
-	Library  string        `name:"scoring.library" placeholder:"FILE" help:"ONNX Runtime's shared library. Defaults to where serve finds it."`
+	Dir        string        `default:".decuwatch" placeholder:"DIR" help:"Where the servers keep their data; a second run uses it again."`
+	Requests   int           `default:"200" help:"Generation requests to publish."`
+	Ensemble   string        `default:"ensembles/fashion-mnist" placeholder:"PATH" help:"Ensemble that scores."`
+	Stay       string        `default:"auto" enum:"auto,yes,no" help:"Stay up after the summary until Ctrl-C: yes, no, or auto, which is yes on a terminal."`
+	Timeout    time.Duration `default:"10m" help:"Longest time until every request has its verdict."`
+	NATSPort   int           `name:"nats-port" default:"4222" help:"Port of the NATS server where it is free, else any; 0 is any."`
+	HTTPPort   int           `name:"metrics-port" default:"9464" help:"Port of metrics and health where it is free, else any; 0 is any."`
+	ReviewPort int           `default:"8080" help:"Port of the review page where it is free, else any; 0 is any."`
+	Library    string        `name:"scoring.library" placeholder:"FILE" help:"ONNX Runtime's shared library. Defaults to where serve finds it."`
 }
 
 func (demoCmd) Help() string {
@@ -102,6 +103,7 @@ func (c *demoCmd) Run(ctx context.Context, s *streams) (err error) {
 
 	cfg := defaultConfig()
 	cfg.NATS.URL, cfg.Postgres.URL, cfg.Metrics.Address = broker.ClientURL(), database.URL(), loopback(freePort(c.HTTPPort))
+	cfg.Review.Address = loopback(freePort(c.ReviewPort))
 	cfg.Scoring.Ensembles, cfg.Scoring.Library = []string{c.Ensemble}, c.Library
 	store, err := postgres.Open(ctx, cfg.Postgres.config(log))
 	if err != nil {
@@ -125,6 +127,7 @@ func (c *demoCmd) Run(ctx context.Context, s *streams) (err error) {
 		return errors.Join(context.Cause(life.ctx), fmt.Errorf("see %s", logFile.Name()))
 	}
 	say("monitor", "serving, http://%s/metrics", up.metrics)
+	say("review", "http://%s/", up.review)
 
 	nc, err := cfg.NATS.connect("demo", false, log)
 	if err != nil {

@@ -155,7 +155,7 @@ func TestEventsBecomeAlerts(t *testing.T) {
 
 	// Two models at once.
 	collector, spans := collect(t)
-	serve := start(t, user.env, "serve", "--tracing.endpoint="+collector, "-e", shipped, "-e", faultEnsemble, "--metrics.address=127.0.0.1:0", "--metrics.pprof", "--scoring.threads=1", "--review.share=0")
+	serve := start(t, user.env, "serve", "--tracing.endpoint="+collector, "-e", shipped, "-e", faultEnsemble, "--metrics.address=127.0.0.1:0", "--review.address=127.0.0.1:0", "--metrics.pprof", "--scoring.threads=1", "--review.share=0")
 	mux := metricsAddress(t, serve)
 	holds(t, serve.tail(), "no threshold applies")
 	for page, want := range map[string]string{"/healthz": "alive", "/readyz": "ready", "/debug/pprof/cmdline": ""} {

@@ -1,0 +1,151 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/decuwatch/decuwatch/consumers"
+	"github.com/decuwatch/decuwatch/review"
+	"github.com/decuwatch/decuwatch/schema"
+	"github.com/decuwatch/decuwatch/schema/postgres"
+	"github.com/decuwatch/decuwatch/scoring/ensemble"
+)
+
+type canaryCmd struct {
+	Ensembles []string      `name:"scoring.ensembles" short:"e" required:"" placeholder:"PATH" help:"Ensembles whose under-trained classes are published: directories, or manifests."`
+	Every     time.Duration `default:"5m" help:"Time between two canaries of a model."`
+	Deadline  time.Duration `default:"1m" help:"By when an alert must have fired."`
+	Once      bool          `help:"Publish one canary of each model, wait for its alert, and end: exit code 3 where it is missed."`
+	Listen    string        `default:"127.0.0.1:9465" help:"Address of /metrics; port 0 is any free one, none is no metrics."`
+
+	NATS     NATSConfig     `embed:"" prefix:"nats." group:"NATS"`
+	Stream   StreamConfig   `embed:"" prefix:"stream." group:"Stream of events"`
+	Alerts   AlertsConfig   `embed:"" prefix:"alerts." group:"Alerts"`
+	Postgres PostgresConfig `embed:"" prefix:"postgres." group:"Postgres"`
+}
+
+func (canaryCmd) Help() string {
+	return `Publishes events of classes that the ensemble is known to know too little, by the training images that its manifest counts, and expects an alert on each. One that does not come is an alert of its own, of the kind canary_missed, and a metric: so a monitor that is silent because it is broken is told from one that has nothing to say. Canaries carry the label decuwatch.canary and enter neither review nor statistics.
+
+Examples:
+
+  decuwatch canary -e ensembles/fashion-mnist
+  decuwatch canary -e ensembles/fashion-mnist --once --deadline 30s`
+}
+
+func (c *canaryCmd) Run(ctx context.Context, s *streams, log *slog.Logger) (err error) {
+	if err := c.Postgres.validate(); err != nil {
+		return err
+	}
+	if c.Every <= 0 || c.Deadline <= 0 {
+		return usage("--every and --deadline must be positive")
+	}
+	manifests := make([]*ensemble.Manifest, 0, len(c.Ensembles))
+	for _, path := range c.Ensembles {
+		e, err := ensemble.Open(path)
+		if err != nil {
+			return err
+		}
+		manifests = append(manifests, &e.Manifest)
+	}
+	life := newLifecycle(ctx, log)
+	defer func() { err = joinEnd(err, life) }()
+	nc, err := c.NATS.connect("canary", !c.Once, log)
+	if err != nil {
+		return err
+	}
+	life.undo("NATS", func() error { nc.Close(); return nil })
+	js, err := jetstream.New(nc)
+	if err != nil {
+		return err
+	}
+	_, sinks, err := c.Alerts.sinks(js)
+	if err != nil {
+		return err
+	}
+	names := make([]string, len(sinks))
+	for i, sink := range sinks {
+		names[i] = sink.Name()
+	}
+	store, err := postgres.Open(ctx, c.Postgres.config(log, names...))
+	if err != nil {
+		return err
+	}
+	life.undo("Postgres", func() error { store.Close(); return nil })
+
+	reg := newRegistry()
+	publish := func(ctx context.Context, ev schema.Event) error {
+		ctx, cancel := context.WithTimeout(ctx, c.Deadline)
+		defer cancel()
+		if _, err := consumers.EnsureStream(ctx, js, Config{Stream: c.Stream}.consumers(nil)); err != nil {
+			return err
+		}
+		_, err := schema.Publish(ctx, js, ev)
+		return err
+	}
+	canary, err := review.NewCanary(store, publish, manifests, review.CanaryConfig{Every: c.Every, Deadline: c.Deadline, Registerer: reg, Log: log})
+	if err != nil {
+		return err
+	}
+	if c.Once {
+		return c.once(ctx, s, canary, manifests)
+	}
+	if c.Listen != noPage {
+		listener, err := net.Listen("tcp", c.Listen)
+		if err != nil {
+			return fmt.Errorf("listen on --listen: %w", err)
+		}
+		mux := http.NewServeMux()
+		mux.Handle("GET /metrics", promhttp.HandlerFor(reg, promhttp.HandlerOpts{EnableOpenMetrics: true}))
+		life.run("metrics", func(ctx context.Context) error { return serveHTTP(ctx, listener, mux) })
+		log.Info("publishing canaries", "every", c.Every, "deadline", c.Deadline, "metrics", "http://"+listener.Addr().String()+"/metrics")
+	}
+	life.run("canary", canary.Run)
+	return life.wait()
+}
+
+// once publishes one canary of each model and waits for what becomes of it.
+func (c *canaryCmd) once(ctx context.Context, s *streams, canary *review.Canary, manifests []*ensemble.Manifest) error {
+	mine := map[string]bool{}
+	for _, m := range manifests {
+		sent, err := canary.Send(ctx, m.Name)
+		if err != nil {
+			return err
+		}
+		mine[sent.EventID] = true
+		fmt.Fprintf(s.out, "published %s, class %s of %s\n", sent.EventID, printable(sent.ClassLabel), m.Name)
+	}
+	tick := time.NewTicker(100 * time.Millisecond)
+	defer tick.Stop()
+	missed := false
+	for len(mine) > 0 {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-tick.C:
+		}
+		closed, err := canary.Decide(ctx)
+		if err != nil {
+			return err
+		}
+		for _, k := range closed {
+			if !mine[k.EventID] {
+				continue
+			}
+			delete(mine, k.EventID)
+			fmt.Fprintf(s.out, "%s is %s\n", k.EventID, k.Outcome)
+			missed = missed || k.Outcome == postgres.CanaryMissed
+		}
+	}
+	if missed {
+		return errDifference
+	}
+	return nil
+}

@@ -1,0 +1,372 @@
+package review
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/decuwatch/decuwatch/schema"
+	"github.com/decuwatch/decuwatch/schema/postgres"
+	"github.com/decuwatch/decuwatch/scoring"
+	"github.com/decuwatch/decuwatch/scoring/ensemble"
+)
+
+// Gatherer reruns a request for its evidence, behind live work: a *scoring.Engine.
+type Gatherer interface {
+	Evidence(ctx context.Context, r scoring.Request) (scoring.Evidence, error)
+	Ensemble() *ensemble.Ensemble
+}
+
+// Jobs is where evidence is owed and kept: a *postgres.Store.
+type Jobs interface {
+	NextEvidence(ctx context.Context, ensembleDigests []string, lease time.Duration) (postgres.EvidenceJob, bool, error)
+	StoreEvidence(ctx context.Context, job postgres.EvidenceJob, files []postgres.EvidenceFile) (bool, error)
+	FailEvidence(ctx context.Context, job postgres.EvidenceJob, reason string, next time.Time, final bool) error
+	EvidenceStats(ctx context.Context) (postgres.EvidenceStats, error)
+	Listen(ctx context.Context, channel string, notify func()) error
+}
+
+// WorkerConfig is the configuration of a Worker.
+type WorkerConfig struct {
+	Workers     int           // jobs at a time. Defaults to 1
+	Lease       time.Duration // longest time of one attempt. Defaults to 5 minutes
+	MaxAttempts int           // then the job has failed. Defaults to 4
+	RetryDelay  time.Duration // after the first failed attempt; doubles with each further one. Defaults to 10 s
+	Poll        time.Duration // how often jobs are looked for although nothing was announced. Defaults to 5 s
+	ImageSide   int           // pixels of an image's longer side, at most; larger ones are scaled down. 16 to 512. Defaults to 512
+	Registerer  prometheus.Registerer
+	Log         *slog.Logger // Defaults to slog.Default()
+}
+
+// WithDefaults returns the configuration with every field that is not set at its default.
+func (c WorkerConfig) WithDefaults() WorkerConfig {
+	set := func(v *time.Duration, d time.Duration) {
+		if *v == 0 {
+			*v = d
+		}
+	}
+	set(&c.Lease, 5*time.Minute)
+	set(&c.RetryDelay, 10*time.Second)
+	set(&c.Poll, 5*time.Second)
+	if c.Workers == 0 {
+		c.Workers = 1
+	}
+	if c.MaxAttempts == 0 {
+		c.MaxAttempts = 4
+	}
+	if c.ImageSide == 0 {
+		c.ImageSide = 512
+	}
+	if c.Log == nil {
+		c.Log = slog.Default()
+	}
+	return c
+}
+
+func (c WorkerConfig) validate() error {
+	switch {
+	case c.Workers < 1 || c.Workers > 64:
+		return fmt.Errorf("review: Workers is %d, must be 1 to 64", c.Workers)
+	case c.MaxAttempts < 1:
+		return fmt.Errorf("review: MaxAttempts is %d, must be at least 1", c.MaxAttempts)
+	case c.ImageSide < 16 || c.ImageSide > 512:
+		return fmt.Errorf("review: ImageSide is %d, must be 16 to 512", c.ImageSide)
+	case c.Lease < time.Second || c.RetryDelay < 0 || c.Poll < 0:
+		return errors.New("review: Lease must be at least 1s, RetryDelay and Poll must not be negative")
+	}
+	return nil
+}
+
+// Worker makes the evidence that is owed to reviews. Several processes may run one on the same database: no job is done twice.
+type Worker struct {
+	config  WorkerConfig
+	jobs    Jobs
+	engines map[string]Gatherer // by ensemble digest
+	metrics *workerMetrics
+	wake    chan struct{}
+}
+
+// NewWorker returns a worker that reruns requests on the engines. It fails where a number of the configuration is out of its bounds
+// or its metrics are registered already.
+func NewWorker(jobs Jobs, engines []Gatherer, c WorkerConfig) (*Worker, error) {
+	c = c.WithDefaults()
+	if err := c.validate(); err != nil {
+		return nil, err
+	}
+	m, err := newWorkerMetrics(c.Registerer)
+	if err != nil {
+		return nil, err
+	}
+	w := &Worker{config: c, jobs: jobs, engines: map[string]Gatherer{}, metrics: m, wake: make(chan struct{}, 1)}
+	for _, e := range engines {
+		w.engines[e.Ensemble().Digest] = e
+	}
+	return w, nil
+}
+
+// Run works until ctx ends and returns nil. An attempt that is under way then is broken off and made again by the next process.
+func (w *Worker) Run(ctx context.Context) error {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_ = w.jobs.Listen(ctx, postgres.ChannelReviews, func() { // returns when ctx ends
+			select {
+			case w.wake <- struct{}{}:
+			default:
+			}
+		})
+	}()
+	running := make(chan struct{})
+	for range w.config.Workers {
+		go func() {
+			defer func() { running <- struct{}{} }()
+			w.work(ctx)
+		}()
+	}
+	for range w.config.Workers {
+		<-running
+	}
+	<-done
+	return nil
+}
+
+func (w *Worker) work(ctx context.Context) {
+	digests := slices.Sorted(maps.Keys(w.engines))
+	for ctx.Err() == nil {
+		found, err := w.once(ctx, digests)
+		if err != nil && ctx.Err() == nil {
+			w.config.Log.Warn("evidence jobs are not available", "err", err)
+		}
+		if found && err == nil {
+			continue
+		}
+		w.measure(ctx)
+		timer := time.NewTimer(w.config.Poll)
+		select {
+		case <-ctx.Done():
+		case <-timer.C:
+		case <-w.wake:
+		}
+		timer.Stop()
+	}
+}
+
+// margin is what is left of a lease for storing what was made.
+const margin = 5
+
+// once does one job; false where none is due.
+func (w *Worker) once(ctx context.Context, digests []string) (bool, error) {
+	job, found, err := w.jobs.NextEvidence(ctx, digests, w.config.Lease)
+	if !found || err != nil {
+		return found, err
+	}
+	start := time.Now()
+	attempt, cancel := context.WithTimeoutCause(ctx, w.config.Lease-w.config.Lease/margin, fmt.Errorf("evidence timed out after %s", w.config.Lease-w.config.Lease/margin))
+	files, err := w.gather(attempt, job)
+	if err != nil && attempt.Err() != nil {
+		err = context.Cause(attempt)
+	}
+	cancel()
+	if ctx.Err() != nil {
+		// The job goes back: this attempt was ours to break off.
+		back, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+		defer cancel()
+		return true, w.jobs.FailEvidence(back, job, "the process ended", time.Now(), false)
+	}
+	if err != nil {
+		return true, w.fail(ctx, job, err)
+	}
+	stored, err := w.jobs.StoreEvidence(ctx, job, files)
+	if err != nil {
+		return true, err // the lease ends, and the job is done again
+	}
+	if stored {
+		w.metrics.attempts.WithLabelValues("done").Inc()
+		w.metrics.seconds.Observe(time.Since(start).Seconds())
+		w.config.Log.Debug("evidence is stored", "review", job.ReviewID, "files", len(files), "took", time.Since(start))
+	}
+	return true, nil
+}
+
+// fail records a failed attempt: the last one, or one that no other try can better, is final.
+func (w *Worker) fail(ctx context.Context, job postgres.EvidenceJob, cause error) error {
+	final := job.Attempt >= w.config.MaxAttempts || hopeless(cause)
+	outcome := "retried"
+	if final {
+		outcome = "failed"
+	}
+	w.metrics.attempts.WithLabelValues(outcome).Inc()
+	w.config.Log.Warn("evidence could not be made", "review", job.ReviewID, "attempt", job.Attempt, "final", final, "err", cause)
+	wait := w.config.RetryDelay << min(job.Attempt-1, 10)
+	return w.jobs.FailEvidence(ctx, job, cause.Error(), time.Now().Add(wait), final)
+}
+
+var errNoScore = errors.New("the score was dropped by retention")
+
+// hopeless reports an error that no other try betters.
+func hopeless(err error) bool {
+	var broken *scoring.NonFiniteError
+	return errors.Is(err, errNoScore) || errors.As(err, &broken) || errors.Is(err, scoring.ErrUnknownClass) || errors.Is(err, scoring.ErrNoise) ||
+		errors.Is(err, scoring.ErrSettings) || errors.Is(err, scoring.ErrTooLarge)
+}
+
+// gather makes the files of one job.
+func (w *Worker) gather(ctx context.Context, job postgres.EvidenceJob) ([]postgres.EvidenceFile, error) {
+	if job.Score == nil {
+		return nil, errNoScore
+	}
+	engine := w.engines[job.Score.Receipt.EnsembleDigest]
+	if engine == nil {
+		return nil, fmt.Errorf("no ensemble %s is open here", job.Score.Receipt.EnsembleDigest)
+	}
+	evidence, err := engine.Evidence(ctx, Request(job.Score))
+	if err != nil {
+		return nil, err
+	}
+	return files(*job.Score, evidence, engine.Ensemble().Image, w.config.ImageSide)
+}
+
+// Request returns the request that reruns a stored score.
+func Request(s *schema.Score) scoring.Request {
+	measure := func(m schema.Measurement) scoring.Measure {
+		return scoring.Measure{BranchStep: m.BranchStep, RolloutSteps: m.RolloutSteps, Estimator: m.Estimator}
+	}
+	r := s.Receipt
+	return scoring.Request{
+		Key: s.Event.Source + "\n" + s.Event.ID, Class: s.ClassIndex, Seed: r.Seed, Noise: r.Noise,
+		Profile: scoring.Profile{
+			Steps: r.Steps, GuidanceScale: r.GuidanceScale, Eta: r.Eta, ClassGap: measure(s.ClassGap), RequestRisk: measure(s.RequestRisk),
+		},
+		Priority: scoring.Background,
+	}
+}
+
+// Names of the files of a review's evidence. The image of component i is "image-i".
+const (
+	fileMap     = "map"
+	fileNumbers = "numbers"
+)
+
+// Numbers are the numbers of a review's evidence, its file "numbers".
+type Numbers struct {
+	Carrier    int             `json:"carrier"` // component whose path the score followed
+	ClassGap   float64         `json:"class_gap"`
+	Risk       float64         `json:"request_risk"`
+	Agrees     bool            `json:"agrees"`      // the two values are the stored ones within the tolerance
+	Width      int             `json:"width"`       // of the images as they were generated
+	Height     int             `json:"height"`      //
+	Diversity  float64         `json:"diversity"`   // 1 minus the mean structural similarity of different components' images
+	Similarity [][]float64     `json:"similarity"`  // M x M
+	Final      float64         `json:"final"`       // mean pairwise distance of the final latents
+	MapMax     float64         `json:"map_max"`     // greatest value of the map, in nats
+	MapMean    float64         `json:"map_mean"`    // in nats
+	UpperBound float64         `json:"upper_bound"` // ln M, the end of the map's colours
+	Trajectory []TrajectoryDot `json:"trajectory"`
+}
+
+// TrajectoryDot is the disagreement of the components where they leave the shared path at one step.
+type TrajectoryDot struct {
+	Step         int     `json:"step"`
+	Value        float64 `json:"value"`         // PaiDE, in nats
+	MeanDistance float64 `json:"mean_distance"` // cannot saturate
+}
+
+// files returns the files of evidence: an image for each component, the map, the numbers.
+func files(score schema.Score, e scoring.Evidence, shape ensemble.Image, side int) ([]postgres.EvidenceFile, error) {
+	var list []postgres.EvidenceFile
+	for i, pixels := range e.Images {
+		body, err := encodeImage(pixels, shape, side)
+		if err != nil {
+			return nil, fmt.Errorf("image %d: %w", i, err)
+		}
+		list = append(list, postgres.EvidenceFile{Name: fmt.Sprintf("image-%d", i), ContentType: "image/png", Body: body})
+	}
+	bound := e.Result.ClassGap.UpperBound
+	for _, m := range e.Trajectory {
+		bound = max(bound, m.UpperBound)
+	}
+	heat, err := encodeMap(e.ImageMap, shape.Width, shape.Height, bound, side)
+	if err != nil {
+		return nil, fmt.Errorf("map: %w", err)
+	}
+	list = append(list, postgres.EvidenceFile{Name: fileMap, ContentType: "image/png", Body: heat})
+	n := Numbers{
+		Carrier: e.Result.Receipt.Carrier, ClassGap: e.Result.ClassGap.Value, Risk: e.Result.RequestRisk.Value,
+		Agrees: scoring.Agrees(e.Result.ClassGap.Value, score.ClassGap.Value) && scoring.Agrees(e.Result.RequestRisk.Value, score.RequestRisk.Value),
+		Width:  shape.Width, Height: shape.Height, Diversity: e.Diversity, Similarity: e.Similarity, Final: e.Final.Value, UpperBound: bound,
+	}
+	for _, v := range e.ImageMap {
+		n.MapMax = max(n.MapMax, v)
+		n.MapMean += v / float64(len(e.ImageMap))
+	}
+	for _, m := range e.Trajectory {
+		n.Trajectory = append(n.Trajectory, TrajectoryDot{m.BranchStep, m.Value, m.MeanDistance})
+	}
+	body, err := json.Marshal(n)
+	if err != nil {
+		return nil, fmt.Errorf("numbers: %w", err)
+	}
+	return append(list, postgres.EvidenceFile{Name: fileNumbers, ContentType: "application/json", Body: body}), nil
+}
+
+// measure keeps the metrics of what is owed.
+func (w *Worker) measure(ctx context.Context) {
+	s, err := w.jobs.EvidenceStats(ctx)
+	if err != nil {
+		return // the next turn says so
+	}
+	w.metrics.pending.Set(float64(s.Pending))
+	w.metrics.failed.Set(float64(s.Failed))
+	age := 0.0
+	if !s.Oldest.IsZero() {
+		age = max(0, time.Since(s.Oldest).Seconds())
+	}
+	w.metrics.oldest.Set(age)
+}
+
+type workerMetrics struct {
+	attempts                *prometheus.CounterVec
+	seconds                 prometheus.Histogram
+	pending, failed, oldest prometheus.Gauge
+}
+
+func newWorkerMetrics(reg prometheus.Registerer) (*workerMetrics, error) {
+	gauge := func(name, help string) prometheus.Gauge {
+		return prometheus.NewGauge(prometheus.GaugeOpts{Name: name, Help: help})
+	}
+	m := &workerMetrics{
+		attempts: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "decuwatch_evidence_attempts_total", Help: "Attempts to make the evidence of a review: done, retried or failed for good.",
+		}, []string{"outcome"}),
+		seconds: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "decuwatch_evidence_seconds", Help: "Time that the evidence of one review took, behind live work.", Buckets: prometheus.ExponentialBuckets(0.01, 2, 15),
+		}),
+		pending: gauge("decuwatch_evidence_pending", "Reviews that wait for their evidence."),
+		failed:  gauge("decuwatch_evidence_failed", "Reviews whose evidence failed for good."),
+		oldest:  gauge("decuwatch_evidence_oldest_seconds", "Age of the oldest review that waits for its evidence."),
+	}
+	for _, outcome := range []string{"done", "retried", "failed"} {
+		m.attempts.WithLabelValues(outcome)
+	}
+	return m, register(reg, m.attempts, m.seconds, m.pending, m.failed, m.oldest)
+}
+
+// register registers collectors; a nil registerer takes none.
+func register(reg prometheus.Registerer, collectors ...prometheus.Collector) error {
+	if reg == nil {
+		return nil
+	}
+	for _, c := range collectors {
+		if err := reg.Register(c); err != nil {
+			return fmt.Errorf("review: %w", err)
+		}
+	}
+	return nil
+}

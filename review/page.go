@@ -1,0 +1,711 @@
+package review
+
+import (
+	"bytes"
+	"context"
+	"embed"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"html/template"
+	"io/fs"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/decuwatch/decuwatch/schema"
+	"github.com/decuwatch/decuwatch/schema/postgres"
+)
+
+// The page's files. htmx.min.js is dist/htmx.min.js of the npm package htmx.org 2.0.11 (Zero-Clause BSD, see htmx.LICENSE), SHA-256
+// d6fdc75f204e6bdefa99b69bf1e6d4ac69b8a364f77929f45c13476b4000f717.
+//
+//go:embed static templates
+var assetFiles embed.FS
+
+// PageConfig is the configuration of a Page.
+type PageConfig struct {
+	Access Access
+	Window time.Duration // how far back the distribution of a class reaches. Defaults to 90 days
+	Log    *slog.Logger  // Defaults to slog.Default()
+}
+
+// Page is the review page: the queue, one review, the statistics. It is safe for concurrent use.
+type Page struct {
+	config    PageConfig
+	store     *postgres.Store
+	desk      *Desk
+	access    *access
+	templates map[string]*template.Template
+	handler   http.Handler
+}
+
+// NewPage returns the page that is served on the listener's address. It fails where that can be reached from other machines
+// without authentication, and where the Access is out of its bounds.
+func NewPage(store *postgres.Store, address net.Addr, c PageConfig) (*Page, error) {
+	if c.Window == 0 {
+		c.Window = 90 * 24 * time.Hour
+	}
+	if c.Log == nil {
+		c.Log = slog.Default()
+	}
+	a, err := newAccess(c.Access, address)
+	if err != nil {
+		return nil, err
+	}
+	p := &Page{config: c, store: store, desk: NewDesk(store), access: a, templates: map[string]*template.Template{}}
+	for _, name := range []string{"queue", "review", "alert", "stats", "login", "error"} {
+		t, err := template.New("layout.html").Funcs(functions).ParseFS(assetFiles, "templates/layout.html", "templates/"+name+".html")
+		if err != nil {
+			return nil, fmt.Errorf("review: %w", err)
+		}
+		p.templates[name] = t
+	}
+	static, err := fs.Sub(assetFiles, "static")
+	if err != nil {
+		return nil, err
+	}
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /{$}", p.page(p.queue))
+	mux.HandleFunc("GET /review/{id}", p.page(p.review))
+	mux.HandleFunc("POST /review/{id}", p.page(p.act))
+	mux.HandleFunc("GET /review/{id}/evidence/{name}", p.page(p.evidence))
+	mux.HandleFunc("GET /stats", p.page(p.stats))
+	mux.HandleFunc("GET /login", p.login)
+	mux.HandleFunc("POST /login", p.login)
+	mux.HandleFunc("POST /logout", p.logout)
+	assets := http.StripPrefix("/static/", http.FileServerFS(static))
+	mux.HandleFunc("GET /static/{file}", func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Cache-Control", "max-age=300")
+		assets.ServeHTTP(w, r)
+	})
+	mux.HandleFunc("/", p.page(func(http.ResponseWriter, *http.Request, string) error {
+		return fmt.Errorf("there is no such page: %w", postgres.ErrNotFound)
+	}))
+	p.handler = secured(mux)
+	return p, nil
+}
+
+// ServeHTTP answers one request.
+func (p *Page) ServeHTTP(w http.ResponseWriter, r *http.Request) { p.handler.ServeHTTP(w, r) }
+
+// view is what every template gets.
+type view struct {
+	Title    string
+	Reviewer string
+	Open     bool // the page is for this machine alone
+	Token    bool // a session can be ended
+	Error    string
+	Content  any
+}
+
+// page wraps a handler that knows the reviewer; its error becomes an answer.
+func (p *Page) page(f func(w http.ResponseWriter, r *http.Request, reviewer string) error) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		reviewer, err := p.access.who(r)
+		if err != nil {
+			p.refuse(w, r, err)
+			return
+		}
+		if err := f(w, r, reviewer); err != nil {
+			p.fail(w, r, reviewer, err)
+		}
+	}
+}
+
+// refuse answers a visitor who is not known.
+func (p *Page) refuse(w http.ResponseWriter, r *http.Request, err error) {
+	if errors.Is(err, errNoSession) {
+		if r.Method == http.MethodGet && strings.Contains(r.Header.Get("Accept"), "text/html") && r.Header.Get("HX-Request") == "" {
+			http.Redirect(w, r, "/login?to="+url.QueryEscape(r.URL.RequestURI()), http.StatusSeeOther)
+			return
+		}
+		w.Header().Set("WWW-Authenticate", `Bearer realm="decuwatch review"`)
+		w.Header().Set("HX-Redirect", "/login")
+		http.Error(w, err.Error(), http.StatusUnauthorized)
+		return
+	}
+	http.Error(w, err.Error(), http.StatusForbidden)
+}
+
+// fail answers an error.
+func (p *Page) fail(w http.ResponseWriter, r *http.Request, reviewer string, err error) {
+	status := http.StatusInternalServerError
+	text := "The database did not answer as it should. Try again; the log has the reason."
+	var large *http.MaxBytesError
+	switch {
+	case errors.Is(err, context.Canceled) && r.Context().Err() != nil:
+		return
+	case errors.Is(err, postgres.ErrNotFound):
+		status, text = http.StatusNotFound, sentence(err)
+	case errors.Is(err, ErrRefused), errors.Is(err, errForm):
+		status, text = http.StatusUnprocessableEntity, sentence(err)
+	case errors.Is(err, ErrConflict):
+		status, text = http.StatusConflict, sentence(err)
+	case errors.As(err, &large):
+		status, text = http.StatusRequestEntityTooLarge, "That is too long."
+	default:
+		p.config.Log.Error("review page", "path", r.URL.Path, "err", err)
+	}
+	p.render(w, r, status, "error", view{Title: http.StatusText(status), Reviewer: reviewer, Error: text})
+}
+
+// sentence returns an error as a sentence.
+func sentence(err error) string {
+	s := err.Error()
+	return strings.ToUpper(s[:1]) + s[1:] + "."
+}
+
+func (p *Page) render(w http.ResponseWriter, r *http.Request, status int, name string, v view) {
+	v.Open = p.access.Token == "" && p.access.Header == ""
+	v.Token = p.access.Token != ""
+	var out bytes.Buffer
+	if err := p.templates[name].Execute(&out, v); err != nil {
+		p.config.Log.Error("review page", "template", name, "path", r.URL.Path, "err", err)
+		http.Error(w, "The page could not be made; the log has the reason.", http.StatusInternalServerError)
+		return
+	}
+	w.Header().Set("Content-Type", "text/html; charset=utf-8")
+	w.WriteHeader(status)
+	_, _ = w.Write(out.Bytes()) // the visitor may have gone
+}
+
+var errForm = errors.New("the form is not valid")
+
+// queuePage is the content of queue.html.
+type queuePage struct {
+	Tabs      []tab
+	Models    []string
+	Classes   []postgres.ReviewClass
+	Filter    url.Values
+	Rows      []row
+	Next      string // address of the next page, or ""
+	Here      string // address of this one, for refreshing
+	Evidence  postgres.EvidenceStats
+	Notices   []schema.Alert
+	Narrowed  bool // by severity: random draws are not among the rows
+	Assignees []string
+}
+
+type tab struct {
+	Name, Address string
+	Count         int
+	Current       bool
+}
+
+type row struct {
+	postgres.Review
+	Thumb string // address of an image, or ""
+}
+
+var tabs = []struct {
+	name, state string
+	states      []string
+}{
+	{"To do", "", []string{schema.ReviewOpen, schema.ReviewAcknowledged}},
+	{"Open", schema.ReviewOpen, []string{schema.ReviewOpen}},
+	{"Acknowledged", schema.ReviewAcknowledged, []string{schema.ReviewAcknowledged}},
+	{"Resolved", schema.ReviewResolved, []string{schema.ReviewResolved}},
+}
+
+const queueRows = 30
+
+func (p *Page) queue(w http.ResponseWriter, r *http.Request, reviewer string) error {
+	q := r.URL.Query()
+	filter, err := queueFilter(q)
+	if err != nil {
+		return err
+	}
+	counts, err := p.store.ReviewCounts(r.Context(), filter)
+	if err != nil {
+		return err
+	}
+	filter.Limit = queueRows + 1
+	reviews, err := p.store.Reviews(r.Context(), filter)
+	if err != nil {
+		return err
+	}
+	classes, err := p.store.ReviewClasses(r.Context())
+	if err != nil {
+		return err
+	}
+	stats, err := p.store.EvidenceStats(r.Context())
+	if err != nil {
+		return err
+	}
+	c := queuePage{Filter: q, Classes: classes, Evidence: stats, Here: "/?" + q.Encode(), Narrowed: filter.Severity != ""}
+	for _, class := range classes {
+		if !slices.Contains(c.Models, class.Model) {
+			c.Models = append(c.Models, class.Model)
+		}
+	}
+	for _, t := range tabs {
+		n := 0
+		for _, state := range t.states {
+			n += counts[state]
+		}
+		c.Tabs = append(c.Tabs, tab{t.name, "/?" + with(q, "state", t.state, "after", "").Encode(), n, q.Get("state") == t.state})
+	}
+	if len(reviews) > queueRows {
+		last := reviews[queueRows-1]
+		c.Next = "/?" + with(q, "after", last.OpenedAt.UTC().Format(time.RFC3339Nano)+" "+last.ID).Encode()
+		reviews = reviews[:queueRows]
+	}
+	for _, v := range reviews {
+		v = Unmarked(v)
+		one := row{Review: v}
+		if v.Evidence == postgres.EvidenceDone {
+			one.Thumb = "/review/" + url.PathEscape(v.ID) + "/evidence/image-0"
+		}
+		c.Rows = append(c.Rows, one)
+	}
+	if c.Notices, err = p.notices(r.Context()); err != nil {
+		return err
+	}
+	p.render(w, r, http.StatusOK, "queue", view{Title: "Queue", Reviewer: reviewer, Content: c})
+	return nil
+}
+
+// notices returns the alerts of the last day that are about no single score.
+func (p *Page) notices(ctx context.Context) ([]schema.Alert, error) {
+	all, err := p.store.Alerts(ctx, postgres.AlertFilter{NotKind: "score", Since: time.Now().Add(-24 * time.Hour), Limit: 4})
+	return all, err
+}
+
+// queueFilter reads the filter of the queue.
+func queueFilter(q url.Values) (postgres.ReviewFilter, error) {
+	f := postgres.ReviewFilter{Model: q.Get("model"), Assignee: q.Get("assignee"), Severity: q.Get("severity")}
+	found := false
+	for _, t := range tabs {
+		if t.state == q.Get("state") {
+			f.States, found = t.states, true
+		}
+	}
+	if !found {
+		return f, fmt.Errorf("%w: there is no state %q", errForm, q.Get("state"))
+	}
+	if f.Severity != "" && f.Severity != schema.SeverityWarn && f.Severity != schema.SeverityCritical {
+		return f, fmt.Errorf("%w: there is no severity %q", errForm, f.Severity)
+	}
+	if s := q.Get("class"); s != "" { // model/index
+		model, index, ok := strings.Cut(s, "/")
+		i, err := strconv.Atoi(index)
+		if !ok || err != nil || i < 0 {
+			return f, fmt.Errorf("%w: there is no class %q", errForm, s)
+		}
+		if f.Model != "" && f.Model != model {
+			return f, fmt.Errorf("%w: the class %q is not one of %s", errForm, s, f.Model)
+		}
+		f.Model, f.Class = model, &i
+	}
+	if s := q.Get("after"); s != "" {
+		at, id, ok := strings.Cut(s, " ")
+		t, err := time.Parse(time.RFC3339Nano, at)
+		if !ok || err != nil {
+			return f, fmt.Errorf("%w: there is no place %q", errForm, s)
+		}
+		f.After = &postgres.ReviewPlace{OpenedAt: t, ID: id}
+	}
+	return f, nil
+}
+
+// with returns values with some of them replaced.
+func with(q url.Values, pairs ...string) url.Values {
+	c := url.Values{}
+	for name, v := range q {
+		c[name] = v
+	}
+	for i := 0; i < len(pairs); i += 2 {
+		c.Del(pairs[i])
+		if pairs[i+1] != "" {
+			c.Set(pairs[i], pairs[i+1])
+		}
+	}
+	return c
+}
+
+// reviewPage is the content of review.html.
+type reviewPage struct {
+	Review     postgres.Review
+	Resolved   bool
+	Alert      *schema.Alert
+	Others     []string // ids of other alerts on the same event
+	Score      *schema.Score
+	Images     []string // addresses
+	Map        string
+	Numbers    *Numbers
+	Trajectory plot
+	Measures   []measurePage
+	Labels     []pair
+	Receipt    []pair
+	History    []postgres.ReviewEntry
+	Waiting    bool // for evidence
+	Expired    bool // evidence was dropped by retention
+}
+
+type pair struct{ Name, Value string }
+
+// measurePage is one measurement of a score among those of its class.
+type measurePage struct {
+	Name, Question string
+	schema.Measurement
+	Higher float64 // share of the class's other scores below this one
+	N      int
+	Plot   plot
+	Fired  bool // it raised the alert
+	Bounds []bound
+}
+
+func (p *Page) review(w http.ResponseWriter, r *http.Request, reviewer string) error {
+	return p.show(w, r, reviewer, r.PathValue("id"), nil)
+}
+
+// show renders a review, with what went wrong on the way there.
+func (p *Page) show(w http.ResponseWriter, r *http.Request, reviewer, id string, wrong error) error {
+	ctx := r.Context()
+	v, err := p.store.ReviewByID(ctx, id)
+	if errors.Is(err, postgres.ErrNotFound) && wrong == nil {
+		if alert, err := p.store.AlertByID(ctx, id); err == nil { // one about no single score
+			p.render(w, r, http.StatusOK, "alert", view{Title: Words(alert.Kind), Reviewer: reviewer, Content: alert})
+			return nil
+		}
+	}
+	if err != nil {
+		return err
+	}
+	if v.ID != id && wrong == nil {
+		http.Redirect(w, r, "/review/"+url.PathEscape(v.ID), http.StatusSeeOther)
+		return nil
+	}
+	c, err := p.load(ctx, v)
+	if err != nil {
+		return err
+	}
+	status, text := http.StatusOK, ""
+	if wrong != nil {
+		status, text = http.StatusUnprocessableEntity, sentence(wrong)
+		if errors.Is(wrong, ErrConflict) {
+			status = http.StatusConflict
+		}
+	}
+	p.render(w, r, status, "review", view{Title: v.ClassLabel, Reviewer: reviewer, Error: text, Content: c})
+	return nil
+}
+
+// load reads what a review's page shows.
+func (p *Page) load(ctx context.Context, v postgres.Review) (c reviewPage, err error) {
+	c = reviewPage{Review: v, Resolved: v.State == schema.ReviewResolved}
+	if c.History, err = p.store.ReviewHistory(ctx, v.ID); err != nil {
+		return c, err
+	}
+	if v.AlertID != "" {
+		alert, err := p.store.AlertByID(ctx, v.AlertID)
+		if err != nil {
+			return c, err
+		}
+		c.Alert = &alert
+	}
+	c.Score, err = p.store.ScoreByID(ctx, v.Source, v.EventID)
+	if err != nil && !errors.Is(err, postgres.ErrNotFound) {
+		return c, err
+	}
+	if c.Score != nil {
+		for _, name := range slices.Sorted(keys(c.Score.Event.Data.Labels)) {
+			c.Labels = append(c.Labels, pair{name, c.Score.Event.Data.Labels[name]})
+		}
+		c.Receipt = receipt(c.Score.Receipt)
+		if err := p.measures(ctx, &c); err != nil {
+			return c, err
+		}
+	}
+	list, err := p.store.EvidenceFiles(ctx, v.ID)
+	if err != nil {
+		return c, err
+	}
+	for _, f := range list {
+		address := "/review/" + url.PathEscape(v.ID) + "/evidence/" + url.PathEscape(f.Name)
+		switch {
+		case strings.HasPrefix(f.Name, "image-"):
+			c.Images = append(c.Images, address)
+		case f.Name == fileMap:
+			c.Map = address
+		case f.Name == fileNumbers:
+			file, err := p.store.EvidenceFile(ctx, v.ID, f.Name)
+			if err != nil {
+				return c, err
+			}
+			c.Numbers = &Numbers{}
+			if err := json.Unmarshal(file.Body, c.Numbers); err != nil {
+				return c, fmt.Errorf("numbers of %s: %w", v.ID, err)
+			}
+			c.Trajectory = trajectory(c.Numbers.Trajectory)
+		}
+	}
+	c.Waiting = v.Evidence == postgres.EvidencePending
+	c.Expired = v.Evidence == postgres.EvidenceDone && len(list) == 0
+	return c, nil
+}
+
+func keys[V any](m map[string]V) func(func(string) bool) {
+	return func(yield func(string) bool) {
+		for k := range m {
+			if !yield(k) {
+				return
+			}
+		}
+	}
+}
+
+// measures adds the two measurements of the score, each among those of its class.
+func (p *Page) measures(ctx context.Context, c *reviewPage) error {
+	s := c.Score
+	thresholds, err := p.store.Thresholds(ctx)
+	if err != nil {
+		return err
+	}
+	for _, m := range []measurePage{
+		{Name: schema.ClassGap, Question: "Does the ensemble know this class?", Measurement: s.ClassGap},
+		{Name: schema.RequestRisk, Question: "How risky is this request within its class?", Measurement: s.RequestRisk},
+	} {
+		const most = 5000
+		since := time.Now().Add(-p.config.Window)
+		values := func(class *int) ([]float64, error) {
+			return p.store.ScoreValues(ctx, s.Event.Data.Model, s.Receipt.EnsembleDigest, s.Receipt.Settings, m.Name, class, since, most)
+		}
+		class, err := values(&s.ClassIndex)
+		if err != nil {
+			return err
+		}
+		all, err := values(nil)
+		if err != nil {
+			return err
+		}
+		below := 0
+		for _, v := range class {
+			if v < m.Value {
+				below++
+			}
+		}
+		m.N = len(class)
+		if m.N > 1 {
+			m.Higher = float64(below) / float64(m.N-1)
+		}
+		m.Bounds = bounds(thresholds, s, m.Name)
+		m.Fired = c.Alert != nil && c.Alert.Measurement == m.Name
+		m.Plot = distribution(class, all, m.Value, m.Bounds, s.ClassLabel)
+		c.Measures = append(c.Measures, m)
+	}
+	return nil
+}
+
+// bounds returns the thresholds in force that a measurement of the score is held against: of each severity the class's, else its
+// cluster's, else the model's; and the absolute limit.
+func bounds(thresholds []schema.Threshold, s *schema.Score, measurement string) []bound {
+	var list []bound
+	for _, severity := range []string{schema.SeverityWarn, schema.SeverityCritical} {
+		for _, scopes := range [][]string{{"class", "cluster", "model"}, {"limit"}} {
+			for _, scope := range scopes {
+				i := slices.IndexFunc(thresholds, func(t schema.Threshold) bool {
+					return t.Model == s.Event.Data.Model && t.EnsembleDigest == s.Receipt.EnsembleDigest && t.Settings == s.Receipt.Settings &&
+						t.Measurement == measurement && t.Severity == severity && t.Scope == scope && (t.Class == nil || *t.Class == s.ClassIndex)
+				})
+				if i >= 0 {
+					list = append(list, bound{thresholds[i].Value, severity, scope})
+					break
+				}
+			}
+		}
+	}
+	return list
+}
+
+// receipt returns a receipt as it is shown.
+func receipt(r schema.Receipt) []pair {
+	list := []pair{
+		{"Ensemble", r.EnsembleDigest}, {"Settings", r.Settings}, {"Profile", r.Profile}, {"Seed", strconv.FormatUint(r.Seed, 10)}, {"Noise", r.Noise},
+		{"Carrier", "component " + strconv.Itoa(r.Carrier+1)}, {"U-Net rows", strconv.Itoa(r.Rows)}, {"Runtime", r.Runtime + " on " + r.Device},
+	}
+	for _, d := range r.Deviations {
+		list = append(list, pair{"Deviation", d})
+	}
+	return list
+}
+
+// act changes a review as a button or a form says.
+func (p *Page) act(w http.ResponseWriter, r *http.Request, reviewer string) error {
+	r.Body = http.MaxBytesReader(w, r.Body, 64<<10)
+	if err := r.ParseForm(); err != nil {
+		return err
+	}
+	id := r.PathValue("id")
+	version, err := strconv.Atoi(r.PostForm.Get("version"))
+	if err != nil || version < 1 {
+		return fmt.Errorf("%w: it names no version of the review", errForm)
+	}
+	do := r.PostForm.Get("do")
+	change := Change{Action: do, Actor: reviewer, Comment: r.PostForm.Get("comment"), Version: version}
+	switch {
+	case slices.Contains(Verdicts(), do):
+		change.Action, change.Verdict = Resolve, do
+	case do == Assign:
+		change.Assignee, change.Comment = strings.TrimSpace(r.PostForm.Get("assignee")), ""
+	case do == "evidence":
+		if err := p.store.RetryEvidence(r.Context(), id); err != nil {
+			return err
+		}
+		return p.done(w, r, reviewer, id)
+	}
+	if _, err := p.desk.Change(r.Context(), id, change); err != nil {
+		if errors.Is(err, ErrRefused) || errors.Is(err, ErrConflict) {
+			return p.show(w, r, reviewer, id, err)
+		}
+		return err
+	}
+	return p.done(w, r, reviewer, id)
+}
+
+// done shows the review after a change.
+func (p *Page) done(w http.ResponseWriter, r *http.Request, reviewer, id string) error {
+	if r.Header.Get("HX-Request") == "" {
+		http.Redirect(w, r, "/review/"+url.PathEscape(id), http.StatusSeeOther)
+		return nil
+	}
+	return p.show(w, r, reviewer, id, nil)
+}
+
+func (p *Page) evidence(w http.ResponseWriter, r *http.Request, _ string) error {
+	f, err := p.store.EvidenceFile(r.Context(), r.PathValue("id"), r.PathValue("name"))
+	if err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", f.ContentType)
+	w.Header().Set("Cache-Control", "private, max-age=3600")
+	http.ServeContent(w, r, "", f.MadeAt, bytes.NewReader(f.Body))
+	return nil
+}
+
+// statsPage is the content of stats.html.
+type statsPage struct {
+	Stats
+	Days     int
+	Spans    []int
+	Models   []string
+	Model    string
+	Canaries map[string]int
+}
+
+func (p *Page) stats(w http.ResponseWriter, r *http.Request, reviewer string) error {
+	c := statsPage{Days: 30, Spans: []int{1, 7, 30, 90}, Model: r.URL.Query().Get("model")}
+	if s := r.URL.Query().Get("days"); s != "" {
+		days, err := strconv.Atoi(s)
+		if err != nil || days < 1 || days > 3650 {
+			return fmt.Errorf("%w: days is %q, must be 1 to 3650", errForm, s)
+		}
+		c.Days = days
+	}
+	classes, err := p.store.ReviewClasses(r.Context())
+	if err != nil {
+		return err
+	}
+	for _, class := range classes {
+		if !slices.Contains(c.Models, class.Model) {
+			c.Models = append(c.Models, class.Model)
+		}
+	}
+	now := time.Now()
+	from := now.AddDate(0, 0, -c.Days)
+	if c.Stats, err = LoadStats(r.Context(), p.store, c.Model, nil, from, now); err != nil {
+		return err
+	}
+	if c.Canaries, err = p.store.CanaryCounts(r.Context(), c.Model, from); err != nil {
+		return err
+	}
+	p.render(w, r, http.StatusOK, "stats", view{Title: "Statistics", Reviewer: reviewer, Content: c})
+	return nil
+}
+
+// loginPage is the content of login.html.
+type loginPage struct {
+	To   string
+	Name string
+}
+
+// login asks for a name, and for the token where there is one.
+func (p *Page) login(w http.ResponseWriter, r *http.Request) {
+	if p.access.Header != "" || p.access.Token == "" && !p.access.local(r.Host) {
+		p.refuse(w, r, errHost)
+		return
+	}
+	r.Body = http.MaxBytesReader(w, r.Body, 16<<10)
+	c := loginPage{To: target(r.FormValue("to")), Name: strings.TrimSpace(r.PostFormValue("name"))}
+	if r.Method == http.MethodGet {
+		p.render(w, r, http.StatusOK, "login", view{Title: "Log in", Content: c})
+		return
+	}
+	wrong := ""
+	if err := checkName(c.Name); err != nil {
+		wrong = "Your name " + err.Error() + "."
+	}
+	if p.access.Token != "" && !p.access.isToken(strings.TrimSpace(r.PostFormValue("token"))) {
+		wrong = "That is not the token."
+	}
+	if wrong != "" {
+		p.render(w, r, http.StatusForbidden, "login", view{Title: "Log in", Error: wrong, Content: c})
+		return
+	}
+	http.SetCookie(w, p.access.cookie(c.Name))
+	http.Redirect(w, r, c.To, http.StatusSeeOther)
+}
+
+// target returns an address below this page, where a login leads to.
+func target(to string) string {
+	u, err := url.Parse(to)
+	if err != nil || u.IsAbs() || u.Host != "" || !strings.HasPrefix(u.Path, "/") || strings.HasPrefix(to, "//") || strings.ContainsRune(to, '\\') {
+		return "/"
+	}
+	return u.RequestURI()
+}
+
+func (p *Page) logout(w http.ResponseWriter, r *http.Request) {
+	http.SetCookie(w, p.access.cookie(""))
+	http.Redirect(w, r, "/login", http.StatusSeeOther)
+}
+
+// functions are what templates may call.
+var functions = template.FuncMap{
+	"number":     number,
+	"words":      Words,
+	"short":      short,
+	"severities": func() []string { return []string{schema.SeverityCritical, schema.SeverityWarn} },
+	"inc":        func(i int) int { return i + 1 },
+	"percent": func(v float64) string {
+		switch {
+		case v > 0 && v < 0.001:
+			return strconv.FormatFloat(100*v, 'g', 2, 64) + "%"
+		case v > 0.999 && v < 1:
+			return strconv.FormatFloat(100*v, 'f', 2, 64) + "%"
+		}
+		return strconv.FormatFloat(100*v, 'f', 1, 64) + "%"
+	},
+	"scale": func(v, most float64) float64 { return round(v * most) },
+	"sub":   func(a, b float64) float64 { return round(a - b) },
+	"time":  func(t time.Time) string { return t.UTC().Format("2006-01-02 15:04:05 UTC") },
+	"stamp": func(t time.Time) string { return t.UTC().Format(time.RFC3339) },
+	"ago": func(t time.Time) string {
+		switch d := time.Since(t); {
+		case d < time.Minute:
+			return "just now"
+		case d < time.Hour:
+			return fmt.Sprintf("%d min ago", int(d.Minutes()))
+		case d < 48*time.Hour:
+			return fmt.Sprintf("%d h ago", int(d.Hours()))
+		default:
+			return fmt.Sprintf("%d days ago", int(d.Hours()/24))
+		}
+	},
+}

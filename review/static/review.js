@@ -1,0 +1,85 @@
+// Keyboard shortcuts of the review page. Everything works without them.
+"use strict";
+
+let current = ""; // id of the row that is chosen in the queue; the queue is swapped under it
+
+function rows() {
+  return Array.from(document.querySelectorAll(".row"));
+}
+
+function choose(step) {
+  const list = rows();
+  if (list.length === 0) return;
+  const at = list.findIndex((row) => row.id === current);
+  const next = list[Math.min(Math.max(at + step, 0), list.length - 1)];
+  current = next.id;
+  mark();
+  next.focus({ preventScroll: true });
+  next.scrollIntoView({ block: "nearest" });
+}
+
+function mark() {
+  rows().forEach((row) => row.classList.toggle("chosen", row.id === current));
+}
+
+function toggle(id) {
+  const element = document.getElementById(id);
+  if (!element) return;
+  if (element.tagName === "DETAILS") {
+    element.open = !element.open;
+    if (element.open) element.scrollIntoView({ block: "nearest" });
+  } else {
+    element.checked = !element.checked;
+  }
+}
+
+function showKeys() {
+  document.getElementById("keys").showModal();
+}
+
+document.addEventListener("keydown", (event) => {
+  if (event.ctrlKey || event.metaKey || event.altKey || event.isComposing) return;
+  const target = event.target;
+  if (target.closest("input:not([type=checkbox]), textarea, select, dialog")) {
+    if (event.key === "Escape") target.blur();
+    return;
+  }
+  const keys = {
+    j: () => choose(1),
+    k: () => choose(-1),
+    h: () => toggle("heat"),
+    s: () => toggle("score"),
+    m: () => document.querySelector("[data-comment]")?.focus(),
+    "?": showKeys,
+  };
+  const act = keys[event.key];
+  if (act) {
+    event.preventDefault();
+    act();
+    return;
+  }
+  if (!/^[a-z]$/.test(event.key) || event.repeat) return;
+  const button = document.querySelector(`[data-key="${event.key}"]`);
+  if (button) {
+    event.preventDefault();
+    button.click();
+  }
+});
+
+document.addEventListener("click", (event) => {
+  if (event.target.closest("[data-keys]")) showKeys();
+});
+
+// What a swap brings in is as the server made it: open what was open before.
+let opened = {};
+document.addEventListener("htmx:beforeSwap", () => {
+  opened = { score: document.getElementById("score")?.open, heat: document.getElementById("heat")?.checked };
+});
+document.addEventListener("htmx:afterSettle", () => {
+  mark();
+  const score = document.getElementById("score");
+  if (score && opened.score) score.open = true;
+  const heat = document.getElementById("heat");
+  if (heat && opened.heat) heat.checked = true;
+  document.querySelector(".flash")?.scrollIntoView({ block: "nearest" });
+});
