@@ -45,8 +45,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", type=int, default=12, help="requests of each class in each rotation")
     parser.add_argument("--steps", type=int, nargs="+", default=[10, 20, 50, 200], help="DDIM steps S")
     parser.add_argument("--guidance", type=float, nargs="+", default=[1.0, 2.0, 5.0], help="classifier-free guidance g")
+    parser.add_argument("--production-guidance", type=float, default=2.0, help="guidance of the images whose errors the scores are held against")
     parser.add_argument("--rollouts-up-to", type=int, default=50, help="the largest S whose roll-outs are measured")
-    parser.add_argument("--command", default="", help="how to repeat this evaluation, for the report; defaults to this command line")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -55,7 +55,7 @@ def run(arguments: argparse.Namespace) -> None:
     manifest = read_json(paths[0])
     plan = Plan(arguments.seeds, tuple(arguments.steps), tuple(arguments.guidance), arguments.rollouts_up_to)
     shards = measure(paths, plan, arguments.work or arguments.out / "shards")
-    evaluation = compare(shards, manifest["components"])
+    evaluation = compare(shards, manifest["components"], arguments.production_guidance)
     evaluation["ensemble"] = {
         "name": manifest["name"],
         "regime": manifest["regime"],
@@ -83,8 +83,8 @@ def run(arguments: argparse.Namespace) -> None:
     print(text)
 
 
-def compare(shards: Sequence[Shard], components: int) -> dict[str, Any]:
-    """Both ways of judging, for every setting."""
+def compare(shards: Sequence[Shard], components: int, production: float) -> dict[str, Any]:
+    """Both ways of judging, for every setting. Errors are those at guidance ``production`` where it was measured."""
     shards = sorted(shards, key=lambda shard: shard.rotation)
     entries: list[dict[str, Any]] = []
     pairs = sorted({(shard.steps, shard.guidance) for shard in shards})
@@ -99,7 +99,7 @@ def compare(shards: Sequence[Shard], components: int) -> dict[str, Any]:
         cells = cells_of(own)
         for setting in settings_of(own[0], components):
             scores = scores_of(own, setting, components)
-            entries.append(_entry(setting, scores, cells, truths, components))
+            entries.append(_entry(setting, scores, cells, truths, production, components))
     cells = cells_of([shard for shard in shards if (shard.steps, shard.guidance) == pairs[0]])
     control = np.random.default_rng(0).random(len(cells.bins))
     papers = next((e["name"] for e in entries if (e["steps"], e["guidance"], e["point"], e["estimator"]) == (200, 5.0, "last", "paide-w2")), None)
@@ -115,6 +115,7 @@ def compare(shards: Sequence[Shard], components: int) -> dict[str, Any]:
         "control": {**_class_level(control, cells, REPLICATES), "name": "random scores"},
         "papers_setting": papers,
         "error": truth,
+        "production_guidance": production,
         "settings": entries,
     }
 
@@ -124,7 +125,7 @@ def _cells_for(shards: Sequence[Shard], guidance: float) -> Cells:
     return cells_of([shard for shard in shards if (shard.steps, shard.guidance) == (steps, guidance)])
 
 
-def _entry(setting: Setting, scores: np.ndarray, cells: Cells, truths: Truths, components: int) -> dict[str, Any]:
+def _entry(setting: Setting, scores: np.ndarray, cells: Cells, truths: Truths, production: float, components: int) -> dict[str, Any]:
     main = setting.estimator in ("paide-w2", "mean-w2") and setting.components == components
     replicates = REPLICATES if main else 0
     entry: dict[str, Any] = {
@@ -140,8 +141,9 @@ def _entry(setting: Setting, scores: np.ndarray, cells: Cells, truths: Truths, c
     }
     if setting.estimator.startswith("paide"):
         entry["saturated"] = saturated_share(scores, setting.components)
-    if setting.guidance in truths:
-        mean_error, carrier_error = truths[setting.guidance]
+    guidance = production if production in truths else setting.guidance
+    if guidance in truths:
+        mean_error, carrier_error = truths[guidance]
         entry["request_level"] = {
             "overall": rank_correlation(scores, mean_error),
             "within": vars(within_cells(scores, mean_error, cells, replicates=replicates)),

@@ -80,7 +80,7 @@ def _estimator_table(entries: Sequence[dict[str, Any]], bins: Sequence[str]) -> 
 
 def _request_parts(evaluation: dict[str, Any], entries: Sequence[dict[str, Any]], bins: Sequence[str]) -> list[str]:
     """The request level, where roll-outs were measured."""
-    measured = [e for e in entries if e["estimator"] in ("mean-w2", "log mean-w2") and "request_level" in e]
+    measured = [e for e in entries if e["estimator"] == "mean-w2" and "request_level" in e]
     if not measured:
         return []
     title = "### Request level: Spearman of score and epistemic error within class and bin"
@@ -94,7 +94,8 @@ def _error_sentence(evaluation: dict[str, Any]) -> str:
         sentences.append(f"g = {guidance}, S = {truth['steps']}: {means}")
     return (
         "The error of a request is the squared distance of the final latent from the one that the backbone's own fully trained table gives, "
-        'at the same guidance and the S named here, averaged over the components ("carrier": of the carrying component alone). Mean by bin: '
+        f'averaged over the components ("carrier": of the carrying component alone). Every score is held against the error at '
+        f'g = {evaluation["production_guidance"]:g}, whatever its own guidance; the column "own g" is against the error at its own. Mean error by bin: '
         + "; ".join(sentences)
         + "."
     )
@@ -114,11 +115,12 @@ def _request_table(entries: Sequence[dict[str, Any]], bins: Sequence[str]) -> st
                 e["rows"],
                 _interval(level["within"], 2),
                 f"{level['within_carrier']['value']:.2f}",
+                "-" if (own := level["within_at_guidance"].get(f"{e['guidance']:g}")) is None else f"{own:.2f}",
                 by_bin,
                 f"{level['overall']:.2f}",
             ]
         )
-    return _table(["g", "S", "branch", "rows", "within class and bin", "carrier", "by bin " + " / ".join(bins), "overall"], rows)
+    return _table(["g", "S", "branch", "rows", "within class and bin", "carrier", "own g", "by bin " + " / ".join(bins), "overall"], rows)
 
 
 def _frontier_table(entries: Sequence[dict[str, Any]], bins: Sequence[str]) -> str:
