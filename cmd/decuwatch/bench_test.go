@@ -41,7 +41,18 @@ import (
 	"github.com/decuwatch/decuwatch/scoring/paide"
 )
 
-const benchEnsemble = "../../ensembles/fashion-mnist"
+// What is measured: the shipped ensemble on the CPU, or what the environment names.
+var (
+	benchEnsemble = environment("DECUWATCH_BENCH_ENSEMBLE", "../../ensembles/fashion-mnist")
+	benchDevice   = environment("DECUWATCH_BENCH_DEVICE", "cpu")
+)
+
+func environment(name, or string) string {
+	if v := os.Getenv(name); v != "" {
+		return v
+	}
+	return or
+}
 
 // cell is one row of the table. Rounds measure every cell in turn, so that what else the machine does meets all alike;
 // the table shows medians, and ratios within a round, also as medians.
@@ -98,7 +109,11 @@ func cpus(rates []rate) (v []float64) {
 
 // BenchmarkTable prints the table of docs/performance.md. make bench runs it once. Environment: DECUWATCH_BENCH_ROUNDS
 // (defaults to 5), DECUWATCH_BENCH_SECONDS of each measurement (defaults to 2), DECUWATCH_BENCH_PYTHON (a Python with
-// PyTorch; without it the reference's row is left out), DECUWATCH_BENCH_SETTINGS=1 (the table of settings instead).
+// PyTorch; without it the reference's rows are left out), DECUWATCH_BENCH_TORCH_THREADS (defaults to GOMAXPROCS; where
+// other processes hold the CPUs PyTorch's threads wait for each other, and 1 is the fair choice),
+// DECUWATCH_BENCH_TORCH_ARGS (more arguments of decuwatch-train bench), DECUWATCH_BENCH_SETTINGS=1 (the table of settings
+// instead), DECUWATCH_BENCH_ENSEMBLE and DECUWATCH_BENCH_DEVICE (what is measured, and where), DECUWATCH_BENCH_GMAC (of one
+// row) with DECUWATCH_BENCH_PEAK_TFLOPS (of the chip): adds the share of the chip's matrix rate.
 func BenchmarkTable(b *testing.B) {
 	slog.SetDefault(slog.New(slog.DiscardHandler))
 	rounds, seconds := benchNumber(b, "DECUWATCH_BENCH_ROUNDS", 5), benchNumber(b, "DECUWATCH_BENCH_SECONDS", 2)
@@ -122,7 +137,7 @@ func BenchmarkTable(b *testing.B) {
 	}
 	best := cells[0]
 	for _, c := range cells {
-		if strings.HasPrefix(c.name, "raw") && median(cpus(c.rates)) > median(cpus(best.rates)) {
+		if strings.HasPrefix(c.name, "raw") && median(compared(c.rates)) > median(compared(best.rates)) {
 			best = c
 		}
 	}
@@ -139,6 +154,10 @@ func BenchmarkTable(b *testing.B) {
 	w.Flush()
 	fmt.Printf("\nThe ceiling is %q. %d rounds of %g s a cell, interleaved; GOMAXPROCS %d; peak memory of the process %.0f MB.\n",
 		best.name, int(rounds), seconds, runtime.GOMAXPROCS(0), statusMB("VmHWM"))
+	if os.Getenv("DECUWATCH_BENCH_PEAK_TFLOPS") != "" {
+		flops := 2e9 * benchNumber(b, "DECUWATCH_BENCH_GMAC", 0) * median(walls(best.rates))
+		fmt.Printf("The ceiling is %.1f%% of the chip's matrix rate.\n", 100*flops/(1e12*benchNumber(b, "DECUWATCH_BENCH_PEAK_TFLOPS", 0)))
+	}
 	if os.Getenv("DECUWATCH_BENCH_SETTINGS") == "" {
 		paideTable()
 		memoryTable(b)
@@ -163,13 +182,22 @@ func median(values []float64) float64 {
 	return (sorted[(n-1)/2] + sorted[n/2]) / 2
 }
 
-// ratio returns the median over rounds of a's rate by b's, per CPU second.
+// ratio returns the median over rounds of a's rate by b's.
 func ratio(a, b *cell) float64 {
-	var ratios []float64
-	for i := range a.rates {
-		ratios = append(ratios, a.rates[i].cpu/b.rates[i].cpu)
+	x, y := compared(a.rates), compared(b.rates)
+	ratios := make([]float64, len(x))
+	for i := range x {
+		ratios[i] = x[i] / y[i]
 	}
 	return median(ratios)
+}
+
+// compared returns the rates that ratios are taken of: per CPU second, or by the clock where a GPU does the work.
+func compared(rates []rate) []float64 {
+	if benchDevice != "cpu" {
+		return walls(rates)
+	}
+	return cpus(rates)
 }
 
 // statusMB returns a field of /proc/self/status in MB.
@@ -206,7 +234,7 @@ func rawSession(b *testing.B, config ort.Config) *ort.Session {
 		b.Fatal(err)
 	}
 	latent := []int64{int64(e.Latent.Channels), int64(e.Latent.Height), int64(e.Latent.Width)}
-	config.Device = "cpu"
+	config.Device, config.HalfWeights = benchDevice, e.Precision == "fp16"
 	s, err := ort.NewSession(config, ort.Graph{
 		Content: content,
 		Inputs: []ort.Port{
@@ -255,9 +283,13 @@ func runFor(b *testing.B, d time.Duration, rows int, sessions ...*ort.Session) r
 
 // rawCells are the ceiling: the backbone alone, with the settings of the sampler.
 func rawCells(b *testing.B) []*cell {
-	s := rawSession(b, ort.Config{Threads: runtime.GOMAXPROCS(0), Rows: 128})
+	sizes := []int{1, 2, 4, 8, 16, 32, 64}
+	if benchDevice != "cpu" {
+		sizes = append(sizes, 128, 256)
+	}
+	s := rawSession(b, ort.Config{Threads: runtime.GOMAXPROCS(0), Rows: sizes[len(sizes)-1]})
 	var cells []*cell
-	for _, rows := range []int{1, 2, 4, 8, 16, 32, 64} {
+	for _, rows := range sizes {
 		cells = append(cells, &cell{
 			name: fmt.Sprintf("raw run of %d rows", rows), unit: "rows/s",
 			measure: func(d time.Duration) rate { return runFor(b, d, rows, s) },
@@ -320,7 +352,7 @@ const sampledRows = "decuwatch_sampler_rows_total"
 func benchEngine(b *testing.B, path string) (*scoring.Engine, *prometheus.Registry) {
 	b.Helper()
 	reg := prometheus.NewRegistry()
-	e, err := scoring.Open(scoring.Options{Ensemble: path, Registerer: reg})
+	e, err := scoring.Open(scoring.Options{Ensemble: path, Device: benchDevice, Registerer: reg})
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -423,9 +455,9 @@ func pipelineCells(b *testing.B) []*cell {
 		b.Fatal(err)
 	}
 	name := e.Ensemble().Name
-	pipeline := func(scorer monitor.Scorer, rows int, events func(d time.Duration) int, progress func() float64) func(d time.Duration) rate {
+	pipeline := func(scorer monitor.Scorer, inFlight int, events func(d time.Duration) int, progress func() float64) func(d time.Duration) rate {
 		js := natstest.Start(b).JetStream()
-		cfg := consumers.Config{Models: []string{name}, MaxRows: rows}
+		cfg := consumers.Config{Models: []string{name}, MaxInFlight: inFlight}
 		if _, err := consumers.EnsureStream(b.Context(), js, cfg); err != nil {
 			b.Fatal(err)
 		}
@@ -476,11 +508,11 @@ func pipelineCells(b *testing.B) []*cell {
 	return []*cell{
 		{
 			name: "whole pipeline", unit: "rows/s",
-			measure: pipeline(e, 0, func(d time.Duration) int { return 64 + int(150*d.Seconds()) }, func() float64 { return counted(b, reg, sampledRows) }),
+			measure: pipeline(e, 64, func(d time.Duration) int { return 64 + int(150*d.Seconds()) }, func() float64 { return counted(b, reg, sampledRows) }),
 		},
 		{
 			name: "whole pipeline, scorer that does nothing", unit: "events/s",
-			measure: pipeline(noScorer{one}, 0, func(d time.Duration) int { return int(12_000 * d.Seconds()) }, verdicts),
+			measure: pipeline(noScorer{one}, 256, func(d time.Duration) int { return int(12_000 * d.Seconds()) }, verdicts),
 		},
 	}
 }
@@ -497,49 +529,49 @@ func referenceCells(b *testing.B) []*cell {
 		b.Fatal(err)
 	}
 	var cells []*cell
-	for _, threads := range []int{1, runtime.GOMAXPROCS(0)} {
-		for _, seeds := range []int{1, 8} {
-			command := exec.Command(python, "-m", "decuwatch_training", "bench", benchEnsemble, "--seeds", strconv.Itoa(seeds), "--threads", strconv.Itoa(threads))
-			command.Env = append(os.Environ(), "PYTHONPATH="+training)
-			command.Stderr = os.Stderr
-			in, err := command.StdinPipe()
-			if err != nil {
-				b.Fatal(err)
-			}
-			out, err := command.StdoutPipe()
-			if err != nil {
-				b.Fatal(err)
-			}
-			if err := command.Start(); err != nil {
-				b.Fatal(err)
-			}
-			lines := bufio.NewReader(out)
-			greeting, err := lines.ReadString('\n')
-			if err != nil {
-				b.Fatal(err)
-			}
-			fmt.Fprint(os.Stderr, greeting)
-			b.Cleanup(func() {
-				_ = in.Close()
-				_, _ = io.Copy(io.Discard, lines)
-				_ = command.Wait()
-			})
-			cells = append(cells, &cell{
-				name: fmt.Sprintf("the authors' way in PyTorch, %d thread(s), %d seed(s) a batch", threads, seeds), unit: "scores/s",
-				measure: func(d time.Duration) rate {
-					fmt.Fprintln(in, d.Seconds())
-					line, err := lines.ReadString('\n')
-					if err != nil {
-						b.Fatal(err)
-					}
-					var r rate
-					if _, err := fmt.Sscan(line, &r.wall, &r.cpu); err != nil {
-						b.Fatalf("%q: %v", line, err)
-					}
-					return r
-				},
-			})
+	threads := int(benchNumber(b, "DECUWATCH_BENCH_TORCH_THREADS", float64(runtime.GOMAXPROCS(0))))
+	for _, seeds := range []int{1, 8} {
+		command := exec.Command(python, "-m", "decuwatch_training", "bench", benchEnsemble, "--seeds", strconv.Itoa(seeds), "--threads", strconv.Itoa(threads))
+		command.Args = append(command.Args, strings.Fields(os.Getenv("DECUWATCH_BENCH_TORCH_ARGS"))...)
+		command.Env = append(os.Environ(), "PYTHONPATH="+training)
+		command.Stderr = os.Stderr
+		in, err := command.StdinPipe()
+		if err != nil {
+			b.Fatal(err)
 		}
+		out, err := command.StdoutPipe()
+		if err != nil {
+			b.Fatal(err)
+		}
+		if err := command.Start(); err != nil {
+			b.Fatal(err)
+		}
+		lines := bufio.NewReader(out)
+		greeting, err := lines.ReadString('\n')
+		if err != nil {
+			b.Fatal(err)
+		}
+		fmt.Fprint(os.Stderr, greeting)
+		b.Cleanup(func() {
+			_ = in.Close()
+			_, _ = io.Copy(io.Discard, lines)
+			_ = command.Wait()
+		})
+		cells = append(cells, &cell{
+			name: fmt.Sprintf("the authors' way in PyTorch, %d thread(s), %d seed(s) a batch", threads, seeds), unit: "scores/s",
+			measure: func(d time.Duration) rate {
+				fmt.Fprintln(in, d.Seconds())
+				line, err := lines.ReadString('\n')
+				if err != nil {
+					b.Fatal(err)
+				}
+				var r rate
+				if _, err := fmt.Sscan(line, &r.wall, &r.cpu); err != nil {
+					b.Fatalf("%q: %v", line, err)
+				}
+				return r
+			},
+		})
 	}
 	e, reg := benchEngine(b, benchEnsemble)
 	rows := float64(e.Rows(scoring.Request{}))

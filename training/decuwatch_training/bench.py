@@ -19,6 +19,7 @@ from decuwatch_training.check import read_tables
 from decuwatch_training.diffusion import Denoiser, NoiseSchedule, Sampler, first_latent
 from decuwatch_training.files import read_json
 from decuwatch_training.paide import estimate
+from decuwatch_training.paper import paper_backbone
 from decuwatch_training.pretrain import PretrainSettings, build_unet
 
 
@@ -27,6 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("ensemble", type=Path, help="the ensemble's directory")
     parser.add_argument("--backbone", type=Path, help="the backbone that it was exported from")
     parser.add_argument("--seeds", type=int, default=1, help="requests of one class that share a batch")
+    parser.add_argument("--paper", action="store_true", help="the network is the paper's, with random weights")
+    parser.add_argument("--device", default="cpu", help="of the network: cpu or cuda")
+    parser.add_argument("--compile", action="store_true", help="run the network through torch.compile")
     parser.add_argument("--threads", type=int, help="of PyTorch; defaults to its own choice")
 
 
@@ -40,13 +44,20 @@ def run(arguments: argparse.Namespace) -> None:
     shape = tuple(manifest["latent"][side] for side in ("channels", "height", "width"))
     if arguments.backbone:
         network = load_backbone(arguments.backbone).denoiser
+    elif arguments.paper:
+        network = paper_backbone().denoiser
     else:
         settings = PretrainSettings(context_tokens=manifest["context"]["tokens"], context_dim=manifest["context"]["dim"])
         network = ContextUNet(build_unet(shape, settings))
-    network.eval()
+    network.eval().to(arguments.device)
     parameters = sum(parameter.numel() for parameter in network.parameters())
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {parameters} parameters", flush=True)
-    denoise, request = cast(Denoiser, network), 0
+    called: Any = torch.compile(network) if arguments.compile else network
+
+    def denoise(latent: Tensor, timestep: Tensor, context: Tensor) -> Tensor:
+        return cast(Tensor, called(*(tensor.to(arguments.device) for tensor in (latent, timestep, context))).cpu())
+
+    request = 0
     for line in sys.stdin:
         seconds, scored, began = float(line), 0, time.monotonic()
         spent = time.process_time()

@@ -19,6 +19,7 @@ VERBS = {
     "check": "hold ONNX Runtime against PyTorch on an exported ensemble",
     "golden": "write the numbers that the Go sampler is held against",
     "evaluate": "measure how well the scores find gaps, and at what cost",
+    "paper": "write a random-weight ensemble of the paper's size, to measure speed",
     "bench": "time the authors' way of computing the scores, in PyTorch",
     "sample": "draw a PNG grid of classes by components",
     "tiny": "write a random-weight ensemble for tests of readers of the format",
