@@ -501,9 +501,11 @@ func TestServerKilled(t *testing.T) {
 				for range failed { // keeps the channel from filling
 				}
 			}()
-			if server, err = local.Start(ctx, local.Options{Dir: dir, Port: server.Port(), Remove: true}); err != nil {
+			again, err := local.Start(ctx, local.Options{Dir: dir, Port: server.Port(), Remove: true})
+			if err != nil {
 				t.Fatal(err)
 			}
+			server = again
 		}
 	}
 	wg.Wait()

@@ -92,14 +92,19 @@ func Start(ctx context.Context, o Options) (*Server, error) {
 		}
 		defer s.opts.Log.Close() // the child has its own copy
 	}
-	for attempt := range startAttempts {
+	began := time.Now()
+	for attempt := 0; ; attempt++ {
 		if s.port, err = s.choosePort(attempt); err != nil {
 			return nil, fmt.Errorf("start postgres: %w", err)
 		}
-		if err = s.launch(ctx, bin, attr); err == nil {
+		if err = s.launch(ctx, bin, attr); err == nil || ctx.Err() != nil {
 			break
 		}
-		if ctx.Err() != nil || o.Port != 0 {
+		if strings.Contains(err.Error(), "pre-existing shared memory block") && time.Since(began) < o.Wait {
+			time.Sleep(50 * time.Millisecond) // processes of a server that was killed are still ending
+			continue
+		}
+		if o.Port != 0 || attempt >= startAttempts {
 			break
 		}
 	}
@@ -161,10 +166,38 @@ func (s *Server) Kill() {
 	}
 	remove := s.opts.Remove
 	s.opts.Remove = false
-	s.killGroup()
+	// The first process is stopped before its children are listed, so that it makes no more of them. They have process
+	// groups of their own.
+	s.cmd.Process.Signal(syscall.SIGSTOP)
+	children := childrenOf(s.cmd.Process.Pid)
+	s.cmd.Process.Kill()
+	for _, pid := range children {
+		syscall.Kill(pid, syscall.SIGKILL)
+	}
 	s.cmd.Wait()
 	s.end()
 	s.opts.Remove = remove
+}
+
+// childrenOf returns the processes whose parent is pid.
+func childrenOf(pid int) []int {
+	stats, _ := filepath.Glob("/proc/[0-9]*/stat") // the pattern is well-formed
+	var children []int
+	for _, path := range stats {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			continue // it ended
+		}
+		// pid (name) state parent ...; the name may hold anything.
+		fields := strings.Fields(string(text[bytes.LastIndexByte(text, ')')+1:]))
+		if len(fields) < 2 || fields[1] != strconv.Itoa(pid) {
+			continue
+		}
+		if child, err := strconv.Atoi(filepath.Base(filepath.Dir(path))); err == nil {
+			children = append(children, child)
+		}
+	}
+	return children
 }
 
 func (s *Server) killGroup() { syscall.Kill(-s.cmd.Process.Pid, syscall.SIGKILL) }
