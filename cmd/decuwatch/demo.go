@@ -153,8 +153,8 @@ func (c *demoCmd) Run(ctx context.Context, s *streams) (err error) {
 	if err != nil {
 		return err
 	}
-	fmt.Fprintf(s.out, "\nReconciled: %d messages in the stream = %d scores + %d skips + %d dead letters + %d repeats; %d alerts in Postgres, %d published.\n",
-		r.Messages, r.Scores, r.Skips, r.DeadLetters, r.Repeats, r.Alerts, r.Published)
+	fmt.Fprintf(s.out, "\nReconciled: %d messages in the stream = %d scores + %d skips + %d dead letters + %d repeats; %d alerts in Postgres, %d published, %d held back.\n",
+		r.Messages, r.Scores, r.Skips, r.DeadLetters, r.Repeats, r.Alerts, r.Published, r.HeldBack)
 	if !r.agrees() || r.Waiting > 0 {
 		return fmt.Errorf("the stream and Postgres do not agree: %+v", *r)
 	}

@@ -46,6 +46,7 @@ type reconciliation struct {
 
 	Alerts        int `json:"alerts"`         // of Postgres
 	Published     int `json:"published"`      // of them in the stream of alerts
+	HeldBack      int `json:"held_back"`      // of them beyond their volume: stored, and counted by a summary
 	OwedAlerts    int `json:"owed_alerts"`    // of them still in the outbox
 	LostAlerts    int `json:"lost_alerts"`    // of them neither there nor owed
 	UnknownAlerts int `json:"unknown_alerts"` // in the stream, unknown to Postgres
@@ -250,7 +251,7 @@ func (r *reconciliation) alerts(ctx context.Context, js jetstream.JetStream, sto
 	if err != nil {
 		return err
 	}
-	filter := postgres.AlertFilter{Limit: math.MaxInt32}
+	var since time.Time
 	published := map[string]bool{}
 	stream, err := js.Stream(ctx, name)
 	switch {
@@ -259,10 +260,10 @@ func (r *reconciliation) alerts(ctx context.Context, js jetstream.JetStream, sto
 		return err
 	default:
 		if state := stream.CachedInfo().State; state.FirstSeq > 1 {
-			filter.Since = state.FirstTime // older ones have left the stream
+			since = state.FirstTime // older ones have left the stream
 		}
 	}
-	list, err := store.Alerts(ctx, filter)
+	sent, err := store.AlertsSent(ctx, since)
 	if err != nil {
 		return err
 	}
@@ -282,14 +283,15 @@ func (r *reconciliation) alerts(ctx context.Context, js jetstream.JetStream, sto
 			r.OwedAlerts = int(st.Pending)
 		}
 	}
-	known := map[string]bool{}
 	absent := 0
-	for _, a := range list {
+	for id, goes := range sent {
 		r.Alerts++
-		known[a.ID] = true
-		if published[a.ID] {
+		switch {
+		case published[id]:
 			r.Published++
-		} else {
+		case !goes:
+			r.HeldBack++
+		default:
 			absent++
 		}
 	}
@@ -298,7 +300,7 @@ func (r *reconciliation) alerts(ctx context.Context, js jetstream.JetStream, sto
 		r.differ("%d alerts are neither in the stream nor owed to it", r.LostAlerts)
 	}
 	for id := range published {
-		if known[id] {
+		if _, known := sent[id]; known {
 			continue
 		}
 		_, err := store.AlertByID(ctx, id)
@@ -371,7 +373,7 @@ func (r *reconciliation) print(s *streams) error {
 }
 
 func (r *reconciliation) printAlerts(s *streams) error {
-	fmt.Fprintf(s.out, "%d alerts, %d published, %d owed, %d lost, %d unknown\n", r.Alerts, r.Published, r.OwedAlerts, r.LostAlerts, r.UnknownAlerts)
+	fmt.Fprintf(s.out, "%d alerts, %d published, %d held back, %d owed, %d lost, %d unknown\n", r.Alerts, r.Published, r.HeldBack, r.OwedAlerts, r.LostAlerts, r.UnknownAlerts)
 	for _, d := range r.Differences {
 		fmt.Fprintf(s.out, "  %s\n", d)
 	}

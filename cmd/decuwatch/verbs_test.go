@@ -222,7 +222,7 @@ func TestEventsBecomeAlerts(t *testing.T) {
 		t.Errorf("reconciled %+v, want 5 scores, 1 dead letter, 2 alerts", sides)
 	}
 	out, _ = user.run(exitOK, "reconcile")
-	holds(t, out, "Both sides agree.")
+	holds(t, out, "Both sides agree.", "2 alerts, 2 published, 0 held back, 0 owed, 0 lost, 0 unknown")
 
 	// Alerts.
 	out, _ = user.run(exitOK, "watch", "--all", "--no-follow")

@@ -153,7 +153,7 @@ func printAlert(w io.Writer, a schema.Alert, colour bool) {
 	if a.Saturated {
 		saturated = ", saturated"
 	}
-	fmt.Fprintf(w, "%s  %s  %-14s %-16s %-12s %8.4g >= %-8.4g %s%s  %s\n", a.FiredAt.Local().Format("15:04:05"), severity, printable(a.Model),
+	fmt.Fprintf(w, "%s  %s  %-14s %-16s %-12s %8.4g >= %-9.4g %s%s  %s\n", a.FiredAt.Local().Format("15:04:05"), severity, printable(a.Model),
 		printable(a.ClassLabel), a.Measurement, a.Decided, a.Threshold, a.Reason, saturated, printable(a.EventID))
 }
 

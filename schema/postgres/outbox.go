@@ -163,6 +163,22 @@ func (s *Store) Alerts(ctx context.Context, f AlertFilter) ([]schema.Alert, erro
 	return alerts, nil
 }
 
+// AlertsSent returns the ids of the alerts that were recorded at or after a moment, and whether each goes to the sinks: one
+// beyond the bounds of Volume is held back.
+func (s *Store) AlertsSent(ctx context.Context, since time.Time) (map[string]bool, error) {
+	rows, err := s.pool.Query(ctx, `SELECT id, delivery = $1 FROM decuwatch.alerts WHERE recorded_at >= $2`, deliveryOwed, since)
+	if err != nil {
+		return nil, fmt.Errorf("read alerts: %w", err)
+	}
+	sent := map[string]bool{}
+	var id string
+	var goes bool
+	if _, err := pgx.ForEachRow(rows, []any{&id, &goes}, func() error { sent[id] = goes; return nil }); err != nil {
+		return nil, fmt.Errorf("read alerts: %w", err)
+	}
+	return sent, nil
+}
+
 // SampleID returns the id of the review of an event that was drawn at random: it looks like an alert's.
 func SampleID(source, id string) string {
 	sum := sha256.Sum256([]byte("sample\n" + source + "\n" + id))
