@@ -820,6 +820,37 @@ func TestPoison(t *testing.T) {
 	}
 }
 
+// An event whose workers all end before its verdict becomes a dead letter by the server's advisory, and is not tried for
+// ever.
+func TestCrashLoop(t *testing.T) {
+	s := natstest.Start(t)
+	b := newBench(t, s.URL(), pgtest.URL(t))
+	b.stream()
+	b.set("consumers.max-deliver", "2")
+	// The consumer, its advisories' stream included, stands before anything can go wrong.
+	first := b.worker()
+	b.publish(1)
+	b.until("the worker is at work", func() bool { return b.scored() == 1 })
+	b.drained()
+	first.stop()
+	b.publish(1)
+	for range 2 {
+		w := b.worker("DECUWATCH_FAILPOINT=" + failDelivered)
+		if status, ok := w.wait().Sys().(syscall.WaitStatus); !ok || status.Signal() != syscall.SIGKILL {
+			t.Fatalf("%s\n%s", w.cmd.ProcessState, w.tail())
+		}
+	}
+	w := b.worker("DECUWATCH_FAILPOINT=" + failDelivered) // it is not delivered a third time
+	b.until("the event is buried", func() bool {
+		return len(b.query("SELECT 1::text FROM decuwatch.dead_letters WHERE kind = 'given_up' AND event_id = 'e000002'")) == 1
+	})
+	b.check()
+	w.stop()
+	if n := b.scored(); n != 1 {
+		t.Errorf("%d events are scored, want the first alone", n)
+	}
+}
+
 // Two workers share the work; the same event forced to both yields one row.
 func TestTwoWorkers(t *testing.T) {
 	s := natstest.Start(t)
