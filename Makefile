@@ -7,6 +7,7 @@ RUN := scripts/env
 -include schema/schema.mk
 -include scoring/bench.mk
 -include deploy/deploy.mk
+-include review/review.mk
 
 .PHONY: help setup build demo clean-demo test lint fmt
 
@@ -25,7 +26,7 @@ demo: build ## the monitor end to end on this machine: 200 real requests, scores
 clean-demo: ## remove the demo's data
 	@rm -rf .decuwatch
 
-test: setup lint ## everything in Go: race detector, real NATS, Postgres and ensemble
+test: setup review-tools lint ## everything in Go: race detector, real NATS, Postgres and ensemble
 	$(RUN) go test -race -timeout 30m ./...
 
 lint: setup ## gofmt, vet, staticcheck

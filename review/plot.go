@@ -170,9 +170,9 @@ func distribution(class, all []float64, score float64, bounds []bound, label str
 
 func anchor(x float64, p plot) string {
 	switch {
-	case x < p.Left+60:
+	case x < p.Left+100:
 		return "start"
-	case x > p.Right-60:
+	case x > p.Right-100:
 		return "end"
 	}
 	return "middle"
@@ -180,7 +180,7 @@ func anchor(x float64, p plot) string {
 
 // trajectory draws the disagreement of the components by the step at which they leave the shared path.
 func trajectory(dots []TrajectoryDot) plot {
-	p := plot{Width: 640, Height: 170, Left: 44, Right: 628, Base: 138}
+	p := plot{Width: 640, Height: 170, Left: 62, Right: 628, Base: 138}
 	if len(dots) == 0 {
 		p.Empty = true
 		return p
@@ -203,7 +203,7 @@ func trajectory(dots []TrajectoryDot) plot {
 		if i%every != 0 {
 			continue
 		}
-		p.Lines = append(p.Lines, mark{X: p.Left, Y: round(y.at(v)), Text: number(v)})
+		p.Lines = append(p.Lines, mark{X: p.Left - 6, Y: round(y.at(v)), Text: number(v)})
 	}
 	p.Title = fmt.Sprintf("Mean pairwise distance by branch step, from %s at step 0 to %s at step %d", number(values[0]), number(values[len(values)-1]), dots[len(dots)-1].Step)
 	return p
