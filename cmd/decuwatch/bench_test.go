@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"runtime"
 	"slices"
 	"strconv"
@@ -112,7 +113,7 @@ func cpus(rates []rate) (v []float64) {
 // PyTorch; without it the reference's rows are left out), DECUWATCH_BENCH_TORCH_THREADS (defaults to GOMAXPROCS; where
 // other processes hold the CPUs PyTorch's threads wait for each other, and 1 is the fair choice),
 // DECUWATCH_BENCH_TORCH_ARGS (more arguments of decuwatch-train bench), DECUWATCH_BENCH_SETTINGS=1 (the table of settings
-// instead), DECUWATCH_BENCH_ENSEMBLE and DECUWATCH_BENCH_DEVICE (what is measured, and where), DECUWATCH_BENCH_GMAC (of one
+// instead), DECUWATCH_BENCH_ONLY (a regular expression of the rows to measure), DECUWATCH_BENCH_ENSEMBLE and DECUWATCH_BENCH_DEVICE (what is measured, and where), DECUWATCH_BENCH_GMAC (of one
 // row) with DECUWATCH_BENCH_PEAK_TFLOPS (of the chip): adds the share of the chip's matrix rate.
 func BenchmarkTable(b *testing.B) {
 	slog.SetDefault(slog.New(slog.DiscardHandler))
@@ -125,6 +126,16 @@ func BenchmarkTable(b *testing.B) {
 		cells = append(cells, samplerCells(b)...)
 		cells = append(cells, pipelineCells(b)...)
 		cells = append(cells, referenceCells(b)...)
+	}
+	if only := os.Getenv("DECUWATCH_BENCH_ONLY"); only != "" {
+		chosen, err := regexp.Compile(only)
+		if err != nil {
+			b.Fatalf("DECUWATCH_BENCH_ONLY: %v", err)
+		}
+		cells = slices.DeleteFunc(cells, func(c *cell) bool { return !chosen.MatchString(c.name) })
+		if len(cells) == 0 {
+			b.Fatalf("DECUWATCH_BENCH_ONLY=%s matches no row", only)
+		}
 	}
 	for b.Loop() { // once: -benchtime=1x
 		for round := range int(rounds) {
