@@ -4,11 +4,12 @@ package local
 import (
 	"bytes"
 	"context"
-	"crypto/rand"
+	crand "crypto/rand"
 	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
+	"math/rand/v2"
 	"net"
 	"net/url"
 	"os"
@@ -100,8 +101,10 @@ func Start(ctx context.Context, o Options) (*Server, error) {
 		if err = s.launch(ctx, bin, attr); err == nil || ctx.Err() != nil {
 			break
 		}
-		if strings.Contains(err.Error(), "pre-existing shared memory block") && time.Since(began) < o.Wait {
-			time.Sleep(50 * time.Millisecond) // processes of a server that was killed are still ending
+		// Processes of a server that was killed are still ending.
+		ending := strings.Contains(err.Error(), "pre-existing shared memory block") || o.Port != 0 && strings.Contains(err.Error(), "Address already in use")
+		if ending && time.Since(began) < o.Wait {
+			time.Sleep(50 * time.Millisecond)
 			continue
 		}
 		if o.Port != 0 || attempt >= startAttempts {
@@ -326,7 +329,7 @@ func (s *Server) initialise(ctx context.Context, bin string, attr *syscall.SysPr
 		return fmt.Errorf("start postgres: %w", err)
 	}
 	random := make([]byte, 16)
-	rand.Read(random)
+	crand.Read(random)
 	s.secret = hex.EncodeToString(random)
 	if err := os.WriteFile(secretFile, []byte(s.secret+"\n"), 0o600); err != nil {
 		return fmt.Errorf("start postgres: %w", err)
@@ -365,12 +368,16 @@ func (s *Server) choosePort(attempt int) (int, error) {
 			}
 		}
 	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return 0, err
+	// Below the range from which the system takes ports for outgoing connections, so that none takes it while the server
+	// is down.
+	for range 100 {
+		port := 12_000 + rand.N(20_000)
+		if l, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port))); err == nil {
+			l.Close()
+			return port, nil
+		}
 	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port, nil
+	return 0, errors.New("no free port on 127.0.0.1 was found")
 }
 
 // launch starts the server and its janitor and waits until the server answers.
