@@ -8,8 +8,10 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
@@ -39,9 +41,14 @@ func (f *fakeLane) Terminate() error {
 	return nil
 }
 
-func fakeSampler(t *testing.T, maxRows, lanes int, buckets []int) (*Engine, []*fakeLane) {
+func fakeSampler(t testing.TB, maxRows, lanes int, buckets []int) (*Engine, []*fakeLane) {
 	t.Helper()
-	verified, err := ensemble.Open(tiny)
+	return fakeSamplerOf(t, tiny, maxRows, lanes, buckets)
+}
+
+func fakeSamplerOf(t testing.TB, dir string, maxRows, lanes int, buckets []int) (*Engine, []*fakeLane) {
+	t.Helper()
+	verified, err := ensemble.Open(dir)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -583,4 +590,42 @@ func TestStepsDoNotAllocate(t *testing.T) {
 	if many > few+1 {
 		t.Errorf("10 steps allocate %v times, 90 steps %v times", few, many)
 	}
+}
+
+// BenchmarkOverhead is what the sampler itself costs a row, without the backbone: choosing, copying, the DDIM update,
+// noise and estimators, with 64 requests of the shipped ensemble in flight.
+func BenchmarkOverhead(b *testing.B) {
+	e, _ := fakeSamplerOf(b, shipped, 64, 1, nil)
+	rows := e.Rows(Request{})
+	var next atomic.Int64
+	b.ReportAllocs()
+	b.ResetTimer()
+	spent := cpuTime(b)
+	var wg sync.WaitGroup
+	for range 64 {
+		wg.Go(func() {
+			for {
+				i := next.Add(1)
+				if i > int64(b.N) {
+					return
+				}
+				if _, err := e.Score(context.Background(), Request{Key: fmt.Sprint(i), Seed: uint64(i)}); err != nil {
+					b.Error(err)
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
+	b.ReportMetric(float64((cpuTime(b)-spent).Nanoseconds())/float64(b.N*rows), "cpu-ns/row")
+}
+
+// cpuTime returns the CPU time of this process.
+func cpuTime(b *testing.B) time.Duration {
+	b.Helper()
+	var usage syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &usage); err != nil {
+		b.Fatal(err)
+	}
+	return time.Duration(usage.Utime.Nano() + usage.Stime.Nano())
 }
