@@ -224,6 +224,35 @@ func TestRoles(t *testing.T) {
 	}
 }
 
+// TestMigrateAsOwner migrates as a user who owns the database and may create roles, and is no superuser.
+func TestMigrateAsOwner(t *testing.T) {
+	url := pgtest.EmptyURL(t)
+	conn := connect(t, url)
+	ctx := testContext(t)
+	var database string
+	if err := conn.QueryRow(ctx, `SELECT current_database()`).Scan(&database); err != nil {
+		t.Fatal(err)
+	}
+	for _, sql := range []string{`CREATE ROLE test_owner LOGIN CREATEROLE PASSWORD 'secret'`, `ALTER DATABASE ` + pgx.Identifier{database}.Sanitize() + ` OWNER TO test_owner`} {
+		if _, err := conn.Exec(ctx, sql); err != nil {
+			t.Fatal(err)
+		}
+	}
+	owner := pgtest.As(t, url, "test_owner", "secret")
+	if err := postgres.Migrate(ctx, owner); err != nil {
+		t.Fatal(err)
+	}
+	s, err := postgres.Open(ctx, postgres.Config{URL: owner})
+	if err != nil {
+		t.Fatal(err)
+	}
+	mustRecord(t, s, scoreVerdict(1, "one"))
+	s.Close()
+	if err := postgres.MigrateDown(ctx, owner); err != nil {
+		t.Error(err)
+	}
+}
+
 func denied(err error) bool {
 	var e interface{ SQLState() string }
 	return errors.As(err, &e) && e.SQLState() == "42501"
