@@ -1,8 +1,16 @@
-.PHONY: deploy-tools bench-dashboards
+.PHONY: deploy-tools test-chart bench-dashboards bench-workers
 
 deploy-tools: ## get what the tests of deploy/ need: Prometheus, TypeScript with Grafana's types
 	@deploy/fetch-prometheus
 	@deploy/fetch-dashboard-types
 
+test-chart: ## render the Helm chart and hold it against the types of Kubernetes and KEDA (a Go module of its own)
+	cd deploy/helm && go vet . && go test .
+
+test: deploy-tools test-chart
+
 bench-dashboards: setup ## time every dashboard query and the rollups at a million scores and 10 million rollups, with plans
 	$(RUN) go test -run '^$$' -bench 'DashboardSQL|Rollups' -benchtime 5x -timeout 60m -v ./deploy
+
+bench-workers: setup ## events a second of 1, 2 and 4 worker processes on one durable consumer
+	$(RUN) go test -run '^$$' -bench Workers -benchtime 1x -timeout 30m ./deploy

@@ -1,0 +1,339 @@
+// Package helm holds the chart against Kubernetes's own types and KEDA's schema. It is a module of its own, so that the
+// program does not depend on Kubernetes's libraries.
+package helm
+
+import (
+	"encoding/json"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/santhosh-tekuri/jsonschema/v6"
+	"helm.sh/helm/v3/pkg/chart"
+	"helm.sh/helm/v3/pkg/chart/loader"
+	"helm.sh/helm/v3/pkg/chartutil"
+	"helm.sh/helm/v3/pkg/engine"
+	appsv1 "k8s.io/api/apps/v1"
+	batchv1 "k8s.io/api/batch/v1"
+	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	policyv1 "k8s.io/api/policy/v1"
+	"sigs.k8s.io/yaml"
+)
+
+// keda is the version whose schema ScaledObjects are held against; the module proxy has it.
+const keda = "github.com/kedacore/keda/v2@v2.21.0"
+
+// render renders the chart and returns its objects as JSON, by kind.
+func render(t *testing.T, values map[string]any) map[string][]byte {
+	t.Helper()
+	c, err := loader.LoadDir("decuwatch")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Validate(); err != nil {
+		t.Fatal(err)
+	}
+	return renderChart(t, c, values)
+}
+
+func renderChart(t *testing.T, c *chart.Chart, values map[string]any) map[string][]byte {
+	t.Helper()
+	all, err := chartutil.ToRenderValues(c, values, chartutil.ReleaseOptions{Name: "monitor", Namespace: "decuwatch", IsInstall: true}, chartutil.DefaultCapabilities)
+	if err != nil {
+		t.Fatal(err)
+	}
+	files, err := (engine.Engine{Strict: true}).Render(c, all)
+	if err != nil {
+		t.Fatal(err)
+	}
+	objects := map[string][]byte{}
+	for name, text := range files {
+		if strings.TrimSpace(text) == "" || strings.HasSuffix(name, ".tpl") {
+			continue
+		}
+		object, err := yaml.YAMLToJSONStrict([]byte(text))
+		if err != nil {
+			t.Fatalf("%s: %v\n%s", name, err, text)
+		}
+		var meta struct{ Kind string }
+		if err := json.Unmarshal(object, &meta); err != nil || meta.Kind == "" || objects[meta.Kind] != nil {
+			t.Fatalf("%s: kind %q, %v", name, meta.Kind, err)
+		}
+		objects[meta.Kind] = object
+	}
+	return objects
+}
+
+// into decodes an object; a field that the type does not have is an error.
+func into[T any](t *testing.T, objects map[string][]byte, kind string) T {
+	t.Helper()
+	var object T
+	if objects[kind] == nil {
+		t.Fatalf("no %s", kind)
+	}
+	if err := yaml.UnmarshalStrict(objects[kind], &object); err != nil {
+		t.Fatalf("%s: %v", kind, err)
+	}
+	return object
+}
+
+// settings returns the environment variables that the program reads, from the reference that is made of its configuration.
+func settings(t *testing.T) map[string]bool {
+	t.Helper()
+	content, err := os.ReadFile("../../docs/configuration.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	known := map[string]bool{}
+	for _, m := range regexp.MustCompile("`(DECUWATCH_\\w+)` \\|").FindAllStringSubmatch(string(content), -1) {
+		known[m[1]] = true
+	}
+	return known
+}
+
+var variants = map[string]map[string]any{
+	"defaults": {},
+	"gpu": {
+		"gpu": map[string]any{"enabled": true, "runtimeClassName": "nvidia"}, "image": map[string]any{"tag": "cuda"},
+		"tolerations": []any{map[string]any{"key": "nvidia.com/gpu", "operator": "Exists"}}, "nodeSelector": map[string]any{"accelerator": "h200"},
+	},
+	"everything": {
+		"keda":           map[string]any{"enabled": true},
+		"nats":           map[string]any{"caSecret": map[string]any{"name": "nats-ca"}},
+		"networkPolicy":  map[string]any{"extraEgress": []any{map[string]any{"ports": []any{map[string]any{"port": 443, "protocol": "TCP"}}}}},
+		"image":          map[string]any{"pullSecrets": []any{map[string]any{"name": "registry"}}},
+		"affinity":       map[string]any{"podAntiAffinity": map[string]any{"preferredDuringSchedulingIgnoredDuringExecution": []any{}}},
+		"podAnnotations": map[string]any{"prometheus.io/scrape": "true"},
+	},
+	"least": {
+		"migration": map[string]any{"enabled": false}, "networkPolicy": map[string]any{"enabled": false}, "podDisruptionBudget": map[string]any{"enabled": false},
+	},
+}
+
+// TestChart renders the chart with several values; each object has the fields of its type and no others, selectors
+// match, secrets come by reference, and each setting is one that the program reads.
+func TestChart(t *testing.T) {
+	known := settings(t)
+	for name, values := range variants {
+		t.Run(name, func(t *testing.T) {
+			objects := render(t, values)
+			d := into[appsv1.Deployment](t, objects, "Deployment")
+			into[corev1.ServiceAccount](t, objects, "ServiceAccount")
+			pods := []corev1.PodSpec{d.Spec.Template.Spec}
+			labels := d.Spec.Template.Labels
+			matches := func(kind string, selector map[string]string) {
+				if len(selector) == 0 {
+					t.Errorf("%s selects everything", kind)
+				}
+				for k, v := range selector {
+					if labels[k] != v {
+						t.Errorf("%s selects %s=%s, the pods have %q", kind, k, v, labels[k])
+					}
+				}
+			}
+			matches("Deployment", d.Spec.Selector.MatchLabels)
+			wanted := 2
+			if name != "least" {
+				wanted += 3
+				job := into[batchv1.Job](t, objects, "Job")
+				pods = append(pods, job.Spec.Template.Spec)
+				if job.Annotations["helm.sh/hook"] != "pre-install,pre-upgrade" || job.Spec.Template.Spec.RestartPolicy != corev1.RestartPolicyNever {
+					t.Errorf("migration: %v, restart %s", job.Annotations, job.Spec.Template.Spec.RestartPolicy)
+				}
+				selected := true
+				for k, v := range d.Spec.Selector.MatchLabels {
+					selected = selected && job.Spec.Template.Labels[k] == v
+				}
+				if selected {
+					t.Error("the Deployment selects the migration's pod")
+				}
+				budget := into[policyv1.PodDisruptionBudget](t, objects, "PodDisruptionBudget")
+				matches("PodDisruptionBudget", budget.Spec.Selector.MatchLabels)
+				policy := into[networkingv1.NetworkPolicy](t, objects, "NetworkPolicy")
+				matches("NetworkPolicy", policy.Spec.PodSelector.MatchLabels)
+				if len(policy.Spec.PolicyTypes) != 2 || len(policy.Spec.Ingress) != 1 || len(policy.Spec.Ingress[0].From) == 0 {
+					t.Errorf("network policy: %+v", policy.Spec)
+				}
+			}
+			if name == "everything" {
+				wanted++
+				checkScaledObject(t, objects["ScaledObject"], d)
+			} else if d.Spec.Replicas == nil || *d.Spec.Replicas != 2 {
+				t.Errorf("replicas: %v", d.Spec.Replicas)
+			}
+			if len(objects) != wanted {
+				t.Errorf("%d objects, want %d", len(objects), wanted)
+			}
+			for _, pod := range pods {
+				checkPod(t, pod, known)
+			}
+			if name == "gpu" {
+				c := d.Spec.Template.Spec.Containers[0]
+				if gpus := c.Resources.Limits["nvidia.com/gpu"]; gpus.Value() != 1 || value(c, "DECUWATCH_SCORING_DEVICE") != "cuda:0" || c.Image != "decuwatch:cuda" {
+					t.Errorf("gpu: %v, %s", c.Resources.Limits, c.Image)
+				}
+			}
+		})
+	}
+}
+
+func value(c corev1.Container, variable string) string {
+	for _, e := range c.Env {
+		if e.Name == variable {
+			return e.Value
+		}
+	}
+	return ""
+}
+
+func checkPod(t *testing.T, pod corev1.PodSpec, known map[string]bool) {
+	t.Helper()
+	if pod.SecurityContext == nil || pod.SecurityContext.RunAsNonRoot == nil || !*pod.SecurityContext.RunAsNonRoot || pod.AutomountServiceAccountToken == nil || *pod.AutomountServiceAccountToken {
+		t.Errorf("pod: %+v", pod.SecurityContext)
+	}
+	volumes := map[string]bool{}
+	for _, v := range pod.Volumes {
+		volumes[v.Name] = true
+	}
+	for _, c := range pod.Containers {
+		s := c.SecurityContext
+		if s == nil || !*s.ReadOnlyRootFilesystem || *s.AllowPrivilegeEscalation || len(s.Capabilities.Drop) != 1 {
+			t.Errorf("%s: %+v", c.Name, s)
+		}
+		if c.Resources.Requests.Cpu().IsZero() || c.Resources.Limits.Memory().IsZero() {
+			t.Errorf("%s: resources %+v", c.Name, c.Resources)
+		}
+		paths := map[string]bool{}
+		for _, m := range c.VolumeMounts {
+			if !volumes[m.Name] || !m.ReadOnly {
+				t.Errorf("%s: mount %s of %d volumes", c.Name, m.Name, len(volumes))
+			}
+			paths[m.MountPath] = true
+		}
+		seen := map[string]bool{}
+		for _, e := range c.Env {
+			if !known[e.Name] || seen[e.Name] {
+				t.Errorf("%s: %s is twice there or nothing that the program reads", c.Name, e.Name)
+			}
+			seen[e.Name] = true
+			if strings.HasPrefix(e.Value, "/etc/") && !paths[filepath.Dir(e.Value)] {
+				t.Errorf("%s: %s is %s, which is not mounted", c.Name, e.Name, e.Value)
+			}
+			if e.Name == "DECUWATCH_POSTGRES_URL" && (e.Value != "" || e.ValueFrom == nil || e.ValueFrom.SecretKeyRef == nil) {
+				t.Errorf("%s: the address of Postgres, with its password, is not by reference", c.Name)
+			}
+		}
+		if c.Name != "decuwatch" {
+			continue
+		}
+		port := ""
+		for _, p := range c.Ports {
+			port = p.Name
+		}
+		for _, probe := range []*corev1.Probe{c.StartupProbe, c.LivenessProbe, c.ReadinessProbe} {
+			if probe == nil || probe.HTTPGet == nil || probe.HTTPGet.Port.StrVal != port {
+				t.Errorf("probe: %+v", probe)
+			}
+		}
+	}
+}
+
+// checkScaledObject holds a ScaledObject against the schema of KEDA's own resource definition.
+func checkScaledObject(t *testing.T, object []byte, d appsv1.Deployment) {
+	t.Helper()
+	out, err := exec.CommandContext(t.Context(), "go", "mod", "download", "-json", keda).Output()
+	if err != nil {
+		t.Fatalf("go mod download %s: %v: %s", keda, err, out)
+	}
+	var module struct{ Dir string }
+	if err := json.Unmarshal(out, &module); err != nil {
+		t.Fatal(err)
+	}
+	text, err := os.ReadFile(filepath.Join(module.Dir, "config/crd/bases/keda.sh_scaledobjects.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var definition struct {
+		Spec struct {
+			Versions []struct {
+				Name   string
+				Schema struct{ OpenAPIV3Schema map[string]any }
+			}
+		}
+	}
+	if err := yaml.Unmarshal(text, &definition); err != nil || len(definition.Spec.Versions) != 1 || definition.Spec.Versions[0].Name != "v1alpha1" {
+		t.Fatalf("KEDA's definition: %v", err)
+	}
+	schema := definition.Spec.Versions[0].Schema.OpenAPIV3Schema
+	closed(schema)
+	compiler := jsonschema.NewCompiler()
+	if err := compiler.AddResource("keda.json", schema); err != nil {
+		t.Fatal(err)
+	}
+	compiled, err := compiler.Compile("keda.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	check := func(object []byte) error {
+		var v any
+		if err := json.Unmarshal(object, &v); err != nil {
+			return err
+		}
+		return compiled.Validate(v)
+	}
+	if err := check(object); err != nil {
+		t.Error(err)
+	}
+	if check([]byte(strings.Replace(string(object), "maxReplicaCount", "maxReplicas", 1))) == nil {
+		t.Error("the schema takes a field that there is not")
+	}
+	var scaled struct {
+		Spec struct {
+			ScaleTargetRef struct{ Name string }
+			Triggers       []struct {
+				Type     string
+				Metadata map[string]string
+			}
+		}
+	}
+	if err := json.Unmarshal(object, &scaled); err != nil {
+		t.Fatal(err)
+	}
+	if scaled.Spec.ScaleTargetRef.Name != d.Name || d.Spec.Replicas != nil {
+		t.Errorf("KEDA scales %s, and the Deployment %s sets %v replicas", scaled.Spec.ScaleTargetRef.Name, d.Name, d.Spec.Replicas)
+	}
+	if m := scaled.Spec.Triggers[0].Metadata; m["stream"] != "GENERATION" || m["consumer"] != "decuwatch-fashion-mnist" {
+		t.Errorf("trigger: %v", m)
+	}
+}
+
+// closed refuses fields that an object's schema does not name, as the API server's strict validation does.
+func closed(schema any) {
+	switch s := schema.(type) {
+	case map[string]any:
+		if _, ok := s["properties"].(map[string]any); ok && s["type"] == "object" && s["additionalProperties"] == nil && s["x-kubernetes-preserve-unknown-fields"] == nil {
+			s["additionalProperties"] = false
+		}
+		for _, v := range s {
+			closed(v)
+		}
+	case []any:
+		for _, v := range s {
+			closed(v)
+		}
+	}
+}
+
+// TestWrongValues shows that the checks above fail where they should.
+func TestWrongValues(t *testing.T) {
+	objects := render(t, nil)
+	wrong := []byte(strings.Replace(string(objects["Deployment"]), `"terminationGracePeriodSeconds"`, `"terminationGrace"`, 1))
+	var d appsv1.Deployment
+	if err := yaml.UnmarshalStrict(wrong, &d); err == nil {
+		t.Error("a field that there is not was taken")
+	}
+}
