@@ -18,16 +18,15 @@ import (
 )
 
 type replayCmd struct {
-	ID        string         `arg:"" help:"Id of the event."`
-	Source    string         `placeholder:"SOURCE" help:"Source of the event; required where several sources used the id."`
-	Tolerance float64        `default:"1e-3" help:"Largest relative difference of a value or a distance that still agrees. Rows that share a run differ by some 1e-6, other machines and runtimes by more; docs/method.md has figures."`
-	JSON      bool           `name:"json" help:"Print the comparison as JSON."`
-	Scoring   ScoringConfig  `embed:"" prefix:"scoring." group:"Scoring"`
-	Postgres  PostgresConfig `embed:"" prefix:"postgres." group:"Postgres"`
+	ID       string         `arg:"" help:"Id of the event."`
+	Source   string         `placeholder:"SOURCE" help:"Source of the event; required where several sources used the id."`
+	JSON     bool           `name:"json" help:"Print the comparison as JSON."`
+	Scoring  ScoringConfig  `embed:"" prefix:"scoring." group:"Scoring"`
+	Postgres PostgresConfig `embed:"" prefix:"postgres." group:"Postgres"`
 }
 
 func (replayCmd) Help() string {
-	return `Reads a stored score, reruns its request from the receipt alone (seed, noise, class, steps, guidance, eta, branch steps, estimators, carrying component) through the ensemble of the same digest, and compares. Exit code 0 where the two agree, 3 where they do not.
+	return `Reads a stored score, reruns its request from the receipt alone (seed, noise, class, steps, guidance, eta, branch steps, estimators, carrying component) through the ensemble of the same digest, and compares within the tolerance of docs/method.md. Exit code 0 where the two agree, 3 where they do not.
 
 Example:
 
@@ -39,8 +38,9 @@ type replayed struct {
 	Source     string       `json:"source"`
 	ID         string       `json:"id"`
 	Agrees     bool         `json:"agrees"`
-	Tolerance  float64      `json:"tolerance"`
-	Difference float64      `json:"difference"` // the largest relative one
+	Tolerance  float64      `json:"tolerance"`       // relative
+	Floor      float64      `json:"tolerance_floor"` // absolute
+	Difference float64      `json:"difference"`      // the largest relative one
 	Stored     schema.Score `json:"stored"`
 	Recomputed schema.Score `json:"recomputed"`
 }
@@ -48,9 +48,6 @@ type replayed struct {
 func (c *replayCmd) Run(ctx context.Context, s *streams, log *slog.Logger) (err error) {
 	if err := errors.Join(c.Scoring.validate(), c.Postgres.validate()); err != nil {
 		return err
-	}
-	if !(c.Tolerance >= 0) {
-		return usage("--tolerance is %g, must be 0 or more", c.Tolerance)
 	}
 	store, err := postgres.Open(ctx, c.Postgres.config(log))
 	if err != nil {
@@ -75,11 +72,12 @@ func (c *replayCmd) Run(ctx context.Context, s *streams, log *slog.Logger) (err 
 		return err
 	}
 	r := replayed{
-		Source: stored.Event.Source, ID: stored.Event.ID, Tolerance: c.Tolerance, Stored: *stored,
+		Source: stored.Event.Source, ID: stored.Event.ID, Tolerance: scoring.Tolerance, Floor: scoring.ToleranceFloor, Stored: *stored,
 		Recomputed: monitor.Compose(stored.Event, stored.ClassIndex, stored.ClassLabel, result, stored.Receipt.Deviations, stored.ScoredAt),
 	}
-	r.Difference = max(difference(r.Stored.ClassGap, r.Recomputed.ClassGap), difference(r.Stored.RequestRisk, r.Recomputed.RequestRisk))
-	r.Agrees = r.Difference <= c.Tolerance && r.Recomputed.Receipt.Carrier == stored.Receipt.Carrier
+	gap, risk := compare(r.Stored.ClassGap, r.Recomputed.ClassGap), compare(r.Stored.RequestRisk, r.Recomputed.RequestRisk)
+	r.Difference = max(gap.difference, risk.difference)
+	r.Agrees = gap.agrees && risk.agrees && r.Recomputed.Receipt.Carrier == stored.Receipt.Carrier
 	if c.JSON {
 		err = writeJSON(s.out, r)
 	} else {
@@ -118,29 +116,36 @@ func replay(ctx context.Context, engines map[string]*scoring.Engine, stored *sch
 	return scoring.Result{}, fmt.Errorf("the score was made by the ensemble %s %s; given is %q", stored.Event.Data.Model, receipt.EnsembleDigest, given)
 }
 
-// difference returns the largest relative difference of two measurements: of values and mean distances each to itself, of
-// single distances to the largest one.
-func difference(a, b schema.Measurement) float64 {
-	relative := func(x, y, scale float64) float64 {
-		if x == y {
-			return 0
+// comparison is what compare found.
+type comparison struct {
+	agrees     bool    // every number agrees, as scoring.Agrees has it
+	difference float64 // the largest relative one
+}
+
+// compare holds value, mean distance and every single distance of two measurements against each other.
+func compare(a, b schema.Measurement) comparison {
+	other := comparison{difference: math.MaxFloat64} // of another shape; JSON has no infinity
+	if len(a.Distances) != len(b.Distances) {
+		return other
+	}
+	c := comparison{agrees: true}
+	number := func(x, y float64) {
+		c.agrees = c.agrees && scoring.Agrees(x, y)
+		if x != y {
+			c.difference = max(c.difference, math.Abs(x-y)/max(math.Abs(x), math.Abs(y)))
 		}
-		return math.Abs(x-y) / max(scale, math.SmallestNonzeroFloat64)
 	}
-	d := max(relative(a.Value, b.Value, math.Abs(a.Value)), relative(a.MeanDistance, b.MeanDistance, math.Abs(a.MeanDistance)))
-	if len(a.Distances) != len(b.Distances) || a.Saturated != b.Saturated {
-		return math.Inf(1)
-	}
-	largest := 0.0
-	for _, row := range a.Distances {
-		largest = max(largest, slices.Max(row))
-	}
+	number(a.Value, b.Value)
+	number(a.MeanDistance, b.MeanDistance)
 	for i := range a.Distances {
+		if len(a.Distances[i]) != len(b.Distances[i]) {
+			return other
+		}
 		for j := range a.Distances[i] {
-			d = max(d, relative(a.Distances[i][j], b.Distances[i][j], largest))
+			number(a.Distances[i][j], b.Distances[i][j])
 		}
 	}
-	return d
+	return c
 }
 
 func (r replayed) print(s *streams) error {
@@ -153,7 +158,7 @@ func (r replayed) print(s *streams) error {
 		name string
 		a, b schema.Measurement
 	}{{schema.ClassGap, r.Stored.ClassGap, r.Recomputed.ClassGap}, {schema.RequestRisk, r.Stored.RequestRisk, r.Recomputed.RequestRisk}} {
-		fmt.Fprintf(w, "%s\t%.9g\t%.9g\t%.2g\n", m.name, m.a.Value, m.b.Value, difference(m.a, m.b))
+		fmt.Fprintf(w, "%s\t%.9g\t%.9g\t%.2g\n", m.name, m.a.Value, m.b.Value, compare(m.a, m.b).difference)
 	}
 	if err := w.Flush(); err != nil {
 		return err
@@ -162,6 +167,6 @@ func (r replayed) print(s *streams) error {
 	if !r.Agrees {
 		verdict = "does NOT agree"
 	}
-	_, err := fmt.Fprintf(s.out, "\nThe score %s within the tolerance %g.\n", verdict, r.Tolerance)
+	_, err := fmt.Fprintf(s.out, "\nThe score %s within %g relative or %g absolute.\n", verdict, r.Tolerance, r.Floor)
 	return err
 }
