@@ -25,7 +25,7 @@ import (
 const patience = 2 * time.Minute
 
 // secrets runs the command that makes a deployment's secrets and returns their directory.
-func secrets(t *testing.T, args ...string) string {
+func secrets(t testing.TB, args ...string) string {
 	t.Helper()
 	dir := filepath.Join(t.TempDir(), "secrets")
 	cmd := exec.CommandContext(t.Context(), "go", append([]string{"run", "./secrets", "-dir", dir}, args...)...)
@@ -36,7 +36,7 @@ func secrets(t *testing.T, args ...string) string {
 }
 
 // startNATS runs the real server from nats/nats-server.conf; only ports and paths are the test's.
-func startNATS(t *testing.T, secrets string) *server.Server {
+func startNATS(t testing.TB, secrets string) *server.Server {
 	t.Helper()
 	conf, err := os.ReadFile("nats/nats-server.conf")
 	if err != nil {
@@ -86,7 +86,7 @@ func startNATS(t *testing.T, secrets string) *server.Server {
 }
 
 // as connects as one of the users; violations of permissions arrive on the channel.
-func as(t *testing.T, s *server.Server, secrets, user string, opts ...nats.Option) (*nats.Conn, chan error) {
+func as(t testing.TB, s *server.Server, secrets, user string, opts ...nats.Option) (*nats.Conn, chan error) {
 	t.Helper()
 	key, err := nats.NkeyOptionFromSeed(filepath.Join(secrets, "nats-"+user+".nk"))
 	if err != nil {

@@ -163,6 +163,13 @@ func decuwatch(t *testing.T) string {
 }
 
 func TestMain(m *testing.M) {
+	if options, ok := os.LookupEnv(workerEnv); ok {
+		if err := work(options); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
 	code := m.Run()
 	if program.path != "" {
 		os.RemoveAll(filepath.Dir(program.path))
@@ -200,9 +207,9 @@ func eventually(t *testing.T, what string, done func() bool) {
 	}
 }
 
-// monitor runs the program itself against the shipped NATS configuration as its worker user, with the variables that
+// runMonitor runs the program itself against the shipped NATS configuration as its worker user, with the variables that
 // docker-compose.yml sets, and publishes events to it as the producer. It returns the address of its metrics.
-func monitor(t *testing.T, events int) string {
+func runMonitor(t *testing.T, events int) string {
 	t.Helper()
 	dir := secrets(t)
 	s := startNATS(t, dir)
@@ -256,7 +263,7 @@ var metricName = regexp.MustCompile(`\bdecuwatch_\w+`)
 // dashboard or a rule names exists, every panel gets series, every rule evaluates.
 func TestPrometheus(t *testing.T) {
 	prometheus := tool(t, "prometheus", "prometheus/usr/bin/prometheus")
-	metrics := monitor(t, 5)
+	metrics := runMonitor(t, 5)
 	config, err := os.ReadFile("prometheus/prometheus.yml")
 	if err != nil {
 		t.Fatal(err)
