@@ -17,8 +17,9 @@ import (
 )
 
 const (
-	eventSchema = "jsonschema/generation.requested.v1.json"
-	alertSchema = "jsonschema/uncertainty.alert.v1.json"
+	eventSchema  = "jsonschema/generation.requested.v1.json"
+	alertSchema  = "jsonschema/uncertainty.alert.v1.json"
+	reviewSchema = "jsonschema/uncertainty.review.v1.json"
 )
 
 func compile(t *testing.T, path string) *jsonschema.Schema {
@@ -99,6 +100,29 @@ func TestAlertSchemaAgreesWithTheType(t *testing.T) {
 	}
 }
 
+func TestReviewSchemaAgreesWithTheType(t *testing.T) {
+	s := compile(t, reviewSchema)
+	for _, r := range []Review{
+		{ReviewID: "r1", AlertID: "a1", Version: 2, State: ReviewResolved, Verdict: VerdictConfirmed, Reviewer: "ada", Comment: "c", Source: "s", EventID: "e", EventTime: time.Now(), Model: "m", At: time.Now()},
+		{ReviewID: "r1", Version: 3, State: ReviewOpen, Reviewer: "ada", Source: "s", EventID: "e", EventTime: time.Now(), Model: "m", At: time.Now()},
+	} {
+		_, payload, err := EncodeReview(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := validate(t, s, payload); err != nil {
+			t.Error(err)
+		}
+	}
+	_, payload, err := EncodeReview(Review{ReviewID: "r1", Version: 1, State: "closed", EventID: "e"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := validate(t, s, payload); err == nil {
+		t.Error("the schema accepts an unknown state")
+	}
+}
+
 // TestSchemasNameEveryField holds the documents' fields against the Go types', both ways, and every field's presence
 // against omitempty.
 func TestSchemasNameEveryField(t *testing.T) {
@@ -110,6 +134,7 @@ func TestSchemasNameEveryField(t *testing.T) {
 		{eventSchema, "sampler", Sampler{}},
 		{alertSchema, "alert", Alert{}},
 		{alertSchema, "receipt", Receipt{}},
+		{reviewSchema, "review", Review{}},
 	} {
 		text, err := os.ReadFile(c.file)
 		if err != nil {
@@ -206,12 +231,15 @@ func TestAsyncAPI(t *testing.T) {
 	if got := at("channels", "uncertaintyAlert", "address"); got != alert {
 		t.Errorf("address %v, the code has %s", got, alert)
 	}
-	for name, want := range map[string]string{"generationRequested": TypeGenerationRequested, "generationRequestedBinary": TypeGenerationRequested, "uncertaintyAlert": TypeUncertaintyAlert} {
+	if got, want := at("channels", "uncertaintyReview", "address"), ReviewSubject(Review{Model: "{model}"}); got != want {
+		t.Errorf("address %v, the code has %s", got, want)
+	}
+	for name, want := range map[string]string{"generationRequested": TypeGenerationRequested, "generationRequestedBinary": TypeGenerationRequested, "uncertaintyAlert": TypeUncertaintyAlert, "uncertaintyReview": TypeReview} {
 		if got := at("components", "messages", name, "name"); got != want {
 			t.Errorf("message %s is named %v, the code has %s", name, got, want)
 		}
 	}
-	for name, address := range map[string]string{"generationRequested": "model", "uncertaintyAlert": "class,model,severity"} {
+	for name, address := range map[string]string{"generationRequested": "model", "uncertaintyAlert": "class,model,severity", "uncertaintyReview": "model"} {
 		parameters := at("channels", name, "parameters").(map[string]any)
 		if got := strings.Join(sortedNames(parameters), ","); got != address {
 			t.Errorf("parameters of %s: %s", name, got)
@@ -220,7 +248,7 @@ func TestAsyncAPI(t *testing.T) {
 	if got := fmt.Sprint(at("channels", "uncertaintyAlert", "parameters", "severity", "enum")); got != fmt.Sprint([]string{SeverityWarn, SeverityCritical}) {
 		t.Errorf("severities %s", got)
 	}
-	for name, want := range map[string]string{"receiveGeneration": "receive", "sendAlert": "send"} {
+	for name, want := range map[string]string{"receiveGeneration": "receive", "sendAlert": "send", "sendReview": "send"} {
 		if got := at("operations", name, "action"); got != want {
 			t.Errorf("operation %s: %v", name, got)
 		}

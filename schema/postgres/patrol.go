@@ -142,10 +142,11 @@ func (s *Store) ClassSequences(ctx context.Context, model, ensembleDigest, setti
 		CROSS JOIN LATERAL (
 			SELECT event_time, source, event_id, class_gap FROM decuwatch.scores s
 			WHERE s.model = $1 AND s.class_index = k.class_index AND s.ensemble_digest = $2 AND s.settings = $3
-			AND s.event_time > greatest($4, a.event_time + $5::interval) AND NOT s.labels ? $6
-			ORDER BY s.event_time DESC, s.source DESC, s.event_id DESC LIMIT $7
+			AND s.event_time > greatest($4, a.event_time + $5::interval)
+			AND NOT EXISTS (SELECT FROM decuwatch.canaries c WHERE c.source = s.source AND c.event_id = s.event_id)
+			ORDER BY s.event_time DESC, s.source DESC, s.event_id DESC LIMIT $6
 		) s
-		ORDER BY k.class_index, s.event_time, s.source, s.event_id`, model, ensembleDigest, settings, since, quiet, schema.LabelCanary, limit)
+		ORDER BY k.class_index, s.event_time, s.source, s.event_id`, model, ensembleDigest, settings, since, quiet, limit)
 	if err != nil {
 		return nil, fmt.Errorf("read sequences of scores: %w", err)
 	}
@@ -170,14 +171,15 @@ func (s *Store) ClassSequences(ctx context.Context, model, ensembleDigest, setti
 }
 
 // Tail returns the value that at most a share alpha of the scores of some classes since a moment reach, for one
-// measurement, and how many scores there were. The value means nothing where there were fewer than 1/alpha.
+// measurement, and how many scores there were, canaries left out. The value means nothing where there were fewer than 1/alpha.
 func (s *Store) Tail(ctx context.Context, model, ensembleDigest, settings, measurement string, classes []int, since time.Time, alpha float64) (value float64, n int, err error) {
 	if measurement != schema.ClassGap && measurement != schema.RequestRisk {
 		return 0, 0, fmt.Errorf("read tail of scores: measurement %q is neither class_gap nor request_risk", measurement)
 	}
-	err = s.pool.QueryRow(ctx, `SELECT coalesce(percentile_disc(1 - $6::float8) WITHIN GROUP (ORDER BY `+measurement+`::float8), 0), count(*) FROM decuwatch.scores
-		WHERE model = $1 AND ensemble_digest = $2 AND settings = $3 AND class_index = ANY ($4) AND event_time >= $5 AND NOT labels ? $7`,
-		model, ensembleDigest, settings, classes, since, alpha, schema.LabelCanary).Scan(&value, &n)
+	err = s.pool.QueryRow(ctx, `SELECT coalesce(percentile_disc(1 - $6::float8) WITHIN GROUP (ORDER BY `+measurement+`::float8), 0), count(*) FROM decuwatch.scores s
+		WHERE model = $1 AND ensemble_digest = $2 AND settings = $3 AND class_index = ANY ($4) AND event_time >= $5
+		AND NOT EXISTS (SELECT FROM decuwatch.canaries c WHERE c.source = s.source AND c.event_id = s.event_id)`,
+		model, ensembleDigest, settings, classes, since, alpha).Scan(&value, &n)
 	if err != nil {
 		return 0, 0, fmt.Errorf("read tail of scores: %w", err)
 	}

@@ -319,6 +319,7 @@ CREATE TABLE decuwatch.alerts (
     recorded_at     timestamptz NOT NULL DEFAULT clock_timestamp(),
     delivery        text NOT NULL DEFAULT 'owed' CHECK (delivery IN ('owed', 'class_budget', 'model_budget', 'cool_down'))
 );
+CREATE INDEX alerts_sent ON decuwatch.alerts (recorded_at) WHERE kind = 'score' AND delivery = 'owed';
 CREATE INDEX alerts_held_back ON decuwatch.alerts (recorded_at) WHERE delivery <> 'owed';
 CREATE INDEX alerts_by_time ON decuwatch.alerts (model, event_time DESC);
 CREATE INDEX alerts_by_class ON decuwatch.alerts (model, class_index, event_time DESC);
@@ -487,7 +488,8 @@ COMMENT ON FUNCTION decuwatch.ensure_partition IS 'Creates the partition of scor
 
 -- +goose StatementBegin
 CREATE FUNCTION decuwatch.drop_partitions(before timestamptz) RETURNS text[]
-    LANGUAGE plpgsql SECURITY DEFINER SET search_path = '' SET timezone = 'UTC' AS $$
+    -- A drop waits for queries on the table, and writers wait for the drop: rather try again later.
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = '' SET timezone = 'UTC' SET lock_timeout = '500ms' AS $$
 DECLARE
     partition text;
     dropped   text[] := '{}';
