@@ -243,7 +243,7 @@ type AlertsConfig struct {
 	WebhookSecretFile string `name:"webhook-secret-file" placeholder:"FILE" help:"File with the key that signs what is posted (Standard Webhooks: base64 of at least 24 bytes). Defaults to none: not signed."`
 	WebhookFormat     string `name:"webhook-format" default:"cloudevents" help:"cloudevents, or slack for receivers that take a line of text. Defaults to cloudevents."`
 	AlertmanagerURL   string `name:"alertmanager-url" placeholder:"URL" help:"Prometheus Alertmanager that each alert is sent to too, without /api/v2. Defaults to none."`
-	Link              string `name:"link" placeholder:"URL" help:"Begins the link to an alert's review page in webhooks and Alertmanager; the alert's id follows. Defaults to none."`
+	Link              string `name:"link" placeholder:"URL" help:"Begins the link to an alert's review page in webhooks and Alertmanager; the alert's id follows. Defaults to review.url with /review/ where that is given, else to none."`
 }
 
 // sinks returns the sinks of alerts, the stream first.

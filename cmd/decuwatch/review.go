@@ -105,6 +105,14 @@ func (c ReviewConfig) access() (review.Access, error) {
 	return a, nil
 }
 
+// reviewLink begins the links to reviews on the page at url; "" where there is no page.
+func reviewLink(url string) string {
+	if url == "" {
+		return ""
+	}
+	return strings.TrimSuffix(url, "/") + "/review/"
+}
+
 // userName returns the name of the user who runs this.
 func userName() string {
 	if u, err := user.Current(); err == nil && u.Username != "" {

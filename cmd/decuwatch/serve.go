@@ -103,6 +103,9 @@ func serve(ctx context.Context, c Config, log *slog.Logger, fail *failpoint, sta
 		}
 		return nil
 	})
+	if c.Alerts.Link == "" {
+		c.Alerts.Link = reviewLink(c.Review.URL)
+	}
 	stream, sinks, err := c.Alerts.sinks(js)
 	if err != nil {
 		return err

@@ -24,8 +24,9 @@ type watchCmd struct {
 	NoFollow bool          `help:"End after the alerts that are there, instead of waiting for more."`
 	JSON     bool          `name:"json" help:"Print each alert as one line of JSON."`
 
-	NATS   NATSConfig   `embed:"" prefix:"nats." group:"NATS"`
-	Alerts AlertsConfig `embed:"" prefix:"alerts." group:"Alerts"`
+	ReviewURL string       `name:"review.url" default:"http://127.0.0.1:8080" placeholder:"URL" group:"Review" help:"Where the review page is, for the link to each alert. Defaults to http://127.0.0.1:8080."`
+	NATS      NATSConfig   `embed:"" prefix:"nats." group:"NATS"`
+	Alerts    AlertsConfig `embed:"" prefix:"alerts." group:"Alerts"`
 
 	quiet bool // about what is watched
 }
@@ -137,8 +138,12 @@ func (c *watchCmd) print(s *streams, a schema.Alert) error {
 		return json.NewEncoder(s.out).Encode(a)
 	}
 	printAlert(s.out, a, s.terminal)
-	if c.Alerts.Link != "" {
-		fmt.Fprintf(s.out, "    %s%s\n", c.Alerts.Link, a.ID)
+	link := c.Alerts.Link
+	if link == "" {
+		link = reviewLink(c.ReviewURL)
+	}
+	if link != "" {
+		fmt.Fprintf(s.out, "    %s%s\n", link, a.ID)
 	}
 	return nil
 }
