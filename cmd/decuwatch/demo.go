@@ -160,6 +160,7 @@ func (c *demoCmd) Run(ctx context.Context, s *streams) (err error) {
 	}
 	c.addresses(s, e, broker, database, up, logFile.Name())
 	if c.Stay == "no" || c.Stay == "auto" && !s.terminal {
+		fmt.Fprintf(s.out, "\nEverything stops now. On a terminal, or with --stay yes, it stays up; the next run goes on with the same data.\n")
 		return nil
 	}
 	fmt.Fprintf(s.out, "\nEverything stays up, and alerts appear below as they come. Ctrl-C ends it.\n\n")
@@ -473,6 +474,9 @@ func (c *demoCmd) addresses(s *streams, e *ensemble.Ensemble, broker *server.Ser
 	w := tabwriter.NewWriter(s.out, 0, 8, 2, ' ', 0)
 	fmt.Fprintf(w, "NATS\t%s\n", broker.ClientURL())
 	fmt.Fprintf(w, "metrics\thttp://%s/metrics, /healthz, /readyz\n", up.metrics)
+	if up.review != "" {
+		fmt.Fprintf(w, "review\thttp://%s/\n", up.review)
+	}
 	fmt.Fprintf(w, "Postgres\t%s\n", redact(database.URL()))
 	fmt.Fprintf(w, "log\t%s\n", log)
 	_ = w.Flush() // to the same place as everything else
