@@ -394,16 +394,24 @@ func TestListen(t *testing.T) {
 	told := make(chan struct{}, 100)
 	ended := make(chan error)
 	go func() { ended <- s.Listen(ctx, postgres.ChannelThresholds, func() { told <- struct{}{} }) }()
-	<-told // it listens
+	wait := func(what string) {
+		t.Helper()
+		select {
+		case <-told:
+		case <-ctx.Done():
+			t.Fatalf("not told %s", what)
+		}
+	}
+	wait("that it listens")
 	if _, err := s.SetThreshold(ctx, threshold(0.1)); err != nil {
 		t.Fatal(err)
 	}
-	<-told
+	wait("of the change")
 	// A connection that is cut is made again, and what was missed meanwhile is announced.
 	if _, err := conn.Exec(ctx, `SELECT pg_terminate_backend(pid) FROM pg_catalog.pg_stat_activity WHERE datname = current_database() AND query LIKE 'LISTEN%'`); err != nil {
 		t.Fatal(err)
 	}
-	<-told
+	wait("after the connection was cut")
 	cancel()
 	if err := <-ended; !errors.Is(err, context.Canceled) {
 		t.Errorf("got %v", err)
@@ -559,7 +567,12 @@ func TestServerKilled(t *testing.T) {
 func TestCommitTimeoutNamesTheOperation(t *testing.T) {
 	s, conn := open(t, postgres.Config{CommitTimeout: 100 * time.Millisecond})
 	ctx := testContext(t)
-	mustRecord(t, s, scoreVerdict(1, "one")) // the partition exists
+	if err := s.EnsurePartitions(ctx, 0); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := conn.Exec(ctx, `SELECT decuwatch.ensure_partition($1)`, at); err != nil {
+		t.Fatal(err)
+	}
 	tx, err := conn.Begin(ctx)
 	if err != nil {
 		t.Fatal(err)
