@@ -496,3 +496,26 @@ func TestWrongCallsAreExplained(t *testing.T) {
 	_, errs = user.run(exitFailed, "demo", "--dir", dir, "--ensemble", shipped)
 	holds(t, errs, "another demo runs")
 }
+
+// A monitor that starts before NATS is there is not ready, and goes to work once it comes.
+func TestServeWaitsForNATS(t *testing.T) {
+	nats := natstest.Start(t)
+	user := command{t, []string{"DECUWATCH_NATS_URL=" + nats.URL(), "DECUWATCH_POSTGRES_URL=" + pgtest.URL(t)}}
+	nats.Stop()
+	serve := start(t, user.env, "serve", "-e", faultEnsemble, "--metrics.address=127.0.0.1:0", "--review.address=127.0.0.1:0", "--scoring.threads=1")
+	mux := metricsAddress(t, serve)
+	if status, body := get(t, mux+"/readyz"); status != http.StatusServiceUnavailable || body != "nats: not connected\n" {
+		t.Errorf("without NATS: %d %q", status, body)
+	}
+	nats.Restart()
+	natstest.Until(t, "ready", func() bool {
+		status, _ := get(t, mux+"/readyz")
+		return status == http.StatusOK
+	})
+	user.run(exitOK, "publish", "--model=tiny", "--class=1", "--seed=1")
+	natstest.Until(t, "the event is scored", func() bool {
+		_, metrics := get(t, mux+"/metrics")
+		return strings.Contains(metrics, `decuwatch_events_total{model="tiny",outcome="score",reason="none"} 1`)
+	})
+	serve.stop()
+}
