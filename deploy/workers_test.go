@@ -203,7 +203,7 @@ func measureWorkers(b *testing.B, d time.Duration, workers int) float64 {
 		if err != nil {
 			return 0
 		}
-		return info.AckFloor.Consumer
+		return uint64(events) - info.NumPending - uint64(info.NumAckPending)
 	}
 	var from, to time.Time
 	var first, last uint64
