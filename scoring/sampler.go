@@ -330,7 +330,7 @@ func (s *sampler) pick(l *lane) {
 	rows := 0
 	for priority := range s.active {
 		if Priority(priority) == Background && len(s.active[Live]) > 0 {
-			room = min(room, max(rows, s.maxRows/4))
+			room = min(room, max(2, rows, s.maxRows/4))
 		}
 		if len(s.active[priority]) == 0 {
 			continue
