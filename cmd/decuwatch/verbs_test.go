@@ -380,7 +380,7 @@ func first(stdout, _ string) string { return stdout }
 func TestDemo(t *testing.T) {
 	user := command{t: t}
 	dir := filepath.Join(t.TempDir(), "demo")
-	args := []string{"demo", "--dir", dir, "--ensemble", shipped, "--requests=20", "--nats-port=0", "--metrics-port=0"}
+	args := []string{"demo", "--dir", dir, "--ensemble", shipped, "--requests=20", "--nats-port=0", "--metrics-port=0", "--review-port=0"}
 	out, _ := user.process(exitOK, args...)
 	holds(t, out, "published  20 requests over 10 classes", "training images", "mean PaiDE", "Ankle boot", "The last alerts:",
 		"Reconciled: 20 messages in the stream = 20 scores + 0 skips + 0 dead letters + 0 repeats", "psql 'postgres://", "nats://127.0.0.1:", "/readyz")
