@@ -47,11 +47,8 @@ def draw_frontier(entries: Sequence[dict[str, Any]], out: Path) -> None:
     def class_level(entry: dict[str, Any]) -> float:
         return float(entry["against_largest"][nearest]["auroc"]["value"])
 
-    def request_level(entry: dict[str, Any]) -> float:
-        return float(entry["request_level"]["within"]["value"]) if "request_level" in entry else float("nan")
-
     labels = (f"AUROC, {nearest} v the largest bin", "Spearman within class and bin")
-    for axis, quality, label in zip(axes, (class_level, request_level), labels, strict=True):
+    for axis, quality, label in zip(axes, (class_level, request_quality), labels, strict=True):
         for name, (marker, belongs) in kinds.items():
             own = [e for e in chosen if belongs(e)]
             axis.scatter([e["rows"] for e in own], [quality(e) for e in own], marker=marker, s=18, alpha=0.6, label=name)
@@ -62,6 +59,12 @@ def draw_frontier(entries: Sequence[dict[str, Any]], out: Path) -> None:
         axis.set_ylabel(label)
     axes[0].legend(fontsize=7)
     _save(figure, out)
+
+
+def request_quality(entry: dict[str, Any]) -> float:
+    """Spearman of score and error within class and bin; NaN where it was not measured, or every score is saturated."""
+    value = entry["request_level"]["within"]["value"] if "request_level" in entry else None
+    return float("nan") if value is None else float(value)
 
 
 def pareto(entries: Sequence[dict[str, Any]], quality: Any) -> list[dict[str, Any]]:

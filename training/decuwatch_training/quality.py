@@ -72,10 +72,11 @@ def auroc_by_bin(scores: np.ndarray, cells: Cells, size: float, replicates: int 
     if not replicates:
         return Estimate(value, float("nan"), float("nan"))
     generator = np.random.default_rng(seed)
-    drawn = []
-    for _ in range(replicates):
-        parts = [np.concatenate([group[index] for index in generator.integers(len(group), size=len(group))]) for group in groups]
-        drawn.append(auroc(parts[0], parts[1]))
+    # [replicates, requests]: all replicates are ranked at once.
+    resampled = [np.stack(group)[generator.integers(len(group), size=(replicates, len(group)))].reshape(replicates, -1) for group in groups]
+    n, m = resampled[0].shape[1], resampled[1].shape[1]
+    ranks = rankdata(np.concatenate(resampled, axis=1), axis=1)
+    drawn = (ranks[:, :n].sum(1) - n * (n + 1) / 2) / (n * m)
     low, high = np.quantile(drawn, (0.025, 0.975))
     return Estimate(value, float(low), float(high))
 
@@ -107,12 +108,13 @@ def mean_by_bin(scores: np.ndarray, cells: Cells, replicates: int = 0, seed: int
 
 def within_cells(scores: np.ndarray, errors: np.ndarray, cells: Cells, size: float | None = None, replicates: int = 0, seed: int = 0) -> Estimate:
     """Mean over cells (of one bin, or of all) of Spearman's rho between the scores and the errors of the cell's requests."""
-    values = []
-    for cell in np.unique(cells.cells):
-        own = cells.cells == cell
-        if size is None or cells.bins[own][0] == size:
-            values.append(rank_correlation(scores[own], errors[own]))
-    return _resampled_mean(np.array(values), replicates, seed)
+    chosen = np.ones(len(scores), bool) if size is None else cells.bins == size
+    own = Cells(cells.bins[chosen], cells.classes[chosen], cells.cells[chosen])
+    ranks = [rankdata(np.stack(_cells(values[chosen], own.cells)), axis=1) for values in (scores, errors)]
+    centred = [matrix - matrix.mean(1, keepdims=True) for matrix in ranks]
+    with np.errstate(invalid="ignore"):  # scores that are all alike have no rank correlation
+        values = (centred[0] * centred[1]).sum(1) / np.sqrt((centred[0] ** 2).sum(1) * (centred[1] ** 2).sum(1))
+    return _resampled_mean(values, replicates, seed)
 
 
 def variation_within_cells(scores: np.ndarray, cells: Cells) -> float:
@@ -132,4 +134,10 @@ def _resampled_mean(values: np.ndarray, replicates: int, seed: int) -> Estimate:
 
 def _by_cell(scores: np.ndarray, cells: Cells, size: float) -> list[np.ndarray]:
     chosen = cells.bins == size
-    return [scores[cells.cells == cell] for cell in np.unique(cells.cells[chosen])]
+    return _cells(scores[chosen], cells.cells[chosen])
+
+
+def _cells(values: np.ndarray, cells: np.ndarray) -> list[np.ndarray]:
+    """The values of each cell; every cell has as many requests as the others."""
+    order = np.argsort(cells, kind="stable")
+    return np.split(values[order], len(np.unique(cells)))

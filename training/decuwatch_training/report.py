@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from decuwatch_training.figures import pareto
+from decuwatch_training.figures import pareto, request_quality
 
 
 def markdown(evaluation: dict[str, Any]) -> str:
@@ -114,7 +114,7 @@ def _request_table(entries: Sequence[dict[str, Any]], bins: Sequence[str]) -> st
                 what,
                 e["rows"],
                 _interval(level["within"], 2),
-                f"{level['within_carrier']['value']:.2f}",
+                "-" if level["within_carrier"]["value"] is None else f"{level['within_carrier']['value']:.2f}",
                 "-" if (own := level["within_at_guidance"].get(f"{e['guidance']:g}")) is None else f"{own:.2f}",
                 by_bin,
                 f"{level['overall']:.2f}",
@@ -128,7 +128,7 @@ def _frontier_table(entries: Sequence[dict[str, Any]], bins: Sequence[str]) -> s
         return min(float(value["auroc"]["value"]) for value in entry["against_largest"].values())
 
     def request_level(entry: dict[str, Any]) -> float:
-        return float(entry["request_level"]["within"]["value"]) if "request_level" in entry else float("nan")
+        return request_quality(entry)
 
     rows: list[list[Any]] = []
     for name, quality in ((f"hardest AUROC v {bins[-1]}", hardest), ("Spearman within class and bin", request_level)):

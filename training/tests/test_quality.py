@@ -50,4 +50,6 @@ def test_within_cells_does_not_see_what_lies_between_cells() -> None:
     scores = generator.random(len(chosen.bins)) + 10 * chosen.cells
     assert spearmanr(scores, errors).statistic > 0.9
     assert abs(within_cells(scores, errors, chosen).value) < 0.2
+    each = [spearmanr(scores[chosen.cells == cell], errors[chosen.cells == cell]).statistic for cell in np.unique(chosen.cells)]
+    assert within_cells(scores, errors, chosen).value == pytest.approx(np.mean(each))
     assert within_cells(errors, errors, chosen, replicates=20).low == pytest.approx(1)
