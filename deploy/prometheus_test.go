@@ -222,6 +222,7 @@ func runMonitor(t *testing.T, events int) string {
 		"DECUWATCH_POSTGRES_URL=" + pgtest.URL(t),
 		"DECUWATCH_SCORING_ENSEMBLES=../scoring/testdata/tiny",
 		"DECUWATCH_METRICS_ADDRESS=127.0.0.1:0",
+		"DECUWATCH_REVIEW_ADDRESS=127.0.0.1:0",
 	}, decuwatch(t), "serve")
 	metrics := listening(t, output, `metrics=http://([0-9.:]+)/metrics`)
 	eventually(t, "the monitor is ready", func() bool { return get(t.Context(), "http://"+metrics+"/readyz") != "" })

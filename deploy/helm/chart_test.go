@@ -105,6 +105,7 @@ var variants = map[string]map[string]any{
 		"keda":           map[string]any{"enabled": true},
 		"nats":           map[string]any{"caSecret": map[string]any{"name": "nats-ca"}},
 		"networkPolicy":  map[string]any{"extraEgress": []any{map[string]any{"ports": []any{map[string]any{"port": 443, "protocol": "TCP"}}}}},
+		"review":         map[string]any{"enabled": true, "url": "https://review.example.com"},
 		"image":          map[string]any{"pullSecrets": []any{map[string]any{"name": "registry"}}},
 		"affinity":       map[string]any{"podAntiAffinity": map[string]any{"preferredDuringSchedulingIgnoredDuringExecution": []any{}}},
 		"podAnnotations": map[string]any{"prometheus.io/scrape": "true"},
@@ -155,12 +156,14 @@ func TestChart(t *testing.T) {
 				matches("PodDisruptionBudget", budget.Spec.Selector.MatchLabels)
 				policy := into[networkingv1.NetworkPolicy](t, objects, "NetworkPolicy")
 				matches("NetworkPolicy", policy.Spec.PodSelector.MatchLabels)
-				if len(policy.Spec.PolicyTypes) != 2 || len(policy.Spec.Ingress) != 1 || len(policy.Spec.Ingress[0].From) == 0 {
+				if len(policy.Spec.PolicyTypes) != 2 || len(policy.Spec.Ingress) == 0 || len(policy.Spec.Ingress[0].From) == 0 {
 					t.Errorf("network policy: %+v", policy.Spec)
 				}
 			}
 			if name == "everything" {
-				wanted++
+				wanted += 2
+				service := into[corev1.Service](t, objects, "Service")
+				matches("Service", service.Spec.Selector)
 				checkScaledObject(t, objects["ScaledObject"], d)
 			} else if d.Spec.Replicas == nil || *d.Spec.Replicas != 2 {
 				t.Errorf("replicas: %v", d.Spec.Replicas)
@@ -230,10 +233,7 @@ func checkPod(t *testing.T, pod corev1.PodSpec, known map[string]bool) {
 		if c.Name != "decuwatch" {
 			continue
 		}
-		port := ""
-		for _, p := range c.Ports {
-			port = p.Name
-		}
+		port := c.Ports[0].Name
 		for _, probe := range []*corev1.Probe{c.StartupProbe, c.LivenessProbe, c.ReadinessProbe} {
 			if probe == nil || probe.HTTPGet == nil || probe.HTTPGet.Port.StrVal != port {
 				t.Errorf("probe: %+v", probe)

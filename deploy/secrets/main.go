@@ -1,5 +1,5 @@
-// Command secrets makes the secrets of a deployment: nkeys of the NATS users, passwords of Postgres and Grafana, and,
-// with -tls, a certificate authority with a certificate for the NATS server. What is there already stays.
+// Command secrets makes the secrets of a deployment: nkeys of the NATS users, passwords of Postgres, Grafana and the
+// review page, and, with -tls, a certificate authority with a certificate for the NATS server. What is there already stays.
 //
 //	go run ./deploy/secrets -dir deploy/.secrets [-tls nats,localhost]
 package main
@@ -29,8 +29,8 @@ import (
 // users are the NATS users, as nats-server.conf names them.
 var users = []string{"producer", "worker", "subscriber", "operator"}
 
-// passwords are the files that hold one password each.
-var passwords = []string{"postgres-owner", "postgres-writer", "postgres-reader", "grafana-admin"}
+// passwords are the files that hold one password, or token, each.
+var passwords = []string{"postgres-owner", "postgres-writer", "postgres-reader", "grafana-admin", "review-token"}
 
 func main() {
 	if err := run(os.Args[1:], os.Stdout); err != nil {
