@@ -120,77 +120,146 @@ func (o *owners) has(ctx context.Context, model string, fresh bool) (bool, error
 	return o.models[model], nil
 }
 
-// advisories returns the loop that makes dead letters of messages that the server gave up on: whose deliveries ran out
-// while their worker was killed, or that somebody terminated by hand. A message that has a verdict keeps it.
-func (r *runner) advisories() loop {
-	return loop{
-		name:   durableGivenUp,
-		slots:  64,
-		pull:   64,
-		ensure: r.ensureAdvisories,
-		take: func(work context.Context, msg jetstream.Msg, h *held) {
-			defer h.release()
-			if err := r.takeAdvisory(work, msg); err != nil {
-				h.release()
-				_ = msg.NakWithDelay(r.cfg.RetryDelay)
-				r.log.Warn("advisory is tried again", "subject", msg.Subject(), "err", err)
-			}
-		},
-	}
-}
-
 // advisory is what the server says about a message that it will not deliver again.
 type advisory struct {
-	Stream     string `json:"stream"`
-	Consumer   string `json:"consumer"`
 	StreamSeq  uint64 `json:"stream_seq"`
+	Consumer   string `json:"consumer"`
 	Deliveries int    `json:"deliveries"`
 	Reason     string `json:"reason"`
 }
 
-func (r *runner) takeAdvisory(work context.Context, msg jetstream.Msg) error {
-	var a advisory
-	if err := json.Unmarshal(msg.Data(), &a); err != nil {
-		r.log.Error("advisory is not JSON", "subject", msg.Subject(), "err", err)
-		return msg.Term()
+// soloTries is how often a message that the server gave up on is handled once more, alone.
+const soloTries = 2
+
+// givenUp returns the loop that takes one model's messages whose deliveries ran out while their workers ended without a
+// verdict. A message that ends its workers takes down with it whatever else they hold, so each is handled once more,
+// alone: what is innocent gets its verdict. One whose worker ends then too becomes a dead letter.
+func (r *runner) givenUp(model string) loop {
+	return loop{
+		name:  Durable(model) + " (given up)",
+		slots: 1,
+		pull:  1,
+		ensure: func(ctx context.Context) (jetstream.Consumer, error) {
+			return r.ensureAdvisories(ctx, jetstream.ConsumerConfig{
+				Durable:       Durable(model),
+				Description:   "Handles events of model " + model + " that ran out of deliveries once more, alone",
+				FilterSubject: advisoryMaxDeliveries + r.cfg.Stream + "." + Durable(model),
+			})
+		},
+		take: func(work context.Context, msg jetstream.Msg, h *held) {
+			r.takeAdvisory(work, msg, h, func(a advisory, tries int) error { return r.handleAlone(work, model, a, tries) })
+		},
 	}
-	if !strings.HasPrefix(a.Consumer, durablePrefix) || a.Stream != r.cfg.Stream {
-		return r.doubleAck(work, msg) // of a consumer that is not ours
-	}
-	reason := fmt.Sprintf("no verdict after %d deliveries", a.Deliveries)
-	if a.Reason != "" {
-		reason = fmt.Sprintf("terminated after %d deliveries: %s", a.Deliveries, a.Reason)
-	}
-	d := decision{action: bury, kind: KindGivenUp, reason: clean(reason)}
-	subject := schema.SubjectGeneration(strings.TrimPrefix(a.Consumer, durablePrefix))
-	if err := r.buryStored(work, a.StreamSeq, a.Deliveries, subject, d); err != nil {
-		return err
-	}
-	return r.doubleAck(work, msg)
 }
 
-// buryStored writes the dead letter of a message that is read from the stream by its sequence number; one that has
-// left the stream gets a dead letter without its content.
-func (r *runner) buryStored(work context.Context, sequence uint64, delivered int, subject string, d decision) error {
-	l := letter{model: strings.TrimPrefix(subject, subjectPrefix), subject: subject, delivery: schema.Delivery{Stream: r.cfg.Stream, Sequence: sequence, Delivered: delivered}}
-	ctx, cancel := context.WithTimeout(work, 5*time.Second)
-	defer cancel()
-	stream, err := r.js.Stream(ctx, r.cfg.Stream)
-	if err != nil {
-		return fmt.Errorf("read message %d: %w", sequence, err)
+// terminated returns the loop that sees to it that messages which were terminated have their dead letter, also where
+// somebody did it by hand. A message that has a verdict keeps it.
+func (r *runner) terminated() loop {
+	return loop{
+		name:  durableTerminated,
+		slots: 64,
+		pull:  64,
+		ensure: func(ctx context.Context) (jetstream.Consumer, error) {
+			return r.ensureAdvisories(ctx, jetstream.ConsumerConfig{
+				Durable:       durableTerminated,
+				Description:   "Sees to it that terminated events have a dead letter",
+				FilterSubject: advisoryTerminated + r.cfg.Stream + ".*",
+			})
+		},
+		take: func(work context.Context, msg jetstream.Msg, h *held) {
+			r.takeAdvisory(work, msg, h, func(a advisory, _ int) error {
+				model, ok := strings.CutPrefix(a.Consumer, durablePrefix)
+				if !ok {
+					return nil // of a consumer that is not ours
+				}
+				reason := fmt.Sprintf("terminated after %d deliveries", a.Deliveries)
+				if a.Reason != "" {
+					reason += ": " + a.Reason
+				}
+				d := decision{action: bury, kind: KindGivenUp, reason: clean(reason)}
+				return r.buryStored(work, a.StreamSeq, a.Deliveries, schema.SubjectGeneration(model), d)
+			})
+		},
 	}
-	raw, err := stream.GetMsg(ctx, sequence)
-	switch {
-	case errors.Is(err, jetstream.ErrMsgNotFound):
-		l.delivery.Digest = schema.Digest(nil, nil)
-	case err != nil:
-		return fmt.Errorf("read message %d: %w", sequence, err)
-	default:
-		l.subject, l.payload = raw.Subject, raw.Data
-		l.delivery.Digest = schema.Digest(raw.Header, raw.Data)
-		if ev, err := schema.Decode(raw.Header, raw.Data); err == nil {
-			l.event = &ev
+}
+
+// takeAdvisory has one advisory acted on and acknowledges it, or has it delivered again where that failed. Tries is 1 for
+// its first delivery.
+func (r *runner) takeAdvisory(work context.Context, msg jetstream.Msg, h *held, act func(a advisory, tries int) error) {
+	defer h.release()
+	var a advisory
+	meta, err := msg.Metadata()
+	if err == nil {
+		err = json.Unmarshal(msg.Data(), &a)
+	}
+	if err != nil {
+		r.log.Error("advisory cannot be read", "subject", msg.Subject(), "err", err)
+		_ = msg.Term() // no other delivery would be read either
+		return
+	}
+	if err = act(a, int(meta.NumDelivered)); err == nil { //nolint:gosec // small
+		h.release()
+		err = r.doubleAck(work, msg)
+	}
+	if err != nil {
+		h.release()
+		_ = msg.NakWithDelay(r.cfg.RetryDelay)
+		r.log.Warn("advisory is tried again", "subject", msg.Subject(), "sequence", a.StreamSeq, "err", err)
+	}
+}
+
+// handleAlone handles a message that the server gave up on once more, or writes its dead letter.
+func (r *runner) handleAlone(work context.Context, model string, a advisory, tries int) error {
+	l, err := r.load(work, a.StreamSeq, a.Deliveries, schema.SubjectGeneration(model))
+	if err != nil {
+		return err
+	}
+	d := decision{action: bury, kind: KindGivenUp, reason: clean(fmt.Sprintf("no verdict after %d deliveries: its workers ended", a.Deliveries))}
+	if l.event != nil && l.event.Data.Model == model && tries <= soloTries {
+		r.log.Warn("handling an event once more, alone", "model", model, "sequence", a.StreamSeq, "deliveries", a.Deliveries, "source", l.event.Source, "id", l.event.ID)
+		err := r.admit(work, *l.event, l.delivery)
+		if drained(work) && err != nil {
+			return err
+		}
+		if d = r.cfg.decide(err, r.cfg.MaxDeliver, false); d.action == acknowledge {
+			return nil
 		}
 	}
 	return r.bury(work, l, d)
+}
+
+// buryStored writes the dead letter of a message that is read from the stream.
+func (r *runner) buryStored(work context.Context, sequence uint64, delivered int, subject string, d decision) error {
+	l, err := r.load(work, sequence, delivered, subject)
+	if err != nil {
+		return err
+	}
+	return r.bury(work, l, d)
+}
+
+// load reads a message from the stream by its sequence number. Of one that has left the stream no more is known than its
+// subject.
+func (r *runner) load(ctx context.Context, sequence uint64, delivered int, subject string) (letter, error) {
+	l := letter{
+		model: strings.TrimPrefix(subject, subjectPrefix), subject: subject,
+		delivery: schema.Delivery{Stream: r.cfg.Stream, Sequence: sequence, Delivered: delivered, Digest: schema.Digest(nil, nil)},
+	}
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	stream, err := r.js.Stream(ctx, r.cfg.Stream)
+	if err != nil {
+		return l, fmt.Errorf("read message %d: %w", sequence, err)
+	}
+	raw, err := stream.GetMsg(ctx, sequence)
+	if errors.Is(err, jetstream.ErrMsgNotFound) {
+		return l, nil
+	}
+	if err != nil {
+		return l, fmt.Errorf("read message %d: %w", sequence, err)
+	}
+	l.subject, l.payload, l.delivery.Digest = raw.Subject, raw.Data, schema.Digest(raw.Header, raw.Data)
+	if ev, err := schema.Decode(raw.Header, raw.Data); err == nil {
+		l.event = &ev
+	}
+	return l, nil
 }

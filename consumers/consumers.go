@@ -3,7 +3,7 @@
 // again later.
 //
 // One durable pull consumer exists for each model. One more takes messages of models that nobody consumes, and
-// another takes the server's advisories about messages that it gave up on, so that each acknowledged message ends
+// others take the server's advisories about messages that it gave up on, so that each acknowledged message ends
 // in a verdict.
 package consumers
 
@@ -47,7 +47,7 @@ const (
 	KindInvalid      = "invalid"       // the message breaks the event's format or bounds
 	KindUnknownModel = "unknown_model" // its subject is of a model that nobody consumes
 	KindFailed       = "failed"        // its last delivery failed too
-	KindGivenUp      = "given_up"      // the server gave up on it: its last worker ended without a verdict
+	KindGivenUp      = "given_up"      // the server gave up on it: its workers ended without a verdict
 )
 
 // Config is the configuration of [Run].
@@ -208,9 +208,9 @@ func Run(ctx context.Context, js jetstream.JetStream, cfg Config, h Handler, dea
 	}
 	defer r.gate.stop()
 
-	loops := []loop{r.unowned(), r.advisories()}
+	loops := []loop{r.unowned(), r.terminated()}
 	for _, m := range cfg.Models {
-		loops = append(loops, r.model(m))
+		loops = append(loops, r.model(m), r.givenUp(m))
 	}
 	for _, l := range loops {
 		group.Go(func() error { return r.consume(ctx, work, l) })

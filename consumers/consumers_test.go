@@ -456,8 +456,8 @@ func TestUnownedSubjects(t *testing.T) {
 	_ = header
 }
 
-// A message whose workers all died, and one that was terminated by hand, become dead letters by the server's
-// advisories.
+// Messages whose deliveries ran out without a verdict are handled once more, alone; one that was terminated by hand
+// becomes a dead letter by the server's advisory.
 func TestServerGivesUp(t *testing.T) {
 	js := natstest.Start(t).JetStream()
 	stream := ensure(t, js)
@@ -468,22 +468,26 @@ func TestServerGivesUp(t *testing.T) {
 	publish(t, js, "first")
 	settled(t, stream)
 	natstest.Until(t, "the advisories are kept", func() bool {
-		_, err := js.Consumer(t.Context(), consumers.AdvisoryStream("GENERATION"), "given-up-decuwatch")
-		return err == nil
+		for _, name := range []string{consumers.Durable(model), "terminated-decuwatch"} {
+			if _, err := js.Consumer(t.Context(), consumers.AdvisoryStream("GENERATION"), name); err != nil {
+				return false
+			}
+		}
+		return true
 	})
 	if err := w.wait(); err != nil {
 		t.Fatal(err)
 	}
 
 	// A worker that takes messages and ends without a word.
-	publish(t, js, "lost", "by-hand")
+	publish(t, js, "innocent", "by-hand", "failing")
 	c, err := stream.Consumer(t.Context(), consumers.Durable(model))
 	if err != nil {
 		t.Fatal(err)
 	}
 	taken := map[uint64]int{}
-	natstest.Until(t, "both deliveries are used up", func() bool {
-		batch, err := c.Fetch(2, jetstream.FetchMaxWait(100*time.Millisecond))
+	natstest.Until(t, "the deliveries are used up", func() bool {
+		batch, err := c.Fetch(3, jetstream.FetchMaxWait(100*time.Millisecond))
 		if err != nil {
 			return false
 		}
@@ -502,14 +506,26 @@ func TestServerGivesUp(t *testing.T) {
 				t.Error(err)
 			}
 		}
-		return taken[2] == 2 && taken[3] == 1
+		return taken[2] == 2 && taken[3] == 1 && taken[4] == 2
 	})
+	var at, most atomic.Int64
+	r.handle = func(_ context.Context, ev schema.Event, _ schema.Delivery) error {
+		most.Store(max(most.Load(), at.Add(1)))
+		defer at.Add(-1)
+		if ev.ID == "failing" {
+			return errors.New("the session was lost")
+		}
+		return nil
+	}
 	run(t, js, cfg, r)
-	natstest.Until(t, "both are buried", func() bool { _, letters := r.count(); return letters == 2 })
-	if l := r.letter(2); l.Kind != consumers.KindGivenUp || l.Reason != "no verdict after 2 deliveries" || l.Event == nil || l.Event.ID != "lost" {
+	natstest.Until(t, "each has its verdict", func() bool { done, letters := r.count(); return done == 2 && letters == 2 })
+	if !r.done["innocent"] || most.Load() > 1 {
+		t.Errorf("handled are %v, %d at once", r.done, most.Load())
+	}
+	if l := r.letter(3); l == nil || l.Kind != consumers.KindGivenUp || l.Reason != "terminated after 1 deliveries: not now" || l.Event == nil || l.Event.ID != "by-hand" {
 		t.Errorf("dead letter is %+v", l)
 	}
-	if l := r.letter(3); l.Kind != consumers.KindGivenUp || l.Reason != "terminated after 1 deliveries: not now" || l.Event == nil || l.Event.ID != "by-hand" {
+	if l := r.letter(4); l == nil || l.Kind != consumers.KindFailed || l.Reason != "the session was lost" || l.Event == nil || l.Event.ID != "failing" {
 		t.Errorf("dead letter is %+v", l)
 	}
 }

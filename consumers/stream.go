@@ -23,9 +23,10 @@ var subjectPrefix = schema.SubjectGeneration("")
 func Durable(model string) string { return durablePrefix + model }
 
 const (
-	durablePrefix  = "decuwatch-"
-	durableUnowned = "unowned-decuwatch" // cannot be the name of a model's consumer
-	durableGivenUp = "given-up-decuwatch"
+	durablePrefix = "decuwatch-"
+
+	durableUnowned    = "unowned-decuwatch" // cannot be the name of a model's consumer
+	durableTerminated = "terminated-decuwatch"
 )
 
 // AdvisoryStream returns the name of the stream that keeps the server's advisories about the given stream.
@@ -91,8 +92,8 @@ func (r *runner) ensureConsumer(ctx context.Context, c jetstream.ConsumerConfig)
 	return consumer, nil
 }
 
-// ensureAdvisories creates the stream of the server's advisories about the stream, and the consumer of it.
-func (r *runner) ensureAdvisories(ctx context.Context) (jetstream.Consumer, error) {
+// ensureAdvisories creates the stream of the server's advisories about the stream, and a consumer of it.
+func (r *runner) ensureAdvisories(ctx context.Context, c jetstream.ConsumerConfig) (jetstream.Consumer, error) {
 	name := AdvisoryStream(r.cfg.Stream)
 	stream, err := r.js.Stream(ctx, name)
 	if errors.Is(err, jetstream.ErrStreamNotFound) {
@@ -114,15 +115,10 @@ func (r *runner) ensureAdvisories(ctx context.Context) (jetstream.Consumer, erro
 	if err != nil {
 		return nil, fmt.Errorf("ensure stream %s: %w", name, err)
 	}
-	consumer, err := stream.CreateOrUpdateConsumer(ctx, jetstream.ConsumerConfig{
-		Durable:       durableGivenUp,
-		Description:   "Turns messages that the server gave up on into dead letters",
-		AckPolicy:     jetstream.AckExplicitPolicy,
-		AckWait:       r.cfg.AckWait,
-		MaxAckPending: 256,
-	})
+	c.AckPolicy, c.AckWait, c.MaxAckPending = jetstream.AckExplicitPolicy, r.cfg.AckWait, 256
+	consumer, err := stream.CreateOrUpdateConsumer(ctx, c)
 	if err != nil {
-		return nil, fmt.Errorf("ensure consumer %s: %w", durableGivenUp, err)
+		return nil, fmt.Errorf("ensure consumer %s of %s: %w", c.Durable, name, err)
 	}
 	return consumer, nil
 }
