@@ -820,34 +820,49 @@ func TestPoison(t *testing.T) {
 	}
 }
 
-// An event whose workers all end before its verdict becomes a dead letter by the server's advisory, and is not tried for
+// Events whose workers end before their verdict are handled once more, alone, so that those which one poisonous event
+// takes down with it get their verdict. One that ends its worker then too becomes a dead letter and is not tried for
 // ever.
 func TestCrashLoop(t *testing.T) {
 	s := natstest.Start(t)
 	b := newBench(t, s.URL(), pgtest.URL(t))
 	b.stream()
 	b.set("consumers.max-deliver", "2")
-	// The consumer, its advisories' stream included, stands before anything can go wrong.
+	// The consumers, those of advisories included, stand before anything can go wrong.
 	first := b.worker()
 	b.publish(1)
-	b.until("the worker is at work", func() bool { return b.scored() == 1 })
 	b.drained()
 	first.stop()
-	b.publish(1)
-	for range 2 {
+
+	crash := func() {
+		t.Helper()
 		w := b.worker("DECUWATCH_FAILPOINT=" + failDelivered)
 		if status, ok := w.wait().Sys().(syscall.WaitStatus); !ok || status.Signal() != syscall.SIGKILL {
 			t.Fatalf("%s\n%s", w.cmd.ProcessState, w.tail())
 		}
 	}
-	w := b.worker("DECUWATCH_FAILPOINT=" + failDelivered) // it is not delivered a third time
+	b.publish(10)
+	crash()
+	crash()
+	w := b.worker()
+	b.check()
+	w.stop()
+	if n := b.scored(); n != 11 {
+		t.Errorf("%d of 11 events are scored, two of whose workers were killed", n)
+	}
+
+	b.publish(1)
+	for range 4 { // two deliveries, and twice alone
+		crash()
+	}
+	w = b.worker("DECUWATCH_FAILPOINT=" + failDelivered) // it is not handled again
 	b.until("the event is buried", func() bool {
-		return len(b.query("SELECT 1::text FROM decuwatch.dead_letters WHERE kind = 'given_up' AND event_id = 'e000002'")) == 1
+		return len(b.query("SELECT 1::text FROM decuwatch.dead_letters WHERE kind = 'given_up' AND event_id = 'e000012'")) == 1
 	})
 	b.check()
 	w.stop()
-	if n := b.scored(); n != 1 {
-		t.Errorf("%d events are scored, want the first alone", n)
+	if n := b.scored(); n != 11 {
+		t.Errorf("%d events are scored, want 11", n)
 	}
 }
 
