@@ -12,6 +12,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
+	"go.opentelemetry.io/otel/attribute"
 	sdktrace "go.opentelemetry.io/otel/sdk/trace"
 	"go.opentelemetry.io/otel/sdk/trace/tracetest"
 	"go.uber.org/goleak"
@@ -202,6 +203,9 @@ decuwatch_threshold_fallbacks_total{model="m",reason="stale"} 0
 	}
 	if handle := spans["handle"]; handle.SpanContext.TraceID().String() != "0af7651916cd43dd8448eb211c80319c" || handle.Parent.SpanID().String() != "b7ad6b7169203331" {
 		t.Errorf("handle has the context %v and the parent %v", handle.SpanContext, handle.Parent)
+	}
+	if got := spans["score"].Attributes; !slices.Contains(got, attribute.Int("decuwatch.rows", 7)) || !slices.Contains(got, attribute.Int("decuwatch.steps", 20)) {
+		t.Errorf("score has the attributes %v, want 7 rows and 20 steps", got)
 	}
 	for _, name := range []string{"score", "commit"} {
 		if spans[name].Parent.SpanID() != spans["handle"].SpanContext.SpanID() {
