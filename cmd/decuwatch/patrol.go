@@ -1,13 +1,16 @@
 package main
 
 import (
+	"context"
 	"log/slog"
 	"math"
+	"slices"
 	"strconv"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/decuwatch/decuwatch/alerts"
 	"github.com/decuwatch/decuwatch/alerts/drift"
 	"github.com/decuwatch/decuwatch/alerts/patrol"
 	"github.com/decuwatch/decuwatch/schema"
@@ -60,23 +63,59 @@ func (c PatrolConfig) validate() error {
 	return nil
 }
 
-// newPatrol returns the patrol of every model, with the ensembles' own reference scores as what is frozen.
-func newPatrol(c PatrolConfig, engines map[string]*scoring.Engine, store *postgres.Store, reg prometheus.Registerer, log *slog.Logger) (*patrol.Patrol, error) {
+// newPatrol returns the patrol of every model. Frozen are the scores from which the model's own threshold was calibrated,
+// else the reference of the ensemble's manifest.
+func newPatrol(ctx context.Context, c PatrolConfig, engines map[string]*scoring.Engine, store *postgres.Store, reg prometheus.Registerer, log *slog.Logger) (*patrol.Patrol, error) {
+	thresholds, err := store.Thresholds(ctx)
+	if err != nil {
+		return nil, err
+	}
 	var models []patrol.Model
 	for _, engine := range engines {
 		e := engine.Ensemble()
-		models = append(models, patrol.Model{
-			Name: e.Name, EnsembleDigest: e.Digest, Settings: engine.Profile().Settings(), WellSampled: e.WellSampled(), Reference: classGapReference(e, engine.Profile(), log),
-		})
+		m := patrol.Model{Name: e.Name, EnsembleDigest: e.Digest, Settings: engine.Profile().Settings(), WellSampled: e.WellSampled()}
+		if m.Reference, err = calibratedReference(ctx, m, thresholds, store); err != nil {
+			return nil, err
+		}
+		if m.Reference.Empty() {
+			m.Reference = manifestReference(e, engine.Profile(), log)
+		}
+		models = append(models, m)
 	}
 	return patrol.New(patrol.Config{
 		Every: c.Every, RunLength: c.RunLength, Newest: c.Newest, Quiet: c.Quiet, Log: log, Registerer: reg,
 	}, models, store, store, store)
 }
 
-// classGapReference returns the class gaps of the ensemble's well-sampled classes under its own profile, by the quantiles
+// calibratedReference returns the class gaps of the model's well-sampled classes in the window from which the newest
+// threshold of the model was calibrated. It is empty where there is none, or retention dropped the scores.
+func calibratedReference(ctx context.Context, m patrol.Model, thresholds []schema.Threshold, store *postgres.Store) (drift.Reference, error) {
+	var newest *schema.Threshold
+	for i, t := range thresholds {
+		if t.Model == m.Name && t.EnsembleDigest == m.EnsembleDigest && t.Settings == m.Settings && t.Measurement == schema.ClassGap && t.Scope == alerts.ScopeModel &&
+			t.Origin == "calibrated" && t.WindowFrom != nil && t.WindowTo != nil && (newest == nil || t.ID > newest.ID) {
+			newest = &thresholds[i]
+		}
+	}
+	if newest == nil {
+		return drift.Reference{}, nil
+	}
+	samples, err := store.Samples(ctx, m.Name, m.EnsembleDigest, m.Settings, schema.ClassGap, *newest.WindowFrom, *newest.WindowTo)
+	if err != nil {
+		return drift.Reference{}, err
+	}
+	var gaps []float64
+	for _, s := range samples {
+		if slices.Contains(m.WellSampled, s.Class) {
+			gaps = append(gaps, s.Value)
+		}
+	}
+	return drift.NewReference(gaps), nil
+}
+
+// manifestReference returns the class gaps of the ensemble's well-sampled classes under its own profile, by the quantiles
 // of its manifest. Where the manifest has none, or another profile scores, it is empty.
-func classGapReference(e *ensemble.Ensemble, p scoring.Profile, log *slog.Logger) drift.Reference {
+func manifestReference(e *ensemble.Ensemble, p scoring.Profile, log *slog.Logger) drift.Reference {
 	reference, ok := e.Reference[schema.ClassGap]
 	if !ok || p.Settings() != e.Profile.Settings() {
 		log.Info("class drift is not watched: the ensemble has no reference scores for these settings", "model", e.Name)

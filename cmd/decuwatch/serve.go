@@ -143,7 +143,7 @@ func serve(ctx context.Context, c Config, log *slog.Logger, fail *failpoint, sta
 	}
 	life.run("thresholds", thresholds.Run)
 	warnWithoutThresholds(ctx, store, engines, log)
-	patrol, err := newPatrol(c.Patrol, engines, store, reg, log)
+	patrol, err := newPatrol(ctx, c.Patrol, engines, store, reg, log)
 	if err != nil {
 		return err
 	}

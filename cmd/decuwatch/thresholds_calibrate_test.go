@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/decuwatch/decuwatch/alerts"
+	"github.com/decuwatch/decuwatch/alerts/patrol"
 	"github.com/decuwatch/decuwatch/schema"
 	"github.com/decuwatch/decuwatch/schema/postgres"
 	"github.com/decuwatch/decuwatch/schema/postgres/pgtest"
@@ -140,6 +141,24 @@ func TestThresholdsCalibrate(t *testing.T) {
 		t.Errorf("%+v", line)
 	}
 
+	// What the model's threshold was calibrated from is what a class's drift is held against.
+	class := patrol.Model{Name: e.Name, EnsembleDigest: e.Digest, Settings: e.Profile.Settings(), WellSampled: e.WellSampled()}
+	if reference, err := calibratedReference(t.Context(), class, now, store); err != nil || !reference.Empty() {
+		t.Errorf("a threshold of the request risk is no reference of the class gap: %v", err)
+	}
+	if _, stderr, code := verb(t, "thresholds", "calibrate", shippedEnsemble, "--measurement", "class_gap", "--alpha", "0.05", "--apply", "--reason", "for drift", "--postgres.url", url); code != exitOK {
+		t.Fatal(stderr)
+	}
+	if now, err = store.Thresholds(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if reference, err := calibratedReference(t.Context(), class, now, store); err != nil || reference.PValue(1000) != 1.0/81 {
+		t.Errorf("the reference does not hold the 80 scores of the well-sampled classes: p = %g, %v", reference.PValue(1000), err)
+	}
+	if _, stderr, code := verb(t, "thresholds", "rollback", "--reason", "drift done", "--postgres.url", url); code != exitOK {
+		t.Fatal(stderr)
+	}
+
 	// A threshold set by hand stays, unless told otherwise; an alpha that classes cannot carry any more withdraws theirs.
 	if _, stderr, code := verb(t, "thresholds", "set", shippedEnsemble, "--measurement", "request_risk", "--class", "3", "--value", "12", "--reason", "incident", "--postgres.url", url); code != exitOK {
 		t.Fatal(stderr)
@@ -171,7 +190,7 @@ func TestThresholdsCalibrate(t *testing.T) {
 		t.Errorf("a rollback of nothing: %d %s", code, stderr)
 	}
 	stdout, _, code = verb(t, "thresholds", "history", "--postgres.url", url)
-	if code != exitOK || strings.Count(stdout, "rollback of") != 3 || !strings.Contains(stdout, "first month") {
+	if code != exitOK || strings.Count(stdout, "rollback of") != 4 || !strings.Contains(stdout, "first month") {
 		t.Errorf("%d %s", code, stdout)
 	}
 }
