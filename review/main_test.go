@@ -76,7 +76,8 @@ type request struct {
 	class   int
 	seed    uint64
 	labels  map[string]string
-	alert   string // severity of the alert on its class gap, or ""
+	alert   string  // severity of the alert on its class gap, or ""
+	limit   float64 // threshold of the model that it reached. Defaults to the class's, a tenth below
 	sampled bool
 	source  string // Defaults to /review/test
 	ago     time.Duration
@@ -115,11 +116,15 @@ func (b *bench) commit(score schema.Score, r request) string {
 		id = postgres.SampleID(ev.Source, ev.ID)
 	}
 	if r.alert != "" {
+		reason := "model_threshold"
+		if r.limit == 0 {
+			reason, r.limit = "class_threshold", score.ClassGap.Value*0.9
+		}
 		id = hex.EncodeToString(digest[:16])
 		v.Alerts = []schema.Alert{{
 			ID: id, Kind: "score", Source: ev.Source, EventID: ev.ID, EventTime: ev.Time, Model: ev.Data.Model, ClassIndex: r.class, ClassLabel: score.ClassLabel,
-			Labels: r.labels, Severity: r.alert, Reason: "class_threshold", Measurement: schema.ClassGap, Value: score.ClassGap.Value, Decided: score.ClassGap.Value,
-			Threshold: score.ClassGap.Value * 0.9, ThresholdID: 1, ClassGap: score.ClassGap.Value, RequestRisk: score.RequestRisk.Value, Receipt: score.Receipt, FiredAt: ev.Time,
+			Labels: r.labels, Severity: r.alert, Reason: reason, Measurement: schema.ClassGap, Value: score.ClassGap.Value, Decided: score.ClassGap.Value,
+			Threshold: r.limit, ThresholdID: 1, ClassGap: score.ClassGap.Value, RequestRisk: score.RequestRisk.Value, Receipt: score.Receipt, FiredAt: ev.Time,
 		}}
 	}
 	if _, err := b.store.Record(b.t.Context(), v); err != nil {

@@ -141,7 +141,7 @@ func (b *tab) shot(name string) {
 	if err != nil {
 		b.t.Fatalf("picture %s: %v", name, err)
 	}
-	if err := os.WriteFile(filepath.Join(dir, name+".png"), png, 0o644); err != nil {
+	if err = os.WriteFile(filepath.Join(dir, name+".png"), png, 0o644); err != nil {
 		b.t.Fatal(err)
 	}
 }
@@ -168,17 +168,19 @@ func (b *tab) noComplaints() {
 func TestPageInChromium(t *testing.T) {
 	b := newBench(t, shipped)
 	classes := b.engine.Ensemble().Classes
-	for seed := range uint64(12) { // what the class's distribution is made of
+	for seed := range uint64(8) { // what the class's distribution is made of
 		for class := range classes {
 			b.record(request{class: class, seed: seed, ago: time.Hour})
 		}
 	}
+	limits := map[string]float64{}
 	for _, severity := range []string{schema.SeverityWarn, schema.SeverityCritical} {
 		reference := b.engine.Ensemble().Reference
 		value := reference[schema.ClassGap].Quantiles["0.99"]
 		if severity == schema.SeverityCritical {
 			value = reference[schema.ClassGap].Quantiles["0.999"] * 2
 		}
+		limits[severity] = value
 		if _, err := b.store.SetThreshold(t.Context(), schema.Threshold{
 			Model: b.engine.Ensemble().Name, EnsembleDigest: b.engine.Ensemble().Digest, Settings: b.engine.Profile().Settings(), Measurement: schema.ClassGap,
 			Scope: "model", Severity: severity, Value: value, Origin: "manual", SetBy: "test", Reason: "for the page",
@@ -187,9 +189,12 @@ func TestPageInChromium(t *testing.T) {
 		}
 	}
 	const hostile = `"><script>document.title='stolen'</script><img src=x onerror=alert(1)>`
+	for i, class := range []int{8, 1, 4, 5, 0} {
+		b.record(request{class: class, seed: uint64(200 + i), alert: schema.SeverityWarn, ago: time.Duration(5-i) * time.Minute})
+	}
 	_, quiet := b.record(request{class: 3, seed: 100, sampled: true, ago: 50 * time.Minute})
-	_, second := b.record(request{class: 4, seed: 101, alert: schema.SeverityWarn, labels: map[string]string{"tenant": "acme"}, ago: 12 * time.Minute})
-	_, first := b.record(request{class: 0, seed: 102, alert: schema.SeverityCritical, labels: map[string]string{"tenant": hostile, "region": "eu-north-1"}})
+	_, second := b.record(request{class: 4, seed: 101, alert: schema.SeverityWarn, limit: limits[schema.SeverityWarn], labels: map[string]string{"tenant": "acme"}, ago: 12 * time.Minute})
+	_, first := b.record(request{class: 0, seed: 102, alert: schema.SeverityCritical, limit: limits[schema.SeverityCritical], labels: map[string]string{"tenant": hostile, "region": "eu-north-1"}})
 	worker, err := review.NewWorker(b.store, []review.Gatherer{b.engine}, review.WorkerConfig{})
 	if err != nil {
 		t.Fatal(err)
@@ -205,12 +210,12 @@ func TestPageInChromium(t *testing.T) {
 	site := servePage(t, b.store, review.PageConfig{Access: review.Access{Reviewer: "ada"}})
 	p := newTab(t, browser(t))
 
-	// The queue shows all three alike, with nothing that tells the one drawn at random.
+	// The queue shows them all alike, with nothing that tells the one drawn at random.
 	p.run("queue", chromedp.EmulateViewport(1180, 800), chromedp.Navigate(site.URL))
-	p.holds(`document.querySelectorAll(".row").length === 3 && Array.from(document.images).every(i => i.complete && i.naturalWidth > 0)`)
-	p.says(".tabs", "To do 3")
+	p.holds(`document.querySelectorAll(".row").length === 8 && Array.from(document.images).every(i => i.complete && i.naturalWidth > 0)`)
+	p.says(".tabs", "To do 8")
 	p.holds(`!/critical|warn|sample|alert/.test(document.querySelector(".rows").innerText)`)
-	p.shot("queue")
+	p.shot("review-queue")
 
 	// Keys: choose the second row, open it.
 	p.run("keys", chromedp.KeyEvent("j"), chromedp.KeyEvent("j"), chromedp.WaitVisible(chromedp.CSS(".row.chosen")), chromedp.KeyEvent("\r"))
@@ -247,14 +252,14 @@ func TestPageInChromium(t *testing.T) {
 	if r, err := b.store.ReviewByID(t.Context(), first); err != nil || r.State != schema.ReviewAcknowledged || r.Version != 3 {
 		t.Fatalf("a lost race changed the review: %+v, %v", r, err)
 	}
-	p.run("confirm", chromedp.SendKeys(chromedp.CSS("[data-comment]"), "Not one of the five is a T-shirt."), chromedp.Click(chromedp.CSS(`button[value="confirmed"]`)))
+	p.run("confirm", chromedp.SendKeys(chromedp.CSS("[data-comment]"), "Five components, three kinds of clothes."), chromedp.Click(chromedp.CSS(`button[value="confirmed"]`)))
 	p.says("h1", "confirmed")
-	p.says(".history", "Not one of the five is a T-shirt.")
+	p.says(".history", "Five components, three kinds of clothes.")
 	p.holds(`document.querySelector(".flash") === null && document.getElementById("score").open`)
 	p.run("heat off", chromedp.KeyEvent("h"))
 	p.holds(`getComputedStyle(document.querySelector(".images .heat")).opacity === "0"`)
 	p.holds(`document.getAnimations().length === 0 || document.getAnimations().every(a => a.playState !== "running")`)
-	p.shot("review")
+	p.shot("review-alert")
 
 	// False alarm by key on the one drawn at random; its page says what it is only now.
 	p.run("drawn", chromedp.Navigate(site.URL+"/review/"+quiet))
@@ -272,18 +277,18 @@ func TestPageInChromium(t *testing.T) {
 
 	p.run("statistics", chromedp.Navigate(site.URL+"/stats"))
 	p.says(".estimates", "100.0%")
-	p.shot("stats")
+	p.shot("review-stats")
 
 	// A phone: nothing is wider than the screen, and dark is dark.
 	p.run("phone", chromedp.EmulateViewport(390, 844, chromedp.EmulateMobile), dark)
-	for path, name := range map[string]string{"/": "queue-phone", "/review/" + second: "review-phone", "/stats": "stats-phone", "/login": "login-phone"} {
+	for path, name := range map[string]string{"/": "review-queue-phone", "/review/" + second: "review-alert-phone", "/stats": "review-stats-phone", "/login": "review-login-phone"} {
 		p.run(name, chromedp.Navigate(site.URL+path))
 		p.holds(`document.documentElement.scrollWidth <= 390 && Array.from(document.images).every(i => i.complete)`)
-		if name == "review-phone" {
+		if name == "review-alert-phone" {
 			p.run("score on a phone", chromedp.Click(chromedp.CSS("#score summary")))
 			p.holds(`document.documentElement.scrollWidth <= 390`)
+			p.shot(name)
 		}
-		p.shot(name)
 	}
 	p.holds(`getComputedStyle(document.body).backgroundColor === "rgb(19, 18, 23)"`)
 	// The lost race was answered with 409, which the browser notes and which is meant.

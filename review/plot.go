@@ -160,8 +160,8 @@ func distribution(class, all []float64, score float64, bounds []bound, label str
 	}
 	slices.SortFunc(p.Lines, func(a, b mark) int { return int(a.X - b.X) })
 	for i := 1; i < len(p.Lines); i++ { // texts that would meet stand one above the other
-		if p.Lines[i].X-p.Lines[i-1].X < 90 {
-			p.Lines[i].Y = 74 - p.Lines[i-1].Y
+		if p.Lines[i].X-p.Lines[i-1].X < 160 {
+			p.Lines[i].Y = 76 - p.Lines[i-1].Y
 		}
 	}
 	p.Lines = append(p.Lines, mark{X: round(a.at(score)), Y: 14, Text: "this score " + number(score), Class: "score", Anchor: anchor(a.at(score), p)})
