@@ -229,6 +229,18 @@ func TestNATSUsers(t *testing.T) {
 		t.Errorf("dead letter %q, want %q", v.DeadLetter.Kind, consumers.KindUnknownModel)
 	}
 
+	// decuwatch canary finds the stream and publishes to it.
+	canary, canaryViolations := as(t, s, dir, "canary")
+	if _, err := consumers.EnsureStream(t.Context(), jetStream(canary), consumers.Config{}); err != nil {
+		t.Errorf("canary: %v", err)
+	}
+	event.ID, event.Data.Model = "3", "fashion-mnist"
+	if _, err := schema.Publish(t.Context(), jetStream(canary), event); err != nil {
+		t.Errorf("canary: %v", err)
+	}
+	refused(t, canary, canaryViolations, "canary: publish an alert", publish(canary, "uncertainty.alert.fashion-mnist.critical.3"))
+	refused(t, canary, canaryViolations, "canary: read alerts", subscribe(canary, "uncertainty.alert.>"))
+
 	// Alerts reach the subscriber live and through a consumer.
 	live, err := subscriber.SubscribeSync("uncertainty.alert.*.critical.*")
 	if err != nil {

@@ -27,7 +27,7 @@ import (
 )
 
 // users are the NATS users, as nats-server.conf names them.
-var users = []string{"producer", "worker", "subscriber", "operator"}
+var users = []string{"producer", "canary", "worker", "subscriber", "operator"}
 
 // passwords are the files that hold one password, or token, each.
 var passwords = []string{"postgres-owner", "postgres-writer", "postgres-reader", "grafana-admin", "review-token"}
