@@ -2,6 +2,7 @@
 
 # Where an ensemble is built; a run that was broken off goes on from its checkpoints there. Remove it to begin from scratch.
 ENSEMBLE_BUILD ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/decuwatch/ensemble-fashion-mnist
+EVALUATE ?= --seeds 8 --rollouts-up-to 20
 DECUWATCH_TRAIN = PYTHONPATH=training "$$(training/setup)/bin/python" -m decuwatch_training
 
 .PHONY: ensemble check-ensemble evaluate-ensemble ensemble-experiments test-training lock-training
@@ -18,7 +19,7 @@ check-ensemble: ## hold the exported ensemble against the PyTorch model it came 
 	@$(DECUWATCH_TRAIN) check ensembles/fashion-mnist --backbone "$(ENSEMBLE_BUILD)/backbone"
 
 evaluate-ensemble: ## the tables and plots of docs/evaluation.md
-	@$(DECUWATCH_TRAIN) evaluate ensembles/fashion-mnist --out "$(ENSEMBLE_BUILD)/evaluation"
+	@$(DECUWATCH_TRAIN) evaluate ensembles/fashion-mnist --out "$(ENSEMBLE_BUILD)/evaluation" $(EVALUATE)
 
 ensemble-experiments: ## the comparison of training regimes in docs/evaluation.md
 	@training/experiments "$(ENSEMBLE_BUILD)"
