@@ -65,7 +65,7 @@ type Config struct {
 
 	PullMaxMessages int           // messages asked for at once. Defaults to a quarter of MaxInFlight
 	MaxAckPending   int           // messages of one model that all workers hold at once. Defaults to 4 x MaxInFlight
-	PullExpiry      time.Duration // how long one pull waits for messages; a stop waits for it too. Defaults to 1 s
+	PullExpiry      time.Duration // how long the server keeps one pull open. Defaults to 5 s
 	HandleTimeout   time.Duration // deadline of one event, from its admission on. Defaults to 60 s
 	DrainTimeout    time.Duration // how long a stop waits for messages in flight. Defaults to 20 s
 	RetryDelay      time.Duration // before the second delivery; doubles with each further one. Defaults to 1 s
@@ -93,7 +93,7 @@ func (c Config) WithDefaults() Config {
 	def(&c.MaxRows, 4096)
 	def(&c.PullMaxMessages, max(1, c.MaxInFlight/4))
 	def(&c.MaxAckPending, 4*c.MaxInFlight)
-	def(&c.PullExpiry, time.Second)
+	def(&c.PullExpiry, 5*time.Second)
 	def(&c.HandleTimeout, time.Minute)
 	def(&c.DrainTimeout, 20*time.Second)
 	def(&c.RetryDelay, time.Second)
@@ -150,7 +150,7 @@ func (c Config) Validate() error {
 		{"MaxRows", int64(c.MaxRows), 1, "1"},
 		{"PullMaxMessages", int64(c.PullMaxMessages), 1, "1"},
 		{"MaxAckPending", int64(c.MaxAckPending), 1, "1"},
-		{"PullExpiry", int64(c.PullExpiry), int64(100 * time.Millisecond), "100ms"},
+		{"PullExpiry", int64(c.PullExpiry), int64(time.Second), "1s"},
 		{"HandleTimeout", int64(c.HandleTimeout), 1, "1ns"},
 		{"DrainTimeout", int64(c.DrainTimeout), 1, "1ns"},
 		{"RetryDelay", int64(c.RetryDelay), 1, "1ns"},
@@ -293,7 +293,7 @@ func (r *runner) pull(ctx, work context.Context, l loop, consumer jetstream.Cons
 			slots.give(n)
 			return errors.New("not connected to NATS")
 		}
-		got, err := r.pullOnce(work, l, consumer, n, slots, beats)
+		got, err := r.pullOnce(ctx, work, l, consumer, n, slots, beats)
 		slots.give(n - got)
 		if err != nil {
 			return err
@@ -302,15 +302,35 @@ func (r *runner) pull(ctx, work context.Context, l loop, consumer jetstream.Cons
 	}
 }
 
-// pullOnce asks for n messages and returns how many came. It is not cut short by a stop or by the gate: messages on
-// their way then would be silent until AckWait has passed, and would have used up a delivery.
-func (r *runner) pullOnce(work context.Context, l loop, consumer jetstream.Consumer, n int, slots *slots, beats *heartbeats) (int, error) {
-	batch, err := consumer.Fetch(n, jetstream.FetchMaxWait(r.cfg.PullExpiry))
+// pullOnce asks for n messages and returns how many came before ctx ended or the gate was shut. Messages that are on
+// their way then are still taken: dropped, they would be silent until AckWait has passed, and have used up a delivery.
+func (r *runner) pullOnce(ctx, work context.Context, l loop, consumer jetstream.Consumer, n int, slots *slots, beats *heartbeats) (int, error) {
+	const spare = 32 // room for the server's status messages, so that they displace no event
+	messages, err := consumer.Messages(jetstream.PullMaxMessages(n+spare), jetstream.StopAfter(n),
+		jetstream.PullExpiry(r.cfg.PullExpiry), jetstream.PullHeartbeat(r.cfg.PullExpiry/2))
 	if err != nil {
 		return 0, fmt.Errorf("pull from %s: %w", l.name, err)
 	}
+	defer messages.Stop()
+	next, end := context.WithCancel(context.WithoutCancel(ctx))
+	defer end()
+	ctx, opened := r.gate.during(ctx)
+	defer opened()
+	defer context.AfterFunc(ctx, func() {
+		messages.Drain()
+		time.AfterFunc(time.Second, end) // where the server is away, nothing more comes
+	})()
 	got := 0
-	for msg := range batch.Messages() {
+	for {
+		msg, err := messages.Next(jetstream.NextContext(next))
+		switch {
+		case errors.Is(err, nats.ErrConnectionClosed), errors.Is(err, jetstream.ErrConnectionClosed):
+			return got, fmt.Errorf("pull from %s: %w", l.name, err)
+		case errors.Is(err, jetstream.ErrMsgIteratorClosed), next.Err() != nil:
+			return got, nil
+		case err != nil:
+			return got, fmt.Errorf("pull from %s: %w", l.name, err)
+		}
 		got++
 		h := beats.hold(msg)
 		go func() {
@@ -319,10 +339,6 @@ func (r *runner) pullOnce(work context.Context, l loop, consumer jetstream.Consu
 			l.take(work, msg, h)
 		}()
 	}
-	if err := batch.Error(); err != nil {
-		return got, fmt.Errorf("pull from %s: %w", l.name, err)
-	}
-	return got, nil
 }
 
 // backoff waits for times that double, with a spread, until they are reset.

@@ -97,7 +97,7 @@ func (r *recorder) letter(sequence uint64) *schema.DeadLetter {
 func config() consumers.Config {
 	return consumers.Config{
 		Models: []string{model}, RetryDelay: 10 * time.Millisecond, RetryMaxDelay: 50 * time.Millisecond,
-		UnownedGrace: time.Millisecond, PullExpiry: 200 * time.Millisecond, Logger: slog.New(slog.DiscardHandler),
+		UnownedGrace: time.Millisecond, PullExpiry: time.Second, Logger: slog.New(slog.DiscardHandler),
 	}
 }
 

@@ -19,6 +19,7 @@ type gate struct {
 
 	mu     sync.Mutex
 	opened chan struct{} // closed while the gate is open
+	shut   chan struct{} // closed while the gate is shut
 	isOpen bool
 	trips  int // since the last success
 }
@@ -33,7 +34,7 @@ const (
 )
 
 func newGate(ctx context.Context, healthy func(context.Context) error, log *slog.Logger, m *Metrics) *gate {
-	g := &gate{healthy: healthy, log: log, metrics: m, opened: make(chan struct{}), isOpen: true}
+	g := &gate{healthy: healthy, log: log, metrics: m, opened: make(chan struct{}), shut: make(chan struct{}), isOpen: true}
 	g.ctx, g.cancel = context.WithCancel(ctx)
 	close(g.opened)
 	return g
@@ -55,6 +56,22 @@ func (g *gate) wait(ctx context.Context) error {
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
+}
+
+// during returns a context that ends with ctx, or as soon as the gate is shut.
+func (g *gate) during(ctx context.Context) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancel(ctx)
+	g.mu.Lock()
+	shut := g.shut
+	g.mu.Unlock()
+	go func() {
+		select {
+		case <-shut:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	return ctx, cancel
 }
 
 // check asks for health after a failure and reports whether the gate is open. Where it is not, the gate shuts and
@@ -98,6 +115,7 @@ func (g *gate) shutFor(err error) {
 	g.mu.Lock()
 	g.isOpen = false
 	g.opened = make(chan struct{})
+	close(g.shut)
 	retry := backoff{min: probeLeast, max: probeMost, next: min(probeLeast<<min(g.trips, 10), probeMost) / 2}
 	g.trips++
 	g.mu.Unlock()
@@ -133,6 +151,7 @@ func (g *gate) probe(retry backoff) {
 	g.mu.Lock()
 	g.isOpen = true
 	close(g.opened)
+	g.shut = make(chan struct{})
 	g.mu.Unlock()
 	g.metrics.paused.Set(0)
 	g.log.Info("pulling goes on", "paused", time.Since(start).Round(time.Millisecond))
