@@ -17,7 +17,7 @@ import (
 
 // A score does not depend on the rows that share its runs, beyond Tolerance.
 func TestBatchInvariance(t *testing.T) {
-	requests := make([]Request, 24)
+	requests := make([]Request, 12)
 	for i := range requests {
 		requests[i] = Request{Key: fmt.Sprint("invariance\n", i), Class: i % 10, Seed: uint64(1000 + i)}
 	}
