@@ -29,6 +29,7 @@ type Jobs interface {
 	NextEvidence(ctx context.Context, ensembleDigests []string, lease time.Duration) (postgres.EvidenceJob, bool, error)
 	StoreEvidence(ctx context.Context, job postgres.EvidenceJob, files []postgres.EvidenceFile) (bool, error)
 	FailEvidence(ctx context.Context, job postgres.EvidenceJob, reason string, next time.Time, final bool) error
+	ReturnEvidence(ctx context.Context, job postgres.EvidenceJob) error
 	EvidenceStats(ctx context.Context) (postgres.EvidenceStats, error)
 	Listen(ctx context.Context, channel string, notify func()) error
 }
@@ -167,6 +168,9 @@ func (w *Worker) once(ctx context.Context, digests []string) (bool, error) {
 	if !found || err != nil {
 		return found, err
 	}
+	if job.Attempt > w.config.MaxAttempts { // the others died with it, or took longer than their lease
+		return true, w.fail(ctx, job, errNoResult)
+	}
 	start := time.Now()
 	attempt, cancel := context.WithTimeoutCause(ctx, w.config.Lease-w.config.Lease/margin, fmt.Errorf("evidence timed out after %s", w.config.Lease-w.config.Lease/margin))
 	files, err := w.gather(attempt, job)
@@ -178,7 +182,7 @@ func (w *Worker) once(ctx context.Context, digests []string) (bool, error) {
 		// The job goes back: this attempt was ours to break off.
 		back, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 		defer cancel()
-		return true, w.jobs.FailEvidence(back, job, "the process ended", time.Now(), false)
+		return true, w.jobs.ReturnEvidence(back, job)
 	}
 	if err != nil {
 		return true, w.fail(ctx, job, err)
@@ -207,6 +211,8 @@ func (w *Worker) fail(ctx context.Context, job postgres.EvidenceJob, cause error
 	wait := w.config.RetryDelay << min(job.Attempt-1, 10)
 	return w.jobs.FailEvidence(ctx, job, cause.Error(), time.Now().Add(wait), final)
 }
+
+var errNoResult = errors.New("its attempts ended without a result: the process died, or the lease ran out")
 
 var errNoScore = errors.New("the score was dropped by retention")
 

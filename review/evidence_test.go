@@ -146,6 +146,44 @@ func TestEvidenceOfADeadWorker(t *testing.T) {
 	}
 }
 
+// A job whose every attempt took its process down with it fails for good; one that a stop broke off keeps its attempts.
+func TestEvidenceThatKillsItsWorker(t *testing.T) {
+	b := newBench(t, tiny)
+	_, id := b.record(request{class: 0, seed: 1, alert: schema.SeverityWarn})
+	digests := []string{b.engine.Ensemble().Digest}
+	take := func(attempt int) postgres.EvidenceJob {
+		t.Helper()
+		var job postgres.EvidenceJob
+		until(t, "the job is due", func() bool {
+			var found bool
+			var err error
+			if job, found, err = b.store.NextEvidence(t.Context(), digests, time.Millisecond); err != nil {
+				t.Fatal(err)
+			}
+			return found
+		})
+		if job.Attempt != attempt {
+			t.Fatalf("attempt %d, want %d", job.Attempt, attempt)
+		}
+		return job
+	}
+	take(1)
+	if err := b.store.ReturnEvidence(t.Context(), take(2)); err != nil {
+		t.Fatal(err)
+	}
+	take(2)
+	c := &counting{Engine: b.engine, keys: map[string]int{}}
+	w, err := review.NewWorker(b.store, []review.Gatherer{c}, review.WorkerConfig{MaxAttempts: 2, Poll: time.Millisecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	running(t, w.Run)
+	until(t, "the evidence has failed", func() bool { return b.evidence(id) == postgres.EvidenceFailed })
+	if r, err := b.store.ReviewByID(t.Context(), id); err != nil || !strings.Contains(r.EvidenceError, "without a result") || len(c.keys) != 0 {
+		t.Errorf("%q, %d gathered, %v", r.EvidenceError, len(c.keys), err)
+	}
+}
+
 // Failures are retried up to the bound, then shown; a person can have them tried again.
 func TestEvidenceFails(t *testing.T) {
 	b := newBench(t, tiny)

@@ -70,7 +70,7 @@ func encode[T draw.Image](src T, blank func(image.Rectangle) T, side int) ([]byt
 		src = small
 	}
 	var out bytes.Buffer
-	if err := (&png.Encoder{CompressionLevel: png.BestCompression}).Encode(&out, src); err != nil {
+	if err := png.Encode(&out, src); err != nil {
 		return nil, err
 	}
 	if out.Len() > 1<<20 {

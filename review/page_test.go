@@ -50,11 +50,12 @@ func browser(t *testing.T) context.Context {
 	if err != nil {
 		t.Fatalf("the review page is tested in Chromium, which is missing: run make review-tools (%v)", err)
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 2*patience)
+	home := browserHome(t)
+	ctx, cancel := context.WithTimeout(context.Background(), 4*patience)
 	t.Cleanup(cancel)
 	options := append(chromedp.DefaultExecAllocatorOptions[:], chromedp.ExecPath(path), chromedp.NoSandbox, chromedp.DisableGPU,
-		chromedp.Flag("disable-dev-shm-usage", true), chromedp.Flag("hide-scrollbars", true), chromedp.UserDataDir(t.TempDir()),
-		chromedp.WSURLReadTimeout(patience), chromedp.Env("HOME="+t.TempDir(), "XDG_CONFIG_HOME="+t.TempDir(), "XDG_CACHE_HOME="+t.TempDir()))
+		chromedp.Flag("disable-dev-shm-usage", true), chromedp.Flag("hide-scrollbars", true), chromedp.UserDataDir(home),
+		chromedp.WSURLReadTimeout(patience), chromedp.Env("HOME="+home, "XDG_CONFIG_HOME="+home, "XDG_CACHE_HOME="+home))
 	ctx, stop := chromedp.NewExecAllocator(ctx, options...)
 	t.Cleanup(stop)
 	ctx, end := chromedp.NewContext(ctx)
@@ -68,6 +69,26 @@ func browser(t *testing.T) context.Context {
 		t.Fatalf("start %s: %v", path, err)
 	}
 	return ctx
+}
+
+// browserHome returns a directory for the browser. Its processes may still write there for a moment when they have been told to end, so the
+// removal is tried again until it succeeds.
+func browserHome(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "chromium")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		var err error
+		for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+			if err = os.RemoveAll(dir); err == nil {
+				return
+			}
+		}
+		t.Errorf("remove the browser's directory: %v", err)
+	})
+	return dir
 }
 
 // tab is the browser's page, with what it complains about.

@@ -158,12 +158,21 @@ func TestReviewLoop(t *testing.T) {
 	}
 	base, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	defer cancel()
-	home := t.TempDir()
+	home, err := os.MkdirTemp("", "chromium")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer natstest.Until(t, "the browser's directory is removed", func() bool { return os.RemoveAll(home) == nil }) // its processes may still write there
 	allocator, stop := chromedp.NewExecAllocator(base, append(chromedp.DefaultExecAllocatorOptions[:], chromedp.ExecPath(chromium), chromedp.NoSandbox, chromedp.DisableGPU,
-		chromedp.Flag("disable-dev-shm-usage", true), chromedp.UserDataDir(t.TempDir()), chromedp.WSURLReadTimeout(2*time.Minute), chromedp.Env("HOME="+home, "XDG_CONFIG_HOME="+home, "XDG_CACHE_HOME="+home))...)
+		chromedp.Flag("disable-dev-shm-usage", true), chromedp.UserDataDir(home), chromedp.WSURLReadTimeout(2*time.Minute), chromedp.Env("HOME="+home, "XDG_CONFIG_HOME="+home, "XDG_CACHE_HOME="+home))...)
 	defer stop()
 	browser, end := chromedp.NewContext(allocator)
 	defer end()
+	defer func() {
+		if err := chromedp.Cancel(browser); err != nil {
+			t.Logf("closing Chromium: %v", err)
+		}
+	}()
 	shows := func(script string) {
 		t.Helper()
 		var last error

@@ -101,6 +101,16 @@ func (s *Store) FailEvidence(ctx context.Context, job EvidenceJob, reason string
 	return nil
 }
 
+// ReturnEvidence gives a job back that its worker did not bring to an end: it is due again at once, and the attempt does not count.
+func (s *Store) ReturnEvidence(ctx context.Context, job EvidenceJob) error {
+	_, err := s.pool.Exec(ctx, `UPDATE decuwatch.evidence_jobs SET attempts = attempts - 1, next_attempt_at = clock_timestamp()
+		WHERE review_id = $1 AND state = 'pending' AND attempts = $2`, job.ReviewID, job.Attempt)
+	if err != nil {
+		return fmt.Errorf("return evidence job %s: %w", job.ReviewID, err)
+	}
+	return nil
+}
+
 // RetryEvidence makes a job that failed for good due again, from its first attempt. The error is ErrNotFound where no failed job
 // of the review exists.
 func (s *Store) RetryEvidence(ctx context.Context, reviewID string) error {
