@@ -183,6 +183,12 @@ func TestNATSUsers(t *testing.T) {
 	if _, err := nats.Connect(s.ClientURL()); !errors.Is(err, nats.ErrAuthorization) {
 		t.Fatalf("without a key: %v, want %v", err, nats.ErrAuthorization)
 	}
+	// The health check of docker-compose.yml.
+	check := compose(t, "cpu").Services["nats"].HealthCheck.Test
+	url := strings.Replace(check[len(check)-1], "127.0.0.1:8222", s.MonitorAddr().String(), 1)
+	if body := get(t.Context(), url); !strings.Contains(body, "ok") {
+		t.Errorf("%s: %q", url, body)
+	}
 	worker, workerViolations := as(t, s, dir, "worker")
 	producer, producerViolations := as(t, s, dir, "producer")
 	subscriber, subscriberViolations := as(t, s, dir, "subscriber")

@@ -265,6 +265,15 @@ var metricName = regexp.MustCompile(`\bdecuwatch_\w+`)
 func TestPrometheus(t *testing.T) {
 	prometheus := tool(t, "prometheus", "prometheus/usr/bin/prometheus")
 	metrics := runMonitor(t, 5)
+	// The health check of docker-compose.yml finds the monitor ready, and fails where there is none.
+	for address, healthy := range map[string]bool{metrics: true, "127.0.0.1:1": false} {
+		check := compose(t, "cpu").Services["decuwatch-cpu"].HealthCheck.Test
+		host, port, _ := strings.Cut(address, ":")
+		command := strings.Replace(check[len(check)-1], "127.0.0.1/9464", host+"/"+port, 1)
+		if out, err := exec.CommandContext(t.Context(), "bash", "-c", command).CombinedOutput(); (err == nil) != healthy {
+			t.Errorf("%s: %v: %s", command, err, out)
+		}
+	}
 	config, err := os.ReadFile("prometheus/prometheus.yml")
 	if err != nil {
 		t.Fatal(err)

@@ -1,0 +1,73 @@
+package deploy
+
+import (
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+)
+
+var (
+	heading  = regexp.MustCompile(`(?m)^#{1,6} +(.+?) *#*$`)
+	link     = regexp.MustCompile(`\]\(([^)\s]+)\)`)
+	fence    = regexp.MustCompile("(?ms)^```.*?^```[^\n]*$")
+	inline   = regexp.MustCompile("`[^`\n]*`")
+	unspoken = regexp.MustCompile(`[^\p{L}\p{N} _-]`)
+)
+
+// anchors returns the anchors of a document's headings, as GitHub makes them.
+func anchors(text string) map[string]bool {
+	all := map[string]bool{}
+	for _, m := range heading.FindAllStringSubmatch(fence.ReplaceAllString(text, ""), -1) {
+		title := link.ReplaceAllString(m[1], "]") // a linked heading is known by its text
+		all[strings.ReplaceAll(unspoken.ReplaceAllString(strings.ToLower(title), ""), " ", "-")] = true
+	}
+	return all
+}
+
+// TestLinks follows every relative link of the README and of docs/: files are there, and so are headings.
+func TestLinks(t *testing.T) {
+	paths, err := filepath.Glob("../docs/*.md")
+	if err != nil || len(paths) < 8 {
+		t.Fatalf("%v, %v", paths, err)
+	}
+	paths = append(paths, "../README.md")
+	n := 0
+	for _, path := range paths {
+		content, err := os.ReadFile(path)
+		if err != nil {
+			t.Error(err)
+			continue
+		}
+		text := inline.ReplaceAllString(fence.ReplaceAllString(string(content), ""), "")
+		for _, m := range link.FindAllStringSubmatch(text, -1) {
+			if strings.Contains(m[1], "://") || strings.HasPrefix(m[1], "mailto:") {
+				continue
+			}
+			n++
+			file, anchor, _ := strings.Cut(m[1], "#")
+			target := path
+			if file != "" {
+				target = filepath.Join(filepath.Dir(path), file)
+			}
+			if _, err := os.Stat(target); err != nil {
+				t.Errorf("%s: link to %s: there is no such file", path, m[1])
+				continue
+			}
+			if anchor == "" || !strings.HasSuffix(target, ".md") {
+				continue
+			}
+			content, err := os.ReadFile(target)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !anchors(string(content))[anchor] {
+				t.Errorf("%s: link to %s: there is no such heading", path, m[1])
+			}
+		}
+	}
+	if n < 20 {
+		t.Errorf("%d links", n)
+	}
+}
