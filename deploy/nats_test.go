@@ -262,6 +262,19 @@ func TestNATSUsers(t *testing.T) {
 	if _, err := live.NextMsg(patience); err != nil {
 		t.Errorf("live alert: %v", err)
 	}
+	verdicts, err := subscriber.SubscribeSync("uncertainty.review.*")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := subscriber.FlushTimeout(patience); err != nil {
+		t.Fatal(err)
+	}
+	if err := sink.Send(t.Context(), schema.OutboxMessage{AlertID: "a.2", Subject: "uncertainty.review.fashion-mnist", Body: []byte("{}")}); err != nil {
+		t.Errorf("worker: publish a verdict: %v", err)
+	}
+	if _, err := verdicts.NextMsg(patience); err != nil {
+		t.Errorf("live verdict: %v", err)
+	}
 	stream, err := jetStream(subscriber).Stream(t.Context(), "UNCERTAINTY")
 	if err != nil {
 		t.Fatal(err)
