@@ -1,6 +1,7 @@
 package review_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"strings"
@@ -9,9 +10,13 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
+
 	"github.com/decuwatch/decuwatch/review"
 	"github.com/decuwatch/decuwatch/schema"
 	"github.com/decuwatch/decuwatch/schema/postgres"
+	"github.com/decuwatch/decuwatch/schema/postgres/pgtest"
+	"github.com/decuwatch/decuwatch/scoring/ensemble"
 )
 
 // Each change, in each state, with what it must not do.
@@ -186,5 +191,56 @@ func TestQueue(t *testing.T) {
 	values, err := b.store.ScoreValues(t.Context(), "tiny", b.engine.Ensemble().Digest, b.engine.Profile().Settings(), schema.ClassGap, nil, time.Now().Add(-time.Hour), 100)
 	if err != nil || len(values) != 8 {
 		t.Errorf("the distribution holds %d values, want 8 without the canary's, %v", len(values), err)
+	}
+}
+
+// The whole of review works with the rights of the monitor's own role, and with no others.
+func TestWriterMayReview(t *testing.T) {
+	b := newBench(t, tiny)
+	_, id := b.record(request{class: 0, seed: 1, alert: schema.SeverityWarn})
+	conn, err := pgx.Connect(t.Context(), b.url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(context.Background())
+	for _, sql := range []string{`DROP ROLE IF EXISTS review_writer`, `CREATE ROLE review_writer LOGIN PASSWORD 'secret' IN ROLE decuwatch_writer`} {
+		if _, err := conn.Exec(t.Context(), sql); err != nil {
+			t.Fatal(err)
+		}
+	}
+	store, err := postgres.Open(t.Context(), postgres.Config{URL: pgtest.As(t, b.url, "review_writer", "secret")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer store.Close()
+	worker, err := review.NewWorker(store, []review.Gatherer{b.engine}, review.WorkerConfig{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	stop := running(t, worker.Run)
+	until(t, "the evidence is there", func() bool { return b.evidence(id) == postgres.EvidenceDone })
+	stop()
+	if _, err := review.NewDesk(store).Change(t.Context(), id, review.Change{Action: review.Resolve, Actor: "ada", Verdict: schema.VerdictConfirmed}); err != nil {
+		t.Error(err)
+	}
+	if _, err := review.LoadStats(t.Context(), store, "", nil, time.Now().Add(-time.Hour), time.Now()); err != nil {
+		t.Error(err)
+	}
+	publish := func(context.Context, schema.Event) error { return nil }
+	canary, err := review.NewCanary(store, publish, []*ensemble.Manifest{&b.engine.Ensemble().Manifest}, review.CanaryConfig{Deadline: time.Microsecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := canary.Send(t.Context(), "tiny"); err != nil {
+		t.Error(err)
+	}
+	if closed, err := canary.Decide(t.Context()); err != nil || len(closed) != 1 {
+		t.Errorf("%+v, %v", closed, err)
+	}
+	site := servePage(t, store, review.PageConfig{})
+	for _, path := range []string{"/", "/review/" + id, "/review/" + id + "/evidence/map", "/stats"} {
+		if status, _, text := ask(t, "GET", site.URL+path, nil, nil); status != 200 {
+			t.Errorf("%s: %d %s", path, status, text)
+		}
 	}
 }
