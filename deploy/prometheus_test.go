@@ -213,13 +213,14 @@ func runMonitor(t *testing.T, events int) string {
 	t.Helper()
 	dir := secrets(t)
 	s := startNATS(t, dir)
+	database := pgtest.URL(t)
 	output := process(t, []string{
 		"DECUWATCH_NATS_URL=" + s.ClientURL(),
 		"DECUWATCH_NATS_NKEY=" + filepath.Join(dir, "nats-worker.nk"),
 		"DECUWATCH_NATS_INBOX_PREFIX=_INBOX_worker",
 		"DECUWATCH_STREAM_MAX_BYTES=1048576",
 		"DECUWATCH_ALERTS_MAX_BYTES=1048576",
-		"DECUWATCH_POSTGRES_URL=" + pgtest.URL(t),
+		"DECUWATCH_POSTGRES_URL=" + database,
 		"DECUWATCH_SCORING_ENSEMBLES=../scoring/testdata/tiny",
 		"DECUWATCH_METRICS_ADDRESS=127.0.0.1:0",
 		"DECUWATCH_REVIEW_ADDRESS=127.0.0.1:0",
@@ -242,6 +243,18 @@ func runMonitor(t *testing.T, events int) string {
 		found := scored.FindStringSubmatch(get(t.Context(), "http://"+metrics+"/metrics"))
 		return found != nil && found[1] == strconv.Itoa(events)
 	})
+	// The command line, each verb as the user that it is for.
+	verb := func(user string, args ...string) {
+		cmd := exec.CommandContext(t.Context(), decuwatch(t), args...)
+		cmd.Env = append(os.Environ(), "DECUWATCH_NATS_URL="+s.ClientURL(), "DECUWATCH_NATS_NKEY="+filepath.Join(dir, "nats-"+user+".nk"),
+			"DECUWATCH_NATS_INBOX_PREFIX=_INBOX_"+user, "DECUWATCH_POSTGRES_URL="+database)
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Errorf("decuwatch %s, as %s: %v: %s", strings.Join(args, " "), user, err, out)
+		}
+	}
+	verb("producer", "publish", "--model", model, "--class", "0", "--seed", "99")
+	verb("subscriber", "watch", "--all", "--no-follow")
+	verb("operator", "reconcile")
 	return metrics
 }
 
