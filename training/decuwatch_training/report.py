@@ -57,9 +57,9 @@ def _class_row(entry: dict[str, Any], bins: Sequence[str], head: list[Any]) -> l
         *row,
         f"{nearest['auprc']:.3f}",
         f"{nearest['tpr_at_1pct_fpr']:.2f}",
-        f"{entry['rho_log_bin']:.2f}",
+        _number(entry["rho_log_bin"]),
         means,
-        f"{entry['variation_within_class']:.2f}",
+        _number(entry["variation_within_class"]),
         saturated,
     ]
 
@@ -117,7 +117,7 @@ def _request_table(entries: Sequence[dict[str, Any]], bins: Sequence[str]) -> st
                 "-" if level["within_carrier"]["value"] is None else f"{level['within_carrier']['value']:.2f}",
                 "-" if (own := level["within_at_guidance"].get(f"{e['guidance']:g}")) is None else f"{own:.2f}",
                 by_bin,
-                f"{level['overall']:.2f}",
+                _number(level["overall"]),
             ]
         )
     return _table(["g", "S", "branch", "rows", "within class and bin", "carrier", "own g", "by bin " + " / ".join(bins), "overall"], rows)
@@ -134,6 +134,11 @@ def _frontier_table(entries: Sequence[dict[str, Any]], bins: Sequence[str]) -> s
     for name, quality in ((f"hardest AUROC v {bins[-1]}", hardest), ("Spearman within class and bin", request_level)):
         rows += [[name, e["rows"], e["name"], f"{quality(e):.3f}"] for e in pareto(entries, quality)]
     return _table(["what", "rows", "setting", "quality"], rows)
+
+
+def _number(value: float | None) -> str:
+    """Two digits; a dash for what has no value, such as the correlation of scores that are all alike."""
+    return "-" if value is None else f"{value:.2f}"
 
 
 def _interval(estimate: dict[str, float | None], digits: int = 3) -> str:

@@ -137,7 +137,7 @@ def kept_latents(backbone: Backbone, digest: str, images: Images, beside: Path) 
         except (SafetensorError, KeyError) as err:
             raise TrainingError(f"{file}: expected the latents of {len(images):,} images; delete it to encode them anew: {err}") from err
     latents = torch.cat([backbone.encode(images.scaled(index)) for index in torch.arange(len(images)).split(1024)])
-    content = save({"latents": latents})
+    content = save({"latents": latents.contiguous()})
     write_file(file, lambda aside: aside.write_bytes(content))
     return latents
 
