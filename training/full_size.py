@@ -1,7 +1,7 @@
 """Run by hand, once: the paper's full-size model (cin256-v2's configuration) with random weights.
 
 Builds the U-Net and the first stage, counts parameters, takes one training step of the tables, exports the U-Net and holds ONNX Runtime
-against PyTorch. Takes minutes and about 10 GB of memory on a CPU; prints one line for each figure.
+against PyTorch. Takes minutes and about 16 GB of memory on a CPU; prints one line for each figure.
 
     PYTHONPATH=training "$(training/setup)/bin/python" training/full_size.py DIRECTORY
 """
