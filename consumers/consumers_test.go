@@ -133,10 +133,12 @@ func event(id string) schema.Event {
 
 func ensure(t *testing.T, js jetstream.JetStream) jetstream.Stream {
 	t.Helper()
-	stream, err := consumers.EnsureStream(t.Context(), js, config())
-	if err != nil {
-		t.Fatal(err)
-	}
+	var stream jetstream.Stream
+	natstest.Until(t, "the stream is there", func() bool { // a server that was just restarted may not answer yet
+		var err error
+		stream, err = consumers.EnsureStream(t.Context(), js, config())
+		return err == nil
+	})
 	return stream
 }
 
@@ -144,9 +146,10 @@ func ensure(t *testing.T, js jetstream.JetStream) jetstream.Stream {
 func publish(t *testing.T, js jetstream.JetStream, ids ...string) {
 	t.Helper()
 	for _, id := range ids {
-		if _, err := schema.Publish(t.Context(), js, event(id)); err != nil {
-			t.Fatal(err)
-		}
+		natstest.Until(t, "the event is stored", func() bool {
+			_, err := schema.Publish(t.Context(), js, event(id))
+			return err == nil
+		})
 	}
 }
 
