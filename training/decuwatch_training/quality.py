@@ -89,7 +89,7 @@ def auroc_same_class(scores: np.ndarray, cells: Cells, size: float) -> tuple[flo
         positive, negative = scores[own & (cells.bins == size)], scores[own & (cells.bins == cells.sizes[-1])]
         if len(positive) and len(negative):
             values.append(auroc(positive, negative))
-    return float(np.mean(values)), sum(value >= 0.99 for value in values), len(values)
+    return float(np.mean(values)) if values else float("nan"), sum(value >= 0.99 for value in values), len(values)
 
 
 def rank_correlation(scores: np.ndarray, other: np.ndarray) -> float:

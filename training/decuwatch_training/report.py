@@ -49,7 +49,9 @@ def _class_table(entries: Sequence[dict[str, Any]], bins: Sequence[str], control
 def _class_row(entry: dict[str, Any], bins: Sequence[str], head: list[Any]) -> list[Any]:
     against = entry["against_largest"]
     row = [*head, *(_interval(against[size]["auroc"]) for size in bins[:-1])]
-    row += [f"{against[size]['auroc_same_class']:.3f} ({against[size]['classes_at_99']} of {against[size]['classes']})" for size in bins[:-1]]
+    for size in bins[:-1]:
+        own = against[size]  # without rotations no class is in two bins
+        row.append(f"{own['auroc_same_class']:.3f} ({own['classes_at_99']} of {own['classes']})" if own["classes"] else "-")
     nearest = against[bins[-2]]
     means = " / ".join(f"{entry['mean_by_bin'][size]['value']:.3g}" for size in bins)
     saturated = f"{entry['saturated']:.0%}" if "saturated" in entry else "-"
