@@ -32,6 +32,8 @@ type Access struct {
 	// URL is where the page is reached from outside: its host is answered to beside the address of the listener, and cookies travel
 	// over TLS only where it begins with https. Defaults to none.
 	URL string
+	// TLS says that the listener itself speaks TLS: cookies travel over nothing else.
+	TLS bool
 }
 
 const (
@@ -67,13 +69,13 @@ func newAccess(a Access, address net.Addr) (*access, error) {
 	if err := checkName(a.Reviewer); err != nil {
 		return nil, fmt.Errorf("review: the reviewer's name %w", err)
 	}
-	c := &access{Access: a, key: make([]byte, 32)}
+	c := &access{Access: a, key: make([]byte, 32), secure: a.TLS}
 	if a.URL != "" {
 		u, err := url.Parse(a.URL)
 		if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
 			return nil, fmt.Errorf("review: the page's address %q must be http://host or https://host", a.URL)
 		}
-		c.host, c.secure = u.Host, u.Scheme == "https"
+		c.host, c.secure = u.Host, a.TLS || u.Scheme == "https"
 	}
 	if a.Token != "" { // the same in every process that knows the token, and after a restart
 		mac := hmac.New(sha256.New, []byte(a.Token))

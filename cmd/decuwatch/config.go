@@ -281,9 +281,16 @@ func (c AlertsConfig) config() alerts.StreamConfig {
 
 // MetricsConfig is the mux of metrics, health and profiles.
 type MetricsConfig struct {
-	Address        string `name:"address" default:"127.0.0.1:9464" help:"Address of /metrics, /healthz and /readyz; port 0 is any free one. It has no authentication: keep it on a network of your own. Defaults to 127.0.0.1:9464."`
-	Pprof          bool   `name:"pprof" help:"Serve Go's profiles below /debug/pprof/. Defaults to false."`
-	MaxClassSeries int    `name:"max-class-series" default:"100" help:"Classes of a model, at most, for each to have a score histogram of its own; with more they share one. Defaults to 100."`
+	Address string `name:"address" default:"127.0.0.1:9464" help:"Address of /metrics, /healthz and /readyz; port 0 is any free one. It has no authentication: keep it on a network of your own. Defaults to 127.0.0.1:9464."`
+	Pprof   bool   `name:"pprof" help:"Serve Go's profiles below /debug/pprof/. Defaults to false."`
+	HTTPTLSConfig
+	MaxClassSeries int `name:"max-class-series" default:"100" help:"Classes of a model, at most, for each to have a score histogram of its own; with more they share one. Defaults to 100."`
+}
+
+// HTTPTLSConfig says how an HTTP server proves who it is.
+type HTTPTLSConfig struct {
+	TLSCert string `name:"tls-cert" placeholder:"FILE" help:"PEM file with the certificate that is served, and its chain; read again when it changes. Defaults to none: plain HTTP."`
+	TLSKey  string `name:"tls-key" placeholder:"FILE" help:"PEM file with the certificate's private key. Defaults to none."`
 }
 
 // TracingConfig says where spans go.
@@ -516,8 +523,10 @@ func settingFields() []settingField {
 	config := reflect.TypeFor[Config]()
 	for i := range config.NumField() {
 		group := config.Field(i)
-		for j := range group.Type.NumField() {
-			f := group.Type.Field(j)
+		for _, f := range reflect.VisibleFields(group.Type) {
+			if f.Anonymous {
+				continue // its fields follow
+			}
 			kind := map[reflect.Kind]string{reflect.String: "text", reflect.Bool: "true or false", reflect.Int: "integer", reflect.Int64: "integer", reflect.Float64: "number", reflect.Slice: "list"}[f.Type.Kind()]
 			if f.Type == reflect.TypeFor[time.Duration]() {
 				kind = "duration"

@@ -27,15 +27,16 @@ import (
 
 // ReviewConfig says what enters review beside alerts, how evidence is made, and who may see the review page.
 type ReviewConfig struct {
-	Share            float64  `name:"share" default:"0.01" help:"Share of scores without an alert that enter review unmarked, so that recall can be estimated; 0 to 1. Defaults to 0.01."`
-	Address          string   `name:"address" default:"127.0.0.1:8080" help:"Address of the review page; port 0 is any free one, none is no page. One that other machines reach takes review.token-file or review.trusted-header. Defaults to 127.0.0.1:8080."`
-	TokenFile        string   `name:"token-file" placeholder:"FILE" help:"File with the token that reviewers log in with, 16 characters or more. Defaults to none."`
-	TrustedHeader    string   `name:"trusted-header" placeholder:"NAME" help:"Header in which the proxy before the page names the user that it has authenticated. Defaults to none."`
-	TrustedProxies   []string `name:"trusted-proxies" placeholder:"CIDR" help:"Addresses of proxies whose review.trusted-header is believed. Defaults to loopback."`
-	URL              string   `name:"url" placeholder:"URL" help:"Where reviewers reach the page from outside: https://review.example.com. Defaults to none."`
-	Workers          int      `name:"workers" default:"1" help:"Requests that are rerun for their evidence at a time, behind live work; 0 leaves evidence to other processes. Defaults to 1."`
-	EvidenceAttempts int      `name:"evidence-attempts" default:"4" help:"Attempts to make one request's evidence, at most. Defaults to 4."`
-	ImageSide        int      `name:"image-side" default:"512" help:"Longer side of a stored image in pixels, 16 to 512; larger ones are scaled down. Defaults to 512."`
+	Share          float64  `name:"share" default:"0.01" help:"Share of scores without an alert that enter review unmarked, so that recall can be estimated; 0 to 1. Defaults to 0.01."`
+	Address        string   `name:"address" default:"127.0.0.1:8080" help:"Address of the review page; port 0 is any free one, none is no page. One that other machines reach takes review.token-file or review.trusted-header. Defaults to 127.0.0.1:8080."`
+	TokenFile      string   `name:"token-file" placeholder:"FILE" help:"File with the token that reviewers log in with, 16 characters or more. Defaults to none."`
+	TrustedHeader  string   `name:"trusted-header" placeholder:"NAME" help:"Header in which the proxy before the page names the user that it has authenticated. Defaults to none."`
+	TrustedProxies []string `name:"trusted-proxies" placeholder:"CIDR" help:"Addresses of proxies whose review.trusted-header is believed. Defaults to loopback."`
+	HTTPTLSConfig
+	URL              string `name:"url" placeholder:"URL" help:"Where reviewers reach the page from outside: https://review.example.com. Defaults to none."`
+	Workers          int    `name:"workers" default:"1" help:"Requests that are rerun for their evidence at a time, behind live work; 0 leaves evidence to other processes. Defaults to 1."`
+	EvidenceAttempts int    `name:"evidence-attempts" default:"4" help:"Attempts to make one request's evidence, at most. Defaults to 4."`
+	ImageSide        int    `name:"image-side" default:"512" help:"Longer side of a stored image in pixels, 16 to 512; larger ones are scaled down. Defaults to 512."`
 }
 
 // noPage is the address that turns the review page off.
@@ -88,7 +89,7 @@ func (c ReviewConfig) proxies() ([]netip.Prefix, error) {
 
 // access reads who may see the page.
 func (c ReviewConfig) access() (review.Access, error) {
-	a := review.Access{Header: c.TrustedHeader, URL: c.URL, Reviewer: userName()}
+	a := review.Access{Header: c.TrustedHeader, URL: c.URL, TLS: c.TLSCert != "", Reviewer: userName()}
 	var err error
 	if a.Proxies, err = c.proxies(); err != nil {
 		return a, err
@@ -143,9 +144,9 @@ func serveReview(c ReviewConfig, store *postgres.Store, engines map[string]*scor
 	if err != nil {
 		return "", err
 	}
-	listener, err := net.Listen("tcp", c.Address)
+	listener, err := c.listen("review", c.Address)
 	if err != nil {
-		return "", fmt.Errorf("listen on review.address: %w", err)
+		return "", err
 	}
 	page, err := review.NewPage(store, listener.Addr(), review.PageConfig{Access: access, Log: log})
 	if err != nil {

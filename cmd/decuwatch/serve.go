@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"os"
 	"runtime/debug"
 	"slices"
@@ -62,9 +61,9 @@ func serve(ctx context.Context, c Config, log *slog.Logger, fail *failpoint, sta
 	// Metrics and health come first and go last.
 	reg := newRegistry()
 	health := newHealth(reg)
-	listener, err := net.Listen("tcp", c.Metrics.Address)
+	listener, err := c.Metrics.listen("metrics", c.Metrics.Address)
 	if err != nil {
-		return fmt.Errorf("listen on metrics.address: %w", err)
+		return err
 	}
 	life.run("metrics", func(ctx context.Context) error {
 		return serveHTTP(ctx, listener, observability(reg, health, c.Metrics.Pprof))
@@ -182,7 +181,7 @@ func serve(ctx context.Context, c Config, log *slog.Logger, fail *failpoint, sta
 		return err
 	}
 
-	log.Info("serving", "models", names, "nats", redact(c.NATS.URL), "metrics", "http://"+listener.Addr().String()+"/metrics", "thresholds", thresholds.Table().Len(), "review", page)
+	log.Info("serving", "models", names, "nats", redact(c.NATS.URL), "metrics", c.Metrics.scheme()+"://"+listener.Addr().String()+"/metrics", "thresholds", thresholds.Table().Len(), "review", page)
 	if started != nil {
 		started(serving{metrics: listener.Addr().String(), review: page, engines: engines})
 	}

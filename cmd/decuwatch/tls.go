@@ -1,0 +1,76 @@
+package main
+
+import (
+	"crypto/tls"
+	"fmt"
+	"net"
+	"os"
+	"sync"
+	"time"
+)
+
+// listen binds the address of the server that section configures, behind TLS where a certificate is configured.
+func (c HTTPTLSConfig) listen(section, address string) (net.Listener, error) {
+	if (c.TLSCert == "") != (c.TLSKey == "") {
+		return nil, usage("%s.tls-cert and %[1]s.tls-key must be given together", section)
+	}
+	var certificates *certificateFiles
+	if c.TLSCert != "" {
+		certificates = &certificateFiles{cert: c.TLSCert, key: c.TLSKey}
+		if _, err := certificates.get(nil); err != nil {
+			return nil, fmt.Errorf("%s.tls-cert: %w", section, err)
+		}
+	}
+	listener, err := net.Listen("tcp", address)
+	if err != nil {
+		return nil, fmt.Errorf("listen on %s.address: %w", section, err)
+	}
+	if certificates != nil {
+		listener = tls.NewListener(listener, &tls.Config{
+			GetCertificate: certificates.get, MinVersion: tls.VersionTLS12, NextProtos: []string{"h2", "http/1.1"},
+		})
+	}
+	return listener, nil
+}
+
+// scheme is that of the server's addresses.
+func (c HTTPTLSConfig) scheme() string {
+	if c.TLSCert != "" {
+		return "https"
+	}
+	return "http"
+}
+
+// certificateFiles is a certificate and its key, which may be replaced while they are served.
+type certificateFiles struct {
+	cert, key string
+
+	mu      sync.Mutex
+	loaded  *tls.Certificate
+	changed time.Time // the newer of the files' times when they were loaded
+}
+
+// get returns the certificate, read again where a file has changed. While the new pair does not fit together, as between
+// two writes, the former one is kept.
+func (f *certificateFiles) get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	var changed time.Time
+	for _, path := range []string{f.cert, f.key} {
+		if info, err := os.Stat(path); err == nil && info.ModTime().After(changed) {
+			changed = info.ModTime()
+		}
+	}
+	if f.loaded != nil && changed.Equal(f.changed) {
+		return f.loaded, nil
+	}
+	pair, err := tls.LoadX509KeyPair(f.cert, f.key)
+	if err != nil {
+		if f.loaded != nil {
+			return f.loaded, nil
+		}
+		return nil, err
+	}
+	f.loaded, f.changed = &pair, changed
+	return f.loaded, nil
+}
