@@ -53,6 +53,9 @@ def draw_frontier(entries: Sequence[dict[str, Any]], out: Path) -> None:
             own = [e for e in chosen if belongs(e)]
             axis.scatter([e["rows"] for e in own], [quality(e) for e in own], marker=marker, s=18, alpha=0.6, label=name)
         best = pareto(chosen, quality)
+        if not best:  # request errors were not asked for
+            axis.set_visible(False)
+            continue
         axis.step([e["rows"] for e in best], [quality(e) for e in best], where="post", color="black", linewidth=1)
         axis.set_xscale("log")
         axis.set_xlabel("rows of U-Net work for one request")
