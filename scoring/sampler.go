@@ -376,7 +376,7 @@ func (s *sampler) fill(l *lane) (rows int) {
 		class := f.class
 		for range f.plan.width {
 			copy(l.latent[rows*n:(rows+1)*n], p.latent)
-			copy(l.context[rows*c:(rows+1)*c], s.ensemble.Embedding(p.component, class))
+			copy(l.context[rows*c:(rows+1)*c], s.embedding(p.component, class))
 			l.timestep[rows] = f.plan.steps[p.step].Timestep
 			class = len(s.ensemble.Classes) // the unconditional row
 			rows++

@@ -27,6 +27,7 @@ var arrows = []struct {
 	{"scoring", []string{"scoring/paide", "scoring/diffusion", "scoring/ensemble", "scoring/ort"}, "a score does not depend on how a request came or where the score goes"},
 	{"scoring/paide", nil, "estimators are numbers in, numbers out"},
 	{"scoring/diffusion", nil, "schedules and noise are numbers in, numbers out"},
+	{"scoring/evaluation", nil, "the judgement of scores is numbers in, numbers out"},
 	{"scoring/ensemble", nil, "the ensemble directory is read without running anything"},
 	{"scoring/ort", nil, "the runtime runs graphs and knows neither ensembles nor scores"},
 	{"consumers", []string{"schema"}, "delivery must not know what is done with an event, nor the monitor how it came"},
@@ -35,7 +36,7 @@ var arrows = []struct {
 	{"monitor", []string{"schema", "scoring", "alerts"}, "the one sequence knows neither JetStream nor Postgres; cmd hands them over"},
 	{"review", []string{"schema", "schema/postgres", "scoring", "scoring/ensemble"}, "review comes after the verdict and takes no part in it"},
 	{"deploy", nil, "files, held against the code by tests"},
-	{"cmd/decuwatch", []string{"schema", "schema/postgres", "schema/postgres/local", "scoring", "scoring/ensemble", "scoring/ort", "scoring/diffusion", "consumers", "alerts", "monitor", "review"}, "wires everything, tests' helpers excepted"},
+	{"cmd/decuwatch", []string{"schema", "schema/postgres", "schema/postgres/local", "scoring", "scoring/ensemble", "scoring/ort", "scoring/diffusion", "scoring/evaluation", "consumers", "alerts", "monitor", "review"}, "wires everything, tests' helpers excepted"},
 }
 
 // goPackage is what `go list -json` says of a package.

@@ -47,6 +47,7 @@ type cli struct {
 	Review     reviewCmd     `cmd:"" help:"Work the queue of alerts: look, decide, count."`
 	Canary     canaryCmd     `cmd:"" help:"Publish known under-trained classes and tell when no alert fires."`
 	Ensemble   ensembleCmd   `cmd:"" help:"Look at an ensemble directory, or verify it."`
+	Eval       evalCmd       `cmd:"" help:"Say how good an ensemble's scores are, and what they cost."`
 	Migrate    migrateCmd    `cmd:"" help:"Create, upgrade or remove the tables."`
 	Version    versionCmd    `cmd:"" help:"Print the version."`
 }

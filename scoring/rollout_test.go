@@ -1,0 +1,60 @@
+package scoring
+
+import (
+	"math"
+	"slices"
+	"testing"
+
+	"github.com/decuwatch/decuwatch/scoring/ensemble"
+)
+
+// A roll-out ends where the measurement of a roll-out of all steps reads its means, and the reference's like any other
+// table's: an ensemble with the reference in a component's place ends there with that component.
+func TestRollout(t *testing.T) {
+	e := open(t, Options{Ensemble: shipped})
+	latent := e.Ensemble().Latent
+	profile := e.Profile()
+	whole := Measure{BranchStep: 0, RolloutSteps: profile.Steps, Estimator: ensemble.MeanW2}
+	profile.ClassGap, profile.RequestRisk = whole, whole
+	r := Request{Key: "rollout\n1", Class: 3, Seed: 7, Profile: profile}
+	rollout, err := e.Rollout(t.Context(), r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if m := e.Ensemble().Components; len(rollout.Latents) != m || rollout.Rows != 2*profile.Steps*(m+1) {
+		t.Fatalf("%d latents of %d rows, want %d of %d", len(rollout.Latents), rollout.Rows, m, 2*profile.Steps*(m+1))
+	}
+	result, err := e.Score(t.Context(), r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, a := range rollout.Latents {
+		for j, b := range rollout.Latents {
+			distance := 0.0
+			for k := range a {
+				distance += math.Pow(float64(a[k])-float64(b[k]), 2)
+			}
+			if want := result.RequestRisk.Distances[i][j]; !Agrees(distance, want) {
+				t.Errorf("components %d and %d end %v apart, the score says %v", i, j, distance, want)
+			}
+		}
+	}
+	if len(rollout.Reference) != latent.Size() {
+		t.Fatalf("the reference ends in %d elements, want %d", len(rollout.Reference), latent.Size())
+	}
+
+	// Give component 0 the reference's table: it ends where the reference ends.
+	for class := range len(e.ensemble.Classes) + 1 {
+		copy(e.ensemble.Embedding(0, class), e.ensemble.ReferenceEmbedding(class))
+	}
+	swapped, err := e.Rollout(t.Context(), r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !slices.EqualFunc(swapped.Latents[0], rollout.Reference, func(a, b float32) bool { return Agrees(float64(a), float64(b)) || math.Abs(float64(a-b)) < 1e-4 }) {
+		t.Error("the reference ends elsewhere than a component with its table")
+	}
+	if slices.Equal(rollout.Latents[0], rollout.Reference) {
+		t.Error("component 0 ends where the reference does, with another table")
+	}
+}
