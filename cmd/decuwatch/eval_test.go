@@ -1,9 +1,18 @@
 package main
 
 import (
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/json"
+	"fmt"
+	"image/png"
+	"math"
+	"os"
+	"path/filepath"
 	"testing"
 
 	"github.com/decuwatch/decuwatch/scoring"
+	"github.com/decuwatch/decuwatch/scoring/ensemble"
 )
 
 func TestParseProfile(t *testing.T) {
@@ -25,5 +34,120 @@ func TestParseProfile(t *testing.T) {
 		if p, err := parseProfile(text, base); err == nil {
 			t.Errorf("%q is taken as %s", text, p.Settings())
 		}
+	}
+}
+
+// The verb evaluates all manifests of one backbone together, and writes what it prints.
+func TestEval(t *testing.T) {
+	user := command{t: t}
+	dir := filepath.Join(t.TempDir(), "ensemble")
+	if err := os.CopyFS(dir, os.DirFS(faultEnsemble)); err != nil {
+		t.Fatal(err)
+	}
+	// A rotation: the same classes with each other's numbers of images.
+	rewrite(t, filepath.Join(dir, ensemble.ManifestName), filepath.Join(dir, "rotation-1.json"), func(m *ensemble.Manifest) {
+		for i, j := 0, len(m.Classes)-1; i < j; i, j = i+1, j-1 {
+			m.Classes[i].Images, m.Classes[j].Images = m.Classes[j].Images, m.Classes[i].Images
+		}
+	})
+	out := filepath.Join(t.TempDir(), "results")
+	args := []string{"eval", dir, "--seeds=3", "--error-steps=4", "--profile=steps=4,guidance=1,class_gap=0+1:paide-w2,request_risk=0+4:mean-w2", "--profile=steps=5,guidance=2,class_gap=4+1:paide-w2", "--json", "--out=" + out}
+	stdout, _ := user.run(exitOK, args...)
+	r := decode[evalResults](t, stdout)
+	e, err := ensemble.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	classes := len(e.Classes)
+	if len(r.Manifests) != 2 || r.Requests != 2*classes*3 || len(r.Scores) != 4 || r.Error == nil || r.Error.Steps != 4 {
+		t.Fatalf("results are %+v", r)
+	}
+	m := e.Components
+	for i, rows := range []int{m, 4 * m} { // w (b + r M) with w = 1
+		score := r.Scores[i]
+		if score.Rows != rows || score.Measurement != []string{"class_gap", "request_risk"}[i] || score.ProfileRows != 4*m {
+			t.Errorf("score %d is %s of %d rows, %d in its profile", i, score.Measurement, score.Rows, score.ProfileRows)
+		}
+	}
+	if want := 2 * (4 + m); r.Scores[2].Rows != want { // four shared steps and one branched, with guidance
+		t.Errorf("a branch at the last step costs %d rows, want %d", r.Scores[2].Rows, want)
+	}
+	for _, score := range r.Scores {
+		if len(score.ClassLevel.Means) != len(r.Bins) || len(score.ClassLevel.Against) != len(r.Bins)-1 || score.RequestLevel == nil || score.RequestLevel.Within == nil {
+			t.Errorf("%s has %+v and %+v", score.Settings, score.ClassLevel, score.RequestLevel)
+		}
+	}
+	stored, err := os.ReadFile(filepath.Join(out, "results.json"))
+	if err != nil || string(stored) != stdout {
+		t.Errorf("results.json is not what was printed: %v", err)
+	}
+	text, err := os.ReadFile(filepath.Join(out, "results.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	holds(t, string(text), "2 rotations", "random scores", "its mean distance", "| s=4 g=1 eta=0 mean-w2@0+4 |")
+	for _, name := range []string{"scores-by-bin-1.png", "scores-by-bin-4.png", "quality-against-rows.png"} {
+		file, err := os.Open(filepath.Join(out, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := png.Decode(file); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		if err := file.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// Without the fully trained table there is no error to hold scores against, and the verb says so.
+func TestEvalWithoutReference(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "ensemble")
+	if err := os.CopyFS(dir, os.DirFS(faultEnsemble)); err != nil {
+		t.Fatal(err)
+	}
+	e, err := ensemble.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var numbers []byte
+	for component := range e.Components {
+		for class := range len(e.Classes) + 1 {
+			for _, v := range e.Embedding(component, class) {
+				numbers = binary.LittleEndian.AppendUint32(numbers, math.Float32bits(v))
+			}
+		}
+	}
+	header := fmt.Sprintf(`{"tables":{"dtype":"F32","shape":[%d,%d,%d],"data_offsets":[0,%d]}}`, e.Components, len(e.Classes)+1, e.Context.Dim, len(numbers))
+	content := append(append(binary.LittleEndian.AppendUint64(nil, uint64(len(header))), header...), numbers...)
+	if err := os.WriteFile(filepath.Join(dir, e.Files.Tables.Path), content, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	manifest := filepath.Join(dir, ensemble.ManifestName)
+	rewrite(t, manifest, manifest, func(m *ensemble.Manifest) {
+		m.Files.Tables.Size, m.Files.Tables.SHA256 = int64(len(content)), fmt.Sprintf("%x", sha256.Sum256(content))
+	})
+	user := command{t: t}
+	out, _ := user.run(exitOK, "eval", dir, "--seeds=2")
+	holds(t, out, "1 rotations", `holds no tensor "reference"`)
+	user.run(exitUsage, "eval", dir, "--seeds=1")
+	user.run(exitUsage, "eval", dir, "--profile=steps=ten")
+	user.run(exitFailed, "eval", filepath.Dir(dir))
+}
+
+// rewrite writes a changed copy of a manifest.
+func rewrite(t *testing.T, from, to string, change func(*ensemble.Manifest)) {
+	t.Helper()
+	content, err := os.ReadFile(from)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := decode[ensemble.Manifest](t, string(content))
+	change(&m)
+	if content, err = json.Marshal(m); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(to, content, 0o600); err != nil {
+		t.Fatal(err)
 	}
 }
