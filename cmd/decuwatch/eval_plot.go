@@ -98,7 +98,7 @@ func density(values []float64) plotter.XYs {
 func (r *evalResults) drawFrontier(file string) error {
 	p := plot.New()
 	p.X.Label.Text, p.Y.Label.Text = "rows of U-Net work", "quality"
-	p.Y.Max = 1
+	p.Y.Min, p.Y.Max = 0, 1.25 // room for the legend
 	p.Legend.Top = true
 	var classes, requests plotter.XYs
 	for _, score := range r.Scores {
