@@ -15,6 +15,7 @@ import (
 	"text/tabwriter"
 
 	"golang.org/x/sync/errgroup"
+	"gonum.org/v1/gonum/stat"
 
 	"github.com/decuwatch/decuwatch/schema"
 	"github.com/decuwatch/decuwatch/scoring"
@@ -187,6 +188,7 @@ type evalScore struct {
 	MeanDistance evalControl `json:"mean_distance"`
 
 	values, distances [][]float64 // [cells][seeds]
+	saturated         [][]float64 // 1 or 0, likewise
 }
 
 type evalControl struct {
@@ -248,7 +250,7 @@ func (c *evalCmd) measure(ctx context.Context, s *streams, log *slog.Logger, pat
 	for _, p := range profiles {
 		for name, m := range map[string]scoring.Measure{schema.ClassGap: p.ClassGap, schema.RequestRisk: p.RequestRisk} {
 			settings := fmt.Sprintf("s=%d g=%g eta=%g %s", p.Steps, p.GuidanceScale, p.Eta, m)
-			results.Scores = append(results.Scores, evalScore{Settings: settings, Measurement: name, values: matrix(n, c.Seeds), distances: matrix(n, c.Seeds)})
+			results.Scores = append(results.Scores, evalScore{Settings: settings, Measurement: name, values: matrix(n, c.Seeds), distances: matrix(n, c.Seeds), saturated: matrix(n, c.Seeds)})
 		}
 		if at := len(results.Scores); results.Scores[at-1].Measurement == schema.ClassGap { // class_gap first
 			results.Scores[at-1], results.Scores[at-2] = results.Scores[at-2], results.Scores[at-1]
@@ -289,6 +291,9 @@ func (c *evalCmd) measure(ctx context.Context, s *streams, log *slog.Logger, pat
 							for k, m := range []scoring.Measurement{result.ClassGap, result.RequestRisk} {
 								results.Scores[2*i+k].values[cell][seed] = m.Value
 								results.Scores[2*i+k].distances[cell][seed] = m.MeanDistance
+								if m.Saturated {
+									results.Scores[2*i+k].saturated[cell][seed] = 1
+								}
 							}
 							return bar.Add(1)
 						})
@@ -355,6 +360,7 @@ func (r *evalResults) judge(e *ensemble.Ensemble, errors [][]float64, truth scor
 	for i := range r.Scores {
 		score := &r.Scores[i]
 		score.ClassLevel, score.RequestLevel = evaluation.JudgeClasses(r.cells, score.values), requests(score.values)
+		score.Saturated = stat.Mean(slices.Concat(score.saturated...), nil)
 		score.MeanDistance = evalControl{evaluation.JudgeClasses(r.cells, score.distances), requests(score.distances)}
 	}
 	random, generator := matrix(len(r.cells), r.Seeds), rand.New(rand.NewPCG(1, 1)) //nolint:gosec // a control, not a secret
@@ -387,14 +393,14 @@ func meanOf(values []int) float64 {
 
 // tables returns the results as titled tables, the first row of each its head.
 func (r *evalResults) tables() (titles []string, tables [][][]string) {
-	head := []string{"score", "rows", "bin", "AUROC", "AUPRC", "TPR at 1% FPR", "same class", "rho", "mean by bin"}
+	head := []string{"score", "rows", "bin", "AUROC", "AUPRC", "TPR at 1% FPR", "same class", "rho", "mean by bin", "saturated"}
 	class := [][]string{head}
-	add := func(name, rows string, level evaluation.ClassLevel) {
+	add := func(name, rows, saturated string, level evaluation.ClassLevel) {
 		var means []string
 		for _, m := range level.Means {
 			means = append(means, fmt.Sprintf("%.3g", m.Mean.Value))
 		}
-		line := []string{name, rows, "", "", "", "", "", optional(level.Rho, 2), strings.Join(means, " / ")}
+		line := []string{name, rows, "", "", "", "", "", optional(level.Rho, 2), strings.Join(means, " / "), saturated}
 		for i, a := range level.Against {
 			line[2], line[3], line[4], line[5] = fmt.Sprintf("%g v %g", a.Bin, r.Bins[len(r.Bins)-1]), interval(a.AUROC, 3), fmt.Sprintf("%.3f", a.AUPRC), fmt.Sprintf("%.2f", a.TPR)
 			line[6] = "-"
@@ -402,7 +408,7 @@ func (r *evalResults) tables() (titles []string, tables [][][]string) {
 				line[6] = fmt.Sprintf("%.3f (%d of %d)", *a.SameClass, a.ClassesAt, a.Classes)
 			}
 			if i > 0 {
-				line[0], line[1], line[7], line[8] = "", "", "", ""
+				line[0], line[1], line[7], line[8], line[9] = "", "", "", "", ""
 			}
 			class = append(class, slices.Clone(line))
 		}
@@ -426,14 +432,14 @@ func (r *evalResults) tables() (titles []string, tables [][][]string) {
 	}
 	for _, score := range r.Scores {
 		name, rows := score.Settings, strconv.Itoa(score.Rows)
-		add(name, rows, score.ClassLevel)
+		add(name, rows, fmt.Sprintf("%.0f%%", 100*score.Saturated), score.ClassLevel)
 		rank(name, rows, score.RequestLevel)
 		if !strings.Contains(name, ensemble.MeanW2+"@") {
-			add("  its mean distance", rows, score.MeanDistance.ClassLevel)
+			add("  its mean distance", rows, "-", score.MeanDistance.ClassLevel)
 			rank("  its mean distance", rows, score.MeanDistance.RequestLevel)
 		}
 	}
-	add("random scores", "0", r.Random)
+	add("random scores", "0", "-", r.Random)
 	return []string{"Class level: does the score find under-sampled classes?", "Request level: does the score rank the requests of a class by their error?"}, [][][]string{class, request}
 }
 

@@ -77,6 +77,11 @@ func TestEval(t *testing.T) {
 			t.Errorf("%s has %+v and %+v", score.Settings, score.ClassLevel, score.RequestLevel)
 		}
 	}
+	for i, score := range r.Scores { // PaiDE has an upper bound, the mean distance has none
+		if score.Saturated < 0 || score.Saturated > 1 || i%2 == 1 && score.Saturated != 0 {
+			t.Errorf("%s is saturated in %v of its requests", score.Settings, score.Saturated)
+		}
+	}
 	stored, err := os.ReadFile(filepath.Join(out, "results.json"))
 	if err != nil || string(stored) != stdout {
 		t.Errorf("results.json is not what was printed: %v", err)
