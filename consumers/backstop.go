@@ -246,19 +246,15 @@ func (r *runner) load(ctx context.Context, sequence uint64, delivered int, subje
 	}
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	stream, err := r.js.Stream(ctx, r.cfg.Stream)
-	if err != nil {
-		return l, fmt.Errorf("read message %d: %w", sequence, err)
-	}
-	raw, err := stream.GetMsg(ctx, sequence)
+	stored, err := ReadStored(ctx, r.js, r.cfg.Stream, sequence, false)
 	if errors.Is(err, jetstream.ErrMsgNotFound) {
 		return l, nil
 	}
 	if err != nil {
-		return l, fmt.Errorf("read message %d: %w", sequence, err)
+		return l, err
 	}
-	l.subject, l.payload, l.delivery.Digest = raw.Subject, raw.Data, schema.Digest(raw.Header, raw.Data)
-	if ev, err := schema.Decode(raw.Header, raw.Data); err == nil {
+	l.subject, l.payload, l.delivery.Time, l.delivery.Digest = stored.Subject, stored.Payload, stored.Time, schema.Digest(stored.Header, stored.Payload)
+	if ev, err := schema.Decode(stored.Header, stored.Payload); err == nil {
 		l.event = &ev
 	}
 	return l, nil

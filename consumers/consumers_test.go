@@ -194,8 +194,11 @@ func TestEachEventIsHandledOnceAndAcknowledged(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if want := (schema.Delivery{Stream: "GENERATION", Sequence: 42, Delivered: 1, Digest: schema.Digest(header, payload)}); d != want {
+	if want := (schema.Delivery{Stream: "GENERATION", Sequence: 42, Time: d.Time, Delivered: 1, Digest: schema.Digest(header, payload)}); d != want {
 		t.Errorf("delivery is %+v, want %+v", d, want)
+	}
+	if age := time.Since(d.Time); age < 0 || age > time.Minute {
+		t.Errorf("the stream's time of the message is %s ago", age)
 	}
 	if err := w.wait(); err != nil {
 		t.Error(err)

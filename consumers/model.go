@@ -61,7 +61,7 @@ func (r *runner) deliver(work context.Context, model string, msg jetstream.Msg, 
 		return
 	}
 	l := letter{model: model, subject: msg.Subject(), payload: msg.Data(), delivery: schema.Delivery{
-		Stream: meta.Stream, Sequence: meta.Sequence.Stream, Delivered: int(meta.NumDelivered), //nolint:gosec // bounded by MaxDeliver
+		Stream: meta.Stream, Sequence: meta.Sequence.Stream, Time: meta.Timestamp.UTC(), Delivered: int(meta.NumDelivered), //nolint:gosec // bounded by MaxDeliver
 		Digest: schema.Digest(msg.Headers(), msg.Data()),
 	}}
 	if l.delivery.Delivered > 1 {

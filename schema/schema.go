@@ -42,8 +42,9 @@ type Sampler struct {
 type Delivery struct {
 	Stream    string
 	Sequence  uint64
-	Delivered int    // 1 for the first delivery
-	Digest    string // SHA-256 of the message's payload and CloudEvents headers, lower-case hex: tells a redelivery from an identifier used twice
+	Time      time.Time // when the stream stored the message, by the server's clock
+	Delivered int       // 1 for the first delivery
+	Digest    string    // SHA-256 of the message's payload and CloudEvents headers, lower-case hex: tells a redelivery from an identifier used twice
 }
 
 // Names of the two measurements of a score.

@@ -1,0 +1,70 @@
+package consumers
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+// Stored is one message of a stream, read by its sequence number.
+type Stored struct {
+	Subject  string
+	Sequence uint64
+	Time     time.Time           // when the stream stored it, by the server's clock
+	Header   map[string][]string // nil if there is none, or if the block cannot be read
+	Payload  []byte
+}
+
+// ReadStored reads the first message of the stream whose sequence is at least sequence (next) or exactly sequence. The
+// error is [jetstream.ErrMsgNotFound] if there is no such message.
+//
+// It asks the stream's leader and reads the answer as JSON. Readers that deliver the message itself (pull consumers,
+// ordered consumers, direct gets) mix the producer's headers with the server's status lines, and a producer controls the
+// former.
+func ReadStored(ctx context.Context, js jetstream.JetStream, stream string, sequence uint64, next bool) (Stored, error) {
+	request := struct {
+		Sequence uint64 `json:"seq"`
+		NextFor  string `json:"next_by_subj,omitempty"`
+	}{Sequence: sequence}
+	if next {
+		request.NextFor = ">"
+	}
+	body, err := json.Marshal(request)
+	if err != nil {
+		return Stored{}, err
+	}
+	reply, err := js.Conn().RequestWithContext(ctx, jetstream.DefaultAPIPrefix+"STREAM.MSG.GET."+stream, body)
+	if err != nil {
+		return Stored{}, fmt.Errorf("read message %d of %s: %w", sequence, stream, err)
+	}
+	var answer struct {
+		Error   *jetstream.APIError `json:"error"`
+		Message *struct {
+			Subject  string    `json:"subject"`
+			Sequence uint64    `json:"seq"`
+			Header   []byte    `json:"hdrs"`
+			Data     []byte    `json:"data"`
+			Time     time.Time `json:"time"`
+		} `json:"message"`
+	}
+	switch err := json.Unmarshal(reply.Data, &answer); {
+	case err != nil:
+		return Stored{}, fmt.Errorf("read message %d of %s: %w", sequence, stream, err)
+	case answer.Error != nil && answer.Error.ErrorCode == jetstream.JSErrCodeMessageNotFound:
+		return Stored{}, fmt.Errorf("read message %d of %s: %w", sequence, stream, jetstream.ErrMsgNotFound)
+	case answer.Error != nil:
+		return Stored{}, fmt.Errorf("read message %d of %s: %w", sequence, stream, answer.Error)
+	case answer.Message == nil:
+		return Stored{}, fmt.Errorf("read message %d of %s: %w", sequence, stream, jetstream.ErrInvalidJetStreamResponse)
+	}
+	m := answer.Message
+	s := Stored{Subject: m.Subject, Sequence: m.Sequence, Time: m.Time, Payload: m.Data}
+	if header, err := nats.DecodeHeadersMsg(m.Header); err == nil {
+		s.Header = header
+	}
+	return s, nil
+}
