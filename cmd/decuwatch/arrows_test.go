@@ -30,6 +30,7 @@ var arrows = []struct {
 	{"scoring/evaluation", nil, "the judgement of scores is numbers in, numbers out"},
 	{"scoring/ensemble", nil, "the ensemble directory is read without running anything"},
 	{"scoring/ort", nil, "the runtime runs graphs and knows neither ensembles nor scores"},
+	{"scoring/ort/ortfault", []string{"scoring/ort"}, "a runtime for tests"},
 	{"consumers", []string{"schema"}, "delivery must not know what is done with an event, nor the monitor how it came"},
 	{"consumers/natstest", nil, "a server for tests"},
 	{"alerts", []string{"schema"}, "the decision is pure; the outbox is an interface"},
@@ -72,7 +73,7 @@ func TestArrowsRefuse(t *testing.T) {
 	for _, c := range [][2]string{
 		{"schema", "schema/postgres"}, {"schema/postgres", "monitor"}, {"consumers", "monitor"}, {"consumers", "consumers/natstest"},
 		{"monitor", "consumers"}, {"monitor", "schema/postgres"}, {"alerts", "schema/postgres"}, {"scoring", "schema"},
-		{"scoring/paide", "scoring/diffusion"}, {"scoring/ort", "scoring"}, {"cmd/decuwatch", "schema/postgres/pgtest"},
+		{"scoring/paide", "scoring/diffusion"}, {"scoring/ort", "scoring"}, {"scoring", "scoring/ort/ortfault"}, {"cmd/decuwatch", "schema/postgres/pgtest"},
 	} {
 		if allowed(c[0], c[1]) {
 			t.Errorf("%s may import %s", c[0], c[1])
