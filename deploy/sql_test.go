@@ -63,7 +63,7 @@ func TestReaderCannotWrite(t *testing.T) {
 	conn := reader(t, seeded(t, 100))
 	for _, statement := range []string{
 		`SELECT * FROM decuwatch.scores`, `DELETE FROM decuwatch_views.alerts`, `INSERT INTO decuwatch_views.skips (source) VALUES ('x')`,
-		`UPDATE decuwatch_views.reviews SET state = 'resolved'`, `CREATE TABLE decuwatch_views.mine (i integer)`, `SELECT decuwatch.drop_partitions(now())`,
+		`UPDATE decuwatch_views.reviews SET state = 'resolved'`, `CREATE TABLE decuwatch_views.mine (i integer)`, `SELECT decuwatch.drop_old_scores('400 days')`,
 	} {
 		var refusal *pgconn.PgError
 		_, err := conn.Exec(t.Context(), statement)

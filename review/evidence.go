@@ -28,7 +28,7 @@ type Gatherer interface {
 type Jobs interface {
 	NextEvidence(ctx context.Context, ensembleDigests []string, lease time.Duration) (postgres.EvidenceJob, bool, error)
 	StoreEvidence(ctx context.Context, job postgres.EvidenceJob, files []postgres.EvidenceFile) (bool, error)
-	FailEvidence(ctx context.Context, job postgres.EvidenceJob, reason string, next time.Time, final bool) error
+	FailEvidence(ctx context.Context, job postgres.EvidenceJob, reason string, wait time.Duration, final bool) error
 	ReturnEvidence(ctx context.Context, job postgres.EvidenceJob) error
 	EvidenceStats(ctx context.Context) (postgres.EvidenceStats, error)
 	Listen(ctx context.Context, channel string, notify func()) error
@@ -209,7 +209,7 @@ func (w *Worker) fail(ctx context.Context, job postgres.EvidenceJob, cause error
 	w.metrics.attempts.WithLabelValues(outcome).Inc()
 	w.config.Log.Warn("evidence could not be made", "review", job.ReviewID, "attempt", job.Attempt, "final", final, "err", cause)
 	wait := w.config.RetryDelay << min(job.Attempt-1, 10)
-	return w.jobs.FailEvidence(ctx, job, cause.Error(), time.Now().Add(wait), final)
+	return w.jobs.FailEvidence(ctx, job, cause.Error(), wait, final)
 }
 
 var errNoResult = errors.New("its attempts ended without a result: the process died, or the lease ran out")

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
@@ -227,7 +228,15 @@ decuwatch_evidence_failed 1
 		t.Errorf("%d attempts, %v", r.EvidenceAttempts, err)
 	}
 	// Evidence past its retention goes, its review stays.
-	if err := b.store.MaintainOnce(t.Context(), postgres.Maintenance{Evidence: time.Nanosecond}); err != nil {
+	conn, err := pgx.Connect(t.Context(), b.url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(t.Context())
+	if _, err := conn.Exec(t.Context(), `UPDATE decuwatch.evidence SET made_at = made_at - interval '91 days'`); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.store.MaintainOnce(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	if files, err := b.store.EvidenceFiles(t.Context(), id); err != nil || len(files) != 0 {

@@ -220,11 +220,26 @@ func (c PostgresConfig) config(log *slog.Logger, sinks ...string) postgres.Confi
 
 // RetentionConfig says how long what is kept in Postgres.
 type RetentionConfig struct {
-	Scores          time.Duration `name:"scores" default:"9600h" help:"How long scores are kept, by whole months. Defaults to 9600h (400 days)."`
-	Alerts          time.Duration `name:"alerts" default:"19200h" help:"How long alerts and their reviews are kept. Defaults to 19200h (800 days)."`
-	Events          time.Duration `name:"events" default:"9600h" help:"How long the ledger, skips and dead letters are kept; longer than the stream keeps messages. Defaults to 9600h (400 days)."`
-	Evidence        time.Duration `name:"evidence" default:"2160h" help:"How long images of reviews are kept. Defaults to 2160h (90 days)."`
-	PartitionsAhead int           `name:"partitions-ahead" default:"2" help:"Months for which partitions of scores exist in advance. Defaults to 2."`
+	Scores          time.Duration `name:"scores" default:"9600h" help:"How long scores are kept, by whole months, at least 720h (30 days); older events are refused. Defaults to 9600h (400 days)."`
+	Alerts          time.Duration `name:"alerts" default:"19200h" help:"How long alerts and their reviews are kept, at least 720h. Defaults to 19200h (800 days)."`
+	Events          time.Duration `name:"events" default:"9600h" help:"How long the ledger, skips and dead letters are kept, at least 720h; longer than the stream keeps messages. Defaults to 9600h (400 days)."`
+	Evidence        time.Duration `name:"evidence" default:"2160h" help:"How long images of reviews are kept, at least 1h. Defaults to 2160h (90 days)."`
+	PartitionsAhead int           `name:"partitions-ahead" default:"2" help:"Months for which partitions of scores exist in advance, 1 to 12. Defaults to 2."`
+}
+
+// validate checks what the database would refuse.
+func (c RetentionConfig) validate() error {
+	if c.PartitionsAhead < 1 || c.PartitionsAhead > 12 {
+		return usage("retention.partitions-ahead is %d, must be 1 to 12", c.PartitionsAhead)
+	}
+	m := Config{Retention: c}.maintenance()
+	m.Deliveries, m.Rollups = m.WithDefaults().Deliveries, m.WithDefaults().Rollups // which have no settings
+	for _, r := range m.Retentions() {
+		if r.Keep < r.Least {
+			return usage("retention.%s is %s, must be at least %s", r.Kind, r.Keep, r.Least)
+		}
+	}
+	return nil
 }
 
 func (c Config) maintenance() postgres.Maintenance {
@@ -342,8 +357,7 @@ func (c Config) validate() error {
 		}, 1),
 		atLeast("consumers", map[string]int64{"retry-max-delay": int64(c.Consumers.RetryMaxDelay)}, int64(c.Consumers.RetryDelay)),
 		atLeast("retention", map[string]int64{"events": int64(c.Retention.Events)}, int64(c.Stream.MaxAge)),
-		atLeast("retention", map[string]int64{"scores": int64(c.Retention.Scores), "alerts": int64(c.Retention.Alerts), "evidence": int64(c.Retention.Evidence)}, int64(time.Hour)),
-		atLeast("retention", map[string]int64{"partitions-ahead": int64(c.Retention.PartitionsAhead)}, 1),
+		c.Retention.validate(),
 		atLeast("alerts", map[string]int64{"max-age": int64(c.Alerts.MaxAge)}, int64(time.Minute)),
 		atLeast("alerts", map[string]int64{"max-bytes": c.Alerts.MaxBytes}, 1<<20),
 		atLeast("alerts", map[string]int64{"replicas": int64(c.Alerts.Replicas)}, 1),

@@ -56,7 +56,7 @@ func (c *replayCmd) Run(ctx context.Context, s *streams, log *slog.Logger) (err 
 	defer store.Close()
 	stored, err := store.ScoreByID(ctx, c.Source, c.ID)
 	if errors.Is(err, postgres.ErrNotFound) {
-		return fmt.Errorf("no score is stored of the event %s", c.ID)
+		return fmt.Errorf("no score is stored: %w", err)
 	}
 	if err != nil {
 		return err

@@ -120,7 +120,7 @@ func serve(ctx context.Context, c Config, log *slog.Logger, fail *failpoint, sta
 		}
 	}
 	storing := c.Postgres.config(log, sinkNames...)
-	storing.Volume = c.Volume.config()
+	storing.Volume, storing.Maintenance = c.Volume.config(), c.maintenance()
 	store, err := postgres.Open(ctx, storing)
 	if err != nil {
 		return err
@@ -128,11 +128,10 @@ func serve(ctx context.Context, c Config, log *slog.Logger, fail *failpoint, sta
 	life.undo("Postgres", func() error { store.Close(); return nil })
 	health.set(partPostgres, store.Ping)
 	life.run("health", health.run)
-	maintenance := c.maintenance()
-	if err := store.EnsurePartitions(ctx, maintenance.Ahead); err != nil {
+	if err := store.EnsurePartitions(ctx, storing.Maintenance.Ahead); err != nil {
 		return err
 	}
-	life.run("maintenance", func(ctx context.Context) error { store.Maintain(ctx, maintenance); return nil })
+	life.run("maintenance", func(ctx context.Context) error { store.Maintain(ctx); return nil })
 
 	// What is decided by.
 	counts := alerts.NewMetrics(reg, names, sinkNames)

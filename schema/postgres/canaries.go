@@ -27,10 +27,12 @@ type Canary struct {
 	Verdict     string    // what became of the event so far: score, skip, dead_letter, or empty where it has no verdict
 }
 
-// AddCanary records a canary before it is published, so that its event enters neither review nor statistics.
+// AddCanary records a canary before it is published, so that its event enters neither review nor statistics. Its two times
+// are stored on the server's clock: published now, and due as much later as the canary says.
 func (s *Store) AddCanary(ctx context.Context, c Canary) error {
 	_, err := s.pool.Exec(ctx, `INSERT INTO decuwatch.canaries (source, event_id, model, class_index, class_label, published_at, due_at)
-		VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT DO NOTHING`, c.Source, c.EventID, c.Model, c.ClassIndex, c.ClassLabel, c.PublishedAt, c.DueAt)
+		VALUES ($1, $2, $3, $4, $5, clock_timestamp(), clock_timestamp() + $6::interval) ON CONFLICT DO NOTHING`,
+		c.Source, c.EventID, c.Model, c.ClassIndex, c.ClassLabel, c.DueAt.Sub(c.PublishedAt))
 	if err != nil {
 		return fmt.Errorf("record canary %s: %w", c.EventID, err)
 	}

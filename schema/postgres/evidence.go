@@ -87,14 +87,14 @@ func (s *Store) StoreEvidence(ctx context.Context, job EvidenceJob, files []Evid
 	return stored && err == nil, err
 }
 
-// FailEvidence records why an attempt failed. The job is due again at next, or failed for good where final is set.
-func (s *Store) FailEvidence(ctx context.Context, job EvidenceJob, reason string, next time.Time, final bool) error {
+// FailEvidence records why an attempt failed. The job is due again after the wait, or failed for good if final is set.
+func (s *Store) FailEvidence(ctx context.Context, job EvidenceJob, reason string, wait time.Duration, final bool) error {
 	state := EvidencePending
 	if final {
 		state = EvidenceFailed
 	}
-	_, err := s.pool.Exec(ctx, `UPDATE decuwatch.evidence_jobs SET state = $3, last_error = $4, next_attempt_at = $5
-		WHERE review_id = $1 AND state = 'pending' AND attempts = $2`, job.ReviewID, job.Attempt, state, clean(reason), next)
+	_, err := s.pool.Exec(ctx, `UPDATE decuwatch.evidence_jobs SET state = $3, last_error = $4, next_attempt_at = clock_timestamp() + $5::interval
+		WHERE review_id = $1 AND state = 'pending' AND attempts = $2`, job.ReviewID, job.Attempt, state, clean(reason), wait)
 	if err != nil {
 		return fmt.Errorf("record failed evidence of %s: %w", job.ReviewID, err)
 	}

@@ -74,14 +74,14 @@ func (s *Store) ScoreByID(ctx context.Context, source, id string) (*schema.Score
 	case len(found) > 1:
 		return nil, fmt.Errorf("event %s: several sources used this id (%s, %s), name the source", id, found[0].Source, found[1].Source)
 	case found[0].Outcome != OutcomeScore:
-		return nil, fmt.Errorf("score of event %s: the event's verdict is %s (%s): %w", id, found[0].Outcome, found[0].Reason, ErrNotFound)
+		return nil, fmt.Errorf("event %s: its verdict is %s (%s): %w", id, found[0].Outcome, found[0].Reason, ErrNotFound)
 	}
 	r, err := s.standing(ctx, found[0])
 	if err != nil {
 		return nil, fmt.Errorf("read score of event %s: %w", id, err)
 	}
 	if r.Score == nil {
-		return nil, fmt.Errorf("score of event %s: dropped by retention: %w", id, ErrNotFound)
+		return nil, fmt.Errorf("event %s: its score was dropped by retention: %w", id, ErrNotFound)
 	}
 	return r.Score, nil
 }

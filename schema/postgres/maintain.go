@@ -1,10 +1,10 @@
 package postgres
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
-	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -18,13 +18,16 @@ func monthOf(t time.Time) time.Time {
 	return time.Date(t.Year(), t.Month(), 1, 0, 0, 0, 0, time.UTC)
 }
 
-// ensureMonth creates the partition for the month of t where it is not known to exist.
+// ensureMonth creates the partition for the month of an event's time if it is not known to exist. The error is
+// *schema.Invalid if the event is older than scores are kept, or in no month that a partition may have.
 func (s *Store) ensureMonth(ctx context.Context, t time.Time) error {
 	month := monthOf(t)
 	if _, ok := s.months.Load(month); ok {
 		return nil
 	}
-	_, err := s.pool.Exec(ctx, `SELECT decuwatch.ensure_partition($1)`, month)
+	var oldest *time.Time
+	err := s.pool.QueryRow(ctx, `SELECT CASE WHEN $1::timestamptz < now() - $2::interval THEN now() - $2::interval
+		WHEN decuwatch.ensure_partition($1) THEN NULL END`, t, s.config.Maintenance.Scores).Scan(&oldest)
 	var e *pgconn.PgError
 	if errors.As(err, &e) && e.Code == "23514" {
 		return &schema.Invalid{Field: "time", Reason: e.Message}
@@ -32,26 +35,50 @@ func (s *Store) ensureMonth(ctx context.Context, t time.Time) error {
 	if err != nil {
 		return fmt.Errorf("create partition of %s: %w", month.Format("2006-01"), err)
 	}
+	if oldest != nil {
+		return s.tooOld(t, *oldest)
+	}
 	s.months.Store(month, struct{}{})
 	return nil
 }
 
-// EnsurePartitions creates the partitions of the present month and of so many after it.
+// tooOld is the refusal of an event that is older than scores are kept.
+func (s *Store) tooOld(t, oldest time.Time) error {
+	return &schema.Invalid{Field: "time", Reason: fmt.Sprintf("%s is before %s: scores are kept for %s (retention.scores), and an older event is not scored",
+		t.UTC().Format(time.RFC3339), oldest.UTC().Truncate(time.Second).Format(time.RFC3339), days(s.config.Maintenance.Scores))}
+}
+
+// days writes a retention as an operator says it.
+func days(d time.Duration) string {
+	if d%day == 0 {
+		return fmt.Sprintf("%d days", d/day)
+	}
+	return d.String()
+}
+
+// EnsurePartitions creates the partitions of the present month and of the given number of months after it, on the
+// server's clock.
 func (s *Store) EnsurePartitions(ctx context.Context, ahead int) error {
-	now := monthOf(time.Now())
-	for i := range ahead + 1 {
-		if err := s.ensureMonth(ctx, now.AddDate(0, i, 0)); err != nil {
-			return err
-		}
+	rows, err := s.pool.Query(ctx, `SELECT m FROM (
+			SELECT date_trunc('month', now(), 'UTC') + make_interval(months => i) AS m FROM generate_series(0, $1::integer) i
+		) months, decuwatch.ensure_partition(m)`, ahead)
+	if err != nil {
+		return fmt.Errorf("create partitions: %w", err)
+	}
+	var month time.Time
+	_, err = pgx.ForEachRow(rows, []any{&month}, func() error { s.months.Store(monthOf(month), struct{}{}); return nil })
+	if err != nil {
+		return fmt.Errorf("create partitions: %w", err)
 	}
 	return nil
 }
 
-// DropPartitions drops the partitions of scores whose whole month lies before the moment, and returns their names.
-func (s *Store) DropPartitions(ctx context.Context, before time.Time) ([]string, error) {
+// DropOldScores drops the partitions of scores whose month ended longer ago than keep and a day, on the server's clock,
+// and returns their names.
+func (s *Store) DropOldScores(ctx context.Context, keep time.Duration) ([]string, error) {
 	var dropped []string
-	if err := s.pool.QueryRow(ctx, `SELECT decuwatch.drop_partitions($1)`, before).Scan(&dropped); err != nil {
-		return nil, fmt.Errorf("drop partitions: %w", err)
+	if err := s.pool.QueryRow(ctx, `SELECT decuwatch.drop_old_scores($1)`, keep).Scan(&dropped); err != nil {
+		return nil, fmt.Errorf("drop old scores: %w", err)
 	}
 	if len(dropped) > 0 {
 		s.months.Clear()
@@ -59,49 +86,75 @@ func (s *Store) DropPartitions(ctx context.Context, before time.Time) ([]string,
 	return dropped, nil
 }
 
-// Maintenance says how long what is kept, and how often the database is tended.
+const day = 24 * time.Hour
+
+// Maintenance says how long data is kept, and how often the database is tended. Ages are measured on the server's clock.
+// The database refuses retentions below the least ones.
 type Maintenance struct {
-	Every       time.Duration // Defaults to 1 minute
-	Ahead       int           // months for which partitions exist in advance. Defaults to 2
-	Scores      time.Duration // by whole months. Defaults to 400 days
-	Alerts      time.Duration // alerts and their reviews. Defaults to 800 days
-	Events      time.Duration // ledger, skips and dead letters; must be longer than the stream keeps messages. Defaults to 400 days
-	Evidence    time.Duration // images of reviews. Defaults to 90 days
-	Deliveries  time.Duration // outbox rows after delivery. Defaults to 7 days
-	HourlySums  time.Duration // hourly and daily rollups. Defaults to 1200 days
-	ChunkPerRun int           // rows of a table deleted in one transaction. Defaults to 10,000
+	Every      time.Duration // Defaults to 1 minute
+	Ahead      int           // months for which partitions exist in advance, at most 12. Defaults to 2
+	Scores     time.Duration // by whole months; events that are older are refused. Defaults to 400 days, at least 30
+	Alerts     time.Duration // alerts and their reviews. Defaults to 800 days, at least 30
+	Events     time.Duration // ledger, skips and dead letters; must be longer than the stream keeps messages. Defaults to 400 days, at least 30
+	Evidence   time.Duration // images of reviews. Defaults to 90 days, at least 1 hour
+	Deliveries time.Duration // outbox rows after delivery. Defaults to 7 days, at least 1
+	Rollups    time.Duration // hourly and daily sums. Defaults to 1200 days, at least 30
+}
+
+// Retention is how long one kind of data is kept.
+type Retention struct {
+	Kind  string        // as the database names it: scores, events, alerts, evidence, deliveries, rollups
+	Keep  time.Duration //
+	Least time.Duration // the database deletes nothing that is younger
+}
+
+// Retentions returns how long each kind of data is kept.
+func (m Maintenance) Retentions() []Retention {
+	return []Retention{
+		{"scores", m.Scores, 30 * day}, {"events", m.Events, 30 * day}, {"alerts", m.Alerts, 30 * day}, {"evidence", m.Evidence, time.Hour},
+		{"deliveries", m.Deliveries, day}, {"rollups", m.Rollups, 30 * day},
+	}
 }
 
 // WithDefaults returns the configuration with every field that is not set at its default.
 func (m Maintenance) WithDefaults() Maintenance {
-	const day = 24 * time.Hour
-	for _, d := range []struct {
-		field *time.Duration
-		value time.Duration
-	}{{&m.Every, time.Minute}, {&m.Scores, 400 * day}, {&m.Alerts, 800 * day}, {&m.Events, 400 * day}, {&m.Evidence, 90 * day}, {&m.Deliveries, 7 * day}, {&m.HourlySums, 1200 * day}} {
-		if *d.field == 0 {
-			*d.field = d.value
+	m.Every = cmp.Or(m.Every, time.Minute)
+	m.Ahead = cmp.Or(m.Ahead, 2)
+	m.Scores = cmp.Or(m.Scores, 400*day)
+	m.Alerts = cmp.Or(m.Alerts, 800*day)
+	m.Events = cmp.Or(m.Events, 400*day)
+	m.Evidence = cmp.Or(m.Evidence, 90*day)
+	m.Deliveries = cmp.Or(m.Deliveries, 7*day)
+	m.Rollups = cmp.Or(m.Rollups, 1200*day)
+	return m
+}
+
+// validate checks what the database would refuse later.
+func (m Maintenance) validate() error {
+	if m.Every < 0 {
+		return fmt.Errorf("postgres: Maintenance.Every is %s, must not be negative", m.Every)
+	}
+	if m.Ahead < 1 || m.Ahead > 12 {
+		return fmt.Errorf("postgres: Maintenance.Ahead is %d, must be 1 to 12", m.Ahead)
+	}
+	for _, r := range m.Retentions() {
+		if r.Keep < r.Least {
+			return fmt.Errorf("postgres: retention of %s is %s, must be at least %s", r.Kind, r.Keep, r.Least)
 		}
 	}
-	if m.Ahead == 0 {
-		m.Ahead = 2
-	}
-	if m.ChunkPerRun == 0 {
-		m.ChunkPerRun = 10_000
-	}
-	return m
+	return nil
 }
 
 // Maintain tends the database until ctx ends: partitions ahead, retention, rollups folded. What fails is logged and
 // tried again at the next turn. Several monitors may do so on one database.
-func (s *Store) Maintain(ctx context.Context, m Maintenance) {
-	m = m.WithDefaults()
+func (s *Store) Maintain(ctx context.Context) {
+	every := s.config.Maintenance.Every
 	for {
-		if err := s.MaintainOnce(ctx, m); err != nil && ctx.Err() == nil {
-			s.log.Warn("tending the database failed", "retry", m.Every, "err", err)
+		if err := s.MaintainOnce(ctx); err != nil && ctx.Err() == nil {
+			s.log.Warn("tending the database failed", "retry", every, "err", err)
 		}
 		select {
-		case <-time.After(m.Every):
+		case <-time.After(every):
 		case <-ctx.Done():
 			return
 		}
@@ -109,45 +162,30 @@ func (s *Store) Maintain(ctx context.Context, m Maintenance) {
 }
 
 // MaintainOnce is one turn of Maintain.
-func (s *Store) MaintainOnce(ctx context.Context, m Maintenance) error {
-	m = m.WithDefaults()
-	now := time.Now()
+func (s *Store) MaintainOnce(ctx context.Context) error {
+	m := s.config.Maintenance
 	errs := []error{s.EnsurePartitions(ctx, m.Ahead), s.Fold(ctx)}
-	dropped, err := s.DropPartitions(ctx, now.Add(-m.Scores))
+	dropped, err := s.DropOldScores(ctx, m.Scores)
 	errs = append(errs, err)
 	for _, name := range dropped {
 		s.log.Info("dropped a partition of scores past its retention", "partition", name)
 	}
-	for _, old := range []struct {
-		table, column string
-		keep          time.Duration
-	}{
-		{"evidence", "made_at", m.Evidence},
-		{"outbox", "delivered_at", m.Deliveries},
-		{"alerts", "recorded_at", m.Alerts},
-		{"reviews", "opened_at", m.Alerts},
-		{"canaries", "published_at", m.Alerts},
-		{"events", "recorded_at", m.Events},
-		{"skips", "recorded_at", m.Events},
-		{"dead_letters", "recorded_at", m.Events},
-		{"class_hour_parts", "hour", m.HourlySums},
-		{"class_day_parts", "day", m.HourlySums},
-		{"outcome_hour_parts", "hour", m.HourlySums},
-	} {
-		errs = append(errs, s.deleteOld(ctx, old.table, old.column, now.Add(-old.keep), m.ChunkPerRun))
+	for _, r := range m.Retentions() {
+		if r.Kind != "scores" {
+			errs = append(errs, s.deleteOld(ctx, r.Kind, r.Keep))
+		}
 	}
 	return errors.Join(errs...)
 }
 
-// deleteOld deletes in chunks, so that no transaction runs long.
-func (s *Store) deleteOld(ctx context.Context, table, column string, before time.Time, chunk int) error {
+// deleteOld deletes rows of a kind that are older than keep, in chunks so that no transaction runs long.
+func (s *Store) deleteOld(ctx context.Context, kind string, keep time.Duration) error {
 	for {
-		tag, err := s.pool.Exec(ctx, `DELETE FROM decuwatch.`+table+` WHERE ctid = ANY (ARRAY(
-			SELECT ctid FROM decuwatch.`+table+` WHERE `+column+` < $1 LIMIT $2))`, before, chunk)
-		if err != nil {
-			return fmt.Errorf("delete old rows of %s: %w", table, err)
+		var deleted int64
+		if err := s.pool.QueryRow(ctx, `SELECT decuwatch.delete_old($1, $2)`, kind, keep).Scan(&deleted); err != nil {
+			return fmt.Errorf("delete old %s: %w", kind, err)
 		}
-		if tag.RowsAffected() < int64(chunk) {
+		if deleted == 0 {
 			return nil
 		}
 	}
@@ -155,39 +193,8 @@ func (s *Store) deleteOld(ctx context.Context, table, column string, before time
 
 // Fold folds the rows that commits added to the rollups into one row a key. What the views show does not change.
 func (s *Store) Fold(ctx context.Context) error {
-	return s.begin(ctx, "fold rollups", func(tx pgx.Tx) error {
-		var free bool
-		if err := tx.QueryRow(ctx, `SELECT pg_catalog.pg_try_advisory_xact_lock(pg_catalog.hashtext('decuwatch.fold'))`).Scan(&free); err != nil || !free {
-			return err // another monitor folds
-		}
-		for table, span := range map[string]string{"class_hour_parts": "hour", "class_day_parts": "day"} {
-			columns := strings.Replace(classHourColumns, "hour", span, 1)
-			_, err := tx.Exec(ctx, strings.NewReplacer("TABLE", table, "SPAN", span, "COLUMNS", columns).Replace(`
-				WITH keys AS (
-					SELECT DISTINCT SPAN, model, ensemble_digest, settings, class_index FROM decuwatch.TABLE WHERE NOT folded
-				), gone AS (
-					DELETE FROM decuwatch.TABLE p USING keys k
-					WHERE p.SPAN = k.SPAN AND p.model = k.model AND p.ensemble_digest = k.ensemble_digest AND p.settings = k.settings AND p.class_index = k.class_index
-					RETURNING p.*
-				)
-				INSERT INTO decuwatch.TABLE (COLUMNS)
-				SELECT SPAN, model, ensemble_digest, settings, class_index, class_label, sum(n), sum(class_gap_sum), sum(class_gap_squares),
-					min(class_gap_min), max(class_gap_max), sum(class_gap_saturated), sum(request_risk_sum), sum(request_risk_squares),
-					min(request_risk_min), max(request_risk_max), sum(request_risk_saturated), sum(warnings), sum(criticals), true
-				FROM gone GROUP BY SPAN, model, ensemble_digest, settings, class_index, class_label`))
-			if err != nil {
-				return err
-			}
-		}
-		_, err := tx.Exec(ctx, `
-			WITH keys AS (
-				SELECT DISTINCT hour, model, outcome, reason FROM decuwatch.outcome_hour_parts WHERE NOT folded
-			), gone AS (
-				DELETE FROM decuwatch.outcome_hour_parts p USING keys k
-				WHERE p.hour = k.hour AND p.model = k.model AND p.outcome = k.outcome AND p.reason = k.reason RETURNING p.*
-			)
-			INSERT INTO decuwatch.outcome_hour_parts (`+outcomeHourColumns+`)
-			SELECT hour, model, outcome, reason, sum(n), true FROM gone GROUP BY hour, model, outcome, reason`)
-		return err
-	})
+	if _, err := s.pool.Exec(ctx, `SELECT decuwatch.fold()`); err != nil {
+		return fmt.Errorf("fold rollups: %w", err)
+	}
+	return nil
 }

@@ -263,14 +263,10 @@ func (s *Store) commitRound(round []*call) {
 		if err = s.transact(round); err == nil {
 			return
 		}
-		if missingPartition(err) {
-			s.months.Clear() // retention dropped the partition of an old event
-			for _, c := range round {
-				if c.score != nil {
-					if e := s.ensureMonth(context.Background(), c.score.EventTime); e != nil {
-						err = e
-					}
-				}
+		if missingPartition(err) { // retention dropped the partition of an old event
+			if e := s.ensureMonths(round); e != nil {
+				err = e
+				break
 			}
 			continue
 		}
@@ -278,7 +274,7 @@ func (s *Store) commitRound(round []*call) {
 			break
 		}
 	}
-	if len(round) > 1 && refused(err) {
+	if len(round) > 1 && Refused(err) {
 		for _, c := range round {
 			s.commitRound([]*call{c})
 		}
@@ -289,19 +285,33 @@ func (s *Store) commitRound(round []*call) {
 	}
 }
 
+// ensureMonths creates the partitions of calls, whatever was known of them.
+func (s *Store) ensureMonths(round []*call) error {
+	s.months.Clear()
+	for _, c := range round {
+		if c.score == nil {
+			continue
+		}
+		if err := s.ensureMonth(context.Background(), c.score.EventTime); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // transact writes what the ledger has no verdict on yet.
 func (s *Store) transact(round []*call) error {
 	ctx, cancel := context.WithTimeoutCause(context.Background(), s.config.CommitTimeout,
 		fmt.Errorf("commit of %d verdicts timed out after %s", len(round), s.config.CommitTimeout))
 	defer cancel()
-	err := pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error { return write(ctx, tx, round, s.config.Volume) })
+	err := pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error { return s.write(ctx, tx, round) })
 	if err != nil && ctx.Err() != nil {
 		return fmt.Errorf("%w: %w", context.Cause(ctx), err)
 	}
 	return err
 }
 
-func write(ctx context.Context, tx pgx.Tx, round []*call, volume Volume) error {
+func (s *Store) write(ctx context.Context, tx pgx.Tx, round []*call) error {
 	byKey := make(map[[2]string]*call, len(round))
 	var events []*eventRow
 	for _, c := range round {
@@ -311,7 +321,7 @@ func write(ctx context.Context, tx pgx.Tx, round []*call, volume Volume) error {
 			events = append(events, c.event)
 		}
 	}
-	if err := claim(ctx, tx, events, byKey); err != nil {
+	if err := s.claim(ctx, tx, events, byKey); err != nil {
 		return err
 	}
 	// Letters of their own key: messages that could not be decoded, and identifiers used twice.
@@ -333,11 +343,12 @@ func write(ctx context.Context, tx pgx.Tx, round []*call, volume Volume) error {
 	if err := claimLetters(ctx, tx, letters, byMessage); err != nil {
 		return err
 	}
-	return insertWon(ctx, tx, round, volume)
+	return insertWon(ctx, tx, round, s.config.Volume)
 }
 
-// claim inserts into the ledger; a call whose event is there already learns the verdict that stands.
-func claim(ctx context.Context, tx pgx.Tx, events []*eventRow, byKey map[[2]string]*call) error {
+// claim inserts into the ledger; a call whose event is there already learns the verdict that stands. A score of an event
+// that is older than scores are kept is refused.
+func (s *Store) claim(ctx context.Context, tx pgx.Tx, events []*eventRow, byKey map[[2]string]*call) error {
 	if len(events) == 0 {
 		return nil
 	}
@@ -347,7 +358,8 @@ func claim(ctx context.Context, tx pgx.Tx, events []*eventRow, byKey map[[2]stri
 	}
 	rows, err := tx.Query(ctx, `INSERT INTO decuwatch.events (`+eventColumns+`)
 		SELECT `+eventColumns+` FROM json_populate_recordset(NULL::decuwatch.events, $1)
-		ORDER BY source, event_id ON CONFLICT DO NOTHING RETURNING source, event_id`, input)
+		WHERE outcome <> 'score' OR event_time >= now() - $2::interval
+		ORDER BY source, event_id ON CONFLICT DO NOTHING RETURNING source, event_id`, input, s.config.Maintenance.Scores)
 	if err != nil {
 		return err
 	}
@@ -378,8 +390,16 @@ func claim(ctx context.Context, tx pgx.Tx, events []*eventRow, byKey map[[2]stri
 	if err != nil {
 		return err
 	}
+	var oldest time.Time
+	if err := tx.QueryRow(ctx, `SELECT now() - $1::interval`, s.config.Maintenance.Scores).Scan(&oldest); err != nil {
+		return err
+	}
 	for _, c := range byKey {
-		if !c.won && c.stands == nil { // deleted by retention between the two statements
+		switch {
+		case c.won || c.stands != nil:
+		case c.score != nil && c.event.EventTime.Before(oldest):
+			c.err = s.tooOld(c.event.EventTime, oldest)
+		default: // deleted by retention between the two statements
 			return errors.New("the verdict that stands was just removed by retention")
 		}
 	}
@@ -448,10 +468,10 @@ func insertWon(ctx context.Context, tx pgx.Tx, round []*call, volume Volume) err
 		if c.skip != nil {
 			skips = append(skips, c.skip)
 		}
-		hour := time.Now()
+		var hour time.Time // zero: of the recording
 		model := ""
 		if c.event != nil {
-			hour, model = c.event.EventTime, c.event.Model
+			hour, model = c.event.EventTime.UTC().Truncate(time.Hour), c.event.Model
 		}
 		if c.deadLetter != nil {
 			if c.event != nil {
@@ -459,7 +479,7 @@ func insertWon(ctx context.Context, tx pgx.Tx, round []*call, volume Volume) err
 			}
 			model = text(c.deadLetter.Model)
 		}
-		outcomes[outcomeHourRow{Hour: hour.UTC().Truncate(time.Hour), Model: model, Outcome: c.result.Outcome, Reason: c.result.Reason}]++
+		outcomes[outcomeHourRow{Hour: hour, Model: model, Outcome: c.result.Outcome, Reason: c.result.Reason}]++
 		alerts = append(alerts, c.alerts...)
 		outbox = append(outbox, c.outbox...)
 		reviews = append(reviews, c.reviews...)
@@ -486,7 +506,7 @@ func insertWon(ctx context.Context, tx pgx.Tx, round []*call, volume Volume) err
 	b.review(reviews)
 	b.insert("class_hour_parts", classHourColumns, "", rowsOf(slices.Collect(maps.Values(hours))))
 	b.insert("class_day_parts", classDayColumns, "", rowsOf(dayRows(days)))
-	b.insert("outcome_hour_parts", outcomeHourColumns, "", rowsOf(counts))
+	b.insertAs("outcome_hour_parts", outcomeHourColumns, outcomeHourValues, "", rowsOf(counts))
 	if len(outbox) > 0 {
 		b.Queue(`SELECT pg_catalog.pg_notify($1, '')`, ChannelOutbox)
 	}
@@ -511,6 +531,11 @@ func rowsOf[T any](rows []T) func() ([]byte, error) {
 }
 
 func (b *batch) insert(table, columns, conflict string, rows func() ([]byte, error)) {
+	b.insertAs(table, columns, columns, conflict, rows)
+}
+
+// insertAs is insert with expressions for the columns.
+func (b *batch) insertAs(table, columns, values, conflict string, rows func() ([]byte, error)) {
 	if rows == nil || b.err != nil {
 		return
 	}
@@ -519,7 +544,7 @@ func (b *batch) insert(table, columns, conflict string, rows func() ([]byte, err
 		b.err = fmt.Errorf("%s: %w", table, err)
 		return
 	}
-	b.Queue(`INSERT INTO decuwatch.`+table+` (`+columns+`) SELECT `+columns+`
+	b.Queue(`INSERT INTO decuwatch.`+table+` (`+columns+`) SELECT `+values+`
 		FROM json_populate_recordset(NULL::decuwatch.`+table+`, $1) `+conflict, input)
 }
 
@@ -597,7 +622,7 @@ func one(b bool) int {
 // connection or the server, which is nobody's fault.
 func refused(err error) bool {
 	var e *pgconn.PgError
-	return errors.As(err, &e) && len(e.Code) == 5 && (e.Code[:2] == "22" || e.Code[:2] == "23")
+	return errors.As(err, &e) && len(e.Code) == 5 && (e.Code[:2] == "22" || e.Code[:2] == "23") && !missingPartition(err)
 }
 
 // Refused reports whether an error of Record or DeadLetter is about the verdict itself, so that no other try ends better.

@@ -322,7 +322,7 @@ var classDayColumns = strings.Replace(classHourColumns, "hour", "day", 1)
 
 // outcomeHourRow is a row of outcome_hour_parts.
 type outcomeHourRow struct {
-	Hour    time.Time `json:"hour"`
+	Hour    time.Time `json:"hour,omitzero"` // zero: of the recording
 	Model   string    `json:"model"`
 	Outcome string    `json:"outcome"`
 	Reason  string    `json:"reason"`
@@ -330,7 +330,10 @@ type outcomeHourRow struct {
 	Folded  bool      `json:"folded"`
 }
 
-const outcomeHourColumns = `hour, model, outcome, reason, n, folded`
+const (
+	outcomeHourColumns = `hour, model, outcome, reason, n, folded`
+	outcomeHourValues  = `coalesce(hour, date_trunc('hour', now(), 'UTC')), model, outcome, reason, n, folded`
+)
 
 // bytea is a byte string in PostgreSQL's hex format.
 type bytea []byte

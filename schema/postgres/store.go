@@ -46,6 +46,7 @@ type Config struct {
 	LockTimeout      time.Duration // for a lock. Defaults to 5 s
 	Sinks            []string      // to which each alert is owed. Defaults to SinkStream alone
 	Volume           Volume        // Defaults to no bound: every alert is sent
+	Maintenance      Maintenance   // how long data is kept
 	Log              *slog.Logger  // Defaults to slog.Default()
 }
 
@@ -72,6 +73,7 @@ func (c Config) WithDefaults() Config {
 	if c.Sinks == nil {
 		c.Sinks = []string{SinkStream}
 	}
+	c.Maintenance = c.Maintenance.WithDefaults()
 	if c.Log == nil {
 		c.Log = slog.Default()
 	}
@@ -93,7 +95,7 @@ func (c Config) validate() error {
 	case c.Volume.ClassPerHour < 0 || c.Volume.ModelPerHour < 0 || c.Volume.CoolDown < 0:
 		return errors.New("postgres: a bound of Volume is negative")
 	}
-	return nil
+	return c.Maintenance.validate()
 }
 
 // Store is the database. Its methods are safe for concurrent use.

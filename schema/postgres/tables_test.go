@@ -175,7 +175,7 @@ func TestRoles(t *testing.T) {
 	if err := s.OutboxDelivered(ctx, []int64{messages[0].ID}); err != nil {
 		t.Error(err)
 	}
-	if err := s.MaintainOnce(ctx, postgres.Maintenance{}); err != nil {
+	if err := s.MaintainOnce(ctx); err != nil {
 		t.Error(err)
 	}
 	writer := connect(t, pgtest.As(t, url, "test_writer", "secret"))
@@ -211,7 +211,7 @@ func TestRoles(t *testing.T) {
 			t.Errorf("reader may delete from view %s", view)
 		}
 	}
-	for _, sql := range []string{`SELECT decuwatch.drop_partitions(now())`, `SELECT decuwatch.ensure_partition(now())`, `CREATE TABLE decuwatch_views.x (i integer)`} {
+	for _, sql := range []string{`SELECT decuwatch.drop_old_scores('400 days')`, `SELECT decuwatch.delete_old('events', '400 days')`, `SELECT decuwatch.fold()`, `SELECT decuwatch.ensure_partition(now())`, `CREATE TABLE decuwatch_views.x (i integer)`} {
 		if _, err := reader.Exec(ctx, sql); !denied(err) {
 			t.Errorf("reader may: %s: %v", sql, err)
 		}
@@ -415,84 +415,6 @@ func TestListen(t *testing.T) {
 	cancel()
 	if err := <-ended; !errors.Is(err, context.Canceled) {
 		t.Errorf("got %v", err)
-	}
-}
-
-func TestPartitionsAndRetention(t *testing.T) {
-	s, conn := open(t, postgres.Config{})
-	ctx := testContext(t)
-	old := scoreVerdict(1, "old")
-	old.Score.Event.Time = time.Date(2024, 2, 29, 23, 59, 59, 999999000, time.UTC)
-	mustRecord(t, s, old)
-	v := scoreVerdict(2, "new")
-	v.Alerts = []schema.Alert{alert(v.Score, "a")}
-	mustRecord(t, s, v)
-	if err := s.EnsurePartitions(ctx, 3); err != nil {
-		t.Fatal(err)
-	}
-	partitions := list(t, conn, `SELECT inhrelid::regclass::text FROM pg_catalog.pg_inherits WHERE inhparent = 'decuwatch.scores'::regclass ORDER BY 1`)
-	now := time.Now().UTC()
-	for i := range 4 {
-		want := time.Date(now.Year(), now.Month()+time.Month(i), 1, 0, 0, 0, 0, time.UTC).Format("decuwatch.scores_2006_01")
-		if !slices.Contains(partitions, want) {
-			t.Errorf("no partition %s in %v", want, partitions)
-		}
-	}
-	if !slices.Contains(partitions, "decuwatch.scores_2024_02") {
-		t.Errorf("no partition for the old event in %v", partitions)
-	}
-	dropped, err := s.DropPartitions(ctx, time.Date(2024, 3, 1, 0, 0, 0, 0, time.UTC))
-	if err != nil || !reflect.DeepEqual(dropped, []string{"decuwatch.scores_2024_02"}) {
-		t.Errorf("dropped %v, %v", dropped, err)
-	}
-	// The ledger still knows the verdict.
-	if r := mustRecord(t, s, old); r.First || r.Outcome != "score" || r.Score != nil {
-		t.Errorf("%+v", r)
-	}
-	// A late event of a dropped month gets its partition again.
-	late := scoreVerdict(3, "late")
-	late.Score.Event.Time = old.Score.Event.Time
-	mustRecord(t, s, late)
-	// And where another monitor dropped the partition that this one believes in.
-	if _, err := conn.Exec(ctx, `SELECT decuwatch.drop_partitions('2024-03-01')`); err != nil {
-		t.Fatal(err)
-	}
-	later := scoreVerdict(4, "later")
-	later.Score.Event.Time = old.Score.Event.Time
-	mustRecord(t, s, later)
-
-	var invalid *schema.Invalid
-	for _, year := range []int{1970, 2200} {
-		v := scoreVerdict(5, "far")
-		v.Score.Event.Time = time.Date(year, 1, 1, 0, 0, 0, 0, time.UTC)
-		if _, err := s.Record(ctx, v); !errors.As(err, &invalid) || invalid.Field != "time" {
-			t.Errorf("year %d: got %v, want Invalid on time", year, err)
-		}
-	}
-
-	if _, err := s.OutboxNext(ctx, "nats", 1, time.Minute); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := conn.Exec(ctx, `UPDATE decuwatch.outbox SET delivered_at = clock_timestamp()`); err != nil {
-		t.Fatal(err)
-	}
-	// Nothing is old enough yet.
-	if err := s.MaintainOnce(ctx, postgres.Maintenance{Scores: 100 * 365 * 24 * time.Hour}); err != nil {
-		t.Fatal(err)
-	}
-	for _, table := range []string{"events", "outbox", "alerts", "scores", "reviews"} {
-		if count(t, conn, `SELECT count(*) FROM decuwatch.`+table) == 0 {
-			t.Errorf("%s is empty too early", table)
-		}
-	}
-	tiny := time.Nanosecond
-	if err := s.MaintainOnce(ctx, postgres.Maintenance{Scores: tiny, Alerts: tiny, Events: tiny, Evidence: tiny, Deliveries: tiny, HourlySums: tiny, ChunkPerRun: 1}); err != nil {
-		t.Fatal(err)
-	}
-	for _, table := range []string{"events", "outbox", "alerts", "reviews", "evidence_jobs", "class_hour_parts", "class_day_parts", "outcome_hour_parts"} {
-		if n := count(t, conn, `SELECT count(*) FROM decuwatch.`+table); n != 0 {
-			t.Errorf("%s keeps %d rows past retention", table, n)
-		}
 	}
 }
 
