@@ -318,7 +318,16 @@ func TestWhatCannotBeRerunIsReplacedOrSkipped(t *testing.T) {
 	}
 	noisy := event("1")
 	noisy.Data.Noise = "jax"
+	trailing := scoring.Diffusion{
+		TrainTimesteps: 1000, BetaSchedule: "linear", BetaStart: 0.0001, BetaEnd: 0.02, Prediction: "epsilon",
+		TimestepSpacing: "trailing",
+	}
 	refuse := func(r scoring.Request) (scoring.Result, error) {
+		if r.Profile != (scoring.Profile{}) {
+			if err := r.Profile.Validate(trailing); err != nil {
+				return scoring.Result{}, fmt.Errorf("%w: %w", scoring.ErrSettings, err)
+			}
+		}
 		switch {
 		case r.Noise == "jax":
 			return scoring.Result{}, fmt.Errorf("%w: jax", scoring.ErrNoise)
@@ -339,11 +348,12 @@ func TestWhatCannotBeRerunIsReplacedOrSkipped(t *testing.T) {
 		{"settings of its own, fixed", false, sampled("ddim", 10), 0, "", ""},
 		{"settings of its own, as requested", true, sampled("ddim", 10), 10, "", ""},
 		{"no sampler, as requested", true, event("1"), 0, "fixed profile", monitor.SkipSampler},
+		{"a step too many, as requested", true, sampled("ddim", 61), 0, "trailing spacing has timestep -1", monitor.SkipSettings},
 		{"too large, as requested", true, sampled("ddim", 900), 0, "fixed profile", monitor.SkipSettings},
 		{"noise", false, noisy, 0, "jax cannot be drawn again", monitor.SkipNoise},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			f := newFixture(t, monitor.Model{AsRequested: c.asRequested})
+			f := newFixture(t, monitor.Model{AsRequested: c.asRequested, Diffusion: trailing})
 			f.scorer.answer = refuse
 			if err := f.Handle(t.Context(), c.event, first(1)); err != nil {
 				t.Fatal(err)
@@ -359,7 +369,7 @@ func TestWhatCannotBeRerunIsReplacedOrSkipped(t *testing.T) {
 				t.Errorf("rows %d, want 7", f.Rows(c.event))
 			}
 
-			f = newFixture(t, monitor.Model{AsRequested: c.asRequested, SkipUnreproducible: true})
+			f = newFixture(t, monitor.Model{AsRequested: c.asRequested, Diffusion: trailing, SkipUnreproducible: true})
 			f.scorer.answer = refuse
 			if err := f.Handle(t.Context(), c.event, first(1)); err != nil {
 				t.Fatal(err)

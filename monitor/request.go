@@ -28,6 +28,8 @@ type Model struct {
 	Scorer  Scorer
 	Classes []string        // labels in index order
 	Profile scoring.Profile // the fixed profile
+	// Diffusion is the ensemble's: it says how many steps the sampler of an event takes.
+	Diffusion scoring.Diffusion
 	// AsRequested scores each event with its own sampler settings instead of the fixed profile's. Thresholds belong to
 	// settings, so each combination needs its own.
 	AsRequested bool
@@ -61,7 +63,7 @@ func (m Model) plan(ev schema.Event) (plan, error) {
 	case m.AsRequested && s == nil:
 		p = m.replace(p, SkipSampler, "sampler: not in the event, the fixed profile was used")
 	case m.AsRequested:
-		p.request.Profile = m.Profile.WithSampler(s.Steps, s.GuidanceScale, s.Eta)
+		p.request.Profile = m.Profile.WithSampler(m.Diffusion, s.Steps, s.GuidanceScale, s.Eta)
 	}
 	return p, nil
 }

@@ -10,7 +10,7 @@ bench-settings: setup ## settings of ONNX Runtime on this CPU
 	@DECUWATCH_BENCH_SETTINGS=1 $(BENCH)
 
 golden: ## rewrite the golden files with PyTorch and diffusers
-	@$(DECUWATCH_TRAIN) golden --arithmetic scoring/testdata/arithmetic.json ensembles/fashion-mnist scoring/testdata/tiny scoring/testdata/tiny-tokens
+	@$(DECUWATCH_TRAIN) golden --arithmetic scoring/testdata/arithmetic.json --sweeps scoring/testdata/sweeps.json ensembles/fashion-mnist scoring/testdata/tiny scoring/testdata/tiny-tokens
 
 # On a CUDA machine: ONNXRUNTIME_LIB must name a CUDA build of ONNX Runtime, GPU_PEAK_TFLOPS the chip's dense matrix rate in
 # the precision. PYTORCH=1 adds PyTorch, eager and by torch.compile.

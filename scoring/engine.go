@@ -278,7 +278,7 @@ func (e *Engine) plan(profile Profile) (*plan, error) {
 	if p := e.plans[profile]; p != nil {
 		return p, nil
 	}
-	if err := profile.Validate(); err != nil {
+	if err := profile.Validate(e.ensemble.Diffusion); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrSettings, err)
 	}
 	p, err := newPlan(&e.ensemble.Manifest, profile.Steps, profile.GuidanceScale, profile.Eta, []Measure{profile.ClassGap, profile.RequestRisk})

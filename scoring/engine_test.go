@@ -1,10 +1,13 @@
 package scoring
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"math"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -91,6 +94,54 @@ func TestScoreIsReproducible(t *testing.T) {
 	}
 }
 
+// A sampler of CompVis that is asked for 30 steps takes 31. Scores, roll-outs, evidence and their rows count them all.
+func TestCompVisTakesMoreStepsThanItIsAskedFor(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.CopyFS(dir, os.DirFS(tiny)); err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(dir, ensemble.ManifestName)
+	content, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	changed := bytes.Replace(content, []byte(`"timestep_spacing": "leading"`), []byte(`"timestep_spacing": "compvis"`), 1)
+	if err := os.WriteFile(file, changed, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	e := open(t, Options{Ensemble: dir, Threads: 1})
+	whole := Profile{Steps: 10, GuidanceScale: 1, ClassGap: at(0, 1, ensemble.PaiDEW2), RequestRisk: at(0, 10, ensemble.MeanW2)}
+	r := Request{Key: "a\n1", Seed: 3, Profile: whole.WithSampler(e.Ensemble().Diffusion, 30, 1, 0)}
+	m := e.Ensemble().Components
+	result, err := e.Score(t.Context(), r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if risk := result.RequestRisk; risk.RolloutSteps != 31 || result.Receipt.Steps != 30 || result.Receipt.Rows != 31*m {
+		t.Errorf("%d steps of a roll-out, %d in the receipt, %d rows", risk.RolloutSteps, result.Receipt.Steps, result.Receipt.Rows)
+	}
+	rollout, err := e.Rollout(t.Context(), r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	evidence, err := e.Evidence(t.Context(), r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	distance := 0.0
+	for i, v := range rollout.Latents[0] {
+		d := float64(v) - float64(rollout.Latents[1][i])
+		distance += d * d
+	}
+	if !Agrees(distance, result.RequestRisk.Distances[0][1]) || !Agrees(distance, evidence.Final.Distances[0][1]) {
+		t.Errorf("final latents are %v apart, the score says %v, the evidence %v",
+			distance, result.RequestRisk.Distances[0][1], evidence.Final.Distances[0][1])
+	}
+	if last := evidence.Trajectory[len(evidence.Trajectory)-1]; last.BranchStep != 30 {
+		t.Errorf("the trajectory ends at step %d, want 30", last.BranchStep)
+	}
+}
+
 // Every part of a result is finite and within its bounds, for every estimator, generator and sampler.
 func TestResultsAreInBounds(t *testing.T) {
 	e := open(t, Options{Ensemble: tinyTokens, Threads: 1})
@@ -160,7 +211,7 @@ func TestScoreRefuses(t *testing.T) {
 		{"eta", profile(func(p *Profile) { p.Eta = 1.5 }), ErrSettings, "eta is 1.5"},
 		{"branch", profile(func(p *Profile) { p.RequestRisk.BranchStep = 10 }), ErrSettings, "request_risk.branch_step"},
 		{"timestep past training", profile(func(p *Profile) { p.Steps = 1000 }), ErrSettings, "timestep 1000"},
-		{"rows", profile(func(p *Profile) { *p = p.WithSampler(500, 2, 0) }), ErrTooLarge, "at most 500"},
+		{"rows", profile(func(p *Profile) { *p = p.WithSampler(Diffusion{}, 500, 2, 0) }), ErrTooLarge, "at most 500"},
 		{"priority", with(func(r *Request) { r.Priority = 7 }), ErrSettings, "priority"},
 	} {
 		_, err := e.Score(t.Context(), c.request)

@@ -36,14 +36,14 @@ type Evidence struct {
 const trajectoryPoints = 11
 
 // evidenceMeasures are the profile's two measurements, the roll-out of all components from the first latent, and the
-// points of the trajectory.
-func evidenceMeasures(p Profile) []Measure {
-	measures := []Measure{p.ClassGap, p.RequestRisk, {BranchStep: 0, RolloutSteps: p.Steps, Estimator: ensemble.MeanW2}}
-	points := min(trajectoryPoints, p.Steps)
+// points of the trajectory, for a sampler that takes the given steps.
+func evidenceMeasures(p Profile, steps int) []Measure {
+	measures := []Measure{p.ClassGap, p.RequestRisk, {BranchStep: 0, RolloutSteps: steps, Estimator: ensemble.MeanW2}}
+	points := min(trajectoryPoints, steps)
 	for i := range points {
 		step := 0
 		if points > 1 {
-			step = int(math.Round(float64(i) * float64(p.Steps-1) / float64(points-1)))
+			step = int(math.Round(float64(i) * float64(steps-1) / float64(points-1)))
 		}
 		measures = append(measures, Measure{BranchStep: step, RolloutSteps: 1, Estimator: ensemble.PaiDEW2})
 	}
@@ -54,10 +54,11 @@ func evidenceMeasures(p Profile) []Measure {
 // times the rows of a score. Errors are those of Score.
 func (e *Engine) Evidence(ctx context.Context, r Request) (Evidence, error) {
 	profile := e.profile(r)
-	if err := profile.Validate(); err != nil {
+	if err := profile.Validate(e.ensemble.Diffusion); err != nil {
 		return Evidence{}, fmt.Errorf("%w: %w", ErrSettings, err)
 	}
-	p, err := newPlan(&e.ensemble.Manifest, profile.Steps, profile.GuidanceScale, profile.Eta, evidenceMeasures(profile))
+	measures := evidenceMeasures(profile, e.ensemble.Diffusion.StepCount(profile.Steps))
+	p, err := newPlan(&e.ensemble.Manifest, profile.Steps, profile.GuidanceScale, profile.Eta, measures)
 	if err != nil {
 		return Evidence{}, err
 	}
@@ -78,7 +79,7 @@ func (e *Engine) Evidence(ctx context.Context, r Request) (Evidence, error) {
 	for i, m := range p.measures {
 		measured[i] = p.measure(m, f.means[i], latent)
 	}
-	images, err := e.decode(ctx, f.means[2], profile.Steps)
+	images, err := e.decode(ctx, f.means[2], len(p.steps))
 	if err != nil {
 		return Evidence{}, err
 	}

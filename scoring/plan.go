@@ -31,21 +31,17 @@ type branch struct {
 
 // newPlan compiles a sampler with one or several measurements.
 func newPlan(m *ensemble.Manifest, steps int, guidance, eta float64, measures []Measure) (*plan, error) {
-	d := m.Diffusion
 	p := &plan{guidance: guidance, width: 2, components: m.Components, measures: measures}
 	if guidance == 1 {
 		p.width = 1
 	}
 	var err error
-	p.steps, err = diffusion.Steps(diffusion.Config{
-		TrainTimesteps: d.TrainTimesteps, BetaSchedule: d.BetaSchedule, BetaStart: d.BetaStart, BetaEnd: d.BetaEnd,
-		Prediction: d.Prediction, TimestepSpacing: d.TimestepSpacing, StepsOffset: d.StepsOffset, SetAlphaToOne: d.SetAlphaToOne,
-	}, steps, eta)
+	p.steps, err = diffusion.Steps(m.Diffusion, steps, eta)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrSettings, err)
 	}
 	for _, measure := range measures {
-		if err := measure.Validate(steps); err != nil {
+		if err := measure.Validate(len(p.steps)); err != nil {
 			return nil, fmt.Errorf("%w: %w", ErrSettings, err)
 		}
 		if needsVariance(measure.Estimator) && p.sigma(measure) == 0 {

@@ -16,6 +16,9 @@ type Profile = ensemble.Profile
 // Measure is one measurement of a profile.
 type Measure = ensemble.Measure
 
+// Diffusion says how a sampler of an ensemble chooses its timesteps.
+type Diffusion = ensemble.Diffusion
+
 // Names of the two profiles in a receipt.
 const (
 	ProfileFixed       = "fixed"        // the engine's: scores are comparable

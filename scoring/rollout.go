@@ -20,9 +20,9 @@ type Rollout struct {
 // evaluation holds scores against. Errors are those of Score.
 func (e *Engine) Rollout(ctx context.Context, r Request) (Rollout, error) {
 	profile := e.profile(r)
-	whole := Measure{BranchStep: 0, RolloutSteps: profile.Steps, Estimator: ensemble.MeanW2}
+	whole := Measure{BranchStep: 0, RolloutSteps: e.ensemble.Diffusion.StepCount(profile.Steps), Estimator: ensemble.MeanW2}
 	profile.ClassGap, profile.RequestRisk = whole, whole
-	if err := profile.Validate(); err != nil {
+	if err := profile.Validate(e.ensemble.Diffusion); err != nil {
 		return Rollout{}, fmt.Errorf("%w: %w", ErrSettings, err)
 	}
 	manifest := e.ensemble.Manifest

@@ -28,7 +28,7 @@ var arrows = []struct {
 	{"scoring/paide", nil, "estimators are numbers in, numbers out"},
 	{"scoring/diffusion", nil, "schedules and noise are numbers in, numbers out"},
 	{"scoring/evaluation", nil, "the judgement of scores is numbers in, numbers out"},
-	{"scoring/ensemble", nil, "the ensemble directory is read without running anything"},
+	{"scoring/ensemble", []string{"scoring/diffusion"}, "the ensemble directory is read without running anything"},
 	{"scoring/ort", nil, "the runtime runs graphs and knows neither ensembles nor scores"},
 	{"scoring/ort/ortfault", []string{"scoring/ort"}, "a runtime for tests"},
 	{"consumers", []string{"schema"}, "delivery must not know what is done with an event, nor the monitor how it came"},

@@ -46,7 +46,7 @@ Keys of --profile: steps, guidance, eta, class_gap, request_risk; a measurement 
 }
 
 // parseProfile reads "steps=10,guidance=2,class_gap=0+1:paide-w2"; what it does not name is the base's.
-func parseProfile(text string, base scoring.Profile) (scoring.Profile, error) {
+func parseProfile(text string, base scoring.Profile, d scoring.Diffusion) (scoring.Profile, error) {
 	fields := map[string]string{}
 	for field := range strings.SplitSeq(text, ",") {
 		key, value, ok := strings.Cut(field, "=")
@@ -72,7 +72,7 @@ func parseProfile(text string, base scoring.Profile) (scoring.Profile, error) {
 			}
 		}
 	}
-	p := base.WithSampler(steps, guidance, eta)
+	p := base.WithSampler(d, steps, guidance, eta)
 	p.Reason = ""
 	for key, target := range map[string]*scoring.Measure{schema.ClassGap: &p.ClassGap, schema.RequestRisk: &p.RequestRisk} {
 		v, ok := fields[key]
@@ -90,7 +90,7 @@ func parseProfile(text string, base scoring.Profile) (scoring.Profile, error) {
 		}
 		*target = m
 	}
-	return p, p.Validate()
+	return p, p.Validate(d)
 }
 
 // rotations returns the manifests that path stands for: itself, or in a directory all that share the backbone of
@@ -227,7 +227,7 @@ func (c *evalCmd) measure(ctx context.Context, s *streams, log *slog.Logger, pat
 	}
 	var profiles []scoring.Profile
 	for _, text := range c.Profile {
-		p, err := parseProfile(text, first.Profile)
+		p, err := parseProfile(text, first.Profile, first.Diffusion)
 		if err != nil {
 			return nil, usage("profile %q: %w", text, err)
 		}
@@ -236,8 +236,8 @@ func (c *evalCmd) measure(ctx context.Context, s *streams, log *slog.Logger, pat
 	if len(profiles) == 0 {
 		profiles = []scoring.Profile{first.Profile}
 	}
-	truth := first.Profile.WithSampler(c.ErrorSteps, first.Profile.GuidanceScale, 0)
-	if err := truth.Validate(); err != nil {
+	truth := first.Profile.WithSampler(first.Diffusion, c.ErrorSteps, first.Profile.GuidanceScale, 0)
+	if err := truth.Validate(first.Diffusion); err != nil {
 		return nil, usage("error-steps: %w", err)
 	}
 	results := &evalResults{Ensemble: first.Name, Regime: first.Regime, Classes: len(first.Classes), Seeds: c.Seeds}

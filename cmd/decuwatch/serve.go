@@ -237,6 +237,7 @@ func models(engines map[string]*scoring.Engine, c ScoringConfig, fail *failpoint
 	for name, engine := range engines {
 		list[name] = monitor.Model{
 			Scorer: failingScorer{engine, fail}, Classes: labels(engine), Profile: engine.Profile(),
+			Diffusion:   engine.Ensemble().Diffusion,
 			AsRequested: c.Profile == scoring.ProfileAsRequested, SkipUnreproducible: c.Unreproducible == unreproducibleSkip,
 		}
 	}

@@ -3,20 +3,68 @@
 package diffusion
 
 import (
+	"errors"
 	"fmt"
 	"math"
+	"slices"
+	"strings"
 )
 
-// Config is a forward process and the way its timesteps are chosen.
+// Config is a forward process and the way a sampler chooses its timesteps. It is the manifest's diffusion object.
 type Config struct {
-	TrainTimesteps  int     // T
-	BetaSchedule    string  // scaled_linear, linear or squaredcos_cap_v2
-	BetaStart       float64 // of scaled_linear and linear
-	BetaEnd         float64
-	Prediction      string // epsilon, v_prediction or sample
-	TimestepSpacing string // leading, trailing or linspace
-	StepsOffset     int    // added to the timesteps of leading spacing
-	SetAlphaToOne   bool   // the last step goes to alpha 1 instead of the first training alpha
+	TrainTimesteps  int     `json:"train_timesteps"` // T
+	BetaSchedule    string  `json:"beta_schedule"`   // scaled_linear, linear or squaredcos_cap_v2
+	BetaStart       float64 `json:"beta_start"`      // of scaled_linear and linear
+	BetaEnd         float64 `json:"beta_end"`
+	Prediction      string  `json:"prediction"`       // epsilon, v_prediction or sample
+	TimestepSpacing string  `json:"timestep_spacing"` // leading, trailing, linspace or compvis
+	StepsOffset     int     `json:"steps_offset"`     // added to the timesteps of leading spacing; compvis has 1
+	SetAlphaToOne   bool    `json:"set_alpha_to_one"` // the last step goes to alpha 1, not to the first training alpha
+}
+
+// maxTrainTimesteps bounds the tables that a configuration makes us compute.
+const maxTrainTimesteps = 100_000
+
+// Validate returns an error that names the first field out of its bounds.
+func (c Config) Validate() error {
+	if c.TrainTimesteps < 1 || c.TrainTimesteps > maxTrainTimesteps {
+		return fmt.Errorf("train_timesteps is %d, must be 1 to %d", c.TrainTimesteps, maxTrainTimesteps)
+	}
+	if c.StepsOffset < 0 || c.StepsOffset >= c.TrainTimesteps {
+		return fmt.Errorf("steps_offset is %d, must be 0 to %d", c.StepsOffset, c.TrainTimesteps-1)
+	}
+	for _, f := range []struct {
+		name, value string
+		allowed     []string
+	}{
+		{"beta_schedule", c.BetaSchedule, []string{"scaled_linear", "linear", "squaredcos_cap_v2"}},
+		{"prediction", c.Prediction, []string{"epsilon", "v_prediction", "sample"}},
+		{"timestep_spacing", c.TimestepSpacing, []string{"leading", "trailing", "linspace", "compvis"}},
+	} {
+		if !slices.Contains(f.allowed, f.value) {
+			return fmt.Errorf("%s is %q, must be one of %s", f.name, f.value, strings.Join(f.allowed, ", "))
+		}
+	}
+	if !(c.BetaStart > 0 && c.BetaStart < c.BetaEnd && c.BetaEnd < 1) {
+		return fmt.Errorf("beta_start %v and beta_end %v must be 0 < beta_start < beta_end < 1", c.BetaStart, c.BetaEnd)
+	}
+	if c.TimestepSpacing == "compvis" && c.StepsOffset != 1 {
+		return fmt.Errorf("steps_offset is %d, must be 1 with timestep_spacing compvis", c.StepsOffset)
+	}
+	if c.TimestepSpacing == "compvis" && c.SetAlphaToOne {
+		return errors.New("set_alpha_to_one is true, must be false with timestep_spacing compvis")
+	}
+	return nil
+}
+
+// StepCount returns how many steps a sampler takes that was asked for the given number: the same number, except with
+// compvis spacing. A sampler of CompVis that is asked for 30 of 1000 steps takes 31.
+func (c Config) StepCount(steps int) int {
+	if c.TimestepSpacing != "compvis" || steps < 1 || steps > c.TrainTimesteps {
+		return steps
+	}
+	stride := c.TrainTimesteps / steps
+	return (c.TrainTimesteps + stride - 1) / stride
 }
 
 // Step is one DDIM step, as a linear combination of the latent and the backbone's output:
@@ -39,8 +87,8 @@ type Step struct {
 // their products are rounded to single precision as diffusers keeps them: near the image 1-alpha loses digits, and the
 // producer's sampler loses the same ones.
 func AlphasCumprod(c Config) ([]float64, error) {
-	if c.TrainTimesteps < 1 {
-		return nil, fmt.Errorf("train_timesteps is %d, must be positive", c.TrainTimesteps)
+	if err := c.Validate(); err != nil {
+		return nil, err
 	}
 	cosine := func(t float64) float64 {
 		v := math.Cos((t + 0.008) / 1.008 * math.Pi / 2)
@@ -65,8 +113,6 @@ func AlphasCumprod(c Config) ([]float64, error) {
 			beta = at(i, c.BetaStart, c.BetaEnd)
 		case "squaredcos_cap_v2":
 			beta = math.Min(1-cosine((float64(i)+1)/n)/cosine(float64(i)/n), 0.999)
-		default:
-			return nil, fmt.Errorf("beta_schedule %q is unknown", c.BetaSchedule)
 		}
 		product *= single(1 - single(beta))
 		alphas[i] = single(product)
@@ -77,38 +123,89 @@ func AlphasCumprod(c Config) ([]float64, error) {
 // single rounds to single precision.
 func single(v float64) float64 { return float64(float32(v)) }
 
-// Timesteps returns the S timesteps of a sampler in the order in which they run, from noise to image.
+// root is the square root in single precision.
+func root(v float64) float64 { return single(math.Sqrt(v)) }
+
+// Timesteps returns the timesteps of a sampler that is asked for the given number of steps, in the order in which they
+// run, from noise to image. There are StepCount of them.
+//
+// leading, trailing and linspace are diffusers' and round as numpy does, see trailing and linspace. compvis is what the
+// DDIM sampler of CompVis' latent diffusion takes: range(0, T, T/S) + 1.
+//
+// The error says why a sampler cannot take this many steps: its timesteps would lie outside 0 to T-1. diffusers has
+// such step counts with trailing spacing, for example 61 of 1000. There it takes one step more than it was asked for,
+// at timestep -1, which Python reads as the last one. CompVis fails with an index error, for example for 300 of 1000.
 //
 // Reference: Lin et al., "Common Diffusion Noise Schedules and Sample Steps are Flawed" (2023), table 2.
 func Timesteps(c Config, steps int) ([]int64, error) {
+	if err := c.Validate(); err != nil {
+		return nil, err
+	}
 	if steps < 1 || steps > c.TrainTimesteps {
 		return nil, fmt.Errorf("steps is %d, must be 1 to %d", steps, c.TrainTimesteps)
 	}
-	timesteps := make([]int64, steps)
-	for i := range timesteps {
-		var t int64
-		switch c.TimestepSpacing {
-		case "leading":
-			t = int64((steps-1-i)*(c.TrainTimesteps/steps) + c.StepsOffset)
-		case "trailing":
-			t = int64(math.RoundToEven(float64(c.TrainTimesteps)-float64(i)*float64(c.TrainTimesteps)/float64(steps))) - 1
-		case "linspace":
-			if steps > 1 {
-				t = int64(math.RoundToEven(float64(steps-1-i) * float64(c.TrainTimesteps-1) / float64(steps-1)))
-			}
-		default:
-			return nil, fmt.Errorf("timestep_spacing %q is unknown", c.TimestepSpacing)
-		}
-		// Leading spacing with an offset can pass the last training timestep.
+	var timesteps []int64
+	switch c.TimestepSpacing {
+	case "leading":
+		timesteps = multiples(steps, c.TrainTimesteps/steps, c.StepsOffset)
+	case "compvis":
+		timesteps = multiples(c.StepCount(steps), c.TrainTimesteps/steps, 1)
+	case "trailing":
+		timesteps = trailing(c.TrainTimesteps, steps)
+	case "linspace":
+		timesteps = linspace(c.TrainTimesteps, steps)
+	}
+	for i, t := range timesteps {
 		if t < 0 || t >= int64(c.TrainTimesteps) {
-			return nil, fmt.Errorf("step %d of %d has timestep %d, training has 0 to %d", i, steps, t, c.TrainTimesteps-1)
+			return nil, fmt.Errorf("steps is %d: %s spacing has timestep %d at step %d there, must be 0 to %d",
+				steps, c.TimestepSpacing, t, i, c.TrainTimesteps-1)
 		}
-		timesteps[i] = t
 	}
 	return timesteps, nil
 }
 
-// Steps returns the S steps of DDIM with the given eta (0 to 1), in the order in which they run.
+// multiples returns offset plus the multiples of stride below count*stride, in descending order.
+func multiples(count, stride, offset int) []int64 {
+	timesteps := make([]int64, count)
+	for i := range timesteps {
+		timesteps[i] = int64((count-1-i)*stride + offset)
+	}
+	return timesteps
+}
+
+// trailing returns numpy.round(numpy.arange(T, 0, -T/S)) - 1. numpy's arange computes its length by a division, keeps
+// the difference of its first two elements as the stride, and multiplies. All three round: a value that should be
+// half-way between two integers can lie on either side, and the last value can be a hair above 0 instead of at 0.
+//
+// The conversions to float64 keep a compiler from fusing a product with a sum, which would round once instead of twice.
+func trailing(train, steps int) []int64 {
+	start := float64(train)
+	step := -(start / float64(steps))
+	stride := float64(start+step) - start
+	timesteps := make([]int64, int(math.Ceil(-start/step)))
+	for i := range timesteps {
+		timesteps[i] = int64(math.RoundToEven(start+float64(float64(i)*stride))) - 1
+	}
+	return timesteps
+}
+
+// linspace returns numpy.linspace(0, T-1, S).round() in descending order. numpy multiplies by a rounded stride and puts
+// the end at its exact value.
+func linspace(train, steps int) []int64 {
+	timesteps := make([]int64, steps)
+	if steps == 1 {
+		return timesteps
+	}
+	timesteps[0] = int64(train - 1)
+	stride := float64(train-1) / float64(steps-1)
+	for i := 1; i < steps; i++ {
+		timesteps[i] = int64(math.RoundToEven(float64(steps-1-i) * stride))
+	}
+	return timesteps
+}
+
+// Steps returns the steps of DDIM with the given eta (0 to 1), in the order in which they run. There are StepCount of
+// them.
 //
 // With a the cumulative alpha of a timestep and a' that of T/S timesteps before it, equation 12 of Song et al., "Denoising
 // Diffusion Implicit Models" (2021), reads
@@ -119,6 +216,7 @@ func Timesteps(c Config, steps int) ([]int64, error) {
 //
 // where eps and x0 follow from the output: eps itself (epsilon), v = sqrt(a) eps - sqrt(1-a) x0 (v_prediction), or x0
 // (sample). All are linear in x and the output, so a step is two numbers. x0 is never clipped.
+// Roots and differences of alphas are rounded to single precision one by one, as diffusers computes them.
 func Steps(c Config, steps int, eta float64) ([]Step, error) {
 	alphas, err := AlphasCumprod(c)
 	if err != nil {
@@ -135,17 +233,17 @@ func Steps(c Config, steps int, eta float64) ([]Step, error) {
 	if c.SetAlphaToOne {
 		final = 1
 	}
-	result := make([]Step, steps)
+	result := make([]Step, len(timesteps))
 	for i, t := range timesteps {
 		a, previous := alphas[t], final
 		if p := t - int64(c.TrainTimesteps/steps); p >= 0 {
 			previous = alphas[p]
 		}
-		posterior := math.Sqrt((1 - previous) / (1 - a) * max(0, 1-a/previous))
-		sigma := eta * posterior
-		direction := math.Sqrt(max(0, 1-previous-sigma*sigma)) // factor of eps
-		signal := math.Sqrt(previous)                          // factor of x0
-		rootA, rootB := math.Sqrt(a), math.Sqrt(1-a)
+		posterior := root(single(single(single(1-previous)/single(1-a)) * max(0, single(1-single(a/previous)))))
+		sigma := single(single(eta) * posterior)
+		direction := root(max(0, single(single(1-previous)-single(sigma*sigma)))) // factor of eps
+		signal := root(previous)                                                  // factor of x0
+		rootA, rootB := root(a), root(single(1-a))
 		s := Step{Timestep: t, Sigma: sigma, PosteriorSigma: posterior}
 		switch c.Prediction {
 		case "epsilon": // x0 = x/rootA - rootB/rootA out, eps = out
@@ -157,8 +255,11 @@ func Steps(c Config, steps int, eta float64) ([]Step, error) {
 		case "sample": // x0 = out, eps = (x - rootA out)/rootB
 			s.Latent = direction / rootB
 			s.Output = signal - direction*rootA/rootB
-		default:
-			return nil, fmt.Errorf("prediction %q is unknown", c.Prediction)
+		}
+		// A product of alphas that rounds to 0 or 1 leaves nothing to divide by.
+		if sum := s.Latent + s.Output + s.PosteriorSigma; math.IsNaN(sum) || math.IsInf(sum, 0) {
+			return nil, fmt.Errorf("steps is %d: the betas leave alphas_cumprod %v at timestep %d, no step can start there",
+				steps, a, t)
 		}
 		result[i] = s
 	}

@@ -10,6 +10,8 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+
+	"github.com/decuwatch/decuwatch/scoring/diffusion"
 )
 
 // Format is the version of the ensemble directory that this package reads; any other is refused.
@@ -120,18 +122,8 @@ type Graph struct {
 	} `json:"decoder"`
 }
 
-// Diffusion holds the conventions of the forward process and of the timesteps, with the names of diffusers'
-// DDIMScheduler.
-type Diffusion struct {
-	TrainTimesteps  int     `json:"train_timesteps"`
-	BetaSchedule    string  `json:"beta_schedule"`
-	BetaStart       float64 `json:"beta_start"`
-	BetaEnd         float64 `json:"beta_end"`
-	Prediction      string  `json:"prediction"`
-	TimestepSpacing string  `json:"timestep_spacing"`
-	StepsOffset     int     `json:"steps_offset"`
-	SetAlphaToOne   bool    `json:"set_alpha_to_one"`
-}
+// Diffusion holds the conventions of the forward process and of the timesteps.
+type Diffusion = diffusion.Config
 
 // Class is one class, in index order.
 type Class struct {
@@ -148,7 +140,7 @@ type Measure struct {
 
 // Profile is the sampler and the two measurements of a score. The zero value stands for "not given".
 type Profile struct {
-	Steps         int     `json:"steps"`          // S
+	Steps         int     `json:"steps"`          // S, as a sampler is asked for them: Diffusion.StepCount are taken
 	GuidanceScale float64 `json:"guidance_scale"` // at exactly 1 the unconditional rows are not computed
 	Eta           float64 `json:"eta"`
 	ClassGap      Measure `json:"class_gap"`
@@ -179,21 +171,23 @@ func (m Measure) String() string {
 
 // WithSampler returns the profile with another sampler. The branch steps keep their relative place (rounded to the
 // nearest step), a roll-out to the end stays one, a single step stays single, any other keeps its share of the steps.
-func (p Profile) WithSampler(steps int, guidanceScale, eta float64) Profile {
+// The ensemble's diffusion says how many steps both samplers take.
+func (p Profile) WithSampler(d Diffusion, steps int, guidanceScale, eta float64) Profile {
+	from, to := d.StepCount(p.Steps), d.StepCount(steps)
 	scale := func(m Measure) Measure {
-		if p.Steps < 1 || steps < 1 {
+		if from < 1 || to < 1 {
 			return m
 		}
-		ratio := float64(steps) / float64(p.Steps)
-		branch := min(int(math.Round(float64(m.BranchStep)*ratio)), steps-1)
+		ratio := float64(to) / float64(from)
+		branch := min(int(math.Round(float64(m.BranchStep)*ratio)), to-1)
 		rollout := max(1, int(math.Round(float64(m.RolloutSteps)*ratio)))
 		switch m.RolloutSteps {
 		case 1:
 			rollout = 1
-		case p.Steps - m.BranchStep:
-			rollout = steps - branch
+		case from - m.BranchStep:
+			rollout = to - branch
 		}
-		m.BranchStep, m.RolloutSteps = branch, min(rollout, steps-branch)
+		m.BranchStep, m.RolloutSteps = branch, min(rollout, to-branch)
 		return m
 	}
 	q := p
@@ -202,8 +196,9 @@ func (p Profile) WithSampler(steps int, guidanceScale, eta float64) Profile {
 	return q
 }
 
-// Validate returns an error that names the field which is out of its bounds.
-func (p Profile) Validate() error {
+// Validate returns an error that names the field that is out of its bounds, or that a sampler of the ensemble's
+// diffusion cannot follow.
+func (p Profile) Validate(d Diffusion) error {
 	switch {
 	case p.Steps < 1 || p.Steps > 1000:
 		return fmt.Errorf("steps is %d, must be 1 to 1000", p.Steps)
@@ -212,16 +207,20 @@ func (p Profile) Validate() error {
 	case !(p.Eta >= 0 && p.Eta <= 1):
 		return fmt.Errorf("eta is %v, must be 0 to 1", p.Eta)
 	}
-	if err := p.ClassGap.Validate(p.Steps); err != nil {
+	steps, err := diffusion.Steps(d, p.Steps, p.Eta)
+	if err != nil {
+		return err
+	}
+	if err := p.ClassGap.Validate(len(steps)); err != nil {
 		return fmt.Errorf("class_gap.%w", err)
 	}
-	if err := p.RequestRisk.Validate(p.Steps); err != nil {
+	if err := p.RequestRisk.Validate(len(steps)); err != nil {
 		return fmt.Errorf("request_risk.%w", err)
 	}
 	return nil
 }
 
-// Validate returns an error that names the field which does not fit a sampler of the given steps.
+// Validate returns an error that names the field which does not fit a sampler that takes the given steps.
 func (m Measure) Validate(steps int) error {
 	switch {
 	case m.BranchStep < 0 || m.BranchStep >= steps:
@@ -281,8 +280,6 @@ func (m *Manifest) validate() error {
 		{"image.width", m.Image.Width, 1, 8192},
 		{"context.tokens", m.Context.Tokens, 1, 1024},
 		{"context.dim", m.Context.Dim, 1, 8192},
-		{"diffusion.train_timesteps", m.Diffusion.TrainTimesteps, 1, 100_000},
-		{"diffusion.steps_offset", m.Diffusion.StepsOffset, 0, m.Diffusion.TrainTimesteps - 1},
 		{"components", m.Components, 2, 64},
 		{"classes (their number)", len(m.Classes), 1, 100_000},
 		{"elements of a latent", m.Latent.Size(), 1, maxElements},
@@ -308,18 +305,8 @@ func (m *Manifest) validate() error {
 			return fmt.Errorf("%s is %q, must be 1 to 256 characters", name, value)
 		}
 	}
-	d := m.Diffusion
-	if err := oneOf("diffusion.beta_schedule", d.BetaSchedule, "scaled_linear", "linear", "squaredcos_cap_v2"); err != nil {
-		return err
-	}
-	if err := oneOf("diffusion.prediction", d.Prediction, "epsilon", "v_prediction", "sample"); err != nil {
-		return err
-	}
-	if err := oneOf("diffusion.timestep_spacing", d.TimestepSpacing, "leading", "trailing", "linspace"); err != nil {
-		return err
-	}
-	if !(d.BetaStart > 0 && d.BetaStart < d.BetaEnd && d.BetaEnd < 1) {
-		return fmt.Errorf("diffusion: beta_start %v and beta_end %v must be 0 < beta_start < beta_end < 1", d.BetaStart, d.BetaEnd)
+	if err := m.Diffusion.Validate(); err != nil {
+		return fmt.Errorf("diffusion.%w", err)
 	}
 	labels := make(map[string]bool, len(m.Classes))
 	for i, class := range m.Classes {
@@ -345,11 +332,8 @@ func (m *Manifest) validate() error {
 	if err := oneOf("noise", m.Noise, NoiseTorchCPU, NoiseTorchCUDA, NoiseDecuwatch); err != nil {
 		return err
 	}
-	if err := m.Profile.Validate(); err != nil {
+	if err := m.Profile.Validate(m.Diffusion); err != nil {
 		return fmt.Errorf("profile.%w", err)
-	}
-	if m.Profile.Steps > d.TrainTimesteps {
-		return fmt.Errorf("profile.steps is %d, must be at most train_timesteps %d", m.Profile.Steps, d.TrainTimesteps)
 	}
 	for name, reference := range m.Reference {
 		if err := oneOf("reference", name, "class_gap", "request_risk"); err != nil {

@@ -215,6 +215,30 @@ func TestOpenRefuses(t *testing.T) {
 		{"schedule", set("diffusion.beta_schedule", "sigmoid"), "diffusion.beta_schedule"},
 		{"prediction", set("diffusion.prediction", "flow"), "diffusion.prediction"},
 		{"spacing", set("diffusion.timestep_spacing", "karras"), "diffusion.timestep_spacing"},
+		{"training steps", set("diffusion.train_timesteps", 0), "diffusion.train_timesteps is 0"},
+		{"offset", set("diffusion.steps_offset", -1), "diffusion.steps_offset is -1"},
+		{"offset of compvis", func(_ *testing.T, _ string, m manifest) {
+			d := m["diffusion"].(map[string]any)
+			d["timestep_spacing"], d["steps_offset"] = "compvis", 0
+		}, "diffusion.steps_offset is 0, must be 1 with timestep_spacing compvis"},
+		{"last alpha of compvis", func(_ *testing.T, _ string, m manifest) {
+			d := m["diffusion"].(map[string]any)
+			d["timestep_spacing"], d["set_alpha_to_one"] = "compvis", true
+		}, "diffusion.set_alpha_to_one is true"},
+		{"a step count that diffusers takes one step further", func(_ *testing.T, _ string, m manifest) {
+			m["diffusion"].(map[string]any)["timestep_spacing"] = "trailing"
+			m["profile"].(map[string]any)["steps"] = 61
+		}, "profile.steps is 61: trailing spacing has timestep -1 at step 61"},
+		{"a step count past the last timestep", func(_ *testing.T, _ string, m manifest) {
+			m["profile"].(map[string]any)["steps"] = 1000
+		}, "profile.steps is 1000: leading spacing has timestep 1000 at step 0"},
+		{"more steps than were trained", func(_ *testing.T, _ string, m manifest) {
+			m["diffusion"].(map[string]any)["train_timesteps"] = 9
+		}, "profile.steps is 10, must be 1 to 9"},
+		{"alphas that end at zero", func(_ *testing.T, _ string, m manifest) {
+			d := m["diffusion"].(map[string]any)
+			d["beta_end"], d["timestep_spacing"] = 0.999, "trailing"
+		}, "the betas leave alphas_cumprod 0 at timestep 999"},
 		{"steps", set("profile.steps", 1_000_000_000), "profile.steps is 1000000000"},
 		{"guidance", set("profile.guidance_scale", -1), "profile.guidance_scale is -1"},
 		{"branch step", set("profile.class_gap.branch_step", 10), "profile.class_gap.branch_step is 10"},
@@ -315,16 +339,28 @@ func TestWithSampler(t *testing.T) {
 	p := Profile{Steps: 20, GuidanceScale: 2,
 		ClassGap:    Measure{0, 1, PaiDEW2},
 		RequestRisk: Measure{10, 10, MeanW2}}
-	for steps := 1; steps <= 60; steps++ {
-		q := p.WithSampler(steps, 5, 0.5)
-		if err := q.Validate(); err != nil {
-			t.Errorf("%d steps: %v", steps, err)
-		}
-		if q.ClassGap != p.ClassGap || q.RequestRisk.BranchStep+q.RequestRisk.RolloutSteps != steps {
-			t.Errorf("%d steps: %+v", steps, q)
+	d := Diffusion{
+		TrainTimesteps: 1000, BetaSchedule: "linear", BetaStart: 0.0001, BetaEnd: 0.02, Prediction: "epsilon", StepsOffset: 1,
+	}
+	for _, d.TimestepSpacing = range []string{"leading", "compvis"} {
+		for steps := 1; steps <= 60; steps++ {
+			taken := steps
+			if d.TimestepSpacing == "compvis" { // range(0, 1000, 1000 // steps)
+				taken = 999/(1000/steps) + 1
+				if 999%(1000/steps) == 0 {
+					continue // refused: ends at timestep 1000
+				}
+			}
+			q := p.WithSampler(d, steps, 5, 0.5)
+			if err := q.Validate(d); err != nil {
+				t.Errorf("%s, %d steps: %v", d.TimestepSpacing, steps, err)
+			}
+			if q.ClassGap != p.ClassGap || q.RequestRisk.BranchStep+q.RequestRisk.RolloutSteps != taken {
+				t.Errorf("%s, %d steps: %+v", d.TimestepSpacing, steps, q)
+			}
 		}
 	}
-	if q := p.WithSampler(50, 2, 0); q.RequestRisk.BranchStep != 25 {
+	if q := p.WithSampler(d, 50, 2, 0); q.RequestRisk.BranchStep != 25 {
 		t.Errorf("branch step %d of 50, want 25", q.RequestRisk.BranchStep)
 	}
 	if have, want := p.Settings(), "ddim s=20 g=2 eta=0 class_gap=paide-w2@0+1 request_risk=mean-w2@10+10"; have != want {

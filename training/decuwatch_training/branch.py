@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from decuwatch_training.diffusion import Denoiser, Sampler, first_latent
+from decuwatch_training.diffusion import Denoiser, NoiseSchedule, Sampler, first_latent
+from decuwatch_training.errors import TrainingError
 from decuwatch_training.paide import ESTIMATORS, estimate
 
 DEFAULT_PROFILE: dict[str, Any] = {
@@ -18,6 +19,32 @@ DEFAULT_PROFILE: dict[str, Any] = {
     "request_risk": {"branch_step": 10, "rollout_steps": 1, "estimator": "mean-w2"},
     "reason": "a first guess, before any evaluation of this ensemble",
 }
+
+
+def check_profile(profile: Any, schedule: NoiseSchedule) -> None:
+    """Raise TrainingError that names the first field of a scoring profile that a reader of the manifest would refuse."""
+
+    def known(name: str, value: Any, fields: set[str]) -> None:
+        if not isinstance(value, dict) or set(value) != fields:
+            raise TrainingError(f"{name}: expected an object with the fields {', '.join(sorted(fields))}")
+
+    def within(name: str, value: Any, low: float, high: float, whole: bool) -> None:
+        kinds = int if whole else (int, float)
+        if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high:
+            raise TrainingError(f"{name} {value!r}: expected {'an integer' if whole else 'a number'} from {low} to {high}")
+
+    known("profile", profile, {"steps", "guidance_scale", "eta", "class_gap", "request_risk", "reason"})
+    within("profile.steps", profile["steps"], 1, 1000, whole=True)
+    within("profile.guidance_scale", profile["guidance_scale"], 0, 30, whole=False)
+    within("profile.eta", profile["eta"], 0, 1, whole=False)
+    count = schedule.step_count(profile["steps"])
+    for name in ("class_gap", "request_risk"):
+        measure = profile[name]
+        known(f"profile.{name}", measure, {"branch_step", "rollout_steps", "estimator"})
+        within(f"profile.{name}.branch_step", measure["branch_step"], 0, count - 1, whole=True)
+        within(f"profile.{name}.rollout_steps", measure["rollout_steps"], 1, count - measure["branch_step"], whole=True)
+        if measure["estimator"] not in ESTIMATORS:
+            raise TrainingError(f"profile.{name}.estimator {measure['estimator']!r}: expected one of {', '.join(ESTIMATORS)}")
 
 
 @dataclass(frozen=True)

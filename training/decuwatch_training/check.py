@@ -66,7 +66,7 @@ def read_tables(directory: Path, manifest: dict[str, Any]) -> tuple[Tensor, Tens
     return tables.view(manifest["components"], rows, tokens, dim), None if reference is None else reference.view(rows, tokens, dim)
 
 
-def check_directory(directory: Path, backbone: Backbone, rows: int = 32, steps: int = 20) -> dict[str, float]:
+def check_directory(directory: Path, backbone: Backbone, rows: int = 32) -> dict[str, float]:
     """Worst relative errors by what was compared. Raises TrainingError for the first that is out of tolerance."""
     errors: dict[str, float] = {}
     graphs: dict[str, Graph] = {}
@@ -83,7 +83,7 @@ def check_directory(directory: Path, backbone: Backbone, rows: int = 32, steps: 
             for part in ("unet", "decoder"):
                 if part not in graphs:
                     graphs[part] = Graph(directory / manifest["files"][part]["path"])
-            for name, error in _compare(graphs, backbone, manifest, tables, rows, steps).items():
+            for name, error in _compare(graphs, backbone, manifest, tables, rows).items():
                 label = f"{path.stem}: {name}"
                 errors[label] = error
                 tolerance = TOLERANCE[manifest["precision"]]
@@ -95,7 +95,7 @@ def check_directory(directory: Path, backbone: Backbone, rows: int = 32, steps: 
 
 
 @torch.no_grad()
-def _compare(graphs: dict[str, Graph], backbone: Backbone, manifest: dict[str, Any], tables: Tensor, rows: int, steps: int) -> dict[str, float]:
+def _compare(graphs: dict[str, Graph], backbone: Backbone, manifest: dict[str, Any], tables: Tensor, rows: int) -> dict[str, float]:
     generator = torch.Generator().manual_seed(0)
     errors: dict[str, float] = {}
     latent = torch.randn(rows, *backbone.latent_shape, generator=generator)
@@ -105,16 +105,16 @@ def _compare(graphs: dict[str, Graph], backbone: Backbone, manifest: dict[str, A
     for count in (1, rows):
         wanted = backbone.denoiser(latent[:count], timestep[:count], context[:count])
         errors[f"U-Net, {count} rows"] = _worst(graphs["unet"](latent[:count], timestep[:count], context[:count]), wanted)
-    sampler = Sampler(backbone.schedule, min(steps, backbone.schedule.train_timesteps), float(manifest["profile"]["guidance_scale"]))
+    sampler = Sampler(backbone.schedule, manifest["profile"]["steps"], float(manifest["profile"]["guidance_scale"]))
     classes = torch.arange(len(manifest["classes"]))[:16]
     conditional, unconditional = contexts_of(tables, classes)
     start = torch.stack([first_latent(int(label), backbone.latent_shape) for label in classes])
 
     def final(denoise: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Tensor:
-        return sampler.roll(denoise, 0, sampler.steps, start, conditional[:, 0], unconditional[:, 0])
+        return sampler.roll(denoise, 0, sampler.count, start, conditional[:, 0], unconditional[:, 0])
 
     latents = final(backbone.denoiser)
-    errors[f"trajectory, {sampler.steps} steps"] = _worst(final(graphs["unet"]), latents)
+    errors[f"trajectory, {sampler.count} steps"] = _worst(final(graphs["unet"]), latents)
     unscaled = latents / backbone.scale + backbone.shift
     errors["decoder"] = _worst(graphs["decoder"](unscaled), backbone.autoencoder(unscaled))
     return errors

@@ -24,6 +24,7 @@ class NoiseSchedule:
     beta_end: float = 0.0195
     prediction: str = "epsilon"
     timestep_spacing: str = "leading"
+    """diffusers' ``leading``, ``trailing`` or ``linspace``; or ``compvis``, which takes range(0, T, T // S) + 1."""
     steps_offset: int = 1
     set_alpha_to_one: bool = False
 
@@ -49,21 +50,36 @@ class NoiseSchedule:
         return schedule
 
     def scheduler(self, steps: int | None = None) -> DDIMScheduler:
-        """diffusers' scheduler with these settings, x0 never clipped, and ``steps`` inference steps where given."""
+        """diffusers' scheduler with these settings, x0 never clipped, and ``steps`` inference steps if given.
+
+        Raises TrainingError for a number of steps that the sampler cannot take.
+        """
+        compvis = self.timestep_spacing == "compvis"
         scheduler = DDIMScheduler(
             num_train_timesteps=self.train_timesteps,
             beta_schedule=self.beta_schedule,
             beta_start=self.beta_start,
             beta_end=self.beta_end,
             prediction_type=self.prediction,
-            timestep_spacing=self.timestep_spacing,
+            timestep_spacing=cast(Any, "leading" if compvis else self.timestep_spacing),
             steps_offset=self.steps_offset,
             set_alpha_to_one=self.set_alpha_to_one,
             clip_sample=False,
         )
         if steps is not None:
+            if not 1 <= steps <= self.train_timesteps:
+                raise TrainingError(f"steps {steps}: expected 1 to {self.train_timesteps}")
             scheduler.set_timesteps(steps)
+            if compvis:  # a step still goes T // S timesteps back, and from the last one to the first alpha
+                scheduler.timesteps = torch.arange(0, self.train_timesteps, self.train_timesteps // steps).flip(0) + 1
+            wrong = [t for t in scheduler.timesteps.tolist() if not 0 <= t < self.train_timesteps]
+            if wrong:
+                raise TrainingError(f"steps {steps}: {self.timestep_spacing} spacing has timestep {wrong[0]} there, expected 0 to {self.train_timesteps - 1}")
         return scheduler
+
+    def step_count(self, steps: int) -> int:
+        """How many steps a sampler takes that is asked for ``steps``: the same number, except with ``compvis`` spacing."""
+        return len(self.scheduler(steps).timesteps)
 
     def target(self, clean: Tensor, noise: Tensor, timestep: Tensor) -> Tensor:
         """What the network is trained to predict for these rows: eps, v or x0."""
@@ -104,8 +120,12 @@ class Sampler:
     guidance: float
 
     def __post_init__(self) -> None:
-        if not 1 <= self.steps <= self.schedule.train_timesteps:
-            raise TrainingError(f"steps {self.steps}: expected 1 to {self.schedule.train_timesteps}")
+        self.schedule.scheduler(self.steps)
+
+    @property
+    def count(self) -> int:
+        """Steps that are taken; ``steps`` are asked for."""
+        return self.schedule.step_count(self.steps)
 
     def step(self, denoise: Denoiser, index: int, latent: Tensor, context: Tensor, unconditional: Tensor) -> Tensor:
         """mu = sqrt(a_prev) x0 + sqrt(1 - a_prev) eps of DDIM step ``index`` (0 is the first, noisiest one)."""
@@ -115,7 +135,7 @@ class Sampler:
         return cast(Tensor, scheduler.step(cast(Any, prediction), timestep, cast(Any, latent), eta=0.0, return_dict=False)[0])
 
     def roll(self, denoise: Denoiser, first: int, last: int, latent: Tensor, context: Tensor, unconditional: Tensor) -> Tensor:
-        """Steps ``first`` to ``last - 1``; with 0 and S that is the whole trajectory."""
+        """Steps ``first`` to ``last - 1``; with 0 and ``count`` that is the whole trajectory."""
         for index in range(first, last):
             latent = self.step(denoise, index, latent, context, unconditional)
         return latent

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from decuwatch_training import __version__
 from decuwatch_training.backbone import Backbone, load_backbone
-from decuwatch_training.branch import DEFAULT_PROFILE, make_requests, profile_scores
+from decuwatch_training.branch import DEFAULT_PROFILE, check_profile, make_requests, profile_scores
 from decuwatch_training.check import check_directory
 from decuwatch_training.diffusion import Sampler
 from decuwatch_training.errors import TrainingError
@@ -84,6 +84,9 @@ def export_ensemble(
     golden: bool = False,
 ) -> None:
     """Write, check, and only then rename into place; ``golden`` adds golden.json, which the Go tests read."""
+    check_profile(profile, backbone.schedule)
+    if reference_seeds and profile["eta"] != 0:
+        raise TrainingError(f"profile.eta {profile['eta']}: reference scores are computed at eta 0; leave them out with --reference-seeds 0")
     size, channels = image_shape_of(backbone)
     tokens = trained.tables.shape[3]
     with staged_directory(out) as staged:

@@ -1,8 +1,9 @@
 """Write the numbers that the Go sampler is held against, from PyTorch's generator and diffusers' DDIMScheduler.
 
-Two files: one for the arithmetic alone (--arithmetic FILE: noise, timesteps, whole trajectories of a made-up network in
-every convention, estimators of given means), and one for an ensemble (golden.json in its directory: first latents, means of
-all components at a branch, distances, estimators, final latents), which ``export`` writes as well.
+Three files: one for the arithmetic alone (--arithmetic FILE: noise, timesteps, whole trajectories of a made-up network in
+every convention, estimators of given means), one for the schedules at every step count (--sweeps FILE), and one for an
+ensemble (golden.json in its directory: first latents, means of all components at a branch, distances, estimators, final
+latents), which ``export`` writes as well.
 """
 
 import argparse
@@ -22,6 +23,7 @@ from decuwatch_training.diffusion import Denoiser, NoiseSchedule, predict_guided
 from decuwatch_training.files import read_json, sha256_file, write_file
 from decuwatch_training.graphs import Graph
 from decuwatch_training.paide import ESTIMATORS, estimate, squared_distances
+from decuwatch_training.sweeps import sweeps
 
 FILE = "golden.json"
 
@@ -41,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("ensembles", type=Path, nargs="*", help="directories of ensembles, each of which gets a golden.json")
     parser.add_argument("--backbone", type=Path, help="run the network in PyTorch, from this backbone; defaults to the exported graph in ONNX Runtime")
     parser.add_argument("--arithmetic", type=Path, help="also write the file of the arithmetic alone")
+    parser.add_argument("--sweeps", type=Path, help="also write the file of the schedules at every step count; takes minutes")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -48,6 +51,9 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.arithmetic:
         _write(arguments.arithmetic, arithmetic())
         print(arguments.arithmetic)
+    if arguments.sweeps:
+        _write(arguments.sweeps, sweeps())
+        print(arguments.sweeps)
     for directory in arguments.ensembles:
         if arguments.backbone:
             denoise, network = cast(Denoiser, load_backbone(arguments.backbone).denoiser), "PyTorch"
@@ -86,7 +92,7 @@ def _case(case: dict[str, Any], denoise: Denoiser, tables: Tensor, schedule: Noi
     chosen = carrier(key, len(tables))
     generator = torch.Generator().manual_seed(case["seed"])
     first = torch.randn(shape, generator=generator)
-    noise = [torch.randn(shape, generator=generator) if case["eta"] > 0 else torch.zeros(shape) for _ in range(case["steps"])]
+    noise = [torch.randn(shape, generator=generator) if case["eta"] > 0 else torch.zeros(shape) for _ in range(schedule.step_count(case["steps"]))]
     scheduler = schedule.scheduler(case["steps"])
 
     def step(index: int, latent: Tensor, components: list[int]) -> tuple[Tensor, Tensor]:
@@ -106,7 +112,7 @@ def _case(case: dict[str, Any], denoise: Denoiser, tables: Tensor, schedule: Noi
     for index in range(case["branch_step"], case["branch_step"] + case["rollout_steps"]):
         means, every = step(index, every, list(range(len(tables))))
     final = first.unsqueeze(0)
-    for index in range(case["steps"]):
+    for index in range(schedule.step_count(case["steps"])):
         mean, final = step(index, final, [chosen])
     last = case["branch_step"] + case["rollout_steps"] - 1
     timestep = int(scheduler.timesteps[last])

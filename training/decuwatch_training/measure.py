@@ -64,6 +64,8 @@ class Shard:
 
     rotation: int
     steps: int
+    count: int
+    """Steps that were taken when ``steps`` were asked for: the same number, except with compvis spacing."""
     guidance: float
     classes: np.ndarray
     bins: np.ndarray
@@ -120,19 +122,20 @@ def _run_shard(path: Path, manifest: dict[str, Any], graph: Graph, plan: Plan, s
     upper = torch.triu_indices(components, components, 1)
     arrays: dict[str, np.ndarray] = {}
     finals: Tensor | None = None
-    for branch, means in branched_means(denoise, sampler, tables, requests, latents, plan.branches(steps)):
+    for branch, means in branched_means(denoise, sampler, tables, requests, latents, plan.branches(sampler.count)):
         flat = means.flatten(2).double()
         key = f"{branch.step}-{branch.rollout}"
         arrays[f"distances-{key}"] = (flat[:, upper[0]] - flat[:, upper[1]]).square().sum(-1).numpy()
         arrays[f"pixel-{key}"] = estimate("pixel-paide-w2", means, 1.0).numpy()
         arrays[f"variance-{key}"] = np.array(step_variance(sampler, branch.step + branch.rollout - 1))
-        if branch.step == 0 and branch.rollout == steps:
+        if branch.step == 0 and branch.rollout == sampler.count:
             finals = flat
+    arrays["count"] = np.array(sampler.count)
     arrays["error"] = np.full((len(requests), components), np.nan)
     if finals is not None and reference is not None:
         conditional, unconditional = contexts_of(reference[None], requests.classes)
         with torch.no_grad():
-            wanted = sampler.roll(denoise, 0, steps, latents, conditional[:, 0], unconditional[:, 0])
+            wanted = sampler.roll(denoise, 0, sampler.count, latents, conditional[:, 0], unconditional[:, 0])
         arrays["error"] = (finals - wanted.flatten(1).double()[:, None]).square().sum(-1).numpy()
     images = torch.tensor([entry["images"] for entry in manifest["classes"]]).float().mean(1)
     arrays["classes"], arrays["carriers"] = requests.classes.numpy(), requests.carriers.numpy()
@@ -160,6 +163,6 @@ def _read_shard(path: Path, rotation: int, steps: int, guidance: float) -> Shard
     error = arrays["error"]
     carrier_error = error[np.arange(len(error)), arrays["carriers"]]
     variance = {key: float(value) for key, value in keyed["variance"].items()}
-    return Shard(
-        rotation, steps, guidance, arrays["classes"], arrays["bins"], arrays["carriers"], keyed["distances"], keyed["pixel"], variance, carrier_error, error
-    )
+    count = int(arrays.get("count", steps))
+    sampled = (arrays["classes"], arrays["bins"], arrays["carriers"])
+    return Shard(rotation, steps, count, guidance, *sampled, keyed["distances"], keyed["pixel"], variance, carrier_error, error)

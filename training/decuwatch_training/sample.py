@@ -62,7 +62,7 @@ def draw_grid(path: Path, out: Path, seed: int, steps: int, guidance: float, wit
     start = first_latent(seed, shape).expand(len(indices) * components, *shape).contiguous()
     context = tables[:, indices].transpose(0, 1).flatten(0, 1)
     unconditional = tables[:, -1].repeat(len(indices), 1, 1)
-    final = sampler.roll(unet, 0, steps, start, context, unconditional)
+    final = sampler.roll(unet, 0, sampler.count, start, context, unconditional)
     images = decoder(final / latent["scale"] + latent["shift"])
     titles = (["fully trained"] if with_reference else []) + [f"component {index}" for index in range(manifest["components"])]
     rows = [f"{labels[index]['label']}\n{_count(labels[index]['images'])}" for index in indices]

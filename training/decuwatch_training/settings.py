@@ -43,7 +43,7 @@ class Setting:
 def settings_of(shard: Shard, components: int) -> Iterator[Setting]:
     """All settings that a shard's measurements allow."""
     steps, guidance = shard.steps, shard.guidance
-    points = {point: branch_step(fraction, steps) for point, fraction in FRACTIONS.items()}
+    points = {point: branch_step(fraction, shard.count) for point, fraction in FRACTIONS.items()}
     for point, step in points.items():
         for estimator in ("paide-w2", "mean-w2", "pixel-paide-w2", "paide-kl", "paide-bhattacharyya"):
             yield Setting(steps, guidance, (Branch(step, 1),), estimator, components, point)
@@ -57,7 +57,7 @@ def settings_of(shard: Shard, components: int) -> Iterator[Setting]:
     for step, rollout in sorted(shard.distances):
         if rollout > 1:
             where = "first" if step == 0 else "50%"
-            name = f"{where}, {'all ' if step + rollout == steps else ''}{rollout} steps"
+            name = f"{where}, {'all ' if step + rollout == shard.count else ''}{rollout} steps"
             for estimator in ("paide-w2", "mean-w2"):
                 yield Setting(steps, guidance, (Branch(step, rollout),), estimator, components, name)
             if components > 3:
