@@ -21,14 +21,14 @@ const (
 )
 
 // unowned returns the loop that looks at every message's subject and makes a dead letter of those that no model's
-// consumer takes, whichever worker it belongs to. It reads headers only.
+// consumer takes, whichever worker it belongs to.
 func (r *runner) unowned() loop {
 	owners := &owners{r: r}
 	return loop{
 		name:  durableUnowned,
 		slots: 1024,
 		pull:  512,
-		ensure: func(ctx context.Context) (jetstream.Consumer, error) {
+		open: func(ctx context.Context) (source, error) {
 			return r.ensureConsumer(ctx, jetstream.ConsumerConfig{
 				Durable:       durableUnowned,
 				Description:   "Finds events of models that nobody scores",
@@ -37,15 +37,14 @@ func (r *runner) unowned() loop {
 				AckPolicy:     jetstream.AckExplicitPolicy,
 				AckWait:       r.cfg.AckWait,
 				MaxAckPending: 4096,
-				HeadersOnly:   true,
 			})
 		},
-		take: func(work context.Context, msg jetstream.Msg, h *held) {
+		take: func(work context.Context, msg *message, h *held) {
 			defer h.release()
 			if err := r.takeUnowned(work, owners, msg); err != nil {
 				h.release()
-				_ = msg.NakWithDelay(r.cfg.RetryDelay)
-				r.log.Warn("message of an unknown model is tried again", "subject", clean(msg.Subject()), "err", err)
+				_ = msg.nak(r.cfg.RetryDelay)
+				r.log.Warn("message of an unknown model is tried again", "subject", clean(msg.Subject), "err", err)
 			}
 		},
 	}
@@ -53,28 +52,24 @@ func (r *runner) unowned() loop {
 
 // takeUnowned acknowledges an owned message, for its owner takes it, and makes a dead letter of one that has been
 // without an owner for the grace time.
-func (r *runner) takeUnowned(work context.Context, owners *owners, msg jetstream.Msg) error {
-	model := strings.TrimPrefix(msg.Subject(), subjectPrefix)
+func (r *runner) takeUnowned(work context.Context, owners *owners, msg *message) error {
+	model := strings.TrimPrefix(msg.Subject, subjectPrefix)
 	owned, err := owners.has(work, model, false)
 	if err != nil {
 		return err
 	}
 	if owned {
-		return msg.Ack() // losing it costs another look only
+		return msg.ack() // losing it costs another look only
 	}
-	meta, err := msg.Metadata()
-	if err != nil {
-		return err
-	}
-	if wait := r.cfg.UnownedGrace - time.Since(meta.Timestamp); wait > 0 {
-		return msg.NakWithDelay(wait)
+	if wait := r.cfg.UnownedGrace - time.Since(msg.Time); wait > 0 {
+		return msg.nak(wait)
 	}
 	// The list of owners may be older than the owner.
 	if owned, err = owners.has(work, model, true); err != nil || owned {
-		return errors.Join(err, msg.Ack())
+		return errors.Join(err, msg.ack())
 	}
-	d := decision{action: bury, kind: KindUnknownModel, field: "data.model", reason: clean(fmt.Sprintf("no consumer scores the subject %s", msg.Subject()))}
-	if err := r.buryStored(work, meta.Sequence.Stream, int(meta.NumDelivered), msg.Subject(), d); err != nil { //nolint:gosec // small
+	d := decision{action: bury, kind: KindUnknownModel, field: "data.model", reason: clean(fmt.Sprintf("no consumer scores the subject %s", msg.Subject))}
+	if err := r.buryStored(work, msg.Sequence, msg.delivered, msg.Subject, d); err != nil {
 		return err
 	}
 	return r.doubleAck(work, msg)
@@ -139,14 +134,14 @@ func (r *runner) givenUp(model string) loop {
 		name:  Durable(model) + " (given up)",
 		slots: 1,
 		pull:  1,
-		ensure: func(ctx context.Context) (jetstream.Consumer, error) {
+		open: func(ctx context.Context) (source, error) {
 			return r.ensureAdvisories(ctx, jetstream.ConsumerConfig{
 				Durable:       Durable(model),
 				Description:   "Handles events of model " + model + " that ran out of deliveries once more, alone",
 				FilterSubject: advisoryMaxDeliveries + r.cfg.Stream + "." + Durable(model),
 			})
 		},
-		take: func(work context.Context, msg jetstream.Msg, h *held) {
+		take: func(work context.Context, msg *message, h *held) {
 			r.takeAdvisory(work, msg, h, func(a advisory, tries int) error { return r.handleAlone(work, model, a, tries) })
 		},
 	}
@@ -159,14 +154,14 @@ func (r *runner) terminated() loop {
 		name:  durableTerminated,
 		slots: 64,
 		pull:  64,
-		ensure: func(ctx context.Context) (jetstream.Consumer, error) {
+		open: func(ctx context.Context) (source, error) {
 			return r.ensureAdvisories(ctx, jetstream.ConsumerConfig{
 				Durable:       durableTerminated,
 				Description:   "Sees to it that terminated events have a dead letter",
 				FilterSubject: advisoryTerminated + r.cfg.Stream + ".*",
 			})
 		},
-		take: func(work context.Context, msg jetstream.Msg, h *held) {
+		take: func(work context.Context, msg *message, h *held) {
 			r.takeAdvisory(work, msg, h, func(a advisory, _ int) error {
 				model, ok := strings.CutPrefix(a.Consumer, durablePrefix)
 				if !ok {
@@ -185,37 +180,33 @@ func (r *runner) terminated() loop {
 
 // takeAdvisory has one advisory acted on and acknowledges it, or has it delivered again where that failed. Tries is 1 for
 // its first delivery.
-func (r *runner) takeAdvisory(work context.Context, msg jetstream.Msg, h *held, act func(a advisory, tries int) error) {
+func (r *runner) takeAdvisory(work context.Context, msg *message, h *held, act func(a advisory, tries int) error) {
 	defer h.release()
 	var a advisory
-	meta, err := msg.Metadata()
-	if err == nil {
-		err = json.Unmarshal(msg.Data(), &a)
-	}
+	err := json.Unmarshal(msg.Payload, &a)
 	if err != nil {
-		r.log.Error("advisory cannot be read", "subject", msg.Subject(), "err", err)
-		_ = msg.Term() // no other delivery would be read either
-		return
+		r.log.Error("advisory cannot be read", "subject", msg.Subject, "err", errors.Join(err, msg.term("cannot be read")))
+		return // no other delivery would be read either
 	}
-	if err = act(a, int(meta.NumDelivered)); err == nil { //nolint:gosec // small
+	if err = act(a, msg.delivered); err == nil {
 		h.release()
 		err = r.doubleAck(work, msg)
 	}
 	if err != nil {
 		h.release()
-		_ = msg.NakWithDelay(r.cfg.RetryDelay)
-		r.log.Warn("advisory is tried again", "subject", msg.Subject(), "sequence", a.StreamSeq, "err", err)
+		_ = msg.nak(r.cfg.RetryDelay)
+		r.log.Warn("advisory is tried again", "subject", msg.Subject, "sequence", a.StreamSeq, "err", err)
 	}
 }
 
 // handleAlone handles a message that the server gave up on once more, or writes its dead letter.
 func (r *runner) handleAlone(work context.Context, model string, a advisory, tries int) error {
-	l, err := r.load(work, a.StreamSeq, a.Deliveries, schema.SubjectGeneration(model))
+	l, invalid, err := r.load(work, a.StreamSeq, a.Deliveries, schema.SubjectGeneration(model))
 	if err != nil {
 		return err
 	}
 	d := decision{action: bury, kind: KindGivenUp, reason: clean(fmt.Sprintf("no verdict after %d deliveries: its workers ended", a.Deliveries))}
-	if l.event != nil && l.event.Data.Model == model && tries <= soloTries {
+	if invalid == nil && tries <= soloTries {
 		r.log.Warn("handling an event once more, alone", "model", model, "sequence", a.StreamSeq, "deliveries", a.Deliveries, "source", l.event.Source, "id", l.event.ID)
 		err := r.admit(work, *l.event, l.delivery)
 		if drained(work) && err != nil {
@@ -230,32 +221,26 @@ func (r *runner) handleAlone(work context.Context, model string, a advisory, tri
 
 // buryStored writes the dead letter of a message that is read from the stream.
 func (r *runner) buryStored(work context.Context, sequence uint64, delivered int, subject string, d decision) error {
-	l, err := r.load(work, sequence, delivered, subject)
+	l, _, err := r.load(work, sequence, delivered, subject)
 	if err != nil {
 		return err
 	}
 	return r.bury(work, l, d)
 }
 
-// load reads a message from the stream by its sequence number. Of one that has left the stream no more is known than its
-// subject.
-func (r *runner) load(ctx context.Context, sequence uint64, delivered int, subject string) (letter, error) {
-	l := letter{
-		model: strings.TrimPrefix(subject, subjectPrefix), subject: subject,
-		delivery: schema.Delivery{Stream: r.cfg.Stream, Sequence: sequence, Delivered: delivered, Digest: schema.Digest(nil, nil)},
-	}
+// load reads a message from the stream by its sequence. If the message is gone from the stream, only its subject is
+// known. Invalid says why its event cannot be handled.
+func (r *runner) load(ctx context.Context, sequence uint64, delivered int, subject string) (l letter, invalid, err error) {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
 	stored, err := ReadStored(ctx, r.js, r.cfg.Stream, sequence, false)
 	if errors.Is(err, jetstream.ErrMsgNotFound) {
-		return l, nil
+		stored, err = Stored{Subject: subject, Sequence: sequence}, nil
 	}
 	if err != nil {
-		return l, err
+		return letter{}, nil, err
 	}
-	l.subject, l.payload, l.delivery.Time, l.delivery.Digest = stored.Subject, stored.Payload, stored.Time, schema.Digest(stored.Header, stored.Payload)
-	if ev, err := schema.Decode(stored.Header, stored.Payload); err == nil {
-		l.event = &ev
-	}
-	return l, nil
+	d := schema.Delivery{Stream: r.cfg.Stream, Sequence: sequence, Time: stored.Time, Delivered: delivered, Digest: stored.Digest()}
+	l, invalid = read(stored, d)
+	return l, invalid, nil
 }

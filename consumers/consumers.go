@@ -234,11 +234,11 @@ type runner struct {
 
 // loop is one durable consumer and what is done with its messages.
 type loop struct {
-	name   string
-	ensure func(context.Context) (jetstream.Consumer, error)
-	take   func(work context.Context, msg jetstream.Msg, held *held)
-	slots  int
-	pull   int
+	name  string
+	open  func(context.Context) (source, error) // makes sure that the consumer exists
+	take  func(work context.Context, msg *message, held *held)
+	slots int
+	pull  int
 }
 
 // consume pulls messages and hands each to l.take in a goroutine of its own, at most l.slots at once. It returns
@@ -259,7 +259,7 @@ func (r *runner) consume(ctx, work context.Context, l loop) error {
 			continue
 		}
 		setup, done := context.WithTimeout(ctx, 5*time.Second)
-		consumer, err := l.ensure(setup)
+		from, err := l.open(setup)
 		done()
 		switch {
 		case errors.Is(err, ErrStreamConfig):
@@ -269,7 +269,7 @@ func (r *runner) consume(ctx, work context.Context, l loop) error {
 				r.log.Warn("consumer is not available", "consumer", l.name, "err", err)
 			}
 		default:
-			err = r.pull(ctx, work, l, consumer, slots, beats, &retry)
+			err = r.pull(ctx, work, l, from, slots, beats, &retry)
 			if ctx.Err() == nil {
 				r.log.Warn("pulling was interrupted", "consumer", l.name, "err", err)
 			}
@@ -279,8 +279,8 @@ func (r *runner) consume(ctx, work context.Context, l loop) error {
 	return nil
 }
 
-// pull takes messages from consumer until ctx ends or a pull fails.
-func (r *runner) pull(ctx, work context.Context, l loop, consumer jetstream.Consumer, slots *slots, beats *heartbeats, retry *backoff) error {
+// pull takes messages until ctx ends or a pull fails.
+func (r *runner) pull(ctx, work context.Context, l loop, from source, slots *slots, beats *heartbeats, retry *backoff) error {
 	for {
 		if err := r.gate.wait(ctx); err != nil {
 			return err
@@ -293,7 +293,7 @@ func (r *runner) pull(ctx, work context.Context, l loop, consumer jetstream.Cons
 			slots.give(n)
 			return errors.New("not connected to NATS")
 		}
-		got, err := r.pullOnce(ctx, work, l, consumer, n, slots, beats)
+		got, err := r.pullOnce(ctx, work, l, from, n, slots, beats)
 		slots.give(n - got)
 		if err != nil {
 			return err
@@ -302,35 +302,12 @@ func (r *runner) pull(ctx, work context.Context, l loop, consumer jetstream.Cons
 	}
 }
 
-// pullOnce asks for n messages and returns how many came before ctx ended or the gate was shut. Messages that are on
-// their way then are still taken: dropped, they would be silent until AckWait has passed, and have used up a delivery.
-func (r *runner) pullOnce(ctx, work context.Context, l loop, consumer jetstream.Consumer, n int, slots *slots, beats *heartbeats) (int, error) {
-	const spare = 32 // room for the server's status messages, so that they displace no event
-	messages, err := consumer.Messages(jetstream.PullMaxMessages(n+spare), jetstream.StopAfter(n),
-		jetstream.PullExpiry(r.cfg.PullExpiry), jetstream.PullHeartbeat(r.cfg.PullExpiry/2))
-	if err != nil {
-		return 0, fmt.Errorf("pull from %s: %w", l.name, err)
-	}
-	defer messages.Stop()
-	next, end := context.WithCancel(context.WithoutCancel(ctx))
-	defer end()
+// pullOnce asks for n messages and returns how many came before ctx ended or the gate was shut.
+func (r *runner) pullOnce(ctx, work context.Context, l loop, from source, n int, slots *slots, beats *heartbeats) (int, error) {
 	ctx, opened := r.gate.during(ctx)
 	defer opened()
-	defer context.AfterFunc(ctx, func() {
-		messages.Drain()
-		time.AfterFunc(time.Second, end) // where the server is away, nothing more comes
-	})()
 	got := 0
-	for {
-		msg, err := messages.Next(jetstream.NextContext(next))
-		switch {
-		case errors.Is(err, nats.ErrConnectionClosed), errors.Is(err, jetstream.ErrConnectionClosed):
-			return got, fmt.Errorf("pull from %s: %w", l.name, err)
-		case errors.Is(err, jetstream.ErrMsgIteratorClosed), next.Err() != nil:
-			return got, nil
-		case err != nil:
-			return got, fmt.Errorf("pull from %s: %w", l.name, err)
-		}
+	err := from.pull(ctx, n, func(msg *message) {
 		got++
 		h := beats.hold(msg)
 		go func() {
@@ -338,7 +315,8 @@ func (r *runner) pullOnce(ctx, work context.Context, l loop, consumer jetstream.
 			defer h.release()
 			l.take(work, msg, h)
 		}()
-	}
+	})
+	return got, err
 }
 
 // backoff waits for times that double, with a spread, until they are reset.

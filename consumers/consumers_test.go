@@ -170,7 +170,7 @@ func settled(t *testing.T, stream jetstream.Stream) {
 			return false
 		}
 		info := c.CachedInfo()
-		return info.NumPending == 0 && info.NumAckPending == 0
+		return info.NumPending == 0 && info.NumAckPending == 0 && info.Delivered.Consumer > 0 // a new consumer has not counted yet
 	})
 }
 
@@ -833,4 +833,22 @@ func TestConfigErrors(t *testing.T) {
 	if err := config().WithDefaults().Validate(); err != nil {
 		t.Error(err)
 	}
+}
+
+// lines keeps a log.
+type lines struct {
+	mu   sync.Mutex
+	text strings.Builder
+}
+
+func (l *lines) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Write(p)
+}
+
+func (l *lines) count(message string) int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return strings.Count(l.text.String(), message)
 }

@@ -6,7 +6,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/nats-io/nats.go/jetstream"
 	"golang.org/x/sync/semaphore"
 )
 
@@ -53,7 +52,7 @@ type heartbeats struct {
 
 // held is one message from its arrival to its acknowledgement.
 type held struct {
-	msg   jetstream.Msg
+	msg   interface{ progress() error }
 	since time.Time // of its arrival, or of the last heartbeat
 	beats *heartbeats
 }
@@ -70,7 +69,7 @@ func (h *heartbeats) stop() {
 }
 
 // hold keeps msg alive until the result is released.
-func (h *heartbeats) hold(msg jetstream.Msg) *held {
+func (h *heartbeats) hold(msg interface{ progress() error }) *held {
 	m := &held{msg: msg, since: time.Now(), beats: h}
 	h.mu.Lock()
 	h.held[m] = struct{}{}
@@ -106,7 +105,7 @@ func (h *heartbeats) beat(now time.Time) {
 		if now.Sub(m.since) < h.every {
 			continue
 		}
-		if err := m.msg.InProgress(); err != nil {
+		if err := m.msg.progress(); err != nil {
 			h.log.Debug("heartbeat failed", "err", err)
 			continue
 		}

@@ -12,8 +12,6 @@ import (
 	"time"
 	"unicode/utf8"
 
-	"github.com/nats-io/nats.go/jetstream"
-
 	"github.com/decuwatch/decuwatch/schema"
 )
 
@@ -183,12 +181,11 @@ func TestGateStops(t *testing.T) {
 
 // beaten counts its heartbeats.
 type beaten struct {
-	jetstream.Msg
 	times []time.Duration
 	start time.Time
 }
 
-func (b *beaten) InProgress() error {
+func (b *beaten) progress() error {
 	b.times = append(b.times, time.Since(b.start))
 	return nil
 }

@@ -25,7 +25,7 @@ func (r *runner) model(model string) loop {
 		name:  Durable(model),
 		slots: r.cfg.MaxInFlight,
 		pull:  r.cfg.PullMaxMessages,
-		ensure: func(ctx context.Context) (jetstream.Consumer, error) {
+		open: func(ctx context.Context) (source, error) {
 			return r.ensureConsumer(ctx, jetstream.ConsumerConfig{
 				Durable:       Durable(model),
 				Description:   "Scores the events of model " + model,
@@ -37,45 +37,25 @@ func (r *runner) model(model string) loop {
 				MaxAckPending: r.cfg.MaxAckPending,
 			})
 		},
-		take: func(work context.Context, msg jetstream.Msg, h *held) {
+		take: func(work context.Context, msg *message, h *held) {
 			r.deliver(work, model, msg, h)
 		},
 	}
 }
 
-// letter is what is known of one message.
-type letter struct {
-	model    string
-	subject  string
-	payload  []byte
-	event    *schema.Event // nil where it could not be decoded
-	delivery schema.Delivery
-}
-
 // deliver brings one message to its verdict and acknowledges it accordingly.
-func (r *runner) deliver(work context.Context, model string, msg jetstream.Msg, h *held) {
+func (r *runner) deliver(work context.Context, model string, msg *message, h *held) {
 	defer h.release()
-	meta, err := msg.Metadata()
-	if err != nil { // not a JetStream message; it cannot be acknowledged either
-		r.log.Error("message without metadata", "subject", msg.Subject(), "err", err)
-		return
-	}
-	l := letter{model: model, subject: msg.Subject(), payload: msg.Data(), delivery: schema.Delivery{
-		Stream: meta.Stream, Sequence: meta.Sequence.Stream, Time: meta.Timestamp.UTC(), Delivered: int(meta.NumDelivered), //nolint:gosec // bounded by MaxDeliver
-		Digest: schema.Digest(msg.Headers(), msg.Data()),
-	}}
-	if l.delivery.Delivered > 1 {
+	if msg.delivered > 1 {
 		r.cfg.Metrics.redelivered(model)
 	}
-
 	start := time.Now()
-	ev, err := decode(model, msg)
+	l, err := read(msg.Stored, msg.delivery())
 	r.cfg.Metrics.decode.Observe(time.Since(start).Seconds())
-	traced, end := r.trace(work, ev, l)
+	traced, end := r.trace(work, l)
 	defer end()
 	if err == nil {
-		l.event = &ev
-		err = r.admit(traced, ev, l.delivery)
+		err = r.admit(traced, *l.event, l.delivery)
 	}
 	d := r.cfg.decide(err, l.delivery.Delivered, drained(work))
 	if d.action == bury {
@@ -92,25 +72,17 @@ func (r *runner) deliver(work context.Context, model string, msg jetstream.Msg, 
 }
 
 // trace begins the span of one delivery, in the trace that the producer began.
-func (r *runner) trace(work context.Context, ev schema.Event, l letter) (context.Context, func()) {
+func (r *runner) trace(work context.Context, l letter) (context.Context, func()) {
+	var ev schema.Event
+	if l.event != nil {
+		ev = *l.event
+	}
 	parent := propagation.MapCarrier{"traceparent": ev.TraceParent, "tracestate": ev.TraceState}
 	ctx, span := r.cfg.Tracer.Start(propagation.TraceContext{}.Extract(work, parent), "consume", trace.WithSpanKind(trace.SpanKindConsumer), trace.WithAttributes(
 		attribute.String("messaging.system", "nats"), attribute.String("messaging.destination.name", l.subject),
 		attribute.String("messaging.consumer.group.name", Durable(l.model)), attribute.String("cloudevents.event_source", ev.Source),
 		attribute.String("cloudevents.event_id", ev.ID), attribute.Int("decuwatch.delivered", l.delivery.Delivered)))
 	return ctx, func() { span.End() }
-}
-
-// decode reads the event and holds it against the subject that it came on.
-func decode(model string, msg jetstream.Msg) (schema.Event, error) {
-	ev, err := schema.Decode(msg.Headers(), msg.Data())
-	if err != nil {
-		return ev, err
-	}
-	if ev.Data.Model != model {
-		return ev, &schema.Invalid{Field: "data.model", Reason: fmt.Sprintf("is %s, but the subject is %s's", ev.Data.Model, model)}
-	}
-	return ev, nil
 }
 
 // admit waits until the event's rows are free, then has it handled. While a dependency is away it keeps the event and
@@ -174,7 +146,7 @@ func (r *runner) handle(work context.Context, ev schema.Event, d schema.Delivery
 func (r *runner) bury(work context.Context, l letter, d decision) error {
 	const tries = 3
 	v := schema.Verdict{Delivery: l.delivery, DeadLetter: &schema.DeadLetter{
-		Event: l.event, Subject: clean(l.subject), Payload: clip(l.payload), Field: d.field, Reason: d.reason, Kind: d.kind,
+		Event: l.event, Source: l.source, EventID: l.id, Subject: clean(l.subject), Payload: clip(l.payload), Field: d.field, Reason: d.reason, Kind: d.kind,
 	}}
 	retry := backoff{min: 100 * time.Millisecond, max: time.Second}
 	for refused := 0; ; {
@@ -204,7 +176,7 @@ func (r *runner) bury(work context.Context, l letter, d decision) error {
 }
 
 // settle tells the server what became of the message, and the log.
-func (r *runner) settle(work context.Context, msg jetstream.Msg, l letter, d decision) {
+func (r *runner) settle(work context.Context, msg *message, l letter, d decision) {
 	var err error
 	level := slog.LevelDebug
 	switch d.action {
@@ -219,13 +191,13 @@ func (r *runner) settle(work context.Context, msg jetstream.Msg, l letter, d dec
 		r.cfg.Metrics.ack.Observe(time.Since(start).Seconds())
 	case bury:
 		level = slog.LevelWarn
-		err = msg.TermWithReason(strings.TrimSpace(d.kind + " " + d.field + " " + d.reason))
+		err = msg.term(strings.TrimSpace(d.kind + " " + d.field + " " + d.reason))
 	case redeliver:
 		level = slog.LevelWarn
-		err = msg.NakWithDelay(d.delay)
+		err = msg.nak(d.delay)
 	case release:
 		level = slog.LevelInfo
-		err = msg.Nak()
+		err = msg.nak(0)
 	}
 	if !r.log.Enabled(work, level) && err == nil {
 		return
@@ -249,16 +221,16 @@ func (r *runner) settle(work context.Context, msg jetstream.Msg, l letter, d dec
 
 // doubleAck acknowledges msg and waits until the server has it. It tries again for as long as the server would wait
 // for the message; after that the message is delivered again and its verdict found.
-func (r *runner) doubleAck(work context.Context, msg jetstream.Msg) error {
+func (r *runner) doubleAck(work context.Context, msg *message) error {
 	// A drain that has run out of time still flushes acknowledgements of what is committed.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(work), min(r.cfg.AckWait, 10*time.Second))
 	defer cancel()
 	retry := backoff{min: 20 * time.Millisecond, max: time.Second}
 	for {
 		try, done := context.WithTimeout(ctx, max(r.cfg.AckWait/10, time.Second))
-		err := msg.DoubleAck(try)
+		err := msg.doubleAck(try)
 		done()
-		if err == nil || errors.Is(err, jetstream.ErrMsgAlreadyAckd) {
+		if err == nil {
 			return nil
 		}
 		if retry.wait(ctx); ctx.Err() != nil || work.Err() != nil || errors.Is(err, nats.ErrConnectionClosed) {

@@ -8,6 +8,8 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/decuwatch/decuwatch/schema"
 )
 
 // Stored is one message of a stream, read by its sequence number.
@@ -17,7 +19,12 @@ type Stored struct {
 	Time     time.Time           // when the stream stored it, by the server's clock
 	Header   map[string][]string // nil if there is none, or if the block cannot be read
 	Payload  []byte
+
+	Unreadable bool // there is a header block, and it cannot be read
 }
+
+// Digest returns the message's digest, as [schema.Digest] defines it. An unreadable header block does not count.
+func (s Stored) Digest() string { return schema.Digest(s.Header, s.Payload) }
 
 // ReadStored reads the first message of the stream whose sequence is at least sequence (next) or exactly sequence. The
 // error is [jetstream.ErrMsgNotFound] if there is no such message.
@@ -65,6 +72,8 @@ func ReadStored(ctx context.Context, js jetstream.JetStream, stream string, sequ
 	s := Stored{Subject: m.Subject, Sequence: m.Sequence, Time: m.Time, Payload: m.Data}
 	if header, err := nats.DecodeHeadersMsg(m.Header); err == nil {
 		s.Header = header
+	} else {
+		s.Unreadable = len(m.Header) > 0
 	}
 	return s, nil
 }

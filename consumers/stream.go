@@ -80,20 +80,19 @@ func checkStream(c jetstream.StreamConfig) error {
 }
 
 // ensureConsumer creates or updates a durable consumer of the stream.
-func (r *runner) ensureConsumer(ctx context.Context, c jetstream.ConsumerConfig) (jetstream.Consumer, error) {
+func (r *runner) ensureConsumer(ctx context.Context, c jetstream.ConsumerConfig) (source, error) {
 	stream, err := EnsureStream(ctx, r.js, r.cfg)
 	if err != nil {
 		return nil, err
 	}
-	consumer, err := stream.CreateOrUpdateConsumer(ctx, c)
-	if err != nil {
+	if _, err := stream.CreateOrUpdateConsumer(ctx, c); err != nil {
 		return nil, fmt.Errorf("ensure consumer %s: %w", c.Durable, err)
 	}
-	return consumer, nil
+	return r.source(r.cfg.Stream, c.Durable), nil
 }
 
 // ensureAdvisories creates the stream of the server's advisories about the stream, and a consumer of it.
-func (r *runner) ensureAdvisories(ctx context.Context, c jetstream.ConsumerConfig) (jetstream.Consumer, error) {
+func (r *runner) ensureAdvisories(ctx context.Context, c jetstream.ConsumerConfig) (source, error) {
 	name := AdvisoryStream(r.cfg.Stream)
 	stream, err := r.js.Stream(ctx, name)
 	if errors.Is(err, jetstream.ErrStreamNotFound) {
@@ -116,9 +115,13 @@ func (r *runner) ensureAdvisories(ctx context.Context, c jetstream.ConsumerConfi
 		return nil, fmt.Errorf("ensure stream %s: %w", name, err)
 	}
 	c.AckPolicy, c.AckWait, c.MaxAckPending = jetstream.AckExplicitPolicy, r.cfg.AckWait, 256
-	consumer, err := stream.CreateOrUpdateConsumer(ctx, c)
-	if err != nil {
+	if _, err := stream.CreateOrUpdateConsumer(ctx, c); err != nil {
 		return nil, fmt.Errorf("ensure consumer %s of %s: %w", c.Durable, name, err)
 	}
-	return consumer, nil
+	return r.source(name, c.Durable), nil
+}
+
+// source returns the source of a durable consumer's messages.
+func (r *runner) source(stream, durable string) source {
+	return &puller{nc: r.js.Conn(), stream: stream, consumer: durable, expiry: r.cfg.PullExpiry, log: r.log}
 }

@@ -69,7 +69,7 @@ func (undecided) Decide(schema.Score) alerts.Decision { return alerts.Decision{}
 type recorder struct{ *postgres.Store }
 
 func (r recorder) Recorded(ctx context.Context, ev schema.Event, d schema.Delivery) (bool, error) {
-	_, known, err := r.Lookup(ctx, ev.Source, ev.ID, d.Digest)
+	known, err := r.Known(ctx, ev.Source, ev.ID, d)
 	return known, err
 }
 

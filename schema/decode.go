@@ -32,8 +32,8 @@ const (
 	MaxSteps       = 1000
 	MaxGuidance    = 30.0
 	MaxLabels      = 16
-	MaxLabelValue  = 128 // characters
-	MaxClockAhead  = 24 * time.Hour
+	MaxLabelValue  = 128            // characters
+	MaxClockAhead  = 24 * time.Hour // of an event's time before the time when the stream stored its message
 	maxNesting     = 8
 	maxReasonValue = 48 // bytes of an offending value that a reason repeats
 )
@@ -68,15 +68,24 @@ func invalid(field, format string, args ...any) *Invalid {
 // or no content type and no ce- header) or binary mode (attributes in ce- headers, data in the payload). Header names
 // are compared without case. Every error is an *Invalid. Times are cut to microseconds, in UTC, as the database keeps
 // them. A traceparent that is malformed is dropped, for tracing never decides whether an event is scored.
+//
+// The event's time is compared with this machine's clock. That is right for a producer that checks its own event; whoever
+// reads a stored message calls [DecodeAt].
 func Decode(header map[string][]string, payload []byte) (Event, error) {
-	e, err := decode(header, payload, time.Now())
+	return DecodeAt(header, payload, time.Now())
+}
+
+// DecodeAt is Decode for a message that the stream stored at the given time, by the server's clock. Every reader of the
+// message comes to the same result, whatever its own clock says.
+func DecodeAt(header map[string][]string, payload []byte, stored time.Time) (Event, error) {
+	e, err := decode(header, payload, stored)
 	if err != nil {
 		return Event{}, err // never a typed nil
 	}
 	return e, nil
 }
 
-func decode(header map[string][]string, payload []byte, now time.Time) (Event, error) {
+func decode(header map[string][]string, payload []byte, stored time.Time) (Event, error) {
 	if len(payload) > MaxPayload {
 		return Event{}, invalid("payload", "has %d bytes, the most is %d", len(payload), MaxPayload)
 	}
@@ -84,7 +93,7 @@ func decode(header map[string][]string, payload []byte, now time.Time) (Event, e
 	if err != nil {
 		return Event{}, err
 	}
-	return decodeEvent(attributes, data, now)
+	return decodeEvent(attributes, data, stored)
 }
 
 // envelope separates the attributes from the data, both as JSON values, for either mode.
@@ -150,7 +159,7 @@ func envelope(header map[string][]string, payload []byte) (attributes map[string
 	return attributes, data, err
 }
 
-func decodeEvent(attributes map[string]any, data any, now time.Time) (Event, error) {
+func decodeEvent(attributes map[string]any, data any, stored time.Time) (Event, error) {
 	text := func(name string, required bool, most int) (string, error) {
 		v, ok := attributes[name]
 		delete(attributes, name)
@@ -208,8 +217,8 @@ func decodeEvent(attributes map[string]any, data any, now time.Time) (Event, err
 	if e.Time.Before(Oldest) {
 		return e, invalid("time", "%s is before %s", stamp, Oldest.Format(time.DateOnly))
 	}
-	if e.Time.After(now.Add(MaxClockAhead)) {
-		return e, invalid("time", "%s is more than %s ahead of the monitor's clock", stamp, MaxClockAhead)
+	if e.Time.After(stored.Add(MaxClockAhead)) {
+		return e, invalid("time", "%s is more than %s ahead of the time when the stream stored the message", stamp, MaxClockAhead)
 	}
 	media, err := text("datacontenttype", false, 256)
 	if err != nil {

@@ -104,6 +104,8 @@ type Skip struct {
 // DeadLetter is the verdict on a message that cannot be scored.
 type DeadLetter struct {
 	Event   *Event // nil where the message could not be decoded
+	Source  string // CloudEvents source if Event is nil and it could be read all the same, else ""
+	EventID string // CloudEvents id, likewise
 	Subject string
 	Payload []byte // at most 64 KiB of it
 	Field   string // the field that is wrong, or ""
@@ -119,6 +121,14 @@ type Verdict struct {
 	Sampled    bool    // with a score without alerts only: it enters review unmarked, so that recall can be estimated
 	Skip       *Skip
 	DeadLetter *DeadLetter
+}
+
+// Tries are the attempts on one message that did not come to a verdict.
+type Tries struct {
+	Failed     int // ended with an error
+	HandedBack int // given up because the worker was stopped
+	Watched    int // began among few others and did not end: the worker ended without a word
+	Alone      int // began alone in the worker and did not end, likewise
 }
 
 // Severities of an alert.

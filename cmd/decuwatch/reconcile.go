@@ -194,6 +194,8 @@ func (r *reconciliation) message(ctx context.Context, store *postgres.Store, m m
 			r.Scores++
 		case postgres.OutcomeSkip:
 			r.Skips++
+		case postgres.OutcomeRepeat:
+			r.Repeats++
 		default:
 			r.DeadLetters++
 		}

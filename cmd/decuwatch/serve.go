@@ -291,7 +291,7 @@ func warnWithoutThresholds(ctx context.Context, store *postgres.Store, engines m
 type recorder struct{ *postgres.Store }
 
 func (r recorder) Recorded(ctx context.Context, ev schema.Event, d schema.Delivery) (bool, error) {
-	_, known, err := r.Lookup(ctx, ev.Source, ev.ID, d.Digest)
+	known, err := r.Known(ctx, ev.Source, ev.ID, d)
 	return known, unavailable(err)
 }
 

@@ -23,13 +23,48 @@ func (s *Store) Lookup(ctx context.Context, source, id, digest string) (Recorded
 		return Recorded{}, false, fmt.Errorf("look up event %s: %w", id, err)
 	}
 	if row.Digest != digest {
-		return Recorded{}, false, &schema.Invalid{Field: "id", Reason: fmt.Sprintf("source and id are those of a different event, which has its verdict (%s); give each event an id of its own", row.Outcome)}
+		return Recorded{}, false, usedTwice(row.Outcome)
 	}
 	r, err := s.standing(ctx, row)
 	if err != nil {
 		return Recorded{}, false, fmt.Errorf("look up event %s: %w", id, err)
 	}
 	return r, true, nil
+}
+
+// Known reports whether a message needs no work: it has its verdict, or it repeats an event that has. A repeat is recorded
+// as settled first. The error is *schema.Invalid on the field id if source and id belong to another event.
+func (s *Store) Known(ctx context.Context, source, id string, d schema.Delivery) (bool, error) {
+	var settled bool
+	var digest, outcome *string
+	err := s.pool.QueryRow(ctx, `SELECT
+			EXISTS (SELECT FROM decuwatch.events WHERE stream = $3 AND sequence = $4 AND digest = $5)
+			OR EXISTS (SELECT FROM decuwatch.dead_letters WHERE stream = $3 AND sequence = $4 AND digest = $5)
+			OR EXISTS (SELECT FROM decuwatch.repeats WHERE stream = $3 AND sequence = $4 AND digest = $5),
+			e.digest::text, e.outcome
+		FROM (SELECT) AS one LEFT JOIN decuwatch.events e ON e.source = $1 AND e.event_id = $2`,
+		source, id, d.Stream, int64(d.Sequence), d.Digest).Scan(&settled, &digest, &outcome)
+	switch {
+	case err != nil:
+		return false, fmt.Errorf("look up event %s: %w", id, err)
+	case settled:
+		return true, nil
+	case digest == nil:
+		return false, nil
+	case *digest != d.Digest:
+		return false, usedTwice(*outcome)
+	}
+	_, err = s.pool.Exec(ctx, `INSERT INTO decuwatch.repeats (`+repeatColumns+`) VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT DO NOTHING`,
+		d.Stream, int64(d.Sequence), d.Digest, source, id, d.Delivered)
+	if err != nil {
+		return false, fmt.Errorf("record repeat of event %s: %w", id, err)
+	}
+	return true, nil
+}
+
+// usedTwice is the refusal of an identifier that belongs to another event.
+func usedTwice(outcome string) *schema.Invalid {
+	return &schema.Invalid{Field: "id", Reason: fmt.Sprintf("source and id are those of a different event, which has its verdict (%s); give each event an id of its own", outcome)}
 }
 
 // standing returns the verdict that a row of the ledger stands for.
@@ -97,13 +132,15 @@ type SequenceVerdict struct {
 }
 
 // VerdictsBySequence returns the verdicts that messages from <= sequence <= to of a stream got, in order of sequence.
-// A message that repeats an event has none of its own: Lookup by source, id and digest finds the event's.
+// The outcome of a message that repeats an event is OutcomeRepeat: Lookup finds the event's own.
 func (s *Store) VerdictsBySequence(ctx context.Context, stream string, from, to uint64) ([]SequenceVerdict, error) {
 	rows, err := s.pool.Query(ctx, `SELECT sequence, digest, source, event_id, outcome, reason FROM decuwatch.events
 		WHERE stream = $1 AND sequence BETWEEN $2 AND $3 AND outcome <> 'dead_letter'
 		UNION ALL
 		SELECT sequence, digest, coalesce(source, ''), coalesce(event_id, ''), 'dead_letter', kind FROM decuwatch.dead_letters
 		WHERE stream = $1 AND sequence BETWEEN $2 AND $3
+		UNION ALL
+		SELECT sequence, digest, source, event_id, 'repeat', '' FROM decuwatch.repeats WHERE stream = $1 AND sequence BETWEEN $2 AND $3
 		ORDER BY 1, 2`, stream, int64(from), int64(to))
 	if err != nil {
 		return nil, fmt.Errorf("read verdicts of stream %s: %w", stream, err)
@@ -118,4 +155,49 @@ func (s *Store) VerdictsBySequence(ctx context.Context, stream string, from, to 
 		return nil, fmt.Errorf("read verdicts of stream %s: %w", stream, err)
 	}
 	return verdicts, nil
+}
+
+// SettledSequences returns the sequences from <= sequence <= to of a stream whose messages are settled: each has a verdict
+// or repeats an event that has. They are distinct and in order.
+func (s *Store) SettledSequences(ctx context.Context, stream string, from, to uint64) ([]uint64, error) {
+	rows, err := s.pool.Query(ctx, `SELECT sequence FROM decuwatch.events WHERE stream = $1 AND sequence BETWEEN $2 AND $3
+		UNION SELECT sequence FROM decuwatch.dead_letters WHERE stream = $1 AND sequence BETWEEN $2 AND $3
+		UNION SELECT sequence FROM decuwatch.repeats WHERE stream = $1 AND sequence BETWEEN $2 AND $3
+		ORDER BY 1`, stream, int64(from), int64(to))
+	if err != nil {
+		return nil, fmt.Errorf("read settled sequences of stream %s: %w", stream, err)
+	}
+	sequences, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (uint64, error) {
+		var sequence int64
+		err := row.Scan(&sequence)
+		return uint64(sequence), err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read settled sequences of stream %s: %w", stream, err)
+	}
+	return sequences, nil
+}
+
+// Try adds to the attempts on a message, never below zero, and returns their sum. Adding nothing reads it.
+func (s *Store) Try(ctx context.Context, d schema.Delivery, add schema.Tries) (schema.Tries, error) {
+	var sum schema.Tries
+	query, args := `SELECT failed, handed_back, watched, alone FROM decuwatch.tries WHERE stream = $1 AND sequence = $2 AND digest = $3`,
+		[]any{d.Stream, int64(d.Sequence), d.Digest}
+	if add != (schema.Tries{}) {
+		query = `INSERT INTO decuwatch.tries AS t (stream, sequence, digest, failed, handed_back, watched, alone)
+			VALUES ($1, $2, $3, greatest(0, $4::integer), greatest(0, $5::integer), greatest(0, $6::integer), greatest(0, $7::integer))
+			ON CONFLICT (stream, sequence, digest) DO UPDATE SET
+				failed = greatest(0, t.failed + $4), handed_back = greatest(0, t.handed_back + $5), watched = greatest(0, t.watched + $6),
+				alone = greatest(0, t.alone + $7), tried_at = clock_timestamp()
+			RETURNING failed, handed_back, watched, alone`
+		args = append(args, add.Failed, add.HandedBack, add.Watched, add.Alone)
+	}
+	err := s.pool.QueryRow(ctx, query, args...).Scan(&sum.Failed, &sum.HandedBack, &sum.Watched, &sum.Alone)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return schema.Tries{}, nil
+	}
+	if err != nil {
+		return schema.Tries{}, fmt.Errorf("count attempts on message %d: %w", d.Sequence, err)
+	}
+	return sum, nil
 }

@@ -22,6 +22,7 @@ const (
 	OutcomeScore      = "score"
 	OutcomeSkip       = "skip"
 	OutcomeDeadLetter = "dead_letter"
+	OutcomeRepeat     = "repeat" // of a message, not of an event: it repeats an event that has its verdict
 )
 
 // Recorded is the verdict that stands on an event.
@@ -34,6 +35,10 @@ type Recorded struct {
 }
 
 // Record commits a verdict and returns when it is durable. Calls that run at the same time share one transaction.
+//
+// The ledger claims source and id for the verdict on an event. A dead letter claims them only if its message came on the
+// subject of the event's own model and is not merely invalid: nobody can settle the events of others, and a producer may
+// send an event again, corrected. A message that repeats an event is recorded as settled.
 //
 // The first verdict on an event stands: where the ledger holds one for the same source, id and digest, nothing is
 // written and the first is returned, with First false. Where it holds one of another digest, an identifier was used
@@ -148,7 +153,9 @@ func (s *Store) prepare(ctx context.Context, v schema.Verdict) (*call, error) {
 	}
 	if v.DeadLetter != nil {
 		set++
-		event = v.DeadLetter.Event
+		if claims(v.DeadLetter) {
+			event = v.DeadLetter.Event
+		}
 		c.deadLetter = newDeadLetterRow(v)
 		c.result = Recorded{First: true, Outcome: OutcomeDeadLetter, Reason: v.DeadLetter.Kind}
 	}
@@ -165,6 +172,16 @@ func (s *Store) prepare(ctx context.Context, v schema.Verdict) (*call, error) {
 		}
 	}
 	return c, nil
+}
+
+// kindInvalid is the kind of dead letters of messages that break the format. Their producer may send the event again,
+// corrected.
+const kindInvalid = "invalid"
+
+// claims reports whether a dead letter is the verdict on its event, not only on its message. Whoever may publish on one
+// subject must not settle the events of another, so only a message on the subject of its own model is.
+func claims(l *schema.DeadLetter) bool {
+	return l.Event != nil && l.Kind != kindInvalid && (l.Subject == "" || l.Subject == schema.SubjectGeneration(l.Event.Data.Model))
 }
 
 // addAlert adds an alert with its review, where it is about a score, and what is owed to the sinks.
@@ -198,7 +215,10 @@ func newDeadLetterRow(v schema.Verdict) *deadLetterRow {
 	}
 	if l.Event != nil {
 		row.Source, row.EventID, row.EventTime, row.Model = &l.Event.Source, &l.Event.ID, &l.Event.Time, &l.Event.Data.Model
-	} else if model, ok := strings.CutPrefix(row.Subject, schema.SubjectGeneration("")); ok && model != "" {
+	} else {
+		row.Source, row.EventID = optional(clean(l.Source)), optional(clean(l.EventID))
+	}
+	if model, ok := strings.CutPrefix(row.Subject, schema.SubjectGeneration("")); row.Model == nil && ok && model != "" {
 		row.Model = &model
 	}
 	return row
@@ -330,7 +350,7 @@ func (s *Store) write(ctx context.Context, tx pgx.Tx, round []*call) error {
 	for _, c := range round {
 		if c.stands != nil && c.stands.Digest != c.event.Digest {
 			if c.deadLetter == nil {
-				c.err = &schema.Invalid{Field: "id", Reason: fmt.Sprintf("source and id are those of a different event, which has its verdict (%s); give each event an id of its own", c.stands.Outcome)}
+				c.err = usedTwice(c.stands.Outcome)
 				continue
 			}
 			c.stands = nil
@@ -341,6 +361,9 @@ func (s *Store) write(ctx context.Context, tx pgx.Tx, round []*call) error {
 		byMessage[messageKey(c.deadLetter.Stream, c.deadLetter.Sequence, c.deadLetter.Digest)] = c
 	}
 	if err := claimLetters(ctx, tx, letters, byMessage); err != nil {
+		return err
+	}
+	if err := recordRepeats(ctx, tx, round); err != nil {
 		return err
 	}
 	return insertWon(ctx, tx, round, s.config.Volume)
@@ -357,8 +380,9 @@ func (s *Store) claim(ctx context.Context, tx pgx.Tx, events []*eventRow, byKey 
 		return err
 	}
 	rows, err := tx.Query(ctx, `INSERT INTO decuwatch.events (`+eventColumns+`)
-		SELECT `+eventColumns+` FROM json_populate_recordset(NULL::decuwatch.events, $1)
-		WHERE outcome <> 'score' OR event_time >= now() - $2::interval
+		SELECT `+eventColumns+` FROM json_populate_recordset(NULL::decuwatch.events, $1) i
+		WHERE (outcome <> 'score' OR event_time >= now() - $2::interval)
+		AND NOT EXISTS (SELECT FROM decuwatch.dead_letters d WHERE d.stream = i.stream AND d.sequence = i.sequence AND d.digest = i.digest)
 		ORDER BY source, event_id ON CONFLICT DO NOTHING RETURNING source, event_id`, input, s.config.Maintenance.Scores)
 	if err != nil {
 		return err
@@ -390,6 +414,24 @@ func (s *Store) claim(ctx context.Context, tx pgx.Tx, events []*eventRow, byKey 
 	if err != nil {
 		return err
 	}
+	// The message may have a dead letter that does not claim its event.
+	rows, err = tx.Query(ctx, `SELECT i.source, i.event_id, d.kind FROM decuwatch.dead_letters d
+		JOIN json_populate_recordset(NULL::decuwatch.events, $1) i USING (stream, sequence, digest)`, input)
+	if err != nil {
+		return err
+	}
+	var kind string
+	_, err = pgx.ForEachRow(rows, []any{&key[0], &key[1], &kind}, func() error {
+		if c := byKey[key]; !c.won && (c.stands == nil || c.stands.Digest != c.event.Digest) {
+			stands := *c.event
+			stands.Outcome, stands.Reason = OutcomeDeadLetter, kind
+			c.stands = &stands
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
 	var oldest time.Time
 	if err := tx.QueryRow(ctx, `SELECT now() - $1::interval`, s.config.Maintenance.Scores).Scan(&oldest); err != nil {
 		return err
@@ -410,7 +452,26 @@ func messageKey(stream string, sequence int64, digest string) string {
 	return fmt.Sprintf("%s %d %s", stream, sequence, digest)
 }
 
-// claimLetters inserts dead letters that the ledger does not cover. Where the message has one already that stands.
+// recordRepeats settles the messages that repeat an event whose verdict another message got.
+func recordRepeats(ctx context.Context, tx pgx.Tx, round []*call) error {
+	var repeats []repeatRow
+	for _, c := range round {
+		if c.event == nil || c.stands == nil || c.stands.Digest != c.event.Digest {
+			continue
+		}
+		if c.stands.Stream != c.event.Stream || c.stands.Sequence != c.event.Sequence {
+			repeats = append(repeats, repeatRow{
+				Stream: c.event.Stream, Sequence: c.event.Sequence, Digest: c.event.Digest,
+				Source: c.event.Source, EventID: c.event.EventID, Delivered: c.event.Delivered,
+			})
+		}
+	}
+	b := &batch{}
+	b.insert("repeats", repeatColumns, "ON CONFLICT DO NOTHING", rowsOf(repeats))
+	return b.send(ctx, tx)
+}
+
+// claimLetters inserts dead letters that the ledger does not cover. If the message has a verdict already, that stands.
 func claimLetters(ctx context.Context, tx pgx.Tx, letters []*deadLetterRow, byMessage map[string]*call) error {
 	if len(letters) == 0 {
 		return nil
@@ -420,7 +481,8 @@ func claimLetters(ctx context.Context, tx pgx.Tx, letters []*deadLetterRow, byMe
 		return err
 	}
 	rows, err := tx.Query(ctx, `INSERT INTO decuwatch.dead_letters (`+deadLetterColumns+`)
-		SELECT `+deadLetterColumns+` FROM json_populate_recordset(NULL::decuwatch.dead_letters, $1)
+		SELECT `+deadLetterColumns+` FROM json_populate_recordset(NULL::decuwatch.dead_letters, $1) i
+		WHERE NOT EXISTS (SELECT FROM decuwatch.events e WHERE e.stream = i.stream AND e.sequence = i.sequence AND e.digest = i.digest)
 		ORDER BY stream, sequence, digest ON CONFLICT (stream, sequence, digest) DO NOTHING RETURNING stream, sequence, digest`, input)
 	if err != nil {
 		return err
@@ -439,7 +501,24 @@ func claimLetters(ctx context.Context, tx pgx.Tx, letters []*deadLetterRow, byMe
 			c.stands = &eventRow{Outcome: OutcomeDeadLetter, Reason: c.deadLetter.Kind}
 		}
 	}
-	return nil
+	if !slices.ContainsFunc(slices.Collect(maps.Values(byMessage)), func(c *call) bool { return !c.won }) {
+		return nil
+	}
+	rows, err = tx.Query(ctx, `SELECT row_to_json(e) FROM decuwatch.events e
+		JOIN json_populate_recordset(NULL::decuwatch.dead_letters, $1) i USING (stream, sequence, digest)`, input)
+	if err != nil {
+		return err
+	}
+	var row eventRow
+	_, err = pgx.ForEachRow(rows, []any{&row}, func() error {
+		if c := byMessage[messageKey(row.Stream, row.Sequence, row.Digest)]; !c.won {
+			stands := row
+			c.stands = &stands
+		}
+		row = eventRow{}
+		return nil
+	})
+	return err
 }
 
 // insertWon inserts everything that belongs to the verdicts that stand now.

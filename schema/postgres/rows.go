@@ -31,6 +31,18 @@ type eventRow struct {
 
 const eventColumns = `source, event_id, digest, outcome, reason, event_time, model, ensemble_digest, stream, sequence, delivered`
 
+// repeatRow is a row of repeats.
+type repeatRow struct {
+	Stream    string `json:"stream"`
+	Sequence  int64  `json:"sequence"`
+	Digest    string `json:"digest"`
+	Source    string `json:"source"`
+	EventID   string `json:"event_id"`
+	Delivered int    `json:"delivered"`
+}
+
+const repeatColumns = `stream, sequence, digest, source, event_id, delivered`
+
 // requested is the column scores.requested.
 type requested struct {
 	Class   schema.Class    `json:"class"`

@@ -68,6 +68,8 @@ BEGIN
             ('events', 'events', 'recorded_at'),
             ('events', 'skips', 'recorded_at'),
             ('events', 'dead_letters', 'recorded_at'),
+            ('events', 'repeats', 'recorded_at'),
+            ('events', 'tries', 'tried_at'),
             ('rollups', 'class_hour_parts', 'hour'),
             ('rollups', 'class_day_parts', 'day'),
             ('rollups', 'outcome_hour_parts', 'hour')

@@ -1,0 +1,48 @@
+package consumers
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/decuwatch/decuwatch/schema"
+)
+
+// Decode reads the event of a message and checks that it came on the subject of its own model. Every path that reads
+// a message decodes it here, so that the same message is judged by the same rules wherever it is read. Every error is
+// a *schema.Invalid; the event is returned beside it if only its subject is wrong.
+func (s Stored) Decode() (schema.Event, error) {
+	if s.Unreadable {
+		return schema.Event{}, &schema.Invalid{Field: "headers", Reason: "the message's header block cannot be read, it must be lines of the form name: value"}
+	}
+	ev, err := schema.DecodeAt(s.Header, s.Payload, s.Time)
+	if err != nil {
+		return schema.Event{}, err
+	}
+	if s.Subject != schema.SubjectGeneration(ev.Data.Model) {
+		return ev, &schema.Invalid{Field: "data.model", Reason: fmt.Sprintf("is %s, but the subject is of %s", ev.Data.Model, strings.TrimPrefix(s.Subject, subjectPrefix))}
+	}
+	return ev, nil
+}
+
+// letter is what is known of one message.
+type letter struct {
+	model    string // of the subject
+	subject  string
+	payload  []byte
+	delivery schema.Delivery
+	event    *schema.Event // nil if it could not be decoded
+	source   string        // if it could not be decoded: what could be read of its identity
+	id       string
+}
+
+// read decodes a message. The error says why its event cannot be handled; the letter is complete all the same.
+func read(s Stored, d schema.Delivery) (letter, error) {
+	l := letter{model: strings.TrimPrefix(s.Subject, subjectPrefix), subject: s.Subject, payload: s.Payload, delivery: d}
+	ev, err := s.Decode()
+	if ev.ID != "" {
+		l.event = &ev
+	} else {
+		l.source, l.id = schema.Identify(s.Header, s.Payload)
+	}
+	return l, err
+}

@@ -1,0 +1,68 @@
+package schema
+
+import (
+	"bytes"
+	"encoding/json"
+	"net/url"
+	"strings"
+)
+
+// Identify returns what can be read of an event's source and id from a message that [Decode] refuses, so that the event's
+// producer finds the refusal. Each is "" if it is missing, given twice, or not one that an event may have. What follows
+// broken JSON is not read.
+func Identify(header map[string][]string, payload []byte) (source, id string) {
+	values := map[string]string{}
+	twice := map[string]bool{}
+	see := func(name, value string) {
+		_, seen := values[name]
+		twice[name] = twice[name] || seen
+		values[name] = value
+	}
+	binary := false
+	for name, list := range header {
+		attribute, ce := strings.CutPrefix(strings.ToLower(name), "ce-")
+		if !ce {
+			continue
+		}
+		binary = true
+		for _, v := range list {
+			if text, err := url.PathUnescape(v); err == nil {
+				see(attribute, text)
+			}
+		}
+	}
+	if !binary {
+		identifyJSON(payload[:min(len(payload), MaxPayload)], see)
+	}
+	read := func(name string, most int) string {
+		v := values[name]
+		if twice[name] || len(v) > most || !printable(v) {
+			return ""
+		}
+		return v
+	}
+	return read("source", MaxSource), read("id", MaxID)
+}
+
+// identifyJSON calls see with the strings at the top level of a JSON object, up to where the JSON is broken.
+func identifyJSON(payload []byte, see func(name, value string)) {
+	dec := json.NewDecoder(bytes.NewReader(payload))
+	if token, err := dec.Token(); err != nil || token != json.Delim('{') {
+		return
+	}
+	for dec.More() {
+		token, err := dec.Token()
+		name, ok := token.(string)
+		if err != nil || !ok {
+			return
+		}
+		var value json.RawMessage
+		if err := dec.Decode(&value); err != nil {
+			return
+		}
+		var text string
+		if json.Unmarshal(value, &text) == nil {
+			see(name, text)
+		}
+	}
+}
