@@ -373,7 +373,7 @@ func (b *bench) check() {
 	defer b.mu.Unlock()
 
 	verdicts := map[string]int{}
-	for _, row := range b.query("SELECT event_id FROM decuwatch.scores UNION ALL SELECT event_id FROM decuwatch.skips UNION ALL SELECT event_id FROM decuwatch.dead_letters WHERE event_id IS NOT NULL") {
+	for _, row := range b.query("SELECT event_id FROM decuwatch.scores UNION ALL SELECT event_id FROM decuwatch.skips UNION ALL SELECT event_id FROM decuwatch.dead_letters WHERE kind <> 'invalid'") {
 		verdicts[row]++
 	}
 	for id := range b.good {
@@ -387,7 +387,7 @@ func (b *bench) check() {
 		}
 	}
 	letters := map[string]int{}
-	for _, row := range b.query("SELECT sequence || ' ' || field FROM decuwatch.dead_letters WHERE event_id IS NULL") {
+	for _, row := range b.query("SELECT sequence || ' ' || field FROM decuwatch.dead_letters WHERE kind = 'invalid'") {
 		letters[row]++
 	}
 	for sequence, field := range b.broken {
@@ -814,7 +814,7 @@ func TestPoison(t *testing.T) {
 	if w := start(t, nil, "reconcile", "--nats.url="+b.natsURL, "--postgres.url="+b.pgURL); w.wait().ExitCode() != 0 {
 		t.Errorf("reconcile: %s\n%s", w.cmd.ProcessState, w.tail())
 	}
-	letters := b.query("SELECT sequence || ' ' || field FROM decuwatch.dead_letters WHERE event_id IS NULL ORDER BY sequence")
+	letters := b.query("SELECT sequence || ' ' || field FROM decuwatch.dead_letters WHERE kind = 'invalid' ORDER BY sequence")
 	for sequence, field := range b.broken {
 		if !slices.Contains(letters, fmt.Sprintf("%d %s", sequence, field)) {
 			t.Errorf("no dead letter %d %s in %v", sequence, field, letters)
