@@ -105,7 +105,7 @@ func (s *Store) ScoreByID(ctx context.Context, source, id string) (*schema.Score
 	}
 	switch {
 	case len(found) == 0:
-		return nil, fmt.Errorf("event %s: %w", id, ErrNotFound)
+		return nil, s.refusedEvent(ctx, source, id)
 	case len(found) > 1:
 		return nil, fmt.Errorf("event %s: several sources used this id (%s, %s), name the source", id, found[0].Source, found[1].Source)
 	case found[0].Outcome != OutcomeScore:
@@ -119,6 +119,20 @@ func (s *Store) ScoreByID(ctx context.Context, source, id string) (*schema.Score
 		return nil, fmt.Errorf("event %s: its score was dropped by retention: %w", id, ErrNotFound)
 	}
 	return r.Score, nil
+}
+
+// refusedEvent returns why the ledger does not know an event: no message named it, or only messages that were refused.
+func (s *Store) refusedEvent(ctx context.Context, source, id string) error {
+	var kind string
+	err := s.pool.QueryRow(ctx, `SELECT kind FROM decuwatch.dead_letters
+		WHERE event_id = $1 AND source IS NOT NULL AND ($2 = '' OR source = $2) ORDER BY recorded_at DESC LIMIT 1`, id, source).Scan(&kind)
+	switch {
+	case errors.Is(err, pgx.ErrNoRows):
+		return fmt.Errorf("event %s: %w", id, ErrNotFound)
+	case err != nil:
+		return fmt.Errorf("read dead letter of event %s: %w", id, err)
+	}
+	return fmt.Errorf("score of event %s: the event's verdict is %s (%s): %w", id, OutcomeDeadLetter, kind, ErrNotFound)
 }
 
 // SequenceVerdict is the verdict that one message of a stream got.
