@@ -8,7 +8,8 @@ import (
 	"fmt"
 	"io/fs"
 
-	_ "github.com/jackc/pgx/v5/stdlib" // the driver by which the migrations run
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/stdlib"
 	"github.com/pressly/goose/v3"
 	"github.com/pressly/goose/v3/database"
 )
@@ -74,10 +75,17 @@ func version(ctx context.Context, db *sql.DB) (current, newest int64, err error)
 }
 
 func migrate(ctx context.Context, url string, run func(*goose.Provider) error) (err error) {
-	db, err := sql.Open("pgx", url)
+	cc, err := pgx.ParseConfig(url)
+	if err == nil {
+		err = configure(cc, nil)
+	}
+	if err == nil {
+		err = checkPooler(ctx, cc)
+	}
 	if err != nil {
 		return fmt.Errorf("migrate: %w", err)
 	}
+	db := stdlib.OpenDB(*cc)
 	defer db.Close()
 	conn, err := db.Conn(ctx)
 	if err != nil {

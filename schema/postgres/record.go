@@ -719,5 +719,6 @@ func collided(err error) bool {
 
 func missingPartition(err error) bool {
 	var e *pgconn.PgError
-	return errors.As(err, &e) && e.Code == "23514" && strings.HasPrefix(e.Message, "no partition of relation")
+	// A violated constraint is named; a message would be in the server's language.
+	return errors.As(err, &e) && e.Code == "23514" && e.TableName == "scores" && e.ConstraintName == ""
 }

@@ -112,7 +112,8 @@ type Store struct {
 	months sync.Map // begin of a month (time.Time) -> struct{}: partitions known to exist
 }
 
-// Open connects and checks that the tables are those that this program knows.
+// Open connects, checks that sessions are as this program needs them (else ErrSession), and that the tables are those that it
+// knows (else ErrNotMigrated).
 func Open(ctx context.Context, c Config) (*Store, error) {
 	c = c.WithDefaults()
 	if err := c.validate(); err != nil {
@@ -123,16 +124,17 @@ func Open(ctx context.Context, c Config) (*Store, error) {
 		return nil, fmt.Errorf("postgres: %w", err)
 	}
 	pc.MaxConns = int32(c.MaxConns)
-	for name, value := range map[string]string{
-		"application_name":                    "decuwatch",
-		"search_path":                         "",
-		"timezone":                            "UTC",
+	err = configure(pc.ConnConfig, map[string]string{
 		"synchronous_commit":                  "on",
 		"statement_timeout":                   milliseconds(c.StatementTimeout),
 		"lock_timeout":                        milliseconds(c.LockTimeout),
 		"idle_in_transaction_session_timeout": milliseconds(c.StatementTimeout),
-	} {
-		pc.ConnConfig.RuntimeParams[name] = value
+	})
+	if err == nil {
+		err = checkPooler(ctx, pc.ConnConfig)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("postgres: %w", err)
 	}
 	pool, err := pgxpool.NewWithConfig(ctx, pc)
 	if err != nil {
