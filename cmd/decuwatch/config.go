@@ -223,6 +223,7 @@ type RetentionConfig struct {
 	Scores          time.Duration `name:"scores" default:"9600h" help:"How long scores are kept, by whole months, at least 720h (30 days); older events are refused. Defaults to 9600h (400 days)."`
 	Alerts          time.Duration `name:"alerts" default:"19200h" help:"How long alerts and their reviews are kept, at least 720h. Defaults to 19200h (800 days)."`
 	Events          time.Duration `name:"events" default:"9600h" help:"How long the ledger, skips and dead letters are kept, at least 720h; longer than the stream keeps messages. Defaults to 9600h (400 days)."`
+	Payloads        time.Duration `name:"payloads" default:"720h" help:"How long payloads of dead letters that are the producer's fault are kept, at least 24h; the rest of the row stays. Defaults to 720h (30 days)."`
 	Evidence        time.Duration `name:"evidence" default:"2160h" help:"How long images of reviews are kept, at least 1h. Defaults to 2160h (90 days)."`
 	PartitionsAhead int           `name:"partitions-ahead" default:"2" help:"Months for which partitions of scores exist in advance, 1 to 12. Defaults to 2."`
 }
@@ -244,7 +245,7 @@ func (c RetentionConfig) validate() error {
 
 func (c Config) maintenance() postgres.Maintenance {
 	r := c.Retention
-	return postgres.Maintenance{Ahead: r.PartitionsAhead, Scores: r.Scores, Alerts: r.Alerts, Events: r.Events, Evidence: r.Evidence}
+	return postgres.Maintenance{Ahead: r.PartitionsAhead, Scores: r.Scores, Alerts: r.Alerts, Events: r.Events, Payloads: r.Payloads, Evidence: r.Evidence}
 }
 
 // AlertsConfig is the stream of alerts. Where the stream exists, it stays as its operator made it.

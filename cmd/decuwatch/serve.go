@@ -115,7 +115,10 @@ func serve(ctx context.Context, c Config, log *slog.Logger, fail *failpoint, sta
 		sinks[i] = failingSink{s, fail}
 	}
 	if c.Postgres.Migrate {
-		if err := postgres.Migrate(ctx, c.Postgres.URL); err != nil {
+		err := postgres.Migrate(ctx, c.Postgres.URL)
+		if errors.Is(err, postgres.ErrNewer) { // after a rollback to this program; newer tables serve it too
+			log.Warn("the tables are left as they are", "err", err)
+		} else if err != nil {
 			return err
 		}
 	}

@@ -95,6 +95,7 @@ type Maintenance struct {
 	Ahead      int           // months for which partitions exist in advance, at most 12. Defaults to 2
 	Scores     time.Duration // by whole months; events that are older are refused. Defaults to 400 days, at least 30
 	Alerts     time.Duration // alerts and their reviews. Defaults to 800 days, at least 30
+	Payloads   time.Duration // payloads of dead letters that are the producer's fault. Defaults to 30 days, at least 1
 	Events     time.Duration // ledger, skips and dead letters; must be longer than the stream keeps messages. Defaults to 400 days, at least 30
 	Evidence   time.Duration // images of reviews. Defaults to 90 days, at least 1 hour
 	Deliveries time.Duration // outbox rows after delivery. Defaults to 7 days, at least 1
@@ -103,7 +104,7 @@ type Maintenance struct {
 
 // Retention is how long one kind of data is kept.
 type Retention struct {
-	Kind  string        // as the database names it: scores, events, alerts, evidence, deliveries, rollups
+	Kind  string        // as the database names it: scores, events, payloads, alerts, evidence, deliveries, rollups
 	Keep  time.Duration //
 	Least time.Duration // the database deletes nothing that is younger
 }
@@ -111,7 +112,7 @@ type Retention struct {
 // Retentions returns how long each kind of data is kept.
 func (m Maintenance) Retentions() []Retention {
 	return []Retention{
-		{"scores", m.Scores, 30 * day}, {"events", m.Events, 30 * day}, {"alerts", m.Alerts, 30 * day}, {"evidence", m.Evidence, time.Hour},
+		{"scores", m.Scores, 30 * day}, {"events", m.Events, 30 * day}, {"payloads", m.Payloads, day}, {"alerts", m.Alerts, 30 * day}, {"evidence", m.Evidence, time.Hour},
 		{"deliveries", m.Deliveries, day}, {"rollups", m.Rollups, 30 * day},
 	}
 }
@@ -123,6 +124,7 @@ func (m Maintenance) WithDefaults() Maintenance {
 	m.Scores = cmp.Or(m.Scores, 400*day)
 	m.Alerts = cmp.Or(m.Alerts, 800*day)
 	m.Events = cmp.Or(m.Events, 400*day)
+	m.Payloads = cmp.Or(m.Payloads, 30*day)
 	m.Evidence = cmp.Or(m.Evidence, 90*day)
 	m.Deliveries = cmp.Or(m.Deliveries, 7*day)
 	m.Rollups = cmp.Or(m.Rollups, 1200*day)
@@ -171,21 +173,25 @@ func (s *Store) MaintainOnce(ctx context.Context) error {
 		s.log.Info("dropped a partition of scores past its retention", "partition", name)
 	}
 	for _, r := range m.Retentions() {
-		if r.Kind != "scores" {
-			errs = append(errs, s.deleteOld(ctx, r.Kind, r.Keep))
+		switch r.Kind {
+		case "scores": // dropped by months
+		case "payloads":
+			errs = append(errs, s.untilDone(ctx, "expire payloads", `SELECT decuwatch.expire_payloads($1)`, r.Keep))
+		default:
+			errs = append(errs, s.untilDone(ctx, "delete old "+r.Kind, `SELECT decuwatch.delete_old($2, $1)`, r.Keep, r.Kind))
 		}
 	}
 	return errors.Join(errs...)
 }
 
-// deleteOld deletes rows of a kind that are older than keep, in chunks so that no transaction runs long.
-func (s *Store) deleteOld(ctx context.Context, kind string, keep time.Duration) error {
+// untilDone calls a function that works in chunks, so that no transaction runs long, until it finds nothing more to do.
+func (s *Store) untilDone(ctx context.Context, name, sql string, args ...any) error {
 	for {
-		var deleted int64
-		if err := s.pool.QueryRow(ctx, `SELECT decuwatch.delete_old($1, $2)`, kind, keep).Scan(&deleted); err != nil {
-			return fmt.Errorf("delete old %s: %w", kind, err)
+		var n int64
+		if err := s.pool.QueryRow(ctx, sql, args...).Scan(&n); err != nil {
+			return fmt.Errorf("%s: %w", name, err)
 		}
-		if deleted == 0 {
+		if n == 0 {
 			return nil
 		}
 	}

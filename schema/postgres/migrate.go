@@ -3,8 +3,11 @@ package postgres
 
 import (
 	"context"
+	"crypto/sha256"
 	"database/sql"
 	"embed"
+	"encoding/hex"
+	"errors"
 	"fmt"
 	"io/fs"
 
@@ -23,19 +26,30 @@ const (
 	migrationLock = 0x6465637577617463
 )
 
+var (
+	// ErrNewer is returned by Migrate for tables that are newer than this program. Nothing was changed. A Store opens on them.
+	ErrNewer = errors.New("the tables are newer than this program, nothing was changed")
+	// ErrEdited is returned by Migrate and Open if the tables were made by a migration whose file is another in this program.
+	ErrEdited = errors.New("a migration was edited after it was applied")
+)
+
 // Migrate brings the database at url to the newest version of the tables. Several processes may call it at the same
 // moment: one migrates, the others wait for it. The database's user must own the schema decuwatch or be allowed to create it, and
 // be allowed to create roles where decuwatch_writer and decuwatch_reader do not exist yet.
+// Tables that are newer than this program are left alone: the error is ErrNewer. So are tables that were made by a migration
+// whose file has other contents here: the error is ErrEdited.
 func Migrate(ctx context.Context, url string) error {
-	return migrate(ctx, url, func(p *goose.Provider) error {
-		_, err := p.Up(ctx)
-		return err
+	return migrate(ctx, url, func(db *sql.DB, p *goose.Provider) error {
+		if _, err := p.Up(ctx); err != nil {
+			return err
+		}
+		return storeHashes(ctx, db, p)
 	})
 }
 
-// MigrateDown takes all migrations back, with everything that is stored. The roles stay.
+// MigrateDown takes all migrations back, with everything that is stored. The roles stay. Errors are those of Migrate.
 func MigrateDown(ctx context.Context, url string) error {
-	return migrate(ctx, url, func(p *goose.Provider) error {
+	return migrate(ctx, url, func(_ *sql.DB, p *goose.Provider) error {
 		_, err := p.DownTo(ctx, 0)
 		return err
 	})
@@ -74,7 +88,7 @@ func version(ctx context.Context, db *sql.DB) (current, newest int64, err error)
 	return current, newest, nil
 }
 
-func migrate(ctx context.Context, url string, run func(*goose.Provider) error) (err error) {
+func migrate(ctx context.Context, url string, run func(*sql.DB, *goose.Provider) error) (err error) {
 	cc, err := pgx.ParseConfig(url)
 	if err == nil {
 		err = configure(cc, nil)
@@ -105,8 +119,78 @@ func migrate(ctx context.Context, url string, run func(*goose.Provider) error) (
 	if err != nil {
 		return err
 	}
-	if err := run(p); err != nil {
+	current, newest, err := version(ctx, db)
+	if err != nil {
+		return err
+	}
+	if current > newest {
+		return fmt.Errorf("migrate: the tables are at version %d, this program knows %d: %w", current, newest, ErrNewer)
+	}
+	if err := checkHashes(ctx, db, p); err != nil {
 		return fmt.Errorf("migrate: %w", err)
+	}
+	if err := run(db, p); err != nil {
+		return fmt.Errorf("migrate: %w", err)
+	}
+	return nil
+}
+
+// hashes returns the SHA-256 of each migration's file in this program, by its version.
+func hashes(p *goose.Provider) (map[int64]string, error) {
+	all := map[int64]string{}
+	for _, source := range p.ListSources() {
+		content, err := migrations.ReadFile("migrations/" + source.Path)
+		if err != nil {
+			return nil, err
+		}
+		sum := sha256.Sum256(content)
+		all[source.Version] = hex.EncodeToString(sum[:])
+	}
+	return all, nil
+}
+
+// checkHashes holds the stored hashes of applied migrations against this program's files. A database that has no such table yet
+// passes.
+func checkHashes(ctx context.Context, db *sql.DB, p *goose.Provider) error {
+	var there bool
+	if err := db.QueryRowContext(ctx, `SELECT pg_catalog.to_regclass('decuwatch.migration_hashes') IS NOT NULL`).Scan(&there); err != nil || !there {
+		return err
+	}
+	own, err := hashes(p)
+	if err != nil {
+		return err
+	}
+	rows, err := db.QueryContext(ctx, `SELECT version_id, file, sha256 FROM decuwatch.migration_hashes ORDER BY version_id`)
+	if err != nil {
+		return err
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var version int64
+		var file, hash string
+		if err := rows.Scan(&version, &file, &hash); err != nil {
+			return err
+		}
+		if ours, known := own[version]; known && ours != hash {
+			return fmt.Errorf("%w: %s had SHA-256 %.12s… when it was applied, and has %.12s… in this program", ErrEdited, file, hash, ours)
+		}
+	}
+	return rows.Err()
+}
+
+// storeHashes stores the hashes of applied migrations that have none yet.
+func storeHashes(ctx context.Context, db *sql.DB, p *goose.Provider) error {
+	own, err := hashes(p)
+	if err != nil {
+		return err
+	}
+	for _, source := range p.ListSources() {
+		_, err := db.ExecContext(ctx, `INSERT INTO decuwatch.migration_hashes (version_id, file, sha256)
+			SELECT $1::bigint, $2, $3 WHERE EXISTS (SELECT FROM decuwatch.migrations WHERE version_id = $1 AND is_applied) ON CONFLICT DO NOTHING`,
+			source.Version, source.Path, own[source.Version])
+		if err != nil {
+			return fmt.Errorf("store hash of %s: %w", source.Path, err)
+		}
 	}
 	return nil
 }

@@ -212,6 +212,10 @@ func newDeadLetterRow(v schema.Verdict) *deadLetterRow {
 	row := &deadLetterRow{
 		Stream: v.Delivery.Stream, Sequence: int64(v.Delivery.Sequence), Digest: v.Delivery.Digest, Delivered: v.Delivery.Delivered,
 		Subject: clean(l.Subject), Payload: l.Payload[:min(len(l.Payload), schema.MaxPayload)], Kind: l.Kind, Field: clean(l.Field), Reason: clean(l.Reason),
+		PayloadSize: len(l.Payload), PayloadState: payloadWhole,
+	}
+	if len(l.Payload) > len(row.Payload) {
+		row.PayloadState = payloadCut
 	}
 	if l.Event != nil {
 		row.Source, row.EventID, row.EventTime, row.Model = &l.Event.Source, &l.Event.ID, &l.Event.Time, &l.Event.Data.Model
@@ -332,6 +336,9 @@ func (s *Store) transact(round []*call) error {
 }
 
 func (s *Store) write(ctx context.Context, tx pgx.Tx, round []*call) error {
+	if err := boundPayloads(ctx, tx, round); err != nil {
+		return err
+	}
 	byKey := make(map[[2]string]*call, len(round))
 	var events []*eventRow
 	for _, c := range round {
@@ -367,6 +374,40 @@ func (s *Store) write(ctx context.Context, tx pgx.Tx, round []*call) error {
 		return err
 	}
 	return insertWon(ctx, tx, round, s.config.Volume)
+}
+
+const (
+	maxPayloadsPerHour = 8 << 20 // bytes of payloads that are stored whole, of dead letters that are the producer's fault
+	leastPayload       = 256     // bytes of a payload that are always stored
+)
+
+// boundPayloads cuts the payloads of dead letters that are the producer's fault if the last hour brought too many bytes of them.
+// Transactions that run at the same time may exceed the bound by what they write.
+func boundPayloads(ctx context.Context, tx pgx.Tx, round []*call) error {
+	var large []*deadLetterRow
+	for _, c := range round {
+		if l := c.deadLetter; l != nil && len(l.Payload) > leastPayload && l.Kind != "failed" && l.Kind != "given_up" {
+			large = append(large, l)
+		}
+	}
+	if len(large) == 0 {
+		return nil
+	}
+	var stored int
+	err := tx.QueryRow(ctx, `SELECT coalesce(sum(octet_length(payload)), 0) FROM decuwatch.dead_letters
+		WHERE recorded_at > now() - interval '1 hour' AND kind NOT IN ('failed', 'given_up') AND payload_state <> 'expired'
+		AND octet_length(payload) > $1`, leastPayload).Scan(&stored)
+	if err != nil {
+		return err
+	}
+	for _, l := range large {
+		if stored+len(l.Payload) > maxPayloadsPerHour {
+			l.Payload, l.PayloadState = l.Payload[:leastPayload], payloadCut
+			continue
+		}
+		stored += len(l.Payload)
+	}
+	return nil
 }
 
 // claim inserts into the ledger; a call whose event is there already learns the verdict that stands. A score of an event

@@ -16,7 +16,7 @@ import (
 // login makes a login in a role of the database and returns its connection and its address.
 func login(t *testing.T, owner *pgx.Conn, url, role string) (*pgx.Conn, string) {
 	t.Helper()
-	name := "test_" + strings.ToLower(t.Name())
+	name := "test_" + strings.NewReplacer("/", "_", "-", "_", " ", "_").Replace(strings.ToLower(t.Name()))
 	for _, sql := range []string{`DROP ROLE IF EXISTS ` + name, `CREATE ROLE ` + name + ` LOGIN PASSWORD 'secret' IN ROLE ` + role} {
 		if _, err := owner.Exec(testContext(t), sql); err != nil {
 			t.Fatal(err)

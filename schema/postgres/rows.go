@@ -216,9 +216,19 @@ type deadLetterRow struct {
 	Kind      string     `json:"kind"`
 	Field     string     `json:"field"`
 	Reason    string     `json:"reason"`
+
+	PayloadSize  int    `json:"payload_size"`
+	PayloadState string `json:"payload_state"`
 }
 
-const deadLetterColumns = `stream, sequence, digest, delivered, source, event_id, event_time, model, subject, payload, kind, field, reason`
+// How much of a dead letter's payload is kept; one that has expired is neither.
+const (
+	payloadWhole = "whole"
+	payloadCut   = "cut"
+)
+
+const deadLetterColumns = `stream, sequence, digest, delivered, source, event_id, event_time, model, subject, payload, kind, field, reason,
+	payload_size, payload_state`
 
 // alertRow is a row of alerts.
 type alertRow struct {

@@ -113,7 +113,7 @@ type Store struct {
 }
 
 // Open connects, checks that sessions are as this program needs them (else ErrSession), and that the tables are those that it
-// knows (else ErrNotMigrated).
+// knows or newer ones (else ErrNotMigrated, or ErrEdited).
 func Open(ctx context.Context, c Config) (*Store, error) {
 	c = c.WithDefaults()
 	if err := c.validate(); err != nil {
@@ -160,6 +160,13 @@ func (s *Store) checkVersion(ctx context.Context) error {
 	}
 	if current < newest {
 		return fmt.Errorf("postgres: version %d of the tables, version %d is needed: %w", current, newest, ErrNotMigrated)
+	}
+	p, err := provider(db)
+	if err != nil {
+		return err
+	}
+	if err := checkHashes(ctx, db, p); err != nil {
+		return fmt.Errorf("postgres: %w", err)
 	}
 	return nil
 }
