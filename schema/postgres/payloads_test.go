@@ -10,7 +10,7 @@ import (
 	"github.com/decuwatch/decuwatch/schema/postgres"
 )
 
-func letter(sequence uint64, kind string, payload []byte) schema.Verdict {
+func garbled(sequence uint64, kind string, payload []byte) schema.Verdict {
 	return schema.Verdict{Delivery: delivery(sequence, fmt.Sprint("message ", sequence)), DeadLetter: &schema.DeadLetter{Kind: kind, Reason: "r", Payload: payload}}
 }
 
@@ -23,7 +23,7 @@ func TestGarbageIsBounded(t *testing.T) {
 	const n = 1000
 	errs := make(chan error, n)
 	for i := range n {
-		go func() { _, err := s.Record(ctx, letter(uint64(i+1), "invalid", garbage)); errs <- err }()
+		go func() { _, err := s.Record(ctx, garbled(uint64(i+1), "invalid", garbage)); errs <- err }()
 	}
 	for range n {
 		if err := <-errs; err != nil {
@@ -49,14 +49,14 @@ func TestGarbageIsBounded(t *testing.T) {
 		t.Errorf("the view shows %d payloads that were cut", got)
 	}
 	// Small payloads, and those of messages that failed here, are kept whole all the same.
-	mustRecord(t, s, letter(n+1, "invalid", garbage[:256]))
-	mustRecord(t, s, letter(n+2, "given_up", garbage))
+	mustRecord(t, s, garbled(n+1, "invalid", garbage[:256]))
+	mustRecord(t, s, garbled(n+2, "given_up", garbage))
 	if got := count(t, conn, `SELECT count(*) FROM decuwatch.dead_letters WHERE sequence > 1000 AND payload_state = 'whole' AND octet_length(payload) = payload_size`); got != 2 {
 		t.Errorf("%d of 2 payloads are whole", got)
 	}
 	// The hour is over.
 	sudo(t, conn, `UPDATE decuwatch.dead_letters SET recorded_at = recorded_at - interval '61 minutes'`)
-	mustRecord(t, s, letter(n+3, "invalid", garbage))
+	mustRecord(t, s, garbled(n+3, "invalid", garbage))
 	if got := count(t, conn, `SELECT count(*) FROM decuwatch.dead_letters WHERE sequence = 1003 AND payload_state = 'whole'`); got != 1 {
 		t.Error("the next hour's payload was cut")
 	}
@@ -66,7 +66,7 @@ func TestPayloadsExpire(t *testing.T) {
 	s, conn := open(t, postgres.Config{Maintenance: postgres.Maintenance{Payloads: 2 * day}})
 	ctx := testContext(t)
 	for i, kind := range []string{"invalid", "unknown_class", "unknown_model", "failed", "given_up"} {
-		mustRecord(t, s, letter(uint64(i+1), kind, []byte("{")))
+		mustRecord(t, s, garbled(uint64(i+1), kind, []byte("{")))
 	}
 	whole := func(age time.Duration) int {
 		t.Helper()

@@ -23,7 +23,7 @@ const day = 24 * time.Hour
 var aged = [][3]string{
 	{"evidence", "made_at", "evidence"}, {"outbox", "delivered_at", "deliveries"}, {"reviews", "opened_at", "alerts"},
 	{"alerts", "recorded_at", "alerts"}, {"canaries", "published_at", "alerts"}, {"events", "recorded_at", "events"},
-	{"skips", "recorded_at", "events"}, {"dead_letters", "recorded_at", "events"}, {"class_hour_parts", "hour", "rollups"},
+	{"skips", "recorded_at", "events"}, {"repeats", "recorded_at", "events"}, {"tries", "tried_at", "events"}, {"dead_letters", "recorded_at", "events"}, {"class_hour_parts", "hour", "rollups"},
 	{"class_day_parts", "day", "rollups"}, {"outcome_hour_parts", "hour", "rollups"},
 }
 
@@ -59,7 +59,9 @@ func fill(t testing.TB, s *postgres.Store, conn *pgx.Conn, when time.Time) {
 	if err := s.OutboxDelivered(ctx, []int64{messages[0].ID}); err != nil {
 		t.Fatal(err)
 	}
-	sudo(t, conn, `INSERT INTO decuwatch.evidence (review_id, name, content_type, body) VALUES ('a', 'map', 'image/png', '')`)
+	sudo(t, conn, `INSERT INTO decuwatch.evidence (review_id, name, content_type, body) VALUES ('a', 'map', 'image/png', '')`,
+		`INSERT INTO decuwatch.tries (stream, sequence, digest) VALUES ('s', 4, repeat('0', 64))`,
+		`INSERT INTO decuwatch.repeats (stream, sequence, digest, source, event_id, delivered) VALUES ('s', 5, repeat('0', 64), 's', 'one', 1)`)
 }
 
 // rows counts the rows of every table that retention empties, and of scores.

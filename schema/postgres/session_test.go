@@ -105,7 +105,7 @@ func TestSessionSettings(t *testing.T) {
 	}
 	// What the server, the database or the role set does not reach a session, or is refused.
 	for _, c := range []struct{ setting, refused string }{
-		{"client_encoding = 'LATIN1'", ""}, {"extra_float_digits = 0", ""}, {"statement_timeout = '1ms'", ""}, {"standard_conforming_strings = off", ""},
+		{"client_encoding = 'LATIN1'", ""}, {"extra_float_digits = 0", ""}, {"statement_timeout = '1s'", ""}, {"standard_conforming_strings = off", ""},
 		{"default_transaction_isolation = 'serializable'", ""}, {"timezone = 'Asia/Kathmandu'", ""}, {"datestyle = 'SQL, DMY'", ""}, {"intervalstyle = 'sql_standard'", ""},
 		{"bytea_output = 'escape'", ""}, {"default_transaction_read_only = on", "read-only"},
 	} {

@@ -8,7 +8,7 @@ DO $$
 BEGIN
     IF to_regclass('decuwatch.class_day_parts') IS NULL OR to_regclass('decuwatch.evidence_jobs') IS NULL THEN
         RAISE EXCEPTION 'these tables were made by an unreleased build, whose migrations had the same numbers and other contents'
-            USING HINT = 'Nothing was changed. Save what you need, then run: decuwatch migrate down --yes, and decuwatch migrate';
+            USING HINT = 'Save what you need, then run: decuwatch migrate down --yes, and decuwatch migrate';
     END IF;
 END $$;
 -- +goose StatementEnd
