@@ -123,26 +123,22 @@ type advisory struct {
 	Reason     string `json:"reason"`
 }
 
-// soloTries is how often a message that the server gave up on is handled once more, alone.
-const soloTries = 2
-
-// givenUp returns the loop that takes one model's messages whose deliveries ran out while their workers ended without a
-// verdict. A message that ends its workers takes down with it whatever else they hold, so each is handled once more,
-// alone: what is innocent gets its verdict. One whose worker ends then too becomes a dead letter.
+// givenUp returns the loop that takes one model's messages which the server will not deliver again, because the consumer
+// has a bound on deliveries: an earlier version of this program set one. They are handled like any other delivery.
 func (r *runner) givenUp(model string) loop {
 	return loop{
 		name:  Durable(model) + " (given up)",
-		slots: 1,
-		pull:  1,
+		slots: 64,
+		pull:  64,
 		open: func(ctx context.Context) (source, error) {
 			return r.ensureAdvisories(ctx, jetstream.ConsumerConfig{
 				Durable:       Durable(model),
-				Description:   "Handles events of model " + model + " that ran out of deliveries once more, alone",
+				Description:   "Handles events of model " + model + " that ran out of deliveries",
 				FilterSubject: advisoryMaxDeliveries + r.cfg.Stream + "." + Durable(model),
 			})
 		},
 		take: func(work context.Context, msg *message, h *held) {
-			r.takeAdvisory(work, msg, h, func(a advisory, tries int) error { return r.handleAlone(work, model, a, tries) })
+			r.takeAdvisory(work, msg, h, func(a advisory) (decision, error) { return r.handleGivenUp(work, model, a, msg.delivered, h) })
 		},
 	}
 }
@@ -162,61 +158,56 @@ func (r *runner) terminated() loop {
 			})
 		},
 		take: func(work context.Context, msg *message, h *held) {
-			r.takeAdvisory(work, msg, h, func(a advisory, _ int) error {
+			r.takeAdvisory(work, msg, h, func(a advisory) (decision, error) {
 				model, ok := strings.CutPrefix(a.Consumer, durablePrefix)
 				if !ok {
-					return nil // of a consumer that is not ours
+					return decision{action: acknowledge}, nil // of a consumer that is not ours
 				}
 				reason := fmt.Sprintf("terminated after %d deliveries", a.Deliveries)
 				if a.Reason != "" {
 					reason += ": " + a.Reason
 				}
 				d := decision{action: bury, kind: KindGivenUp, reason: clean(reason)}
-				return r.buryStored(work, a.StreamSeq, a.Deliveries, schema.SubjectGeneration(model), d)
+				return d, r.buryStored(work, a.StreamSeq, a.Deliveries, schema.SubjectGeneration(model), d)
 			})
 		},
 	}
 }
 
-// takeAdvisory has one advisory acted on and acknowledges it, or has it delivered again where that failed. Tries is 1 for
-// its first delivery.
-func (r *runner) takeAdvisory(work context.Context, msg *message, h *held, act func(a advisory, tries int) error) {
+// takeAdvisory has one advisory acted on and acknowledges it, or has it delivered again later.
+func (r *runner) takeAdvisory(work context.Context, msg *message, h *held, act func(a advisory) (decision, error)) {
 	defer h.release()
 	var a advisory
-	err := json.Unmarshal(msg.Payload, &a)
-	if err != nil {
-		r.log.Error("advisory cannot be read", "subject", msg.Subject, "err", errors.Join(err, msg.term("cannot be read")))
-		return // no other delivery would be read either
+	if err := json.Unmarshal(msg.Payload, &a); err != nil || a.StreamSeq == 0 {
+		// No other delivery would be read either.
+		r.log.Error("advisory cannot be read", "subject", clean(msg.Subject), "err", errors.Join(err, msg.term("cannot be read")))
+		return
 	}
-	if err = act(a, msg.delivered); err == nil {
-		h.release()
-		err = r.doubleAck(work, msg)
+	d, err := act(a)
+	h.release()
+	switch {
+	case d.action == abandon:
+		return
+	case err == nil && (d.action == acknowledge || d.action == bury):
+		if err = r.doubleAck(work, msg); err == nil {
+			return
+		}
 	}
-	if err != nil {
-		h.release()
-		_ = msg.nak(r.cfg.RetryDelay)
-		r.log.Warn("advisory is tried again", "subject", msg.Subject, "sequence", a.StreamSeq, "err", err)
+	delay := d.delay
+	if d.action != release {
+		delay = max(delay, r.cfg.retryDelay(msg.delivered))
 	}
+	err = errors.Join(err, msg.nak(delay))
+	r.log.Warn("advisory is tried again", "subject", clean(msg.Subject), "sequence", a.StreamSeq, "reason", d.reason, "delay", delay, "err", err)
 }
 
-// handleAlone handles a message that the server gave up on once more, or writes its dead letter.
-func (r *runner) handleAlone(work context.Context, model string, a advisory, tries int) error {
-	l, invalid, err := r.load(work, a.StreamSeq, a.Deliveries, schema.SubjectGeneration(model))
+// handleGivenUp handles a message that the server will not deliver again. Again is the number of the advisory's delivery.
+func (r *runner) handleGivenUp(work context.Context, model string, a advisory, again int, h *held) (decision, error) {
+	l, invalid, err := r.load(work, a.StreamSeq, a.Deliveries+again, schema.SubjectGeneration(model))
 	if err != nil {
-		return err
+		return decision{}, err
 	}
-	d := decision{action: bury, kind: KindGivenUp, reason: clean(fmt.Sprintf("no verdict after %d deliveries: its workers ended", a.Deliveries))}
-	if invalid == nil && tries <= soloTries {
-		r.log.Warn("handling an event once more, alone", "model", model, "sequence", a.StreamSeq, "deliveries", a.Deliveries, "source", l.event.Source, "id", l.event.ID)
-		err := r.admit(work, *l.event, l.delivery)
-		if drained(work) && err != nil {
-			return err
-		}
-		if d = r.cfg.decide(err, r.cfg.MaxDeliver, false); d.action == acknowledge {
-			return nil
-		}
-	}
-	return r.bury(work, l, d)
+	return r.attempt(work, l, invalid, h), nil
 }
 
 // buryStored writes the dead letter of a message that is read from the stream.

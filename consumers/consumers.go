@@ -46,8 +46,8 @@ type DeadLetters interface {
 const (
 	KindInvalid      = "invalid"       // the message breaks the event's format or bounds
 	KindUnknownModel = "unknown_model" // its subject is of a model that nobody consumes
-	KindFailed       = "failed"        // its last delivery failed too
-	KindGivenUp      = "given_up"      // the server gave up on it: its workers ended without a verdict
+	KindFailed       = "failed"        // too many attempts on it failed
+	KindGivenUp      = "given_up"      // workers ended while they had it alone in hand, or somebody terminated it
 )
 
 // Config is the configuration of [Run].
@@ -59,7 +59,7 @@ type Config struct {
 	MaxBytes    int64         // how large a new stream may grow, in bytes, before publishing is refused. Defaults to 8 GiB
 	Replicas    int           // of a new stream. Defaults to 1; use 3 where NATS is clustered
 	AckWait     time.Duration // silence of a worker after which its messages go to another. Defaults to 30 s
-	MaxDeliver  int           // deliveries of one message, at most. Defaults to 5
+	MaxDeliver  int           // failed attempts on one message, at most; then it becomes a dead letter. Defaults to 5
 	MaxInFlight int           // messages of one model that a worker holds at once. Defaults to 256
 	MaxRows     int           // rows of U-Net work that are admitted at once, over all models. Defaults to 4096
 
@@ -76,6 +76,7 @@ type Config struct {
 	// nothing is pulled, and messages in flight are kept and tried again after. Nil is always healthy.
 	Healthy func(context.Context) error
 
+	Tries   Tries        // counts attempts on messages. Nil counts those of this Run only
 	Logger  *slog.Logger // Defaults to slog.Default()
 	Metrics *Metrics     // see [NewMetrics]. Nil counts nowhere
 	Tracer  trace.Tracer // of the spans consume and ack, in the trace that the producer began. Defaults to none
@@ -101,6 +102,9 @@ func (c Config) WithDefaults() Config {
 	def(&c.UnownedGrace, 10*time.Second)
 	if c.Healthy == nil {
 		c.Healthy = func(context.Context) error { return nil }
+	}
+	if c.Tries == nil {
+		c.Tries = &memoryTries{sums: map[schema.Delivery]schema.Tries{}}
 	}
 	if c.Logger == nil {
 		c.Logger = slog.Default()

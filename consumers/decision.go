@@ -53,6 +53,7 @@ const (
 	bury        action = "dead_letter" // write a dead letter, then terminate
 	redeliver   action = "retry"       // after a delay
 	release     action = "release"     // at once: this worker stops
+	abandon     action = "abandon"     // say nothing: the message was left to another worker
 )
 
 // decision is an action with what it needs and why.
@@ -64,9 +65,9 @@ type decision struct {
 	delay  time.Duration
 }
 
-// decide reads a handler's error as what becomes of its message. It is the only place that does. draining says that
-// the worker has run out of time to stop.
-func (c Config) decide(err error, delivered int, draining bool) decision {
+// decide reads a handler's error as what becomes of its message. It is the only place that does. Failed is how many
+// attempts on the message have failed, with this one. Draining says that the worker has run out of time to stop.
+func (c Config) decide(err error, failed int, draining bool) decision {
 	var invalid *schema.Invalid
 	var kinded interface{ DeadLetterKind() string }
 	switch {
@@ -82,17 +83,17 @@ func (c Config) decide(err error, delivered int, draining bool) decision {
 		return decision{action: bury, kind: KindInvalid, field: invalid.Field, reason: clean(invalid.Reason)}
 	case draining:
 		return decision{action: release, reason: clean(err.Error())}
-	case delivered >= c.MaxDeliver:
+	case failed >= c.MaxDeliver:
 		return decision{action: bury, kind: KindFailed, reason: clean(err.Error())}
 	default:
-		return decision{action: redeliver, reason: clean(err.Error()), delay: c.retryDelay(delivered)}
+		return decision{action: redeliver, reason: clean(err.Error()), delay: c.retryDelay(failed)}
 	}
 }
 
-// retryDelay is the time before the delivery that follows the given one.
-func (c Config) retryDelay(delivered int) time.Duration {
+// retryDelay is the time before the attempt that follows the given number of them.
+func (c Config) retryDelay(attempts int) time.Duration {
 	d := c.RetryDelay
-	for range delivered - 1 {
+	for range attempts - 1 {
 		if d *= 2; d >= c.RetryMaxDelay || d <= 0 {
 			return c.RetryMaxDelay
 		}

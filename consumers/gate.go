@@ -98,7 +98,7 @@ func (g *gate) check(ctx context.Context) bool {
 func (g *gate) trip(err error) {
 	g.asking.Lock()
 	defer g.asking.Unlock()
-	if g.open() {
+	if g.open() && g.ctx.Err() == nil {
 		g.shutFor(err)
 	}
 }

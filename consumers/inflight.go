@@ -55,6 +55,7 @@ type held struct {
 	msg   interface{ progress() error }
 	since time.Time // of its arrival, or of the last heartbeat
 	beats *heartbeats
+	late  bool // its handler did not return in time
 }
 
 func newHeartbeats(every time.Duration, log *slog.Logger) *heartbeats {
@@ -82,6 +83,21 @@ func (m *held) release() {
 	m.beats.mu.Lock()
 	delete(m.beats.held, m)
 	m.beats.mu.Unlock()
+}
+
+// overrun ends the heartbeats of m because its handler does not return.
+func (m *held) overrun() {
+	m.beats.mu.Lock()
+	m.late = true
+	delete(m.beats.held, m)
+	m.beats.mu.Unlock()
+}
+
+// overran reports whether m was left to another worker.
+func (m *held) overran() bool {
+	m.beats.mu.Lock()
+	defer m.beats.mu.Unlock()
+	return m.late
 }
 
 func (h *heartbeats) run() {

@@ -238,3 +238,62 @@ func TestBackoffDoubles(t *testing.T) {
 		}
 	})
 }
+
+// Where a message is handled follows from what is known of the attempts on it. Failures and stops never send it anywhere.
+func TestPlaceOf(t *testing.T) {
+	for _, x := range []struct {
+		name      string
+		delivered int
+		sum       schema.Tries
+		want      place
+		givenUp   bool
+	}{
+		{"first delivery", 1, schema.Tries{}, ordinary, false},
+		{"one silent end", 2, schema.Tries{}, ordinary, false},
+		{"two silent ends", 3, schema.Tries{}, watched, false},
+		{"many silent ends", 1000, schema.Tries{}, watched, false},
+		{"failures", 5, schema.Tries{Failed: 4}, ordinary, false},
+		{"stops", 15, schema.Tries{HandedBack: 14}, ordinary, false},
+		{"stops and failures", 19, schema.Tries{HandedBack: 14, Failed: 4}, ordinary, false},
+		{"stops, and two silent ends", 17, schema.Tries{HandedBack: 14}, watched, false},
+		{"a consumer that was made anew", 3, schema.Tries{HandedBack: 14}, ordinary, false},
+		{"ended while watched", 4, schema.Tries{Watched: 1}, alone, false},
+		{"ended alone", 5, schema.Tries{Watched: 1, Alone: 2}, alone, false},
+		{"ended alone three times", 6, schema.Tries{Watched: 1, Alone: 3}, alone, true},
+	} {
+		got, err := placeOf(x.delivered, x.sum)
+		var kinded interface{ DeadLetterKind() string }
+		if got != x.want || errors.As(err, &kinded) != x.givenUp {
+			t.Errorf("%s: place %d, %v; want %d, given up: %t", x.name, got, err, x.want, x.givenUp)
+		}
+	}
+	for _, x := range []struct {
+		place     place
+		cost, all int
+		want      int64
+	}{
+		{ordinary, 0, 10, 1}, {ordinary, 7, 10, 7}, {ordinary, 70, 10, 10}, {watched, 1, 160, 10}, {watched, 30, 160, 30}, {watched, 1, 3, 1}, {alone, 1, 160, 160},
+	} {
+		if got := x.place.rows(x.cost, x.all); got != x.want {
+			t.Errorf("place %d: %d of %d rows for a cost of %d, want %d", x.place, got, x.all, x.cost, x.want)
+		}
+	}
+}
+
+func TestParseAck(t *testing.T) {
+	for _, reply := range []string{
+		"$JS.ACK.GENERATION.decuwatch-m.3.41.57.1700000000123456789.9",
+		"$JS.ACK._.ACCHASH.GENERATION.decuwatch-m.3.41.57.1700000000123456789.9",
+		"$JS.ACK.hub.ACCHASH.GENERATION.decuwatch-m.3.41.57.1700000000123456789.9.token",
+	} {
+		m, err := parseAck(reply)
+		if err != nil || m.stream != "GENERATION" || m.delivered != 3 || m.Sequence != 41 || m.Time.UnixNano() != 1700000000123456789 {
+			t.Errorf("%s: %+v, %v", reply, m, err)
+		}
+	}
+	for _, reply := range []string{"$JS.ACK.", "$JS.ACK.a.b.c.d.e.f", "$JS.ACK.G.d.x.41.57.1.9", "$JS.ACK.G.d.1.-1.57.1.9", "$JS.ACK.G.d.1.1.57.x.9", "$JS.ACK.a.G.d.1.1.57.1.9"} {
+		if m, err := parseAck(reply); err == nil {
+			t.Errorf("%s: %+v", reply, m)
+		}
+	}
+}

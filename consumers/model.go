@@ -33,7 +33,7 @@ func (r *runner) model(model string) loop {
 				DeliverPolicy: jetstream.DeliverAllPolicy,
 				AckPolicy:     jetstream.AckExplicitPolicy,
 				AckWait:       r.cfg.AckWait,
-				MaxDeliver:    r.cfg.MaxDeliver,
+				MaxDeliver:    -1, // attempts are counted in Postgres; the server gives up on nothing
 				MaxAckPending: r.cfg.MaxAckPending,
 			})
 		},
@@ -45,7 +45,6 @@ func (r *runner) model(model string) loop {
 
 // deliver brings one message to its verdict and acknowledges it accordingly.
 func (r *runner) deliver(work context.Context, model string, msg *message, h *held) {
-	defer h.release()
 	if msg.delivered > 1 {
 		r.cfg.Metrics.redelivered(model)
 	}
@@ -54,21 +53,48 @@ func (r *runner) deliver(work context.Context, model string, msg *message, h *he
 	r.cfg.Metrics.decode.Observe(time.Since(start).Seconds())
 	traced, end := r.trace(work, l)
 	defer end()
-	if err == nil {
-		err = r.admit(traced, *l.event, l.delivery)
+	d := r.attempt(traced, l, err, h)
+	if h.release(); d.action != abandon {
+		r.settle(traced, msg, l, d)
 	}
-	d := r.cfg.decide(err, l.delivery.Delivered, drained(work))
+}
+
+// attempt brings a message to its verdict, if it can. Invalid says why its event cannot be handled. Unless the decision is to
+// deliver it again, the verdict is committed.
+func (r *runner) attempt(work context.Context, l letter, invalid error, h *held) decision {
+	err, place := invalid, ordinary
+	if err == nil {
+		place, err = r.place(work, l)
+	}
+	if err == nil {
+		var begun bool
+		if begun, err = r.admit(work, l, place, h); !begun {
+			place = ordinary
+		}
+	}
+	if h.overran() && err != nil {
+		return decision{action: abandon} // the message is another worker's by now
+	}
+	failed := 0
+	if !drained(work) && transient(err) {
+		var broken error
+		if failed, broken = r.countFailure(work, l.delivery, place); broken != nil {
+			err = errors.Join(err, broken)
+		}
+	}
+	d := r.cfg.decide(err, failed, drained(work))
 	if d.action == bury {
 		if err := r.bury(work, l, d); err != nil {
-			// The message stays with the server. Where this was its last delivery, the server's advisory brings it back.
 			d = decision{action: redeliver, reason: clean("write dead letter: " + err.Error()), delay: r.cfg.retryDelay(l.delivery.Delivered)}
 			if drained(work) {
 				d.action = release
 			}
 		}
 	}
-	h.release()
-	r.settle(traced, msg, l, d)
+	if d.action == release {
+		r.handBack(work, l.delivery, place)
+	}
+	return d
 }
 
 // trace begins the span of one delivery, in the trace that the producer began.
@@ -86,77 +112,107 @@ func (r *runner) trace(work context.Context, l letter) (context.Context, func())
 }
 
 // admit waits until the event's rows are free, then has it handled. While a dependency is away it keeps the event and
-// tries again after, so that an outage costs no delivery.
-func (r *runner) admit(work context.Context, ev schema.Event, d schema.Delivery) error {
+// tries again after, so that an outage costs no attempt. Begun says whether the attempt was noted.
+func (r *runner) admit(work context.Context, l letter, place place, h *held) (begun bool, err error) {
 	start := time.Now()
-	rows := int64(min(max(r.handler.Rows(ev), 1), r.cfg.MaxRows))
+	rows := place.rows(r.handler.Rows(*l.event), r.cfg.MaxRows)
 	if err := r.rows.Acquire(work, rows); err != nil {
-		return fmt.Errorf("wait for %d rows: %w", rows, context.Cause(work))
+		return false, fmt.Errorf("wait for %d rows: %w", rows, context.Cause(work))
 	}
 	defer r.rows.Release(rows)
 	if err := r.gate.wait(work); err != nil {
-		return fmt.Errorf("wait for dependencies: %w", err)
+		return false, fmt.Errorf("wait for dependencies: %w", err)
 	}
 	r.cfg.Metrics.queue.Observe(time.Since(start).Seconds())
+	if err := r.begin(work, l.delivery, place); err != nil {
+		return false, err
+	}
 	for {
-		err := r.handle(work, ev, d)
+		err := r.handle(work, l, place, h)
 		switch {
 		case err == nil:
 			r.gate.success()
-			return nil
-		case drained(work) || !transient(err):
-			return err
+			return true, nil
+		case drained(work) || !transient(err) || h.overran():
+			return true, err
 		case isUnavailable(err):
 			r.gate.trip(err)
 		case r.gate.check(work):
-			return err
+			return true, err
 		}
 		if gone := r.gate.wait(work); gone != nil {
-			return errors.Join(err, gone)
+			return true, errors.Join(err, gone)
 		}
 	}
 }
 
 // transient reports whether err says nothing about the message itself.
 func transient(err error) bool {
+	if err == nil {
+		return false
+	}
 	var invalid *schema.Invalid
 	var kinded interface{ DeadLetterKind() string }
 	return !errors.As(err, &invalid) && !errors.As(err, &kinded)
 }
 
-// handle calls the handler with the event's deadline. A panic is an error of this event.
-func (r *runner) handle(work context.Context, ev schema.Event, d schema.Delivery) (err error) {
+// handle calls the handler with the event's deadline. A panic is an error of this event. If the handler does not return
+// soon after the deadline, the message's heartbeats end, so that it goes to another worker, and pulling is paused.
+func (r *runner) handle(work context.Context, l letter, place place, h *held) (err error) {
 	ctx, cancel := context.WithTimeoutCause(work, r.cfg.HandleTimeout, fmt.Errorf("handle event timed out after %s", r.cfg.HandleTimeout))
 	defer cancel()
+	most := r.cfg.HandleTimeout + r.cfg.AckWait/3
+	defer time.AfterFunc(most, func() { r.overrun(work, l, place, h, most) }).Stop()
 	defer func() {
 		if p := recover(); p != nil {
-			r.log.Error("the handler panicked", "source", ev.Source, "id", ev.ID, "err", p, "stack", string(debug.Stack()))
+			r.log.Error("the handler panicked", "source", l.event.Source, "id", l.event.ID, "err", p, "stack", string(debug.Stack()))
 			err = fmt.Errorf("the handler panicked: %v", p)
 		}
 	}()
-	err = r.handler.Handle(ctx, ev, d)
+	err = r.handler.Handle(ctx, *l.event, l.delivery)
 	if err != nil && ctx.Err() != nil && work.Err() == nil {
 		err = fmt.Errorf("%w: %w", context.Cause(ctx), err)
 	}
 	return err
 }
 
-// bury writes the message's dead letter. While a dependency is away it waits and tries again; a refusal by a healthy
-// one is returned.
+// bury writes the message's dead letter.
 func (r *runner) bury(work context.Context, l letter, d decision) error {
-	const tries = 3
 	v := schema.Verdict{Delivery: l.delivery, DeadLetter: &schema.DeadLetter{
 		Event: l.event, Source: l.source, EventID: l.id, Subject: clean(l.subject), Payload: clip(l.payload), Field: d.field, Reason: d.reason, Kind: d.kind,
 	}}
+	err := r.write(work, func(ctx context.Context) error { return r.dead.DeadLetter(ctx, v) })
+	if err == nil {
+		r.cfg.Metrics.deadLetter(d.kind)
+	}
+	return err
+}
+
+// overrun leaves a message whose handler does not return to another worker, and pauses pulling. If the dependencies stay
+// unwell, the message is not to blame.
+func (r *runner) overrun(work context.Context, l letter, place place, h *held, after time.Duration) {
+	h.overrun()
+	r.log.Error("the handler does not return", "model", l.model, "sequence", l.delivery.Sequence, "source", l.event.Source, "id", l.event.ID, "after", after)
+	r.gate.trip(fmt.Errorf("the handler has not returned after %s", after))
+	doubt, cancel := context.WithTimeout(work, 2*probeTimeout)
+	defer cancel()
+	if r.gate.wait(doubt) != nil {
+		r.handBack(work, l.delivery, place)
+	}
+}
+
+// write calls f until it succeeds. While a dependency is away it waits and tries again; a refusal by a healthy one is
+// returned.
+func (r *runner) write(work context.Context, f func(context.Context) error) error {
+	const tries = 3
 	retry := backoff{min: 100 * time.Millisecond, max: time.Second}
 	for refused := 0; ; {
 		ctx, cancel := context.WithTimeout(work, r.cfg.HandleTimeout)
-		err := r.dead.DeadLetter(ctx, v)
+		err := f(ctx)
 		cancel()
 		switch {
 		case err == nil:
 			r.gate.success()
-			r.cfg.Metrics.deadLetter(d.kind)
 			return nil
 		case drained(work):
 			return err

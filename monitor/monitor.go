@@ -115,17 +115,16 @@ func New(o Options) (*Monitor, error) {
 	}, nil
 }
 
-// Handle brings one delivered event to its verdict and returns nil once that is committed. A redelivered event that has
-// its verdict keeps it. The error is permanent, with a method DeadLetterKind() string, where no other delivery would end
+// Handle brings one delivered event to its verdict and returns nil once that is committed. An event that has its verdict
+// keeps it, at no cost in rows. The error is permanent, with a method DeadLetterKind() string, where no other delivery would end
 // better; any other may be tried again.
 func (m *Monitor) Handle(ctx context.Context, ev schema.Event, d schema.Delivery) (err error) {
 	ctx, end := m.consume(ctx, ev, d)
 	defer func() { end(err) }()
 
-	if d.Delivered > 1 {
-		if known, err := m.recorded(ctx, ev, d); known || err != nil {
-			return err
-		}
+	// Whatever the delivery count says: a consumer may have been restored or made anew, and a producer may repeat itself.
+	if known, err := m.recorded(ctx, ev, d); known || err != nil {
+		return err
 	}
 	model, ok := m.models[ev.Data.Model]
 	if !ok {

@@ -129,7 +129,7 @@ type StreamConfig struct {
 // ConsumersConfig says how events are taken from the stream.
 type ConsumersConfig struct {
 	AckWait       time.Duration `name:"ack-wait" default:"30s" help:"Silence of a worker after which its messages go to another. Defaults to 30s."`
-	MaxDeliver    int           `name:"max-deliver" default:"5" help:"Deliveries of one message, at most; then it becomes a dead letter. Defaults to 5."`
+	MaxDeliver    int           `name:"max-deliver" default:"5" help:"Failed attempts on one message before it becomes a dead letter; being stopped or killed is no failure. Defaults to 5."`
 	MaxInFlight   int           `name:"max-in-flight" default:"256" help:"Messages of one model that a worker holds at once. Defaults to 256."`
 	MaxRows       int           `name:"max-rows" default:"4096" help:"Rows of backbone work that are admitted at once, over all models. Defaults to 4096."`
 	HandleTimeout time.Duration `name:"handle-timeout" default:"1m" help:"Deadline of one event, from its admission on. Defaults to 1m."`

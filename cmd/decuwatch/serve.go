@@ -172,7 +172,7 @@ func serve(ctx context.Context, c Config, log *slog.Logger, fail *failpoint, sta
 		return err
 	}
 	consuming := c.consumers(names)
-	consuming.Healthy = healthy(store, engines)
+	consuming.Healthy, consuming.Tries = healthy(store, engines), tries{store}
 	consuming.Logger, consuming.Metrics, consuming.Tracer = log, consumers.NewMetrics(reg, names, monitor.Kinds()...), tracer
 	handler := failingHandler{m, fail}
 	life.run("consumers", func(ctx context.Context) error { return consumers.Run(ctx, js, consuming, handler, handler) })
@@ -301,6 +301,14 @@ func (r recorder) Recorded(ctx context.Context, ev schema.Event, d schema.Delive
 func (r recorder) Record(ctx context.Context, v schema.Verdict) (bool, error) {
 	recorded, err := r.Store.Record(ctx, v)
 	return recorded.First, unavailable(err)
+}
+
+// tries gives the consumers the store in the form they ask for.
+type tries struct{ *postgres.Store }
+
+func (t tries) Try(ctx context.Context, d schema.Delivery, add schema.Tries) (schema.Tries, error) {
+	sum, err := t.Store.Try(ctx, d, add)
+	return sum, unavailable(err)
 }
 
 // unavailable marks an error that is not about the verdict: the message is kept until the database is well again.

@@ -1,0 +1,154 @@
+package consumers
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/decuwatch/decuwatch/schema"
+)
+
+// Tries counts the attempts on messages that did not come to a verdict.
+type Tries interface {
+	// Try adds to the attempts on a message, never below zero, and returns their sum. Adding nothing reads it.
+	Try(ctx context.Context, d schema.Delivery, add schema.Tries) (schema.Tries, error)
+}
+
+// A message may end the process that handles it, and then takes down whatever else the worker has in hand. Nobody can
+// say which of them did. So a message whose workers ended without a word is handled among fewer and fewer others, until
+// it is alone: then an innocent one gets its verdict, and a guilty one is known.
+const (
+	ordinary place = iota
+	watched        // at most watchedAtOnce of them at a time
+	alone          // nothing else is handled by this worker
+)
+
+// place is among which others a message is handled.
+type place int
+
+const (
+	endsToWatch   = 2  // attempts that ended without a word after which a message is watched
+	watchedAtOnce = 16 //
+	endsAlone     = 3  // attempts alone that ended without a word after which a message is a dead letter
+)
+
+// rows returns how many rows an event takes, of all there are.
+func (p place) rows(cost, all int) int64 {
+	switch p {
+	case watched:
+		cost = max(cost, all/watchedAtOnce)
+	case alone:
+		cost = all
+	}
+	return int64(min(max(cost, 1), all))
+}
+
+// place decides among which others a message is handled. The error is permanent if too many workers ended while they had
+// it alone in hand.
+func (r *runner) place(work context.Context, l letter) (place, error) {
+	if l.delivery.Delivered <= endsToWatch {
+		return ordinary, nil
+	}
+	sum, err := r.try(work, l.delivery, schema.Tries{})
+	if err != nil {
+		return ordinary, err
+	}
+	p, err := placeOf(l.delivery.Delivered, sum)
+	if p != ordinary {
+		r.log.Warn("workers ended with this event in hand", "model", l.model, "sequence", l.delivery.Sequence, "delivered", l.delivery.Delivered,
+			"failed", sum.Failed, "handed_back", sum.HandedBack, "alone", p == alone, "source", l.event.Source, "id", l.event.ID)
+	}
+	return p, err
+}
+
+// placeOf is place by the numbers alone.
+func placeOf(delivered int, sum schema.Tries) (place, error) {
+	switch {
+	case sum.Alone >= endsAlone:
+		return alone, Permanent(fmt.Errorf("%d workers ended without a word while they handled it alone", sum.Alone), KindGivenUp)
+	case sum.Alone > 0 || sum.Watched > 0:
+		return alone, nil
+	case delivered-1-sum.Failed-sum.HandedBack >= endsToWatch:
+		return watched, nil
+	}
+	return ordinary, nil
+}
+
+// begins returns what is added to a message's attempts before one begins in its place, and taken away when it has ended.
+func (p place) begins(n int) schema.Tries {
+	switch p {
+	case watched:
+		return schema.Tries{Watched: n}
+	case alone:
+		return schema.Tries{Alone: n}
+	}
+	return schema.Tries{}
+}
+
+// begin notes that an attempt begins, if its end without a word would count.
+func (r *runner) begin(work context.Context, d schema.Delivery, p place) error {
+	if p == ordinary {
+		return nil
+	}
+	_, err := r.try(work, d, p.begins(1))
+	return err
+}
+
+// countFailure notes that an attempt failed and returns how many have.
+func (r *runner) countFailure(work context.Context, d schema.Delivery, p place) (int, error) {
+	add := p.begins(-1)
+	add.Failed = 1
+	sum, err := r.try(work, d, add)
+	return sum.Failed, err
+}
+
+// handBackPatience bounds the note of a worker that has run out of time to stop.
+const handBackPatience = time.Second
+
+// handBack notes that the worker gives a message back because it stops. Without the note, the attempt counts as one that
+// ended without a word.
+func (r *runner) handBack(work context.Context, d schema.Delivery, p place) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(work), handBackPatience)
+	defer cancel()
+	add := p.begins(-1)
+	add.HandedBack = 1
+	if _, err := r.cfg.Tries.Try(ctx, d, add); err != nil {
+		r.log.Warn("that a message was handed back is not noted", "sequence", d.Sequence, "err", err)
+	}
+}
+
+// try counts attempts. While a dependency is away it waits and tries again.
+func (r *runner) try(work context.Context, d schema.Delivery, add schema.Tries) (sum schema.Tries, err error) {
+	err = r.write(work, func(ctx context.Context) error {
+		sum, err = r.cfg.Tries.Try(ctx, d, add)
+		return err
+	})
+	if err != nil {
+		return sum, fmt.Errorf("count attempts: %w", err)
+	}
+	return sum, nil
+}
+
+// memoryTries counts attempts in memory.
+type memoryTries struct {
+	mu   sync.Mutex
+	sums map[schema.Delivery]schema.Tries
+}
+
+func (m *memoryTries) Try(_ context.Context, d schema.Delivery, add schema.Tries) (schema.Tries, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	key := schema.Delivery{Stream: d.Stream, Sequence: d.Sequence, Digest: d.Digest}
+	sum := m.sums[key]
+	for _, c := range []struct {
+		sum *int
+		add int
+	}{{&sum.Failed, add.Failed}, {&sum.HandedBack, add.HandedBack}, {&sum.Watched, add.Watched}, {&sum.Alone, add.Alone}} {
+		*c.sum = max(0, *c.sum+c.add)
+	}
+	if add != (schema.Tries{}) {
+		m.sums[key] = sum
+	}
+	return sum, nil
+}
