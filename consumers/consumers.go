@@ -48,6 +48,7 @@ const (
 	KindUnknownModel = "unknown_model" // its subject is of a model that nobody consumes
 	KindFailed       = "failed"        // too many attempts on it failed
 	KindGivenUp      = "given_up"      // workers ended while they had it alone in hand, or somebody terminated it
+	KindOrphaned     = "orphaned"      // its model has a consumer, but nobody pulls from it
 )
 
 // Config is the configuration of [Run].
@@ -70,7 +71,8 @@ type Config struct {
 	DrainTimeout    time.Duration // how long a stop waits for messages in flight. Defaults to 20 s
 	RetryDelay      time.Duration // before the second delivery; doubles with each further one. Defaults to 1 s
 	RetryMaxDelay   time.Duration // Defaults to 30 s
-	UnownedGrace    time.Duration // age at which a message of a model without a consumer becomes a dead letter. Defaults to 10 s
+	UnownedGrace    time.Duration // after which a message of a model without a consumer becomes a dead letter. Defaults to 10 s
+	OrphanGrace     time.Duration // after which a message that nobody pulls from its consumer becomes one. Defaults to 24 h
 
 	// Healthy reports whether what the handler depends on is there; it is asked after a failure. While it fails,
 	// nothing is pulled, and messages in flight are kept and tried again after. Nil is always healthy.
@@ -100,6 +102,7 @@ func (c Config) WithDefaults() Config {
 	def(&c.RetryDelay, time.Second)
 	def(&c.RetryMaxDelay, 30*time.Second)
 	def(&c.UnownedGrace, 10*time.Second)
+	def(&c.OrphanGrace, min(24*time.Hour, c.MaxAge/2))
 	if c.Healthy == nil {
 		c.Healthy = func(context.Context) error { return nil }
 	}
@@ -160,6 +163,7 @@ func (c Config) Validate() error {
 		{"RetryDelay", int64(c.RetryDelay), 1, "1ns"},
 		{"RetryMaxDelay", int64(c.RetryMaxDelay), int64(c.RetryDelay), "RetryDelay"},
 		{"UnownedGrace", int64(c.UnownedGrace), 1, "1ns"},
+		{"OrphanGrace", int64(c.OrphanGrace), 1, "1ns"},
 	} {
 		if f.v < f.min {
 			return fmt.Errorf("consumers: %s is below %s", f.name, f.unit)

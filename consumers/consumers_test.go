@@ -785,7 +785,7 @@ func TestStreamThatWouldLoseEventsIsRefused(t *testing.T) {
 		{"retention", func(s *jetstream.StreamConfig) { s.Retention = jetstream.WorkQueuePolicy }},
 		{"discard", func(s *jetstream.StreamConfig) { s.Discard = jetstream.DiscardOld }},
 		{"subjects", func(s *jetstream.StreamConfig) { s.Subjects = []string{"generation.requested." + model} }},
-		{"messages a subject", func(s *jetstream.StreamConfig) { s.MaxMsgsPerSubject = 5 }},
+		{"max_msgs_per_subject", func(s *jetstream.StreamConfig) { s.MaxMsgsPerSubject = 5 }},
 	} {
 		t.Run(c.setting, func(t *testing.T) {
 			js := natstest.Start(t).JetStream()
@@ -813,7 +813,8 @@ func TestStreamThatWouldLoseEventsIsRefused(t *testing.T) {
 func TestNewStream(t *testing.T) {
 	js := natstest.Start(t).JetStream()
 	c := ensure(t, js).CachedInfo().Config
-	if c.Storage != jetstream.FileStorage || c.Retention != jetstream.LimitsPolicy || c.Discard != jetstream.DiscardNew || c.MaxMsgSize != 64<<10 || c.MaxAge != 7*24*time.Hour {
+	if c.Storage != jetstream.FileStorage || c.Retention != jetstream.LimitsPolicy || c.Discard != jetstream.DiscardNew || c.MaxMsgSize != 64<<10 || c.MaxAge != 7*24*time.Hour ||
+		!c.DenyDelete || c.AllowRollup || c.MaxConsumers <= 0 {
 		t.Errorf("stream is %+v", c)
 	}
 }

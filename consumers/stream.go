@@ -4,17 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/decuwatch/decuwatch/schema"
 )
-
-// ErrStreamConfig is returned by [EnsureStream] and [Run] where a stream exists whose settings would lose events. Its
-// text names the setting.
-var ErrStreamConfig = errors.New("consumers: the stream's settings would lose events")
 
 // subjectPrefix begins each subject of generation events; the model's name follows.
 var subjectPrefix = schema.SubjectGeneration("")
@@ -29,13 +24,16 @@ const (
 	durableTerminated = "terminated-decuwatch"
 )
 
+// maxConsumers bounds the consumers of a new stream: one for each model, and some that people make.
+const maxConsumers = 1024
+
 // AdvisoryStream returns the name of the stream that keeps the server's advisories about the given stream.
 func AdvisoryStream(stream string) string { return stream + "_ADVISORIES" }
 
-// EnsureStream creates the stream of generation events where it does not exist: on disk, kept by age and never removed
-// by consumption, refusing new messages rather than dropping old ones when full, messages of at most 64 KiB. A stream
-// that exists is left as its operator made it, as long as no acknowledged event can be lost by its settings; else the
-// error is [ErrStreamConfig].
+// EnsureStream creates the stream of generation events if it does not exist: on disk, kept by age, refusing new messages
+// rather than dropping old ones when full, messages of at most 64 KiB, no single message erased. A stream that exists is
+// left as its operator made it. If its settings can erase, replace, expire or add messages, the error is
+// [ErrStreamConfig].
 func EnsureStream(ctx context.Context, js jetstream.JetStream, cfg Config) (jetstream.Stream, error) {
 	cfg = cfg.WithDefaults()
 	stream, err := js.Stream(ctx, cfg.Stream)
@@ -52,6 +50,9 @@ func EnsureStream(ctx context.Context, js jetstream.JetStream, cfg Config) (jets
 			MaxMsgSize:  schema.MaxPayload,
 			Replicas:    cfg.Replicas,
 			Duplicates:  min(2*time.Minute, cfg.MaxAge),
+
+			MaxConsumers: maxConsumers,
+			DenyDelete:   true,
 		})
 		if errors.Is(err, jetstream.ErrStreamNameAlreadyInUse) { // another worker was first
 			stream, err = js.Stream(ctx, cfg.Stream)
@@ -60,29 +61,16 @@ func EnsureStream(ctx context.Context, js jetstream.JetStream, cfg Config) (jets
 	if err != nil {
 		return nil, fmt.Errorf("ensure stream %s: %w", cfg.Stream, err)
 	}
-	return stream, checkStream(stream.CachedInfo().Config)
-}
-
-func checkStream(c jetstream.StreamConfig) error {
-	switch {
-	case !slices.Contains(c.Subjects, subjectPrefix+">"):
-		return fmt.Errorf("%w: stream %s: subjects are %q, must hold %q", ErrStreamConfig, c.Name, c.Subjects, subjectPrefix+">")
-	case c.Storage != jetstream.FileStorage:
-		return fmt.Errorf("%w: stream %s: storage is %s, must be file", ErrStreamConfig, c.Name, c.Storage)
-	case c.Retention != jetstream.LimitsPolicy:
-		return fmt.Errorf("%w: stream %s: retention is %s, must be limits", ErrStreamConfig, c.Name, c.Retention)
-	case c.Discard != jetstream.DiscardNew:
-		return fmt.Errorf("%w: stream %s: discard is %s, must be new", ErrStreamConfig, c.Name, c.Discard)
-	case c.MaxMsgsPerSubject > 0 && !c.DiscardNewPerSubject:
-		return fmt.Errorf("%w: stream %s: keeps %d messages a subject and drops older ones", ErrStreamConfig, c.Name, c.MaxMsgsPerSubject)
-	}
-	return nil
+	return stream, checkSettings(stream.CachedInfo().Config, eventSettings)
 }
 
 // ensureConsumer creates or updates a durable consumer of the stream.
 func (r *runner) ensureConsumer(ctx context.Context, c jetstream.ConsumerConfig) (source, error) {
 	stream, err := EnsureStream(ctx, r.js, r.cfg)
 	if err != nil {
+		return nil, err
+	}
+	if err := r.cfg.checkStream(stream.CachedInfo().Config); err != nil {
 		return nil, err
 	}
 	if _, err := stream.CreateOrUpdateConsumer(ctx, c); err != nil {
@@ -106,6 +94,9 @@ func (r *runner) ensureAdvisories(ctx context.Context, c jetstream.ConsumerConfi
 			MaxAge:      r.cfg.MaxAge,
 			MaxBytes:    r.cfg.MaxBytes,
 			Replicas:    r.cfg.Replicas,
+
+			MaxConsumers: maxConsumers,
+			DenyDelete:   true,
 		})
 		if errors.Is(err, jetstream.ErrStreamNameAlreadyInUse) {
 			stream, err = r.js.Stream(ctx, name)
@@ -113,6 +104,9 @@ func (r *runner) ensureAdvisories(ctx context.Context, c jetstream.ConsumerConfi
 	}
 	if err != nil {
 		return nil, fmt.Errorf("ensure stream %s: %w", name, err)
+	}
+	if err := checkSettings(stream.CachedInfo().Config, advisorySettings); err != nil {
+		return nil, err
 	}
 	c.AckPolicy, c.AckWait, c.MaxAckPending = jetstream.AckExplicitPolicy, r.cfg.AckWait, 256
 	if _, err := stream.CreateOrUpdateConsumer(ctx, c); err != nil {
