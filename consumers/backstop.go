@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -19,101 +18,6 @@ const (
 	advisoryMaxDeliveries = "$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES."
 	advisoryTerminated    = "$JS.EVENT.ADVISORY.CONSUMER.MSG_TERMINATED."
 )
-
-// unowned returns the loop that looks at every message's subject and makes a dead letter of those that no model's
-// consumer takes, whichever worker it belongs to.
-func (r *runner) unowned() loop {
-	owners := &owners{r: r}
-	return loop{
-		name:  durableUnowned,
-		slots: 1024,
-		pull:  512,
-		open: func(ctx context.Context) (source, error) {
-			return r.ensureConsumer(ctx, jetstream.ConsumerConfig{
-				Durable:       durableUnowned,
-				Description:   "Finds events of models that nobody scores",
-				FilterSubject: subjectPrefix + ">",
-				DeliverPolicy: jetstream.DeliverAllPolicy,
-				AckPolicy:     jetstream.AckExplicitPolicy,
-				AckWait:       r.cfg.AckWait,
-				MaxAckPending: 4096,
-			})
-		},
-		take: func(work context.Context, msg *message, h *held) {
-			defer h.release()
-			if err := r.takeUnowned(work, owners, msg); err != nil {
-				h.release()
-				_ = msg.nak(r.cfg.RetryDelay)
-				r.log.Warn("message of an unknown model is tried again", "subject", clean(msg.Subject), "err", err)
-			}
-		},
-	}
-}
-
-// takeUnowned acknowledges an owned message, for its owner takes it, and makes a dead letter of one that has been
-// without an owner for the grace time.
-func (r *runner) takeUnowned(work context.Context, owners *owners, msg *message) error {
-	model := strings.TrimPrefix(msg.Subject, subjectPrefix)
-	owned, err := owners.has(work, model, false)
-	if err != nil {
-		return err
-	}
-	if owned {
-		return msg.ack() // losing it costs another look only
-	}
-	if wait := r.cfg.UnownedGrace - time.Since(msg.Time); wait > 0 {
-		return msg.nak(wait)
-	}
-	// The list of owners may be older than the owner.
-	if owned, err = owners.has(work, model, true); err != nil || owned {
-		return errors.Join(err, msg.ack())
-	}
-	d := decision{action: bury, kind: KindUnknownModel, field: "data.model", reason: clean(fmt.Sprintf("no consumer scores the subject %s", msg.Subject))}
-	if err := r.buryStored(work, msg.Sequence, msg.delivered, msg.Subject, d); err != nil {
-		return err
-	}
-	return r.doubleAck(work, msg)
-}
-
-// owners knows the models that have a durable consumer, of whichever worker.
-type owners struct {
-	r      *runner
-	mu     sync.Mutex
-	models map[string]bool
-	asked  time.Time
-}
-
-// has reports whether model has a consumer; fresh asks the server where the last answer is older than a second.
-func (o *owners) has(ctx context.Context, model string, fresh bool) (bool, error) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	if o.models == nil || fresh && time.Since(o.asked) > time.Second || time.Since(o.asked) > time.Minute {
-		ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
-		defer cancel()
-		stream, err := o.r.js.Stream(ctx, o.r.cfg.Stream)
-		if err != nil {
-			return false, fmt.Errorf("list consumers: %w", err)
-		}
-		models := map[string]bool{}
-		names := stream.ConsumerNames(ctx)
-		for name := range names.Name() {
-			if model, ok := strings.CutPrefix(name, durablePrefix); ok {
-				models[model] = true
-			}
-		}
-		if err := names.Err(); err != nil {
-			return false, fmt.Errorf("list consumers: %w", err)
-		}
-		o.models, o.asked = models, time.Now()
-	}
-	// Models of this worker count before their consumers stand.
-	for _, m := range o.r.cfg.Models {
-		if m == model {
-			return true, nil
-		}
-	}
-	return o.models[model], nil
-}
 
 // advisory is what the server says about a message that it will not deliver again.
 type advisory struct {

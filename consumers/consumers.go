@@ -2,9 +2,9 @@
 // into the acknowledgement: nil is acknowledged, a permanent error becomes a dead letter, anything else is delivered
 // again later.
 //
-// One durable pull consumer exists for each model. One more takes messages of models that nobody consumes, and
-// others take the server's advisories about messages that it gave up on, so that each acknowledged message ends
-// in a verdict.
+// One durable pull consumer exists for each model, and others take the server's advisories about messages that it gave
+// up on. A keeper looks after the stream as a whole: it finds messages that nobody takes, checks that each message has its
+// verdict, and purges those that are settled.
 package consumers
 
 import (
@@ -74,6 +74,14 @@ type Config struct {
 	UnownedGrace    time.Duration // after which a message of a model without a consumer becomes a dead letter. Defaults to 10 s
 	OrphanGrace     time.Duration // after which a message that nobody pulls from its consumer becomes one. Defaults to 24 h
 
+	CheckInterval time.Duration // between two rounds of the keeper. Defaults to 10 s
+	KeepSettled   time.Duration // how long the stream keeps a message that has its verdict. Defaults to 24 h
+
+	// Ledger holds the verdicts. Nil: the keeper purges nothing and cannot tell lost messages.
+	Ledger Ledger
+	// Standing tells whether the stream and the consumers have settings under which no event is lost. May be nil.
+	Standing *Standing
+
 	// Healthy reports whether what the handler depends on is there; it is asked after a failure. While it fails,
 	// nothing is pulled, and messages in flight are kept and tried again after. Nil is always healthy.
 	Healthy func(context.Context) error
@@ -103,6 +111,11 @@ func (c Config) WithDefaults() Config {
 	def(&c.RetryMaxDelay, 30*time.Second)
 	def(&c.UnownedGrace, 10*time.Second)
 	def(&c.OrphanGrace, min(24*time.Hour, c.MaxAge/2))
+	def(&c.CheckInterval, 10*time.Second)
+	def(&c.KeepSettled, 24*time.Hour)
+	if c.Standing == nil {
+		c.Standing = &Standing{}
+	}
 	if c.Healthy == nil {
 		c.Healthy = func(context.Context) error { return nil }
 	}
@@ -126,6 +139,14 @@ func def[T comparable](v *T, d T) {
 	if *v == zero {
 		*v = d
 	}
+}
+
+// healthy reports whether messages may be pulled: the stream loses none, and what the handler needs is there.
+func (c Config) healthy(ctx context.Context) error {
+	if err := c.Standing.Err(ctx); err != nil {
+		return err
+	}
+	return c.Healthy(ctx)
 }
 
 // Validate returns an error that names the first field out of its bounds. It expects defaults to be in place.
@@ -164,6 +185,8 @@ func (c Config) Validate() error {
 		{"RetryMaxDelay", int64(c.RetryMaxDelay), int64(c.RetryDelay), "RetryDelay"},
 		{"UnownedGrace", int64(c.UnownedGrace), 1, "1ns"},
 		{"OrphanGrace", int64(c.OrphanGrace), 1, "1ns"},
+		{"CheckInterval", int64(c.CheckInterval), 1, "1ns"},
+		{"KeepSettled", int64(c.KeepSettled), 1, "1ns"},
 	} {
 		if f.v < f.min {
 			return fmt.Errorf("consumers: %s is below %s", f.name, f.unit)
@@ -211,18 +234,19 @@ func Run(ctx context.Context, js jetstream.JetStream, cfg Config, h Handler, dea
 	r := &runner{
 		js: js, cfg: cfg, handler: h, dead: dead,
 		rows: semaphore.NewWeighted(int64(cfg.MaxRows)),
-		gate: newGate(work, cfg.Healthy, cfg.Logger, cfg.Metrics),
+		gate: newGate(work, cfg.healthy, cfg.Logger, cfg.Metrics),
 		log:  cfg.Logger,
 	}
 	defer r.gate.stop()
 
-	loops := []loop{r.unowned(), r.terminated()}
+	loops := []loop{r.terminated()}
 	for _, m := range cfg.Models {
 		loops = append(loops, r.model(m), r.givenUp(m))
 	}
 	for _, l := range loops {
 		group.Go(func() error { return r.consume(ctx, work, l) })
 	}
+	group.Go(func() error { newKeeper(r).run(ctx, work); return nil })
 	return group.Wait()
 }
 

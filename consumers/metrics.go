@@ -12,6 +12,7 @@ type Metrics struct {
 	queue        prometheus.Histogram
 	ack          prometheus.Histogram
 	paused       prometheus.Gauge
+	keeper       *keeperMetrics
 }
 
 // NewMetrics registers the metrics of the given models with reg, so that each series begins at zero. A nil reg
@@ -29,6 +30,7 @@ func NewMetrics(reg prometheus.Registerer, models []string, kinds ...string) *Me
 		decode: stage("decode"),
 		queue:  stage("queue"),
 		ack:    stage("ack"),
+		keeper: newKeeperMetrics(),
 		paused: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "decuwatch_pulling_paused",
 			Help: "1 while no messages are pulled because a dependency is away.",
@@ -37,9 +39,10 @@ func NewMetrics(reg prometheus.Registerer, models []string, kinds ...string) *Me
 	for _, model := range models {
 		m.redeliveries.WithLabelValues(model)
 	}
-	for _, kind := range append([]string{KindInvalid, KindUnknownModel, KindFailed, KindGivenUp}, kinds...) {
+	for _, kind := range append([]string{KindInvalid, KindUnknownModel, KindFailed, KindGivenUp, KindOrphaned}, kinds...) {
 		m.deadLetters.WithLabelValues(kind)
 	}
+	m.keeper.register(reg, models)
 	if reg != nil {
 		reg.MustRegister(m.redeliveries, m.deadLetters, m.decode, m.queue, m.ack, m.paused)
 	}

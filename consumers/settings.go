@@ -60,11 +60,11 @@ var advisorySettings = append([]setting{
 var everyStream = []setting{
 	{"storage", func(c jetstream.StreamConfig) any { return c.Storage }, "file",
 		func(c jetstream.StreamConfig) bool { return c.Storage == jetstream.FileStorage }},
-	{"mirror", func(c jetstream.StreamConfig) any { return source(c.Mirror) }, "unset",
+	{"mirror", func(c jetstream.StreamConfig) any { return sourceName(c.Mirror) }, "unset",
 		func(c jetstream.StreamConfig) bool { return c.Mirror == nil }},
-	{"sources", func(c jetstream.StreamConfig) any { return sources(c.Sources) }, "empty",
+	{"sources", func(c jetstream.StreamConfig) any { return sourceNames(c.Sources) }, "empty",
 		func(c jetstream.StreamConfig) bool { return len(c.Sources) == 0 }},
-	{"subject_transform", func(c jetstream.StreamConfig) any { return transform(c.SubjectTransform) }, "unset",
+	{"subject_transform", func(c jetstream.StreamConfig) any { return transformText(c.SubjectTransform) }, "unset",
 		func(c jetstream.StreamConfig) bool { return c.SubjectTransform == nil }},
 	{"subject_delete_marker_ttl", func(c jetstream.StreamConfig) any { return c.SubjectDeleteMarkerTTL }, "0",
 		func(c jetstream.StreamConfig) bool { return c.SubjectDeleteMarkerTTL == 0 }},
@@ -121,22 +121,22 @@ func weaknesses(c jetstream.StreamConfig) []string {
 	return list
 }
 
-func source(s *jetstream.StreamSource) string {
+func sourceName(s *jetstream.StreamSource) string {
 	if s == nil {
 		return ""
 	}
 	return s.Name
 }
 
-func sources(list []*jetstream.StreamSource) []string {
+func sourceNames(list []*jetstream.StreamSource) []string {
 	var names []string
 	for _, s := range list {
-		names = append(names, source(s))
+		names = append(names, sourceName(s))
 	}
 	return names
 }
 
-func transform(t *jetstream.SubjectTransformConfig) string {
+func transformText(t *jetstream.SubjectTransformConfig) string {
 	if t == nil {
 		return ""
 	}

@@ -33,13 +33,20 @@ func (s Stored) Digest() string { return schema.Digest(s.Header, s.Payload) }
 // ordered consumers, direct gets) mix the producer's headers with the server's status lines, and a producer controls the
 // former.
 func ReadStored(ctx context.Context, js jetstream.JetStream, stream string, sequence uint64, next bool) (Stored, error) {
+	following := ""
+	if next {
+		following = ">"
+	}
+	return readStored(ctx, js, stream, sequence, following)
+}
+
+// readStored reads the message of a sequence number, or, if following is a subject, the first message from there on whose
+// subject matches it.
+func readStored(ctx context.Context, js jetstream.JetStream, stream string, sequence uint64, following string) (Stored, error) {
 	request := struct {
 		Sequence uint64 `json:"seq"`
 		NextFor  string `json:"next_by_subj,omitempty"`
-	}{Sequence: sequence}
-	if next {
-		request.NextFor = ">"
-	}
+	}{Sequence: sequence, NextFor: following}
 	body, err := json.Marshal(request)
 	if err != nil {
 		return Stored{}, err

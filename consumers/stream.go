@@ -20,8 +20,8 @@ func Durable(model string) string { return durablePrefix + model }
 const (
 	durablePrefix = "decuwatch-"
 
-	durableUnowned    = "unowned-decuwatch" // cannot be the name of a model's consumer
-	durableTerminated = "terminated-decuwatch"
+	durableTerminated = "terminated-decuwatch" // cannot be the name of a model's consumer
+	durableRetired    = "unowned-decuwatch"    // of earlier versions: nobody pulls from it any more
 )
 
 // maxConsumers bounds the consumers of a new stream: one for each model, and some that people make.

@@ -38,6 +38,13 @@ type Sampler struct {
 	Eta           float64 `json:"eta"`            // 0 to 1
 }
 
+// Settled is a message of a stream that has its verdict.
+type Settled struct {
+	Sequence uint64
+	Digest   string
+	At       time.Time // when the verdict was written, by the clock of the database
+}
+
 // Delivery is where an event came from: one message of one stream.
 type Delivery struct {
 	Stream    string

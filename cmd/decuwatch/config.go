@@ -124,6 +124,9 @@ type StreamConfig struct {
 	MaxAge   time.Duration `name:"max-age" default:"168h" help:"How long a new stream keeps messages. Defaults to 168h."`
 	MaxBytes int64         `name:"max-bytes" default:"8589934592" help:"How large a new stream may grow, in bytes, before publishing is refused. Defaults to 8589934592 (8 GiB)."`
 	Replicas int           `name:"replicas" default:"1" help:"Replicas of a new stream; 3 where NATS is clustered. Defaults to 1."`
+
+	KeepSettled   time.Duration `name:"keep-settled" default:"24h" help:"How long the stream keeps an event that has its verdict; it is purged earlier if the stream is more than 75% full. Defaults to 24h."`
+	CheckInterval time.Duration `name:"check-interval" default:"10s" help:"Interval at which settings, backlog, orphaned events and the ledger are checked. Defaults to 10s."`
 }
 
 // ConsumersConfig says how events are taken from the stream.
@@ -136,6 +139,7 @@ type ConsumersConfig struct {
 	DrainTimeout  time.Duration `name:"drain-timeout" default:"20s" help:"How long a stop waits for events in flight; the rest goes back to the stream. Defaults to 20s."`
 	RetryDelay    time.Duration `name:"retry-delay" default:"1s" help:"Delay before the second delivery; it doubles with each further one. Defaults to 1s."`
 	RetryMaxDelay time.Duration `name:"retry-max-delay" default:"30s" help:"Longest delay between two deliveries. Defaults to 30s."`
+	OrphanGrace   time.Duration `name:"orphan-grace" default:"24h" help:"How long an event waits while nobody pulls from its model's consumer; then it becomes a dead letter. Must be below the stream's maximum age. Defaults to 24h."`
 }
 
 // config returns the configuration of consumers.Run without its collaborators.
@@ -144,6 +148,7 @@ func (c Config) consumers(models []string) consumers.Config {
 		Models: models, Stream: c.Stream.Name, MaxAge: c.Stream.MaxAge, MaxBytes: c.Stream.MaxBytes, Replicas: c.Stream.Replicas,
 		AckWait: c.Consumers.AckWait, MaxDeliver: c.Consumers.MaxDeliver, MaxInFlight: c.Consumers.MaxInFlight, MaxRows: c.Consumers.MaxRows,
 		HandleTimeout: c.Consumers.HandleTimeout, DrainTimeout: c.Consumers.DrainTimeout, RetryDelay: c.Consumers.RetryDelay, RetryMaxDelay: c.Consumers.RetryMaxDelay,
+		OrphanGrace: c.Consumers.OrphanGrace, CheckInterval: c.Stream.CheckInterval, KeepSettled: c.Stream.KeepSettled,
 	}
 }
 
@@ -357,6 +362,9 @@ func (c Config) validate() error {
 			"handle-timeout": int64(c.Consumers.HandleTimeout), "drain-timeout": int64(c.Consumers.DrainTimeout), "retry-delay": int64(c.Consumers.RetryDelay),
 		}, 1),
 		atLeast("consumers", map[string]int64{"retry-max-delay": int64(c.Consumers.RetryMaxDelay)}, int64(c.Consumers.RetryDelay)),
+		atLeast("stream", map[string]int64{"keep-settled": int64(c.Stream.KeepSettled), "check-interval": int64(c.Stream.CheckInterval)}, int64(time.Second)),
+		atLeast("consumers", map[string]int64{"orphan-grace": int64(c.Consumers.OrphanGrace)}, int64(time.Minute)),
+		atLeast("stream", map[string]int64{"max-age": int64(c.Stream.MaxAge)}, int64(c.Consumers.OrphanGrace)+int64(time.Minute)),
 		atLeast("retention", map[string]int64{"events": int64(c.Retention.Events)}, int64(c.Stream.MaxAge)),
 		c.Retention.validate(),
 		atLeast("alerts", map[string]int64{"max-age": int64(c.Alerts.MaxAge)}, int64(time.Minute)),
@@ -382,7 +390,7 @@ func (c Config) validate() error {
 }
 
 // durations are the settings that atLeast prints as durations.
-var durations = []string{"max-age", "ack-wait", "handle-timeout", "drain-timeout", "retry-delay", "retry-max-delay", "events", "scores", "alerts", "evidence", "commit-timeout", "statement-timeout", "lock-timeout"}
+var durations = []string{"max-age", "keep-settled", "check-interval", "orphan-grace", "ack-wait", "handle-timeout", "drain-timeout", "retry-delay", "retry-max-delay", "events", "scores", "alerts", "evidence", "commit-timeout", "statement-timeout", "lock-timeout"}
 
 // atLeast returns an error that names the first setting, in order of name, that is below the least.
 func atLeast(group string, values map[string]int64, least int64) error {

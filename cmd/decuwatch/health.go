@@ -19,6 +19,7 @@ const (
 	partNATS     = "nats"
 	partPostgres = "postgres"
 	partEnsemble = "ensemble"
+	partStream   = "stream" // settings of streams and consumers
 )
 
 // health knows whether the parts are there.
@@ -34,11 +35,11 @@ const probeTimeout = 2 * time.Second
 func newHealth(reg prometheus.Registerer) *health {
 	h := &health{
 		gauge: prometheus.NewGaugeVec(prometheus.GaugeOpts{
-			Name: "decuwatch_ready", Help: "1 while a part that scoring needs is there: nats, postgres, ensemble.",
+			Name: "decuwatch_ready", Help: "1 while a part that scoring needs is there: nats, postgres, ensemble, stream.",
 		}, []string{"part"}),
 		parts: map[string]func(context.Context) error{},
 	}
-	for _, part := range []string{partNATS, partPostgres, partEnsemble} {
+	for _, part := range []string{partNATS, partPostgres, partEnsemble, partStream} {
 		h.set(part, func(context.Context) error { return fmt.Errorf("not started") })
 		h.gauge.WithLabelValues(part)
 	}

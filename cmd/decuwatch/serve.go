@@ -166,13 +166,15 @@ func serve(ctx context.Context, c Config, log *slog.Logger, fail *failpoint, sta
 	m, err := monitor.New(monitor.Options{
 		Models: models(engines, c.Scoring, fail), Decider: failingDecider{thresholds, fail}, Recorder: failingRecorder{recorder{store}, fail},
 		Registerer: reg, MaxClassSeries: c.Metrics.MaxClassSeries, SampleShare: c.Review.Share, Tracer: tracer, Log: log,
-		DeadLetterKinds: []string{consumers.KindInvalid, consumers.KindFailed, consumers.KindGivenUp},
+		DeadLetterKinds: []string{consumers.KindInvalid, consumers.KindFailed, consumers.KindGivenUp, consumers.KindOrphaned},
 	})
 	if err != nil {
 		return err
 	}
 	consuming := c.consumers(names)
 	consuming.Healthy, consuming.Tries = healthy(store, engines), tries{store}
+	consuming.Ledger, consuming.Standing = store, &consumers.Standing{}
+	health.set(partStream, consuming.Standing.Err)
 	consuming.Logger, consuming.Metrics, consuming.Tracer = log, consumers.NewMetrics(reg, names, monitor.Kinds()...), tracer
 	handler := failingHandler{m, fail}
 	life.run("consumers", func(ctx context.Context) error { return consumers.Run(ctx, js, consuming, handler, handler) })

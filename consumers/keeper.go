@@ -1,0 +1,296 @@
+package consumers
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/decuwatch/decuwatch/schema"
+)
+
+// Ledger is where the verdicts are. Its clock decides how old a verdict is.
+type Ledger interface {
+	// Settled returns the messages from <= sequence <= to of a stream that have a verdict, a repeat of a known event
+	// included, in order of sequence.
+	Settled(ctx context.Context, stream string, from, to uint64) ([]schema.Settled, error)
+	// Repeat reports whether the event has its verdict by another message, and if so writes that this message repeats it.
+	Repeat(ctx context.Context, ev schema.Event, d schema.Delivery) (bool, error)
+	// Position returns how far the stream that was made at the given moment has been swept. A stream that is not known is
+	// begun at first.
+	Position(ctx context.Context, stream string, created time.Time, first uint64) (uint64, error)
+	// Advance moves the position, and reports false if somebody else has moved it since.
+	Advance(ctx context.Context, stream string, created time.Time, from, to uint64) (bool, error)
+	// SettledBefore returns the highest sequence from first to last up to which every message got its verdict longer than
+	// age ago, or first-1.
+	SettledBefore(ctx context.Context, stream string, first, last uint64, age time.Duration) (uint64, error)
+	// Orphans returns how many messages of a subject above a sequence are dead letters.
+	Orphans(ctx context.Context, stream, subject string, above uint64) (int, error)
+}
+
+// Standing tells whether the settings of stream and consumers are such that no event is lost. Its zero value is ready.
+type Standing struct {
+	mu  sync.Mutex
+	err error
+}
+
+// Err returns nil, or an error that names the setting.
+func (s *Standing) Err(context.Context) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.err
+}
+
+// set returns whether what Err returns has changed.
+func (s *Standing) set(err error) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	changed := text(err) != text(s.err)
+	s.err = err
+	return changed
+}
+
+func text(err error) string {
+	if err == nil {
+		return ""
+	}
+	return err.Error()
+}
+
+// keeper looks after the stream as a whole. Every worker runs one; what they do is safe to do twice.
+type keeper struct {
+	*runner
+	owners  *owners
+	metrics *keeperMetrics
+	warned  map[string]string // what was said last, by what it is about
+	swept   *sweeper
+}
+
+// round is what one look at the stream found.
+type round struct {
+	view   *View
+	owners map[string]owner // by subject of the stream
+}
+
+// owner says who takes a subject's events, and since when nobody does.
+type owner struct {
+	Ownership
+	since time.Time
+}
+
+func newKeeper(r *runner) *keeper {
+	quiet := max(r.cfg.AckWait, r.cfg.HandleTimeout) + 2*r.cfg.PullExpiry
+	return &keeper{
+		runner: r, owners: newOwners(r.cfg.Models, quiet), metrics: r.cfg.Metrics.keeper, warned: map[string]string{}, swept: newSweeper(r),
+	}
+}
+
+// run looks at the stream at an interval until ctx ends. What is found is swept in a goroutine of its own, which waits
+// while a dependency is away; the looking goes on.
+func (k *keeper) run(ctx, work context.Context) {
+	rounds := make(chan round, 1)
+	var sweeping sync.WaitGroup
+	sweeping.Go(func() {
+		for r := range rounds {
+			k.swept.sweep(ctx, work, r)
+		}
+	})
+	defer sweeping.Wait()
+	defer close(rounds)
+	for ctx.Err() == nil {
+		start := time.Now()
+		if k.js.Conn().IsConnected() {
+			r, err := k.look(ctx)
+			if k.tell("keeper", err) && err != nil && ctx.Err() == nil {
+				k.log.Warn("the stream cannot be checked", "stream", k.cfg.Stream, "err", err)
+			}
+			if err == nil {
+				k.metrics.checked()
+				select {
+				case rounds <- r:
+				default: // the last one is still being swept
+				}
+			}
+		}
+		// A stream of very many subjects takes long to look at.
+		wait := time.NewTimer(max(k.cfg.CheckInterval, 10*time.Since(start)))
+		select {
+		case <-wait.C:
+		case <-ctx.Done():
+		}
+		wait.Stop()
+	}
+}
+
+// tell reports whether what is said about a thing has changed.
+func (k *keeper) tell(about string, err error) bool {
+	was, said := k.warned[about], text(err)
+	k.warned[about] = said
+	return was != said
+}
+
+// look asks the server, checks every setting, and sets the metrics.
+func (k *keeper) look(ctx context.Context) (round, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, 30*time.Second, errors.New("reading the stream and its consumers timed out after 30s"))
+	defer cancel()
+	v, err := ReadView(ctx, k.js, k.cfg.Stream)
+	if err != nil {
+		return round{}, errors.Join(err, context.Cause(ctx))
+	}
+	k.check(ctx, v)
+	r := round{view: v, owners: map[string]owner{}}
+	for subject := range v.State.Subjects {
+		ownership, since := k.owners.of(v, subject)
+		r.owners[subject] = owner{ownership, since}
+	}
+	k.owners.forget(v)
+	return r, k.measure(ctx, r)
+}
+
+// check holds the settings of streams and consumers against the rules. On a violation nothing is pulled until it is gone.
+func (k *keeper) check(ctx context.Context, v *View) {
+	err := errors.Join(k.cfg.checkStream(v.Config), k.checkAdvisories(ctx), k.checkConsumers(ctx, v))
+	if k.cfg.Standing.set(err) {
+		if err != nil {
+			k.log.Error("pulling stops: settings would lose events", "err", err)
+			k.gate.check(ctx)
+		} else {
+			k.log.Info("the settings of stream and consumers lose no event")
+		}
+	}
+	for _, w := range weaknesses(v.Config) {
+		if k.tell(w, errors.New(w)) {
+			k.log.Warn("the stream is weaker than a new one would be", "stream", v.Config.Name, "setting", w)
+		}
+	}
+	for _, name := range v.Missing {
+		if k.tell("missing "+name, errors.New(name)) {
+			k.log.Warn("the server cannot tell the state of a consumer", "consumer", name)
+		}
+	}
+}
+
+func (k *keeper) checkAdvisories(ctx context.Context) error {
+	stream, err := k.js.Stream(ctx, AdvisoryStream(k.cfg.Stream))
+	if err != nil {
+		return nil // made by the loops that read it; a server that cannot be asked says nothing about settings
+	}
+	return checkSettings(stream.CachedInfo().Config, advisorySettings)
+}
+
+// checkConsumers looks at the consumers of this worker's models. It restores what the server lets it restore.
+func (k *keeper) checkConsumers(ctx context.Context, v *View) error {
+	var errs []error
+	for _, model := range k.cfg.Models {
+		c, ok := v.Consumers[Durable(model)]
+		if !ok {
+			continue // its loop makes it anew
+		}
+		err := checkConsumer(c.Config, schema.SubjectGeneration(model))
+		if err == nil {
+			continue
+		}
+		if _, restored := k.model(model).open(ctx); restored != nil {
+			errs = append(errs, fmt.Errorf("%w (delete the consumer, and it is made anew: %w)", err, restored))
+			continue
+		}
+		k.log.Warn("the settings of a consumer were changed, and are restored", "err", err)
+	}
+	return errors.Join(errs...)
+}
+
+// measure sets the metrics of one look.
+func (k *keeper) measure(ctx context.Context, r round) error {
+	v := r.view
+	k.metrics.stream(v)
+	var errs []error
+	models := map[string]bool{}
+	for name, c := range v.Consumers {
+		model, ok := strings.CutPrefix(name, durablePrefix)
+		if !ok || !ValidModel(model) {
+			continue
+		}
+		models[model] = true
+		subject := schema.SubjectGeneration(model)
+		ownership, _ := k.owners.of(v, subject)
+		oldest, err := k.oldest(ctx, v, c, subject)
+		errs = append(errs, err)
+		orphans := 0
+		if ownership == Orphaned {
+			orphans, err = k.orphans(ctx, v, c, subject)
+			errs = append(errs, err)
+		}
+		k.metrics.consumer(model, c, oldest, orphans)
+		k.report(model, c, ownership, orphans)
+	}
+	k.metrics.forget(models)
+	return errors.Join(errs...)
+}
+
+// oldest returns the age of the oldest message that the consumer still has to bring to a verdict.
+func (k *keeper) oldest(ctx context.Context, v *View, c jetstream.ConsumerInfo, subject string) (time.Duration, error) {
+	if c.NumPending == 0 && c.NumAckPending == 0 {
+		return 0, nil
+	}
+	m, err := readStored(ctx, k.js, k.cfg.Stream, max(c.AckFloor.Stream+1, v.State.FirstSeq), subject)
+	if errors.Is(err, jetstream.ErrMsgNotFound) {
+		return 0, nil // settled meanwhile
+	}
+	if err != nil {
+		return 0, err
+	}
+	return max(v.Time.Sub(m.Time), 0), nil
+}
+
+// orphans returns how many events of an orphaned consumer have no verdict.
+func (k *keeper) orphans(ctx context.Context, v *View, c jetstream.ConsumerInfo, subject string) (int, error) {
+	n := int(min(c.NumPending, 1<<31)) + c.NumAckPending //nolint:gosec // bounded
+	if !takes(c.Config, subject) {
+		n = int(min(v.State.Subjects[subject], 1<<31)) //nolint:gosec // bounded
+		c.AckFloor.Stream = v.State.FirstSeq - 1
+	}
+	if n == 0 || k.cfg.Ledger == nil {
+		return n, nil
+	}
+	dead, err := k.cfg.Ledger.Orphans(ctx, k.cfg.Stream, subject, c.AckFloor.Stream)
+	return max(n-dead, 0), err
+}
+
+// report logs once what has changed about a model that is not this worker's, and any pause.
+func (k *keeper) report(model string, c jetstream.ConsumerInfo, ownership Ownership, orphans int) {
+	var err error
+	if ownership == Orphaned && orphans > 0 {
+		err = errors.New("nobody pulls from the consumer " + c.Name)
+	}
+	switch changed := k.tell("orphan "+model, err); {
+	case changed && err != nil:
+		k.log.Error("events are orphaned: nobody pulls them", "model", model, "consumer", c.Name, "events", orphans, "dead_letters_after", k.cfg.OrphanGrace)
+	case changed:
+		k.log.Info("events are no longer orphaned", "model", model)
+	}
+	err = nil
+	if c.Paused {
+		err = errors.New("paused")
+	}
+	switch changed := k.tell("pause "+model, err); {
+	case changed && err != nil:
+		k.log.Error("a consumer is paused: its events wait", "model", model, "consumer", c.Name, "remaining", c.PauseRemaining)
+	case changed:
+		k.log.Info("a consumer is no longer paused", "model", model)
+	}
+}
+
+// subjects returns the subjects of the round in order.
+func (r round) subjects() []string {
+	list := make([]string, 0, len(r.owners))
+	for s := range r.owners {
+		list = append(list, s)
+	}
+	slices.Sort(list)
+	return list
+}

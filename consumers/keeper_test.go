@@ -1,0 +1,481 @@
+package consumers_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/decuwatch/decuwatch/consumers"
+	"github.com/decuwatch/decuwatch/consumers/natstest"
+	"github.com/decuwatch/decuwatch/schema"
+	"github.com/decuwatch/decuwatch/schema/postgres"
+	"github.com/decuwatch/decuwatch/schema/postgres/pgtest"
+)
+
+// skipper brings each event to its verdict, a skip, in Postgres.
+type skipper struct{ *postgres.Store }
+
+func (s skipper) Handle(ctx context.Context, ev schema.Event, d schema.Delivery) error {
+	_, err := s.Record(ctx, schema.Verdict{Delivery: d, Skip: &schema.Skip{Event: ev, Reason: "sampler", Detail: "of a test"}})
+	return err
+}
+
+func (skipper) Rows(schema.Event) int { return 1 }
+
+// kept is a worker with a ledger whose keeper is quick.
+type kept struct {
+	t        *testing.T
+	js       jetstream.JetStream
+	store    *postgres.Store
+	reg      *prometheus.Registry
+	standing *consumers.Standing
+	cfg      consumers.Config
+}
+
+func newKept(t *testing.T, js jetstream.JetStream) *kept {
+	k := &kept{t: t, js: js, store: pgtest.New(t), reg: prometheus.NewPedanticRegistry(), standing: &consumers.Standing{}, cfg: config()}
+	k.cfg.CheckInterval = 20 * time.Millisecond
+	k.cfg.AckWait, k.cfg.HandleTimeout = time.Second, time.Second
+	k.cfg.Ledger, k.cfg.Standing, k.cfg.Metrics = k.store, k.standing, consumers.NewMetrics(k.reg, k.cfg.Models)
+	return k
+}
+
+func (k *kept) run() *worker {
+	k.t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	w := &worker{stop: cancel, err: make(chan error, 1)}
+	h := skipper{k.store}
+	go func() { w.err <- consumers.Run(ctx, k.js, k.cfg, h, h) }()
+	k.t.Cleanup(func() { cancel(); <-w.err })
+	return w
+}
+
+// verdicts returns the outcome, or the kind of dead letter, of each message of the stream that has a verdict.
+func (k *kept) verdicts() map[uint64]string {
+	k.t.Helper()
+	list, err := k.store.VerdictsBySequence(k.t.Context(), "GENERATION", 1, 1<<40)
+	if err != nil {
+		k.t.Fatal(err)
+	}
+	found := map[uint64]string{}
+	for _, v := range list {
+		if found[v.Sequence] != "" {
+			k.t.Errorf("message %d has two verdicts", v.Sequence)
+		}
+		found[v.Sequence] = v.Outcome
+		if v.Outcome == postgres.OutcomeDeadLetter {
+			found[v.Sequence] = v.Reason
+		}
+	}
+	return found
+}
+
+// becomes waits until the messages have the verdicts, from sequence 1 on.
+func (k *kept) becomes(want ...string) {
+	k.t.Helper()
+	var got map[uint64]string
+	defer func() {
+		if k.t.Failed() {
+			k.t.Logf("verdicts are %v, want %q", got, want)
+		}
+	}()
+	natstest.Until(k.t, fmt.Sprintf("the verdicts are %q", want), func() bool {
+		got = k.verdicts()
+		settled := 0
+		for i, w := range want {
+			if got[uint64(i+1)] != w {
+				return false
+			}
+			if w != "" {
+				settled++
+			}
+		}
+		return len(got) == settled
+	})
+}
+
+func (k *kept) gauge(name string, labels ...string) float64 {
+	k.t.Helper()
+	families, err := k.reg.Gather()
+	if err != nil {
+		k.t.Fatal(err)
+	}
+	for _, f := range families {
+		if f.GetName() != name {
+			continue
+		}
+		for _, m := range f.GetMetric() {
+			if len(labels) == 2 && (len(m.GetLabel()) == 0 || m.GetLabel()[0].GetValue() != labels[1]) {
+				continue
+			}
+			return m.GetGauge().GetValue() + m.GetCounter().GetValue()
+		}
+	}
+	return -1
+}
+
+func (k *kept) reaches(want float64, name string, labels ...string) {
+	k.t.Helper()
+	natstest.Until(k.t, fmt.Sprintf("%s%q is %g", name, labels, want), func() bool { return k.gauge(name, labels...) == want })
+}
+
+func (k *kept) publishTo(model string, ids ...string) {
+	k.t.Helper()
+	for _, id := range ids {
+		ev := event(id)
+		ev.Data.Model = model
+		if _, err := schema.Publish(k.t.Context(), k.js, ev); err != nil {
+			k.t.Fatal(err)
+		}
+	}
+}
+
+func durable(t *testing.T, stream jetstream.Stream, name, filter string) jetstream.Consumer {
+	t.Helper()
+	c, err := stream.CreateConsumer(t.Context(), jetstream.ConsumerConfig{Durable: name, FilterSubject: filter, AckPolicy: jetstream.AckExplicitPolicy})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// TestOrphansAreReportedThenBuried has consumers that nobody pulls from: of a model that was removed from every
+// configuration, and one with a model's name and another model's filter.
+func TestOrphansAreReportedThenBuried(t *testing.T) {
+	js := natstest.Start(t).JetStream()
+	k := newKept(t, js)
+	stream := ensure(t, js)
+	removed := durable(t, stream, consumers.Durable("removed"), schema.SubjectGeneration("removed"))
+	durable(t, stream, consumers.Durable("misfit"), schema.SubjectGeneration("removed"))
+	k.publishTo("removed", "r1", "r2", "r3")
+	k.publishTo("misfit", "m1")
+	batch, err := removed.Fetch(1) // a worker took one, and was gone
+	if err != nil {
+		t.Fatal(err)
+	}
+	<-batch.Messages()
+	k.cfg.OrphanGrace = 24 * time.Hour
+	w := k.run()
+	publish(t, js, "ours")
+	k.reaches(3, "decuwatch_orphaned_events", "model", "removed")
+	k.becomes("", "", "", "", "skip")
+	if err := w.wait(); err != nil {
+		t.Fatal(err)
+	}
+
+	k.cfg.OrphanGrace = 4 * time.Second
+	k.run()
+	k.becomes("orphaned", "orphaned", "orphaned", "orphaned", "skip")
+	k.reaches(0, "decuwatch_orphaned_events", "model", "removed")
+	// The owner comes back: its messages have their verdict.
+	if err := stream.DeleteConsumer(t.Context(), consumers.Durable("removed")); err != nil {
+		t.Fatal(err)
+	}
+	k.publishTo("removed", "r4")
+	k.becomes("orphaned", "orphaned", "orphaned", "orphaned", "skip", "unknown_model")
+}
+
+// TestOwnersAreLeftAlone has a model that another worker scores, slowly: its events are neither reported nor buried.
+func TestOwnersAreLeftAlone(t *testing.T) {
+	js := natstest.Start(t).JetStream()
+	k := newKept(t, js)
+	stream := ensure(t, js)
+	c := durable(t, stream, consumers.Durable("theirs"), schema.SubjectGeneration("theirs"))
+	k.publishTo("theirs", "t1", "t2")
+	first, err := c.Next()
+	if err != nil {
+		t.Fatal(err)
+	}
+	second, err := c.Next()
+	if err != nil {
+		t.Fatal(err)
+	}
+	pulling, err := c.Consume(func(jetstream.Msg) {})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(pulling.Stop)
+	k.cfg.OrphanGrace = time.Millisecond
+	k.run()
+	publish(t, js, "ours", "and ours")
+	k.reaches(2, "decuwatch_consumer_ack_pending_events", "model", "theirs")
+	k.becomes("", "", "skip", "skip")
+	if n := k.gauge("decuwatch_orphaned_events", "model", "theirs"); n != 0 {
+		t.Errorf("%g events are reported as orphaned", n)
+	}
+	// Their owner deletes the consumer with events on it.
+	pulling.Stop()
+	if err := errors.Join(first.InProgress(), second.InProgress(), stream.DeleteConsumer(t.Context(), consumers.Durable("theirs"))); err != nil {
+		t.Fatal(err)
+	}
+	k.becomes("unknown_model", "unknown_model", "skip", "skip")
+}
+
+// TestNothingIsSettledWithoutAnAnswer refuses the worker each way to list consumers: what nobody scores stays in the
+// stream, neither acknowledged nor buried, until the list can be read.
+func TestNothingIsSettledWithoutAnAnswer(t *testing.T) {
+	opts := &server.Options{
+		Host: "127.0.0.1", Port: server.RANDOM_PORT, JetStream: true, StoreDir: t.TempDir(), NoLog: true, NoSigs: true,
+		Users: []*server.User{{Username: "all", Password: "p"}, {Username: "deaf", Password: "p", Permissions: &server.Permissions{
+			Publish: &server.SubjectPermission{Allow: []string{">"}, Deny: []string{"$JS.API.CONSUMER.NAMES.>", "$JS.API.CONSUMER.LIST.>"}},
+		}}},
+	}
+	s, err := server.NewServer(opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Start()
+	t.Cleanup(func() { s.Shutdown(); s.WaitForShutdown() })
+	if !s.ReadyForConnections(time.Minute) {
+		t.Fatal("the server is not ready")
+	}
+	as := func(user string) jetstream.JetStream {
+		js, err := jetstream.New(natstest.Connect(t, s.ClientURL(), nats.UserInfo(user, "p")))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return js
+	}
+	k := newKept(t, as("all"))
+	ensure(t, k.js)
+	k.publishTo("nobody", "1", "2", "3")
+	deaf := *k
+	deaf.js = as("deaf")
+	w := deaf.run()
+	publish(t, k.js, "ours")
+	k.becomes("", "", "", "skip")
+	for range 3 { // more rounds of the keeper
+		publish(t, k.js, "ours")
+	}
+	if at := k.gauge("decuwatch_stream_checked_timestamp_seconds"); at != 0 {
+		t.Errorf("the stream is said to have been checked at %g", at)
+	}
+	if err := w.wait(); err != nil {
+		t.Fatal(err)
+	}
+	k.becomes("", "", "", "skip")
+	view, err := consumers.ReadView(t.Context(), k.js, "GENERATION")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name := range view.Consumers {
+		if name != consumers.Durable(model) {
+			t.Errorf("the consumer %s acknowledges messages of models that nobody scores", name)
+		}
+	}
+	k.run()
+	k.becomes("unknown_model", "unknown_model", "unknown_model", "skip")
+}
+
+// TestSettingsAreCheckedWhileRunning edits stream and consumer under a running worker.
+func TestSettingsAreCheckedWhileRunning(t *testing.T) {
+	js := natstest.Start(t).JetStream()
+	k := newKept(t, js)
+	stream := ensure(t, js)
+	k.run()
+	publish(t, js, "before")
+	k.becomes("skip")
+
+	good := stream.CachedInfo().Config
+	bad := good
+	bad.Discard, bad.MaxAge, bad.Duplicates = jetstream.DiscardOld, time.Second, time.Second
+	edit := func(c jetstream.StreamConfig) {
+		if _, err := js.UpdateStream(t.Context(), c); err != nil {
+			t.Fatal(err)
+		}
+	}
+	edit(bad)
+	natstest.Until(t, "the worker says which settings", func() bool {
+		err := k.standing.Err(t.Context())
+		return err != nil && strings.Contains(err.Error(), "discard is DiscardOld, must be new") && strings.Contains(err.Error(), "max_age is 1s")
+	})
+	k.reaches(1, "decuwatch_pulling_paused")
+	edit(good)
+	natstest.Until(t, "the worker is well again", func() bool { return k.standing.Err(t.Context()) == nil })
+	k.reaches(0, "decuwatch_pulling_paused")
+
+	// A consumer whose filter somebody changed: it is restored, and no event is lost.
+	c, err := stream.Consumer(t.Context(), consumers.Durable(model))
+	if err != nil {
+		t.Fatal(err)
+	}
+	edited := c.CachedInfo().Config
+	edited.FilterSubject = schema.SubjectGeneration("other")
+	if _, err := stream.UpdateConsumer(t.Context(), edited); err != nil {
+		t.Fatal(err)
+	}
+	publish(t, js, "during")
+	natstest.Until(t, "the filter is restored", func() bool {
+		c, err := stream.Consumer(t.Context(), consumers.Durable(model))
+		return err == nil && c.CachedInfo().Config.FilterSubject == schema.SubjectGeneration(model)
+	})
+	natstest.Until(t, "the event has its verdict", func() bool {
+		for seq, v := range k.verdicts() {
+			if seq > 1 && v == "skip" {
+				return true
+			}
+		}
+		return false
+	})
+
+	if _, err := stream.PauseConsumer(t.Context(), consumers.Durable(model), time.Now().Add(time.Hour)); err != nil {
+		t.Fatal(err)
+	}
+	k.reaches(1, "decuwatch_consumer_paused", "model", model)
+	publish(t, js, "paused")
+	k.reaches(1, "decuwatch_consumer_pending_events", "model", model)
+	natstest.Until(t, "the age of the oldest event is told", func() bool {
+		return k.gauge("decuwatch_consumer_oldest_event_seconds", "model", model) > 0
+	})
+	if _, err := stream.ResumeConsumer(t.Context(), consumers.Durable(model)); err != nil {
+		t.Fatal(err)
+	}
+	k.reaches(0, "decuwatch_consumer_paused", "model", model)
+}
+
+// TestLossIsNoticed purges messages that have no verdict, as an operator could.
+func TestLossIsNoticed(t *testing.T) {
+	js := natstest.Start(t).JetStream()
+	k := newKept(t, js)
+	stream := ensure(t, js)
+	publish(t, js, ids("before", 5)...)
+	w := k.run()
+	k.becomes("skip", "skip", "skip", "skip", "skip")
+	natstest.Until(t, "the stream is swept", func() bool {
+		at, known, err := k.store.SweptTo(t.Context(), "GENERATION", stream.CachedInfo().Created)
+		return err == nil && known && at == 5
+	})
+	if err := w.wait(); err != nil {
+		t.Fatal(err)
+	}
+	publish(t, js, ids("lost", 7)...)
+	if err := stream.Purge(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	publish(t, js, "after")
+	k.run()
+	k.reaches(7, "decuwatch_lost_events_total")
+	natstest.Until(t, "the rest goes on", func() bool { return k.verdicts()[13] == "skip" })
+}
+
+// TestAcknowledgedWithoutVerdict has messages acknowledged by hand, and one event that was published twice.
+func TestAcknowledgedWithoutVerdict(t *testing.T) {
+	js := natstest.Start(t).JetStream()
+	k := newKept(t, js)
+	stream := ensure(t, js)
+	publish(t, js, "one", "two")
+	c := durable(t, stream, consumers.Durable(model), schema.SubjectGeneration(model))
+	for range 2 {
+		msg, err := c.Next()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := msg.DoubleAck(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	header, payload, err := schema.Encode(event("one"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := js.PublishMsg(t.Context(), &nats.Msg{Subject: schema.SubjectGeneration(model), Header: header, Data: payload},
+		jetstream.WithMsgID("another")); err != nil {
+		t.Fatal(err)
+	}
+	k.run()
+	natstest.Until(t, "each message is settled", func() bool {
+		rows, err := k.store.Settled(t.Context(), "GENERATION", 1, 3)
+		return err == nil && len(rows) == 3
+	})
+	natstest.Until(t, "the stream is swept", func() bool {
+		at, known, err := k.store.SweptTo(t.Context(), "GENERATION", stream.CachedInfo().Created)
+		return err == nil && known && at == 3
+	})
+	if n := k.gauge("decuwatch_lost_events_total"); n != 0 {
+		t.Errorf("%g events are said to be lost", n)
+	}
+}
+
+// TestSettledMessagesArePurged fills a small stream with many times its size: producers are never refused, and what a
+// consumer has not acknowledged stays.
+func TestSettledMessagesArePurged(t *testing.T) {
+	js := natstest.Start(t).JetStream()
+	k := newKept(t, js)
+	k.cfg.MaxBytes = 1 << 20
+	stream, err := consumers.EnsureStream(t.Context(), js, k.cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	audit := durable(t, stream, "audit", "generation.requested.>")
+	publish(t, js, ids("kept", 3)...)
+	k.run()
+	k.becomes("skip", "skip", "skip")
+	large := event("large")
+	large.Data.Labels = map[string]string{}
+	for i := range 16 {
+		large.Data.Labels[fmt.Sprintf("label%d", i)] = strings.Repeat("x", 128)
+	}
+	send := func(prefix string, n int) error {
+		for i := range n {
+			large.ID = fmt.Sprintf("%s%d", prefix, i)
+			if _, err := schema.Publish(t.Context(), js, large); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	if err := send("filling", 320); err != nil { // above three quarters of the limit
+		t.Fatal(err)
+	}
+	settled(t, stream)
+	if info, err := stream.Info(t.Context()); err != nil || info.State.FirstSeq != 1 {
+		t.Fatalf("messages that a consumer has not taken were purged: %+v, %v", info.State, err)
+	}
+	for range 323 {
+		msg, err := audit.Next()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := msg.DoubleAck(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	natstest.Until(t, "settled messages are purged", func() bool {
+		info, err := stream.Info(t.Context())
+		return err == nil && info.State.Bytes < 3<<20/4
+	})
+	info, err := stream.Info(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := k.gauge("decuwatch_stream_purged_events_total"); n != float64(info.State.FirstSeq-1) {
+		t.Errorf("%g messages are counted as purged, and the stream begins at %d", n, info.State.FirstSeq)
+	}
+	if err := stream.DeleteConsumer(t.Context(), "audit"); err != nil {
+		t.Fatal(err)
+	}
+	for i := range 10 { // twice the stream's size; a producer that is faster than the worker is refused for a moment
+		natstest.Until(t, "producers go on", func() bool { return send(fmt.Sprintf("more%d-", i), 80) == nil })
+	}
+	settled(t, stream)
+	if n := k.gauge("decuwatch_lost_events_total"); n != 0 {
+		t.Errorf("%g purged messages are said to be lost", n)
+	}
+	// Old enough is purged even if the stream is nearly empty.
+	soon := *k
+	soon.reg = prometheus.NewPedanticRegistry()
+	soon.cfg.KeepSettled, soon.cfg.Metrics = time.Millisecond, consumers.NewMetrics(soon.reg, soon.cfg.Models)
+	soon.run()
+	natstest.Until(t, "old messages are purged", func() bool {
+		info, err := stream.Info(t.Context())
+		return err == nil && info.State.Msgs == 0
+	})
+}

@@ -1,0 +1,324 @@
+package consumers
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/decuwatch/decuwatch/schema"
+)
+
+const (
+	sweepChunk  = 1000        // sequence numbers that are held against the ledger at once
+	sweepMost   = 200_000     // in one round
+	burials     = 16          // dead letters that are written at once
+	clockSpread = time.Minute // by which the server's clock and the ledger's may differ
+	fullShare   = 0.75        // of the stream's limit, above which everything settled is purged
+)
+
+// sweeper walks the stream: messages that nobody takes become dead letters, each sequence number is held against the
+// ledger, and what is settled is purged.
+type sweeper struct {
+	*runner
+	buriedTo map[string]uint64 // by subject that nobody takes: each of its messages up to here has its verdict
+	stranded uint64            // message that was acknowledged and had no verdict in the last round
+}
+
+func newSweeper(r *runner) *sweeper { return &sweeper{runner: r, buriedTo: map[string]uint64{}} }
+
+// sweep does one round. What fails is tried again in the next.
+func (s *sweeper) sweep(ctx, work context.Context, r round) {
+	for _, step := range []func(context.Context, context.Context, round) error{s.buryUntaken, s.account, s.purge} {
+		err := step(ctx, work, r)
+		if ctx.Err() != nil {
+			return
+		}
+		if err != nil {
+			s.log.Warn("sweeping the stream failed and is tried again", "stream", s.cfg.Stream, "err", err)
+		}
+	}
+}
+
+// buryUntaken makes dead letters of messages that nobody will take.
+func (s *sweeper) buryUntaken(ctx, work context.Context, r round) error {
+	for subject := range s.buriedTo {
+		if !r.owners[subject].nobody() {
+			delete(s.buriedTo, subject)
+		}
+	}
+	var errs []error
+	for _, subject := range r.subjects() {
+		if o := r.owners[subject]; o.nobody() && ctx.Err() == nil {
+			errs = append(errs, s.burySubject(ctx, work, r, subject, o))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// nobody reports whether a subject's events are taken by nobody.
+func (o owner) nobody() bool { return o.Ownership == Unowned || o.Ownership == Orphaned }
+
+// verdict returns the dead letter of a subject that nobody takes, and how long a message waits for it.
+func (s *sweeper) verdict(subject string, o owner, now time.Time) (decision, time.Duration) {
+	d := decision{action: bury, field: "data.model"}
+	if o.Ownership == Orphaned {
+		d.kind = KindOrphaned
+		d.reason = clean(fmt.Sprintf("nobody has pulled from the consumer %s for %s", Durable(strings.TrimPrefix(subject, subjectPrefix)), now.Sub(o.since).Round(time.Second)))
+		return d, s.cfg.OrphanGrace
+	}
+	d.kind, d.reason = KindUnknownModel, clean(fmt.Sprintf("no consumer scores the subject %s", subject))
+	return d, s.cfg.UnownedGrace
+}
+
+// burySubject makes dead letters of the subject's messages for which nobody came within the grace, oldest first.
+func (s *sweeper) burySubject(ctx, work context.Context, r round, subject string, o owner) error {
+	d, grace := s.verdict(subject, o, r.view.Time)
+	if r.view.Time.Sub(o.since) < grace {
+		return nil
+	}
+	position, err := s.position(ctx, r.view)
+	if err != nil {
+		return err
+	}
+	next := max(position, s.buriedTo[subject]) + 1
+	for more := true; more; {
+		group, burying := errgroup.WithContext(work)
+		for range burials {
+			m, err := readStored(ctx, s.js, s.cfg.Stream, next, subject)
+			switch {
+			case errors.Is(err, jetstream.ErrMsgNotFound):
+				more = false
+			case err != nil:
+				return errors.Join(err, group.Wait())
+			case m.Sequence > r.view.State.LastSeq || r.view.Time.Sub(m.Time) < grace:
+				more = false
+			}
+			if !more {
+				break
+			}
+			next = m.Sequence + 1
+			group.Go(func() error { return s.buryOnce(burying, r.view, m, d) })
+		}
+		if err := group.Wait(); err != nil {
+			return err
+		}
+		s.buriedTo[subject] = next - 1
+	}
+	return nil
+}
+
+// buryOnce makes a dead letter of a message that has no verdict.
+func (s *sweeper) buryOnce(work context.Context, v *View, m Stored, d decision) error {
+	if s.cfg.Ledger != nil {
+		rows, err := s.settled(work, v, m.Sequence, m.Sequence)
+		if err != nil || slices.Contains(rows[m.Sequence].digests, m.Digest()) {
+			return err
+		}
+	}
+	return s.buryStored(work, m.Sequence, 1, m.Subject, d)
+}
+
+// position returns the sequence number up to which the stream has been swept.
+func (s *sweeper) position(ctx context.Context, v *View) (uint64, error) {
+	if s.cfg.Ledger == nil {
+		return max(v.State.FirstSeq, 1) - 1, nil
+	}
+	return s.cfg.Ledger.Position(ctx, s.cfg.Stream, v.Created, max(v.State.FirstSeq, 1)-1)
+}
+
+// account holds each sequence number that was not swept yet against the ledger, up to the first message that still waits
+// for its verdict.
+func (s *sweeper) account(ctx, work context.Context, r round) error {
+	if s.cfg.Ledger == nil {
+		return nil
+	}
+	position, err := s.position(ctx, r.view)
+	if err != nil {
+		return err
+	}
+	for end := min(r.view.State.LastSeq, position+sweepMost); position < end; {
+		wanted := min(position+sweepChunk, end)
+		to, lost, err := s.accountChunk(ctx, work, r, position+1, wanted)
+		if err != nil || to == position {
+			return err
+		}
+		mine, err := s.cfg.Ledger.Advance(ctx, s.cfg.Stream, r.view.Created, position, to)
+		if err != nil || !mine {
+			return err
+		}
+		if len(lost) > 0 {
+			s.cfg.Metrics.keeper.lost.Add(float64(len(lost)))
+			s.log.Error("acknowledged events are gone from the stream and have no verdict", "stream", s.cfg.Stream, "events", len(lost), "first", lost[0], "last", lost[len(lost)-1])
+		}
+		if to < wanted {
+			return nil // the next message waits for its verdict
+		}
+		position = to
+	}
+	return nil
+}
+
+// accountChunk returns up to which sequence number everything is accounted for, and which messages were lost.
+func (s *sweeper) accountChunk(ctx, work context.Context, r round, from, to uint64) (uint64, []uint64, error) {
+	rows, err := s.settled(ctx, r.view, from, to)
+	if err != nil {
+		return 0, nil, err
+	}
+	var lost []uint64
+	for next := from; next <= to; next++ {
+		if rows[next].certain {
+			continue
+		}
+		m, err := readStored(ctx, s.js, s.cfg.Stream, next, ">")
+		if errors.Is(err, jetstream.ErrMsgNotFound) {
+			m.Sequence, err = to+1, nil
+		}
+		if err != nil {
+			return 0, nil, err
+		}
+		gone, err := s.gone(ctx, r.view, next, min(m.Sequence-1, to))
+		if err != nil {
+			return 0, nil, err
+		}
+		lost = append(lost, gone...)
+		if next = m.Sequence; next > to {
+			break
+		}
+		done, err := s.accountMessage(ctx, work, r, m, rows[m.Sequence])
+		if err != nil || !done {
+			return m.Sequence - 1, lost, err
+		}
+	}
+	return to, lost, nil
+}
+
+// row is what the ledger says of one sequence number.
+type row struct {
+	digests []string
+	certain bool // it is of this stream, not of one that had its name before
+}
+
+func (s *sweeper) settled(ctx context.Context, v *View, from, to uint64) (map[uint64]row, error) {
+	list, err := s.cfg.Ledger.Settled(ctx, s.cfg.Stream, from, to)
+	if err != nil {
+		return nil, err
+	}
+	rows := make(map[uint64]row, len(list))
+	for _, l := range list {
+		r := rows[l.Sequence]
+		r.digests = append(r.digests, l.Digest)
+		r.certain = r.certain || l.At.After(v.Created.Add(clockSpread))
+		rows[l.Sequence] = r
+	}
+	return rows, nil
+}
+
+// gone returns which of the messages from <= sequence <= to, none of which is in the stream, have no verdict.
+func (s *sweeper) gone(ctx context.Context, v *View, from, to uint64) ([]uint64, error) {
+	if from > to {
+		return nil, nil
+	}
+	// Another worker may have written the verdict and purged the message since the ledger was asked.
+	rows, err := s.settled(ctx, v, from, to)
+	if err != nil {
+		return nil, err
+	}
+	var lost []uint64
+	for seq := from; seq <= to; seq++ {
+		if len(rows[seq].digests) == 0 {
+			lost = append(lost, seq)
+		}
+	}
+	return lost, nil
+}
+
+// accountMessage reports whether a message of the stream has its verdict. One of this worker's that was acknowledged
+// without a verdict is handled here.
+func (s *sweeper) accountMessage(ctx, work context.Context, r round, m Stored, known row) (bool, error) {
+	digest := m.Digest()
+	if slices.Contains(known.digests, digest) {
+		return true, nil
+	}
+	model := strings.TrimPrefix(m.Subject, subjectPrefix)
+	if ev, err := m.Decode(); err == nil {
+		repeats, err := s.cfg.Ledger.Repeat(ctx, ev, schema.Delivery{Stream: s.cfg.Stream, Sequence: m.Sequence, Time: m.Time, Delivered: 1, Digest: digest})
+		var other *schema.Invalid // the identifier is another event's, which its handler will find
+		if repeats || err != nil && !errors.As(err, &other) {
+			return repeats, err
+		}
+	}
+	c, consumed := r.view.Consumers[Durable(model)]
+	if r.owners[m.Subject].Ownership != Owned || !consumed || m.Sequence > r.view.Floor(c) {
+		return false, nil
+	}
+	if s.stranded != m.Sequence { // the server may have given it up a moment ago
+		s.stranded = m.Sequence
+		return false, nil
+	}
+	if slices.Contains(s.cfg.Models, model) {
+		s.log.Error("an event was acknowledged without a verdict, and is handled now", "model", model, "sequence", m.Sequence)
+		return false, s.handleAlone(work, model, advisory{StreamSeq: m.Sequence, Consumer: c.Name, Deliveries: 2}, 1)
+	}
+	return false, nil
+}
+
+// purge removes settled messages that no consumer of the stream needs any more: those that are old enough, and all of them
+// if the stream is nearly full.
+func (s *sweeper) purge(ctx, _ context.Context, r round) error {
+	if s.cfg.Ledger == nil || r.view.Config.DenyPurge || s.cfg.Standing.Err(ctx) != nil {
+		return nil
+	}
+	position, err := s.position(ctx, r.view)
+	if err != nil {
+		return err
+	}
+	now, err := ReadView(ctx, s.js, s.cfg.Stream) // a consumer may have been made since
+	if err != nil {
+		return err
+	}
+	first, last := max(now.State.FirstSeq, 1), min(now.LowestFloor(), position)
+	if now.Created != r.view.Created || last < first || now.State.Msgs == 0 {
+		return nil
+	}
+	if share(now) < fullShare {
+		if last, err = s.cfg.Ledger.SettledBefore(ctx, s.cfg.Stream, first, last, s.cfg.KeepSettled); err != nil || last < first {
+			return err
+		}
+	}
+	var answer struct {
+		Error  *jetstream.APIError `json:"error"`
+		Purged uint64              `json:"purged"`
+	}
+	reply, err := s.js.Conn().RequestWithContext(ctx, jetstream.DefaultAPIPrefix+"STREAM.PURGE."+s.cfg.Stream, fmt.Appendf(nil, `{"seq":%d}`, last+1))
+	if err == nil {
+		err = json.Unmarshal(reply.Data, &answer)
+	}
+	if err == nil && answer.Error != nil {
+		err = answer.Error
+	}
+	if err != nil {
+		return fmt.Errorf("purge settled messages up to %d: %w", last, err)
+	}
+	s.cfg.Metrics.keeper.purged.Add(float64(answer.Purged))
+	s.log.Debug("settled messages were purged", "stream", s.cfg.Stream, "messages", answer.Purged, "last", last)
+	return nil
+}
+
+// share returns how full the stream is: 1 refuses producers.
+func share(v *View) float64 {
+	full := 0.0
+	if v.Config.MaxBytes > 0 {
+		full = float64(v.State.Bytes) / float64(v.Config.MaxBytes)
+	}
+	if v.Config.MaxMsgs > 0 {
+		full = max(full, float64(v.State.Msgs)/float64(v.Config.MaxMsgs))
+	}
+	return full
+}

@@ -1,0 +1,119 @@
+package postgres
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/decuwatch/decuwatch/schema"
+)
+
+// Settled returns the messages from <= sequence <= to of a stream that have their verdict, repeats of a known event
+// included, in order of sequence.
+func (s *Store) Settled(ctx context.Context, stream string, from, to uint64) ([]schema.Settled, error) {
+	rows, err := s.pool.Query(ctx, `SELECT sequence, digest, recorded_at FROM decuwatch.events WHERE stream = $1 AND sequence BETWEEN $2 AND $3
+		UNION ALL SELECT sequence, digest, recorded_at FROM decuwatch.dead_letters WHERE stream = $1 AND sequence BETWEEN $2 AND $3
+		UNION ALL SELECT sequence, digest, recorded_at FROM decuwatch.repeats WHERE stream = $1 AND sequence BETWEEN $2 AND $3
+		ORDER BY 1, 2`, stream, int64(from), int64(to))
+	if err != nil {
+		return nil, fmt.Errorf("read settled messages of stream %s: %w", stream, err)
+	}
+	list, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (m schema.Settled, err error) {
+		var sequence int64
+		err = row.Scan(&sequence, &m.Digest, &m.At)
+		m.Sequence = uint64(sequence)
+		return m, err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read settled messages of stream %s: %w", stream, err)
+	}
+	return list, nil
+}
+
+// Repeat reports whether an event has its verdict by another message than that of d, and if so writes that this message
+// repeats it. The error is *schema.Invalid on the field id if the identifier has a verdict on an event of another digest.
+func (s *Store) Repeat(ctx context.Context, ev schema.Event, d schema.Delivery) (bool, error) {
+	var digest string
+	err := s.pool.QueryRow(ctx, `SELECT digest FROM decuwatch.events WHERE source = $1 AND event_id = $2`, ev.Source, ev.ID).Scan(&digest)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("look up event %s: %w", ev.ID, err)
+	}
+	if digest != d.Digest {
+		return false, &schema.Invalid{Field: "id", Reason: "source and id are those of a different event"}
+	}
+	_, err = s.pool.Exec(ctx, `INSERT INTO decuwatch.repeats (stream, sequence, digest, source, event_id) VALUES ($1, $2, $3, $4, $5) ON CONFLICT DO NOTHING`,
+		d.Stream, int64(d.Sequence), d.Digest, ev.Source, ev.ID)
+	if err != nil {
+		return false, fmt.Errorf("record the repeat of event %s: %w", ev.ID, err)
+	}
+	return true, nil
+}
+
+// Position returns the sequence number up to which the stream that was made at the given moment has been swept. A stream
+// that is not known yet is begun after the message at.
+func (s *Store) Position(ctx context.Context, stream string, created time.Time, at uint64) (uint64, error) {
+	_, err := s.pool.Exec(ctx, `INSERT INTO decuwatch.stream_positions (stream, created, position) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING`,
+		stream, created, int64(at))
+	if err != nil {
+		return 0, fmt.Errorf("begin the position of stream %s: %w", stream, err)
+	}
+	position, _, err := s.SweptTo(ctx, stream, created)
+	return position, err
+}
+
+// SweptTo is Position of a stream that may not have been begun; then it returns false.
+func (s *Store) SweptTo(ctx context.Context, stream string, created time.Time) (uint64, bool, error) {
+	var position int64
+	err := s.pool.QueryRow(ctx, `SELECT position FROM decuwatch.stream_positions WHERE stream = $1 AND created = $2`, stream, created).Scan(&position)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return 0, false, nil
+	}
+	if err != nil {
+		return 0, false, fmt.Errorf("read the position of stream %s: %w", stream, err)
+	}
+	return uint64(position), true, nil
+}
+
+// Advance moves the position of a stream, and reports false if it is not at from any more.
+func (s *Store) Advance(ctx context.Context, stream string, created time.Time, from, to uint64) (bool, error) {
+	tag, err := s.pool.Exec(ctx, `UPDATE decuwatch.stream_positions SET position = $4, moved_at = clock_timestamp()
+		WHERE stream = $1 AND created = $2 AND position = $3`, stream, created, int64(from), int64(to))
+	if err != nil {
+		return false, fmt.Errorf("move the position of stream %s: %w", stream, err)
+	}
+	return tag.RowsAffected() == 1, nil
+}
+
+// SettledBefore returns the highest sequence from first to last up to which no verdict is younger than age, or first-1.
+func (s *Store) SettledBefore(ctx context.Context, stream string, first, last uint64, age time.Duration) (uint64, error) {
+	var young *int64
+	err := s.pool.QueryRow(ctx, `WITH bound AS (SELECT clock_timestamp() - $4::interval AS t) SELECT least(
+		(SELECT min(sequence) FROM decuwatch.events, bound WHERE stream = $1 AND sequence BETWEEN $2 AND $3 AND recorded_at > t),
+		(SELECT min(sequence) FROM decuwatch.dead_letters, bound WHERE stream = $1 AND sequence BETWEEN $2 AND $3 AND recorded_at > t),
+		(SELECT min(sequence) FROM decuwatch.repeats, bound WHERE stream = $1 AND sequence BETWEEN $2 AND $3 AND recorded_at > t))`,
+		stream, int64(first), int64(last), age).Scan(&young)
+	if err != nil {
+		return 0, fmt.Errorf("read the age of verdicts of stream %s: %w", stream, err)
+	}
+	if young == nil {
+		return last, nil
+	}
+	return uint64(*young) - 1, nil
+}
+
+// Orphans returns how many messages of a subject above a sequence are dead letters.
+func (s *Store) Orphans(ctx context.Context, stream, subject string, above uint64) (int, error) {
+	var n int
+	err := s.pool.QueryRow(ctx, `SELECT count(*) FROM decuwatch.dead_letters WHERE stream = $1 AND sequence > $2 AND subject = $3`,
+		stream, int64(above), subject).Scan(&n)
+	if err != nil {
+		return 0, fmt.Errorf("count dead letters of %s: %w", subject, err)
+	}
+	return n, nil
+}
