@@ -19,8 +19,9 @@ type Ledger interface {
 	// Settled returns the messages from <= sequence <= to of a stream that have a verdict, a repeat of a known event
 	// included, in order of sequence.
 	Settled(ctx context.Context, stream string, from, to uint64) ([]schema.Settled, error)
-	// Repeat reports whether the event has its verdict by another message, and if so writes that this message repeats it.
-	Repeat(ctx context.Context, ev schema.Event, d schema.Delivery) (bool, error)
+	// Known reports whether a message has its verdict, or repeats an event that has; a repeat is recorded. The error is a
+	// *schema.Invalid if source and id belong to another event.
+	Known(ctx context.Context, source, id string, d schema.Delivery) (bool, error)
 	// Position returns how far the stream that was made at the given moment has been swept. A stream that is not known is
 	// begun at first.
 	Position(ctx context.Context, stream string, created time.Time, first uint64) (uint64, error)

@@ -241,17 +241,17 @@ func (s *sweeper) gone(ctx context.Context, v *View, from, to uint64) ([]uint64,
 
 // accountMessage reports whether a message of the stream has its verdict. One of this worker's that was acknowledged
 // without a verdict is handled here.
-func (s *sweeper) accountMessage(ctx, work context.Context, r round, m Stored, known row) (bool, error) {
+func (s *sweeper) accountMessage(ctx, work context.Context, r round, m Stored, rows row) (bool, error) {
 	digest := m.Digest()
-	if slices.Contains(known.digests, digest) {
+	if slices.Contains(rows.digests, digest) {
 		return true, nil
 	}
 	model := strings.TrimPrefix(m.Subject, subjectPrefix)
 	if ev, err := m.Decode(); err == nil {
-		repeats, err := s.cfg.Ledger.Repeat(ctx, ev, schema.Delivery{Stream: s.cfg.Stream, Sequence: m.Sequence, Time: m.Time, Delivered: 1, Digest: digest})
+		known, err := s.cfg.Ledger.Known(ctx, ev.Source, ev.ID, schema.Delivery{Stream: s.cfg.Stream, Sequence: m.Sequence, Time: m.Time, Delivered: 1, Digest: digest})
 		var other *schema.Invalid // the identifier is another event's, which its handler will find
-		if repeats || err != nil && !errors.As(err, &other) {
-			return repeats, err
+		if known || err != nil && !errors.As(err, &other) {
+			return known, err
 		}
 	}
 	c, consumed := r.view.Consumers[Durable(model)]
@@ -264,9 +264,21 @@ func (s *sweeper) accountMessage(ctx, work context.Context, r round, m Stored, k
 	}
 	if slices.Contains(s.cfg.Models, model) {
 		s.log.Error("an event was acknowledged without a verdict, and is handled now", "model", model, "sequence", m.Sequence)
-		return false, s.handleAlone(work, model, advisory{StreamSeq: m.Sequence, Consumer: c.Name, Deliveries: 2}, 1)
+		return false, s.rescue(work, m)
 	}
 	return false, nil
+}
+
+// rescue handles a message that no delivery brings any more, with the care that one deserves whose workers ended.
+func (s *sweeper) rescue(work context.Context, m Stored) error {
+	l, invalid, err := s.load(work, m.Sequence, endsToWatch+1, m.Subject)
+	if err != nil {
+		return err
+	}
+	nothing := &held{beats: &heartbeats{held: map[*held]struct{}{}}} // there is no delivery to keep alive
+	d := s.attempt(work, l, invalid, nothing)
+	s.log.Info("message handled", "action", string(d.action), "sequence", m.Sequence, "reason", d.reason)
+	return nil
 }
 
 // purge removes settled messages that no consumer of the stream needs any more: those that are old enough, and all of them

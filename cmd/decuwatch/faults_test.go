@@ -324,14 +324,12 @@ func (b *bench) drained() {
 	b.t.Helper()
 	ctx := b.t.Context()
 	b.until("every message is acknowledged and every alert sent", func() bool {
-		for _, name := range []string{consumers.Durable(faultModel), "unowned-decuwatch"} {
-			c, err := b.js.Consumer(ctx, "GENERATION", name)
-			if err != nil {
-				return false
-			}
-			if info := c.CachedInfo(); info.NumPending != 0 || info.NumAckPending != 0 {
-				return false
-			}
+		c, err := b.js.Consumer(ctx, "GENERATION", consumers.Durable(faultModel))
+		if err != nil {
+			return false
+		}
+		if info := c.CachedInfo(); info.NumPending != 0 || info.NumAckPending != 0 {
+			return false
 		}
 		owed, err := b.store.OutboxStats(ctx)
 		return err == nil && len(owed) == 0

@@ -70,14 +70,14 @@ func TestReadyOnlyWhereEveryPartIs(t *testing.T) {
 		}
 		return resp.StatusCode, string(body)
 	}
-	if status, body := page("/readyz"); status != http.StatusServiceUnavailable || body != "ensemble: not started\nnats: not started\npostgres: not started\n" {
+	if status, body := page("/readyz"); status != http.StatusServiceUnavailable || body != "ensemble: not started\nnats: not started\npostgres: not started\nstream: not started\n" {
 		t.Errorf("before the start: %d %q", status, body)
 	}
 	if status, _ := page("/healthz"); status != http.StatusOK {
 		t.Errorf("alive: %d", status)
 	}
 	up := func(context.Context) error { return nil }
-	for _, part := range []string{partNATS, partPostgres, partEnsemble} {
+	for _, part := range []string{partNATS, partPostgres, partEnsemble, partStream} {
 		h.set(part, up)
 	}
 	if status, body := page("/readyz"); status != http.StatusOK || body != "ready\n" {
@@ -87,8 +87,8 @@ func TestReadyOnlyWhereEveryPartIs(t *testing.T) {
 	if status, body := page("/readyz"); status != http.StatusServiceUnavailable || body != "postgres: connection refused\n" {
 		t.Errorf("Postgres is away: %d %q", status, body)
 	}
-	want := "# HELP decuwatch_ready 1 while a part that scoring needs is there: nats, postgres, ensemble.\n# TYPE decuwatch_ready gauge\n" +
-		"decuwatch_ready{part=\"ensemble\"} 1\ndecuwatch_ready{part=\"nats\"} 1\ndecuwatch_ready{part=\"postgres\"} 0\n"
+	want := "# HELP decuwatch_ready 1 while a part that scoring needs is there: nats, postgres, ensemble, stream.\n# TYPE decuwatch_ready gauge\n" +
+		"decuwatch_ready{part=\"ensemble\"} 1\ndecuwatch_ready{part=\"nats\"} 1\ndecuwatch_ready{part=\"postgres\"} 0\ndecuwatch_ready{part=\"stream\"} 1\n"
 	if err := testutil.GatherAndCompare(reg, strings.NewReader(want), "decuwatch_ready"); err != nil {
 		t.Error(err)
 	}

@@ -171,27 +171,6 @@ func (s *Store) VerdictsBySequence(ctx context.Context, stream string, from, to 
 	return verdicts, nil
 }
 
-// SettledSequences returns the sequences from <= sequence <= to of a stream whose messages are settled: each has a verdict
-// or repeats an event that has. They are distinct and in order.
-func (s *Store) SettledSequences(ctx context.Context, stream string, from, to uint64) ([]uint64, error) {
-	rows, err := s.pool.Query(ctx, `SELECT sequence FROM decuwatch.events WHERE stream = $1 AND sequence BETWEEN $2 AND $3
-		UNION SELECT sequence FROM decuwatch.dead_letters WHERE stream = $1 AND sequence BETWEEN $2 AND $3
-		UNION SELECT sequence FROM decuwatch.repeats WHERE stream = $1 AND sequence BETWEEN $2 AND $3
-		ORDER BY 1`, stream, int64(from), int64(to))
-	if err != nil {
-		return nil, fmt.Errorf("read settled sequences of stream %s: %w", stream, err)
-	}
-	sequences, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (uint64, error) {
-		var sequence int64
-		err := row.Scan(&sequence)
-		return uint64(sequence), err
-	})
-	if err != nil {
-		return nil, fmt.Errorf("read settled sequences of stream %s: %w", stream, err)
-	}
-	return sequences, nil
-}
-
 // Try adds to the attempts on a message, never below zero, and returns their sum. Adding nothing reads it.
 func (s *Store) Try(ctx context.Context, d schema.Delivery, add schema.Tries) (schema.Tries, error) {
 	var sum schema.Tries

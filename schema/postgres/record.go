@@ -386,7 +386,7 @@ const (
 func boundPayloads(ctx context.Context, tx pgx.Tx, round []*call) error {
 	var large []*deadLetterRow
 	for _, c := range round {
-		if l := c.deadLetter; l != nil && len(l.Payload) > leastPayload && l.Kind != "failed" && l.Kind != "given_up" {
+		if l := c.deadLetter; l != nil && len(l.Payload) > leastPayload && l.Kind != "failed" && l.Kind != "given_up" && l.Kind != "orphaned" {
 			large = append(large, l)
 		}
 	}
@@ -395,7 +395,7 @@ func boundPayloads(ctx context.Context, tx pgx.Tx, round []*call) error {
 	}
 	var stored int
 	err := tx.QueryRow(ctx, `SELECT coalesce(sum(octet_length(payload)), 0) FROM decuwatch.dead_letters
-		WHERE recorded_at > now() - interval '1 hour' AND kind NOT IN ('failed', 'given_up') AND payload_state <> 'expired'
+		WHERE recorded_at > now() - interval '1 hour' AND kind NOT IN ('failed', 'given_up', 'orphaned') AND payload_state <> 'expired'
 		AND octet_length(payload) > $1`, leastPayload).Scan(&stored)
 	if err != nil {
 		return err

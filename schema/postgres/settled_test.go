@@ -100,7 +100,11 @@ func TestSettledSequences(t *testing.T) {
 		t.Errorf("another event's identifier: %v", err)
 	}
 	mustRecord(t, s, letter(9, "junk", "generation.requested.fashion-mnist", "invalid", nil))
-	sequences, err := s.SettledSequences(testContext(t), "GENERATION", 1, 100)
+	settled, err := s.Settled(testContext(t), "GENERATION", 1, 100)
+	var sequences []uint64
+	for _, m := range settled {
+		sequences = append(sequences, m.Sequence)
+	}
 	if err != nil || !slices.Equal(sequences, []uint64{3, 5, 6, 9}) {
 		t.Errorf("settled are %v, %v; want 3, 5, 6, 9", sequences, err)
 	}

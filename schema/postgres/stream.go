@@ -11,8 +11,8 @@ import (
 	"github.com/decuwatch/decuwatch/schema"
 )
 
-// Settled returns the messages from <= sequence <= to of a stream that have their verdict, repeats of a known event
-// included, in order of sequence.
+// Settled returns the messages from <= sequence <= to of a stream that have their verdict, or repeat an event that has, in
+// order of sequence.
 func (s *Store) Settled(ctx context.Context, stream string, from, to uint64) ([]schema.Settled, error) {
 	rows, err := s.pool.Query(ctx, `SELECT sequence, digest, recorded_at FROM decuwatch.events WHERE stream = $1 AND sequence BETWEEN $2 AND $3
 		UNION ALL SELECT sequence, digest, recorded_at FROM decuwatch.dead_letters WHERE stream = $1 AND sequence BETWEEN $2 AND $3
@@ -31,28 +31,6 @@ func (s *Store) Settled(ctx context.Context, stream string, from, to uint64) ([]
 		return nil, fmt.Errorf("read settled messages of stream %s: %w", stream, err)
 	}
 	return list, nil
-}
-
-// Repeat reports whether an event has its verdict by another message than that of d, and if so writes that this message
-// repeats it. The error is *schema.Invalid on the field id if the identifier has a verdict on an event of another digest.
-func (s *Store) Repeat(ctx context.Context, ev schema.Event, d schema.Delivery) (bool, error) {
-	var digest string
-	err := s.pool.QueryRow(ctx, `SELECT digest FROM decuwatch.events WHERE source = $1 AND event_id = $2`, ev.Source, ev.ID).Scan(&digest)
-	if errors.Is(err, pgx.ErrNoRows) {
-		return false, nil
-	}
-	if err != nil {
-		return false, fmt.Errorf("look up event %s: %w", ev.ID, err)
-	}
-	if digest != d.Digest {
-		return false, &schema.Invalid{Field: "id", Reason: "source and id are those of a different event"}
-	}
-	_, err = s.pool.Exec(ctx, `INSERT INTO decuwatch.repeats (stream, sequence, digest, source, event_id) VALUES ($1, $2, $3, $4, $5) ON CONFLICT DO NOTHING`,
-		d.Stream, int64(d.Sequence), d.Digest, ev.Source, ev.ID)
-	if err != nil {
-		return false, fmt.Errorf("record the repeat of event %s: %w", ev.ID, err)
-	}
-	return true, nil
 }
 
 // Position returns the sequence number up to which the stream that was made at the given moment has been swept. A stream

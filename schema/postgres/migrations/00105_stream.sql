@@ -12,25 +12,6 @@ COMMENT ON COLUMN decuwatch.stream_positions.created IS 'When the stream was mad
 COMMENT ON COLUMN decuwatch.stream_positions.position IS 'Sequence of the last message that was swept';
 COMMENT ON COLUMN decuwatch.stream_positions.moved_at IS 'When the position was last moved';
 
-CREATE TABLE decuwatch.repeats (
-    stream      text NOT NULL,
-    sequence    bigint NOT NULL,
-    digest      decuwatch.digest NOT NULL,
-    source      text NOT NULL,
-    event_id    text NOT NULL,
-    recorded_at timestamptz NOT NULL DEFAULT clock_timestamp(),
-    PRIMARY KEY (stream, sequence, digest)
-);
-CREATE INDEX repeats_by_recording ON decuwatch.repeats USING brin (recorded_at);
-CREATE TRIGGER append_only BEFORE UPDATE ON decuwatch.repeats FOR EACH ROW EXECUTE FUNCTION decuwatch.refuse_update();
-COMMENT ON TABLE decuwatch.repeats IS 'Messages that repeat an event which has its verdict by another message. The first verdict stands';
-COMMENT ON COLUMN decuwatch.repeats.stream IS 'JetStream stream of the message';
-COMMENT ON COLUMN decuwatch.repeats.sequence IS 'Sequence of the message in the stream';
-COMMENT ON COLUMN decuwatch.repeats.digest IS 'SHA-256 of the message, the same as that of the first';
-COMMENT ON COLUMN decuwatch.repeats.source IS 'CloudEvents source of the event';
-COMMENT ON COLUMN decuwatch.repeats.event_id IS 'CloudEvents id of the event';
-COMMENT ON COLUMN decuwatch.repeats.recorded_at IS 'When the repeat was found';
-
 CREATE TABLE decuwatch.redeliveries (
     id            bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     dead_letter   bigint NOT NULL UNIQUE,
@@ -91,16 +72,14 @@ END $$;
 -- +goose StatementEnd
 COMMENT ON FUNCTION decuwatch.redeliver IS 'Opens the event of a dead letter for a new verdict, records who asked for it, and returns the row of redeliveries';
 
-GRANT SELECT ON decuwatch.stream_positions, decuwatch.repeats, decuwatch.redeliveries TO decuwatch_writer;
-GRANT INSERT ON decuwatch.stream_positions, decuwatch.repeats TO decuwatch_writer;
+GRANT SELECT ON decuwatch.stream_positions, decuwatch.redeliveries TO decuwatch_writer;
+GRANT INSERT ON decuwatch.stream_positions TO decuwatch_writer;
 GRANT UPDATE (position, moved_at) ON decuwatch.stream_positions TO decuwatch_writer;
 GRANT UPDATE (published_as) ON decuwatch.redeliveries TO decuwatch_writer;
-GRANT DELETE ON decuwatch.repeats, decuwatch.redeliveries TO decuwatch_writer;
 REVOKE EXECUTE ON FUNCTION decuwatch.redeliver FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION decuwatch.redeliver TO decuwatch_writer;
 
 -- +goose Down
 DROP FUNCTION decuwatch.redeliver;
 DROP TABLE decuwatch.redeliveries;
-DROP TABLE decuwatch.repeats;
 DROP TABLE decuwatch.stream_positions;

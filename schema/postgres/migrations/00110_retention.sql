@@ -70,6 +70,7 @@ BEGIN
             ('events', 'dead_letters', 'recorded_at'),
             ('events', 'repeats', 'recorded_at'),
             ('events', 'tries', 'tried_at'),
+            ('events', 'redeliveries', 'requested_at'),
             ('rollups', 'class_hour_parts', 'hour'),
             ('rollups', 'class_day_parts', 'day'),
             ('rollups', 'outcome_hour_parts', 'hour')

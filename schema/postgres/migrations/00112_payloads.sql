@@ -9,7 +9,7 @@ COMMENT ON COLUMN decuwatch.dead_letters.payload_size IS 'Bytes of the payload a
 COMMENT ON COLUMN decuwatch.dead_letters.payload_state IS
     'whole; cut: only its beginning is kept, if it is too large or too many came in an hour; expired: past retention.payloads';
 CREATE INDEX dead_letters_with_payload ON decuwatch.dead_letters (recorded_at)
-    WHERE kind NOT IN ('failed', 'given_up') AND payload_state <> 'expired';
+    WHERE kind NOT IN ('failed', 'given_up', 'orphaned') AND payload_state <> 'expired';
 
 -- +goose StatementBegin
 CREATE FUNCTION decuwatch.refuse_dead_letter_update() RETURNS trigger
@@ -36,7 +36,7 @@ DECLARE
 BEGIN
     UPDATE decuwatch.dead_letters SET payload = '', payload_state = 'expired' WHERE ctid = ANY (ARRAY(
         SELECT ctid FROM decuwatch.dead_letters
-        WHERE recorded_at < before AND kind NOT IN ('failed', 'given_up') AND payload_state <> 'expired' LIMIT 10000));
+        WHERE recorded_at < before AND kind NOT IN ('failed', 'given_up', 'orphaned') AND payload_state <> 'expired' LIMIT 10000));
     GET DIAGNOSTICS expired = ROW_COUNT;
     RETURN expired;
 END $$;
