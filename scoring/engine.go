@@ -112,8 +112,9 @@ type Engine struct {
 	sessions []*ort.Session
 	fixed    Profile
 
-	decoding sync.Mutex // of decoder
+	decoding chan struct{} // holds a value while somebody uses the decoder
 	decoder  *ort.Session
+	longest  time.Duration // run of the backbone at start-up
 
 	planning sync.Mutex
 	plans    map[Profile]*plan
@@ -136,7 +137,7 @@ func Open(o Options) (_ *Engine, err error) {
 	if err != nil {
 		return nil, err
 	}
-	e := &Engine{options: o, ensemble: verified, fixed: o.Profile, plans: map[Profile]*plan{}}
+	e := &Engine{options: o, ensemble: verified, fixed: o.Profile, plans: map[Profile]*plan{}, decoding: make(chan struct{}, 1)}
 	if e.fixed == (Profile{}) {
 		e.fixed = verified.Profile
 	}
@@ -164,6 +165,13 @@ func Open(o Options) (_ *Engine, err error) {
 		return nil, err
 	}
 	e.sampler = newSampler(verified, lanes, o.MaxBatchRows, o.Buckets, metrics)
+	e.sampler.hang = max(hangLeast, hangFactor*e.longest)
+	if err := e.Check(context.Background(), 0); err != nil {
+		return nil, errors.Join(err, e.sampler.close())
+	}
+	if err := registerRunAge(o.Registerer, verified.Name, e.sampler); err != nil {
+		return nil, errors.Join(err, e.sampler.close())
+	}
 	o.Log.Info("scoring engine is open", "ensemble", verified.Name, "digest", verified.Digest, "runtime", ort.Runtime(),
 		"device", o.Device, "threads", o.Threads, "sessions", o.Sessions, "settings", e.fixed.Settings(), "took", time.Since(began))
 	return e, nil
@@ -195,9 +203,11 @@ func (e *Engine) openSessions() ([]*lane, error) {
 	}
 	warm := func(file ensemble.File, session *ort.Session, rows []int) error {
 		for _, n := range rows {
+			began := time.Now()
 			if err := session.Run(n); err != nil {
 				return fmt.Errorf("%s: %w", file.Path, err)
 			}
+			e.longest = max(e.longest, time.Since(began))
 		}
 		return nil
 	}
@@ -296,8 +306,9 @@ func (e *Engine) plan(profile Profile) (*plan, error) {
 }
 
 // Score reruns the request and measures the disagreement of the components. It blocks until the score is there, the
-// context ends (then its rows are freed at the next step) or the engine is closed (ErrClosed). Errors that no retry
-// mends: ErrUnknownClass, ErrNoise, ErrSettings, ErrTooLarge, *NonFiniteError.
+// context ends (it then returns at once, and its rows are freed at the next step) or the engine is closed (ErrClosed).
+// Errors that no retry mends: ErrUnknownClass, ErrNoise, ErrSettings, ErrTooLarge, *NonFiniteError. A *DeviceError says
+// nothing about the request.
 func (e *Engine) Score(ctx context.Context, r Request) (Result, error) {
 	profile := e.profile(r)
 	p, err := e.plan(profile)
@@ -354,7 +365,6 @@ func (e *Engine) fly(ctx context.Context, r Request, p *plan, profile Profile) (
 		receipt.Profile = ProfileFixed
 	}
 	if err := e.sampler.run(ctx, f); err != nil {
-		e.sampler.release(f)
 		return nil, Receipt{}, err
 	}
 	return f, receipt, nil
@@ -376,10 +386,19 @@ func newNoise(e *Engine, r Request) (diffusion.Noise, error) {
 	return noise, nil
 }
 
-// Close refuses new requests, ends those in flight with ErrClosed, waits for running C calls and releases the sessions.
+// Close refuses new requests, ends those in flight with ErrClosed, waits for running C calls and releases the sessions. The
+// error is ErrHung if a C call does not return: the sessions are then left as they are, because it still uses them.
 func (e *Engine) Close() error {
-	e.sampler.close()
-	e.decoding.Lock()
-	defer e.decoding.Unlock()
+	if err := e.sampler.close(); err != nil {
+		return err
+	}
+	timer := time.NewTimer(closeWait)
+	defer timer.Stop()
+	select {
+	case e.decoding <- struct{}{}:
+	case <-timer.C:
+		return fmt.Errorf("%w: the decoder's", ErrHung)
+	}
+	defer func() { <-e.decoding }()
 	return e.closeSessions()
 }

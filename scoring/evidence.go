@@ -2,6 +2,7 @@ package scoring
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math"
 
@@ -97,8 +98,15 @@ func (e *Engine) Evidence(ctx context.Context, r Request) (Evidence, error) {
 
 // decode returns the images of latents, one after another in runs of the decoder.
 func (e *Engine) decode(ctx context.Context, latents [][]float32, step int) ([][]float32, error) {
-	e.decoding.Lock()
-	defer e.decoding.Unlock()
+	if err := e.takeDecoder(ctx); err != nil {
+		return nil, err
+	}
+	left := false // in a run that did not return
+	defer func() {
+		if !left {
+			<-e.decoding
+		}
+	}()
 	if e.sessions == nil {
 		return nil, ErrClosed
 	}
@@ -119,7 +127,8 @@ func (e *Engine) decode(ctx context.Context, latents [][]float32, step int) ([][
 		if len(e.options.Buckets) > 0 {
 			padded = decoderRows // the one warmed shape
 		}
-		if err := e.decoder.Run(padded); err != nil {
+		var err error
+		if left, err = e.runDecoder(ctx, padded); err != nil {
 			return nil, fmt.Errorf("decode: %w", err)
 		}
 		for i := range rows {
@@ -135,4 +144,31 @@ func (e *Engine) decode(ctx context.Context, latents [][]float32, step int) ([][
 		}
 	}
 	return images, nil
+}
+
+// takeDecoder waits for the decoder, which one caller uses at a time.
+func (e *Engine) takeDecoder(ctx context.Context) error {
+	select {
+	case e.decoding <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// runDecoder runs the decoder. If ctx ends first it returns at once; the decoder is left to the run in progress, which
+// gives it back when it returns.
+func (e *Engine) runDecoder(ctx context.Context, rows int) (left bool, err error) {
+	ended := make(chan error, 1)
+	go func() { ended <- e.decoder.Run(rows) }()
+	select {
+	case err := <-ended:
+		return false, err
+	case <-ctx.Done():
+		go func() {
+			<-ended
+			<-e.decoding
+		}()
+		return true, errors.Join(ctx.Err(), e.decoder.Terminate())
+	}
 }

@@ -2,6 +2,7 @@ package scoring
 
 import (
 	"errors"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 )
@@ -48,6 +49,29 @@ func newMetrics(r prometheus.Registerer, model string) (*metrics, error) {
 		m.rows[i] = rows.WithLabelValues(model, kind)
 	}
 	return m, nil
+}
+
+// registerRunAge registers how long the sampler's oldest run is in progress.
+func registerRunAge(r prometheus.Registerer, model string, s *sampler) error {
+	if r == nil {
+		return nil
+	}
+	age := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name:        "decuwatch_sampler_run_age_seconds",
+		Help:        "Age of the oldest run of the backbone in progress; 0 between runs.",
+		ConstLabels: prometheus.Labels{"model": model},
+	}, func() float64 {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		age := time.Duration(0)
+		for _, l := range s.lanes {
+			if l.busy {
+				age = max(age, time.Since(l.began))
+			}
+		}
+		return age.Seconds()
+	})
+	return register(r, &age)
 }
 
 // register registers c, or puts the collector that is registered already in its place.

@@ -3,8 +3,10 @@ package scoring
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/decuwatch/decuwatch/scoring/ensemble"
 	"github.com/decuwatch/decuwatch/scoring/ort"
@@ -26,6 +28,10 @@ type lane struct {
 
 	picked []*path // of the run in progress
 	busy   bool
+	began  time.Time // of the run in progress
+	good   time.Time // end of the last run whose outputs were all finite
+	failed error     // of the last run; nil if it was good
+	probe  *probe    // that is asked for and has not begun
 }
 
 // path is one latent on its way through the steps of one component.
@@ -49,6 +55,8 @@ type flight struct {
 	paths     []path      // the shared one first; the length is how many have begun
 	means     [][][]float32
 	running   int     // paths in a run
+	spoiled   *lane   // that gave an output which is not finite
+	abandoned bool    // its caller has gone; its memory is given back when it is over
 	open      int     // paths that have begun and have steps left
 	remaining int     // rows of work left
 	served    float64 // rows received, in the virtual time of fair queueing
@@ -82,11 +90,16 @@ type sampler struct {
 	free   [][]float32
 	closed bool
 	owners sync.WaitGroup
+
+	hang          time.Duration // after which a run counts as hung
+	probeLatent   []float32
+	probeTimestep int64
 }
 
 func newSampler(e *ensemble.Ensemble, lanes []*lane, maxRows int, buckets []int, m *metrics) *sampler {
-	s := &sampler{ensemble: e, lanes: lanes, maxRows: maxRows, buckets: buckets, metrics: m}
+	s := &sampler{ensemble: e, lanes: lanes, maxRows: maxRows, buckets: buckets, metrics: m, hang: hangLeast}
 	s.wake.L = &s.mu
+	s.newProbe()
 	for _, l := range lanes {
 		l.picked = make([]*path, 0, maxRows)
 		s.owners.Go(func() { s.own(l) })
@@ -94,8 +107,9 @@ func newSampler(e *ensemble.Ensemble, lanes []*lane, maxRows int, buckets []int,
 	return s
 }
 
-// run takes a flight through the sampler. It returns when the flight is over and no lane works on it any more; the
-// means are then set, unless there is an error, and belong to the caller until release.
+// run takes a flight through the sampler. Without an error the flight is over, its means are set, and they belong to the
+// caller until release. With an error the flight is not the caller's any more: when ctx ends, run returns at once,
+// although a lane may still be in a run with its rows.
 func (s *sampler) run(ctx context.Context, f *flight) error {
 	f.done = make(chan struct{})
 	f.remaining = f.plan.rows
@@ -115,10 +129,18 @@ func (s *sampler) run(ctx context.Context, f *flight) error {
 	s.wake.Signal()
 	s.mu.Unlock()
 
-	stop := context.AfterFunc(ctx, func() { s.cancel(f, ctx.Err()) })
-	<-f.done
-	stop()
-	return f.err
+	select {
+	case <-f.done:
+	case <-ctx.Done():
+		if s.cancel(f, ctx.Err()) {
+			return ctx.Err()
+		}
+	}
+	if f.err == nil {
+		return nil
+	}
+	defer s.release(f)
+	return s.judge(ctx, f)
 }
 
 // admit lets flights join while there is room. The caller holds the mutex.
@@ -186,6 +208,11 @@ func (s *sampler) takeBuffer() []float32 {
 func (s *sampler) release(f *flight) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.recycle(f)
+}
+
+// recycle is release for callers that hold the mutex.
+func (s *sampler) recycle(f *flight) {
 	for i := range f.paths {
 		s.free = append(s.free, f.paths[i].latent)
 	}
@@ -214,27 +241,32 @@ func (f *flight) pathEnd(component int, m Measure) int {
 	return -1
 }
 
-// cancel ends a flight early: at once where no lane works on it, else when its run is over.
-func (s *sampler) cancel(f *flight, err error) {
+// cancel ends a flight early and reports whether it is abandoned: a lane still works on it, and it is over after that.
+func (s *sampler) cancel(f *flight, err error) (abandoned bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if f.over || f.err != nil {
-		return
+	if f.over {
+		return false
 	}
-	f.err = err
+	if f.err == nil {
+		f.err = err
+	}
 	if f.running == 0 {
 		s.finish(f)
 		s.admit()
 		s.wake.Signal()
-		return
+		return false
 	}
+	f.abandoned = true
 	s.terminateIdle()
+	return true
 }
 
 // terminateIdle cuts runs short of which nobody wants a row any more. The caller holds the mutex.
 func (s *sampler) terminateIdle() {
 	for _, l := range s.lanes {
-		if l.busy && !slices.ContainsFunc(l.picked, func(p *path) bool { return p.flight.err == nil }) {
+		probing := len(l.picked) == 0 && !s.closed
+		if l.busy && !probing && !slices.ContainsFunc(l.picked, func(p *path) bool { return p.flight.err == nil }) {
 			// An error leaves the run to end by itself.
 			_ = l.Terminate()
 		}
@@ -254,10 +286,19 @@ func (s *sampler) finish(f *flight) {
 	s.metrics.requests.Dec()
 	s.metrics.queued.Sub(float64(f.remaining))
 	close(f.done)
+	if f.abandoned {
+		s.recycle(f)
+	}
 }
 
-// close ends all flights with ErrClosed and waits for the lanes.
-func (s *sampler) close() {
+// ErrHung is returned by Close if a run did not return; its session is left as it is.
+var ErrHung = errors.New("a run of the backbone does not return")
+
+// closeWait is how long close waits for runs after it has terminated them.
+const closeWait = 5 * time.Second
+
+// close ends all flights with ErrClosed and waits for the lanes. The error is ErrHung if a run does not return.
+func (s *sampler) close() error {
 	s.mu.Lock()
 	s.closed = true
 	for priority := range s.queue {
@@ -271,16 +312,36 @@ func (s *sampler) close() {
 		}
 	}
 	s.terminateIdle()
+	for _, l := range s.lanes {
+		if l.probe != nil {
+			l.probe.err = ErrClosed
+			close(l.probe.done)
+			l.probe = nil
+		}
+	}
 	s.wake.Broadcast()
 	s.mu.Unlock()
-	s.owners.Wait()
+	ended := make(chan struct{})
+	go func() {
+		s.owners.Wait()
+		close(ended)
+	}()
+	timer := time.NewTimer(closeWait)
+	defer timer.Stop()
+	select {
+	case <-ended:
+		return nil
+	case <-timer.C:
+		return fmt.Errorf("%w: it was terminated %s ago", ErrHung, closeWait)
+	}
 }
 
-// own is the goroutine of one lane: it picks rows, runs them, updates their latents, and settles what follows.
+// own is the goroutine of one lane: it picks rows, runs them, updates their latents, and settles what follows. A probe
+// that somebody waits for comes first.
 func (s *sampler) own(l *lane) {
 	for {
 		s.mu.Lock()
-		for {
+		for l.probe == nil {
 			if s.pick(l); len(l.picked) > 0 {
 				break
 			}
@@ -290,11 +351,17 @@ func (s *sampler) own(l *lane) {
 			}
 			s.wake.Wait()
 		}
-		l.busy = true
+		l.busy, l.began = true, time.Now()
+		probe := l.probe
+		l.probe = nil
 		if len(s.lanes) > 1 {
 			s.wake.Signal() // another lane takes the rest
 		}
 		s.mu.Unlock()
+		if probe != nil {
+			s.serveProbe(l, probe)
+			continue
+		}
 
 		rows := s.fill(l)
 		padded := s.pad(rows)
@@ -304,9 +371,36 @@ func (s *sampler) own(l *lane) {
 		}
 
 		s.mu.Lock()
-		l.busy = false
+		s.ended(l, err)
 		s.settle(l, rows, padded, err)
 		s.mu.Unlock()
+	}
+}
+
+// serveProbe runs the probe for those who wait for it.
+func (s *sampler) serveProbe(l *lane, p *probe) {
+	err := s.runProbe(l)
+	s.mu.Lock()
+	s.ended(l, err)
+	s.mu.Unlock()
+	if errors.Is(err, ort.ErrTerminated) { // by close
+		err = ErrClosed
+	}
+	p.err = err
+	close(p.done)
+}
+
+// ended records how a run of l ended. The caller holds the mutex.
+func (s *sampler) ended(l *lane, err error) {
+	l.busy = false
+	if errors.Is(err, ort.ErrTerminated) {
+		return
+	}
+	if err == nil && len(l.picked) > 0 && !slices.ContainsFunc(l.picked, func(p *path) bool { return !p.bad }) {
+		err = errors.New("no output of the last run was finite")
+	}
+	if l.failed = err; err == nil && !slices.ContainsFunc(l.picked, func(p *path) bool { return p.bad }) {
+		l.good = time.Now()
 	}
 }
 
@@ -424,7 +518,7 @@ func (s *sampler) settle(l *lane, rows, padded int, err error) {
 		case err != nil:
 			f.err = err
 		case p.bad:
-			f.err = &NonFiniteError{Step: p.step, Component: p.component}
+			f.err, f.spoiled = &NonFiniteError{Step: p.step, Component: p.component}, l
 		default:
 			s.advance(f, p)
 		}

@@ -56,7 +56,7 @@ func fakeSamplerOf(t testing.TB, dir string, maxRows, lanes int, buckets []int) 
 	if err != nil {
 		t.Fatal(err)
 	}
-	e := &Engine{options: Options{MaxRequestRows: 1 << 20, Log: nil}, ensemble: verified, fixed: verified.Profile, plans: map[Profile]*plan{}}
+	e := &Engine{options: Options{MaxRequestRows: 1 << 20, Log: nil}, ensemble: verified, fixed: verified.Profile, plans: map[Profile]*plan{}, decoding: make(chan struct{}, 1)}
 	var fakes []*fakeLane
 	var ls []*lane
 	for range lanes {
@@ -71,7 +71,11 @@ func fakeSamplerOf(t testing.TB, dir string, maxRows, lanes int, buckets []int) 
 		fakes, ls = append(fakes, f), append(ls, &f.lane)
 	}
 	e.sampler = newSampler(verified, ls, maxRows, buckets, m)
-	t.Cleanup(e.sampler.close)
+	t.Cleanup(func() {
+		if err := e.sampler.close(); err != nil {
+			t.Error(err)
+		}
+	})
 	return e, fakes
 }
 
@@ -346,8 +350,8 @@ func TestLargeRequestIsNotStarved(t *testing.T) {
 	}
 }
 
-// Cancellation frees the rows at the next step: queued and between runs at once, in a run when that is over; a run that
-// nobody needs any more is terminated, one that others share is not.
+// A canceled request returns at once. Its rows are freed at the next step: queued and between runs at once, in a run when
+// that is over; a run that nobody needs any more is terminated, one that others share is not.
 func TestCancellation(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		e, lanes := fakeSampler(t, 4, 1, nil)
@@ -379,8 +383,8 @@ func TestCancellation(t *testing.T) {
 		}
 		select {
 		case <-a.done:
-			t.Error("a request in a run returned before the run")
 		default:
+			t.Error("a canceled request waits for the run")
 		}
 		if rows := g.next(); rows != 2 {
 			t.Errorf("after the cancellation a run has %d rows, want 2", rows)
@@ -391,9 +395,10 @@ func TestCancellation(t *testing.T) {
 		if lanes[0].terminated.Load() != 1 {
 			t.Error("a run that nobody needs was not terminated")
 		}
+		<-b.done
 		lanes[0].before = nil
 		g.leave <- struct{}{}
-		<-b.done
+		synctest.Wait()
 		for name, s := range map[string]*inFlight{"a": a, "b": b, "queued": queued} {
 			if !errors.Is(s.err, context.Canceled) {
 				t.Errorf("%s: %v", name, s.err)
@@ -502,7 +507,9 @@ func TestBucketsPadRuns(t *testing.T) {
 	if _, err := e.Score(t.Context(), Request{Key: "a"}); err != nil {
 		t.Fatal(err)
 	}
-	e.sampler.close()
+	if err := e.sampler.close(); err != nil {
+		t.Error(err)
+	}
 	// The tiny profile: 2M = 6 rows, four runs of 2, then at step 5 the branch of two steps with 6 rows each.
 	if v := testutil.ToFloat64(e.sampler.metrics.rows[padding]); v != 10+4*2+2*10 {
 		t.Errorf("%v padded rows", v)
@@ -549,7 +556,9 @@ func TestCloseEndsRequests(t *testing.T) {
 		synctest.Wait()
 		closed := make(chan struct{})
 		go func() {
-			e.sampler.close()
+			if err := e.sampler.close(); err != nil {
+				t.Error(err)
+			}
 			close(closed)
 		}()
 		synctest.Wait()

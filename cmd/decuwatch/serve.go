@@ -8,6 +8,7 @@ import (
 	"os"
 	"runtime/debug"
 	"slices"
+	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/prometheus/client_golang/prometheus"
@@ -259,6 +260,9 @@ func labels(e *scoring.Engine) []string {
 	return list
 }
 
+// recent is how long a good run of a session proves that it works.
+const recent = 10 * time.Second
+
 // healthy reports whether verdicts can be committed and requests be scored. It is asked after a failure only.
 func healthy(store *postgres.Store, engines map[string]*scoring.Engine) func(context.Context) error {
 	return func(ctx context.Context) error {
@@ -266,8 +270,7 @@ func healthy(store *postgres.Store, engines map[string]*scoring.Engine) func(con
 			return fmt.Errorf("postgres: %w", err)
 		}
 		for name, engine := range engines {
-			var broken *scoring.NonFiniteError // of one class; others may be well
-			if _, err := engine.Score(ctx, scoring.Request{Key: "probe"}); err != nil && !errors.As(err, &broken) {
+			if err := engine.Check(ctx, recent); err != nil {
 				return fmt.Errorf("ensemble %s: %w", name, err)
 			}
 		}

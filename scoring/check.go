@@ -1,0 +1,144 @@
+package scoring
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"time"
+
+	"github.com/decuwatch/decuwatch/scoring/diffusion"
+	"github.com/decuwatch/decuwatch/scoring/ort"
+)
+
+// DeviceError is returned if the backbone fails on work that it is known to do: a request fails, and so does the probe,
+// a fixed row whose output was finite when the engine was opened. It says nothing about the request.
+type DeviceError struct{ err error }
+
+func (e *DeviceError) Error() string { return "the device is broken: " + e.err.Error() }
+func (e *DeviceError) Unwrap() error { return e.err }
+
+// Unavailable returns true: the request may be tried again once the device works.
+func (e *DeviceError) Unavailable() bool { return true }
+
+var errProbe = errors.New("the probe's output is not finite")
+
+// A run counts as hung after hangFactor times the longest run at start-up, but not before hangLeast.
+const (
+	hangFactor = 20
+	hangLeast  = 10 * time.Second
+)
+
+// probe is one run of the probe, which everybody shares who asked before it began.
+type probe struct {
+	done chan struct{}
+	err  error
+}
+
+// Check returns nil if every session of the backbone works: its last run was good and ended less than fresh ago, or one is
+// in progress and not hung, or a run of the probe succeeds before ctx ends. Any number of callers cause one run at a time.
+func (e *Engine) Check(ctx context.Context, fresh time.Duration) error {
+	for i, l := range e.sampler.lanes {
+		if err := e.sampler.check(ctx, l, fresh); err != nil {
+			if len(e.sampler.lanes) > 1 {
+				err = fmt.Errorf("session %d: %w", i+1, err)
+			}
+			return &DeviceError{err}
+		}
+	}
+	return nil
+}
+
+func (s *sampler) check(ctx context.Context, l *lane, fresh time.Duration) error {
+	s.mu.Lock()
+	running := time.Duration(0)
+	if l.busy {
+		running = time.Since(l.began)
+	}
+	good, last := !l.good.IsZero() && time.Since(l.good) < fresh, l.failed
+	s.mu.Unlock()
+	switch {
+	case running > s.hang:
+		return fmt.Errorf("a run of the backbone has not returned for %s", running.Round(time.Millisecond))
+	case last == nil && (good || running > 0 && fresh > 0):
+		return nil
+	}
+	return s.ask(ctx, l)
+}
+
+// ask waits for a run of the probe on l that begins after the call.
+func (s *sampler) ask(ctx context.Context, l *lane) error {
+	s.mu.Lock()
+	if s.closed {
+		s.mu.Unlock()
+		return ErrClosed
+	}
+	if l.probe == nil {
+		l.probe = &probe{done: make(chan struct{})}
+		s.wake.Broadcast()
+	}
+	p := l.probe
+	s.mu.Unlock()
+	began := time.Now()
+	select {
+	case <-p.done:
+		return p.err
+	case <-ctx.Done():
+		return fmt.Errorf("the probe did not return within %s: %w", time.Since(began).Round(time.Millisecond), ctx.Err())
+	}
+}
+
+// runProbe runs the probe on the lane whose goroutine calls it.
+func (s *sampler) runProbe(l *lane) error {
+	copy(l.latent, s.probeLatent)
+	copy(l.context, s.embedding(0, 0))
+	l.timestep[0] = s.probeTimestep
+	err := l.Run(s.pad(1))
+	for errors.Is(err, ort.ErrTerminated) && !s.isClosed() {
+		err = l.Run(s.pad(1))
+	}
+	if err != nil {
+		return err
+	}
+	sum := 0.0
+	for _, v := range l.output[:s.ensemble.Latent.Size()] {
+		sum += float64(v)
+	}
+	if math.IsNaN(sum) || math.IsInf(sum, 0) {
+		return errProbe
+	}
+	return nil
+}
+
+func (s *sampler) isClosed() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.closed
+}
+
+// newProbe draws the probe's first latent.
+func (s *sampler) newProbe() {
+	noise := diffusion.Decuwatch{}
+	s.probeLatent = make([]float32, s.ensemble.Latent.Size())
+	noise.Draw(s.probeLatent)
+	s.probeTimestep = int64(s.ensemble.Diffusion.TrainTimesteps - 1)
+}
+
+// judge returns what an output that is not finite says: about the request if the session's probe is finite, else about
+// the device.
+func (s *sampler) judge(ctx context.Context, f *flight) error {
+	var nonFinite *NonFiniteError
+	if !errors.As(f.err, &nonFinite) {
+		return f.err
+	}
+	switch err := s.ask(ctx, f.spoiled); {
+	case err == nil:
+		return f.err
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case errors.Is(err, ErrClosed):
+		return err
+	default:
+		return &DeviceError{fmt.Errorf("%v, and %w", f.err, err)} // not a NonFiniteError: that is about the request
+	}
+}
