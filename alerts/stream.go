@@ -50,6 +50,9 @@ func NewStreamSink(js jetstream.JetStream, cfg StreamConfig) *StreamSink {
 // Name returns SinkStream.
 func (s *StreamSink) Name() string { return SinkStream }
 
+// Stream returns the name of the stream.
+func (s *StreamSink) Stream() string { return s.cfg.Name }
+
 // Ensure creates the stream where it does not exist, so that subscribers find it before the first alert.
 func (s *StreamSink) Ensure(ctx context.Context) error {
 	_, err := s.js.Stream(ctx, s.cfg.Name)
@@ -96,3 +99,65 @@ func (s *StreamSink) Send(ctx context.Context, m schema.OutboxMessage) error {
 	}
 	return nil
 }
+
+// Probe fails unless an alert could be stored now: the stream of alerts is there and takes messages, and a message that is
+// published to a small stream beside it, which has as many replicas, is stored. That stream keeps one message of each
+// publisher, named by id, and no subscriber of alerts sees it.
+func (s *StreamSink) Probe(ctx context.Context, id string) error {
+	if err := s.takes(ctx); err != nil {
+		return err
+	}
+	name, subject := s.cfg.Name+"_PROBE", "decuwatch.probe."+s.cfg.Name+"."
+	_, err := s.js.Publish(ctx, subject+id, []byte("probe"), jetstream.WithExpectStream(name), jetstream.WithRetryAttempts(0))
+	if errors.Is(err, jetstream.ErrNoStreamResponse) || errors.Is(err, nats.ErrNoResponders) {
+		_, err = s.js.CreateStream(ctx, jetstream.StreamConfig{
+			Name:              name,
+			Description:       "Readiness of decuwatch: the last probe of each worker",
+			Subjects:          []string{subject + "*"},
+			Storage:           jetstream.FileStorage,
+			MaxMsgsPerSubject: 1,
+			MaxBytes:          1 << 20,
+			MaxAge:            24 * time.Hour,
+			Replicas:          s.cfg.Replicas,
+		})
+		if err == nil || errors.Is(err, jetstream.ErrStreamNameAlreadyInUse) {
+			_, err = s.js.Publish(ctx, subject+id, []byte("probe"), jetstream.WithExpectStream(name), jetstream.WithRetryAttempts(0))
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("store a probe in stream %s: %w", name, err)
+	}
+	return nil
+}
+
+// takes fails if the stream of alerts is not there or takes no message.
+func (s *StreamSink) takes(ctx context.Context) error {
+	stream, err := s.js.Stream(ctx, s.cfg.Name)
+	if errors.Is(err, jetstream.ErrStreamNotFound) {
+		s.ensured.Store(false)
+		if err = s.Ensure(ctx); err == nil {
+			stream, err = s.js.Stream(ctx, s.cfg.Name)
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("look at stream %s: %w", s.cfg.Name, err)
+	}
+	info := stream.CachedInfo()
+	c, n := info.Config, info.State
+	switch {
+	case c.Sealed:
+		return fmt.Errorf("stream %s is sealed", s.cfg.Name)
+	case c.NoAck:
+		return fmt.Errorf("stream %s acknowledges nothing (no_ack)", s.cfg.Name)
+	case info.Mirror != nil || c.Mirror != nil:
+		return fmt.Errorf("stream %s is a mirror", s.cfg.Name)
+	case c.Discard == jetstream.DiscardNew && c.MaxBytes > 0 && n.Bytes+maxAlert > uint64(c.MaxBytes): //nolint:gosec // positive
+		return fmt.Errorf("stream %s is full: %d of %d bytes", s.cfg.Name, n.Bytes, c.MaxBytes)
+	case c.Discard == jetstream.DiscardNew && c.MaxMsgs > 0 && n.Msgs >= uint64(c.MaxMsgs): //nolint:gosec // positive
+		return fmt.Errorf("stream %s is full: %d of %d messages", s.cfg.Name, n.Msgs, c.MaxMsgs)
+	}
+	return nil
+}
+
+// maxAlert is more than an alert with its headers takes in the stream.
+const maxAlert = 16 << 10

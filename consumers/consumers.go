@@ -86,7 +86,10 @@ type Config struct {
 	// nothing is pulled, and messages in flight are kept and tried again after. Nil is always healthy.
 	Healthy func(context.Context) error
 
-	Tries   Tries        // counts attempts on messages. Nil counts those of this Run only
+	Tries Tries // counts attempts on messages. Nil counts those of this Run only
+	// Pulling is told how each loop fares. Defaults to nil: nobody is told.
+	Pulling *Pulling
+
 	Logger  *slog.Logger // Defaults to slog.Default()
 	Metrics *Metrics     // see [NewMetrics]. Nil counts nowhere
 	Tracer  trace.Tracer // of the spans consume and ack, in the trace that the producer began. Defaults to none
@@ -244,11 +247,14 @@ func Run(ctx context.Context, js jetstream.JetStream, cfg Config, h Handler, dea
 		loops = append(loops, r.model(m), r.givenUp(m))
 	}
 	for _, l := range loops {
+		cfg.Pulling.set(l.name, errNotPulling)
 		group.Go(func() error { return r.consume(ctx, work, l) })
 	}
 	group.Go(func() error { newKeeper(r).run(ctx, work); return nil })
 	return group.Wait()
 }
+
+var errNotConnected = errors.New("not connected to NATS")
 
 // errDrained ends the work that a drain did not wait for.
 var errDrained = errors.New("the worker is stopping")
@@ -287,6 +293,7 @@ func (r *runner) consume(ctx, work context.Context, l loop) error {
 			return fmt.Errorf("consumers: %w", nats.ErrConnectionClosed)
 		}
 		if !r.js.Conn().IsConnected() { // a request would wait for its timeout
+			r.cfg.Pulling.set(l.name, errNotConnected)
 			retry.wait(ctx)
 			continue
 		}
@@ -300,11 +307,13 @@ func (r *runner) consume(ctx, work context.Context, l loop) error {
 			if ctx.Err() == nil {
 				r.log.Warn("consumer is not available", "consumer", l.name, "err", err)
 			}
+			r.cfg.Pulling.set(l.name, err)
 		default:
 			err = r.pull(ctx, work, l, from, slots, beats, &retry)
 			if ctx.Err() == nil {
 				r.log.Warn("pulling was interrupted", "consumer", l.name, "err", err)
 			}
+			r.cfg.Pulling.set(l.name, err)
 		}
 		retry.wait(ctx)
 	}
@@ -314,6 +323,9 @@ func (r *runner) consume(ctx, work context.Context, l loop) error {
 // pull takes messages until ctx ends or a pull fails.
 func (r *runner) pull(ctx, work context.Context, l loop, from source, slots *slots, beats *heartbeats, retry *backoff) error {
 	for {
+		if !r.gate.open() {
+			r.cfg.Pulling.set(l.name, errPaused)
+		}
 		if err := r.gate.wait(ctx); err != nil {
 			return err
 		}
@@ -323,7 +335,7 @@ func (r *runner) pull(ctx, work context.Context, l loop, from source, slots *slo
 		}
 		if !r.js.Conn().IsConnected() {
 			slots.give(n)
-			return errors.New("not connected to NATS")
+			return errNotConnected
 		}
 		got, err := r.pullOnce(ctx, work, l, from, n, slots, beats)
 		slots.give(n - got)
@@ -336,6 +348,7 @@ func (r *runner) pull(ctx, work context.Context, l loop, from source, slots *slo
 
 // pullOnce asks for n messages and returns how many came before ctx ended or the gate was shut.
 func (r *runner) pullOnce(ctx, work context.Context, l loop, from source, n int, slots *slots, beats *heartbeats) (int, error) {
+	defer r.cfg.Pulling.begin(l.name)()
 	ctx, opened := r.gate.during(ctx)
 	defer opened()
 	got := 0

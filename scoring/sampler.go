@@ -295,7 +295,7 @@ func (s *sampler) finish(f *flight) {
 var ErrHung = errors.New("a run of the backbone does not return")
 
 // closeWait is how long close waits for runs after it has terminated them.
-const closeWait = 5 * time.Second
+const closeWait = 3 * time.Second
 
 // close ends all flights with ErrClosed and waits for the lanes. The error is ErrHung if a run does not return.
 func (s *sampler) close() error {

@@ -104,7 +104,7 @@ func (c *canaryCmd) Run(ctx context.Context, s *streams, log *slog.Logger) (err 
 		}
 		mux := http.NewServeMux()
 		mux.Handle("GET /metrics", promhttp.HandlerFor(reg, promhttp.HandlerOpts{EnableOpenMetrics: true}))
-		life.run("metrics", func(ctx context.Context) error { return serveHTTP(ctx, listener, mux) })
+		life.run("metrics", func(ctx context.Context) error { return serveHTTP(ctx, bounded(listener), mux) })
 		log.Info("publishing canaries", "every", c.Every, "deadline", c.Deadline, "metrics", "http://"+listener.Addr().String()+"/metrics")
 	}
 	life.run("canary", canary.Run)

@@ -305,7 +305,8 @@ type MetricsConfig struct {
 	Address string `name:"address" default:"127.0.0.1:9464" help:"Address of /metrics, /healthz and /readyz; port 0 is any free one. It has no authentication: keep it on a network of your own. Defaults to 127.0.0.1:9464."`
 	Pprof   bool   `name:"pprof" help:"Serve Go's profiles below /debug/pprof/. Defaults to false."`
 	HTTPTLSConfig
-	MaxClassSeries int `name:"max-class-series" default:"100" help:"Classes of a model, at most, for each to have a score histogram of its own; with more they share one. Defaults to 100."`
+	ClockTolerance time.Duration `name:"clock-tolerance" default:"30s" help:"How far the worker's clock may be from Postgres' and JetStream's; beyond it the worker is not ready. Defaults to 30s."`
+	MaxClassSeries int           `name:"max-class-series" default:"100" help:"Classes of a model, at most, for each to have a score histogram of its own; with more they share one. Defaults to 100."`
 }
 
 // HTTPTLSConfig says how an HTTP server proves who it is.
@@ -371,6 +372,7 @@ func (c Config) validate() error {
 		atLeast("alerts", map[string]int64{"max-bytes": c.Alerts.MaxBytes}, 1<<20),
 		atLeast("alerts", map[string]int64{"replicas": int64(c.Alerts.Replicas)}, 1),
 		atLeast("metrics", map[string]int64{"max-class-series": int64(c.Metrics.MaxClassSeries)}, 1),
+		atLeast("metrics", map[string]int64{"clock-tolerance": int64(c.Metrics.ClockTolerance)}, int64(time.Second)),
 		share("review.share", c.Review.Share),
 		share("tracing.sample-ratio", c.Tracing.SampleRatio),
 	} {
@@ -390,7 +392,7 @@ func (c Config) validate() error {
 }
 
 // durations are the settings that atLeast prints as durations.
-var durations = []string{"max-age", "keep-settled", "check-interval", "orphan-grace", "ack-wait", "handle-timeout", "drain-timeout", "retry-delay", "retry-max-delay", "events", "scores", "alerts", "evidence", "commit-timeout", "statement-timeout", "lock-timeout"}
+var durations = []string{"max-age", "keep-settled", "check-interval", "orphan-grace", "ack-wait", "handle-timeout", "drain-timeout", "retry-delay", "retry-max-delay", "events", "scores", "alerts", "evidence", "clock-tolerance", "commit-timeout", "statement-timeout", "lock-timeout"}
 
 // atLeast returns an error that names the first setting, in order of name, that is below the least.
 func atLeast(group string, values map[string]int64, least int64) error {

@@ -169,6 +169,12 @@ func start(t *testing.T, env []string, args ...string) *worker {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return starting(t, func(args ...string) *exec.Cmd { return exec.Command(exe, args...) }, env, args...)
+}
+
+// starting is start with a command that becomes the program.
+func starting(t *testing.T, command func(args ...string) *exec.Cmd, env []string, args ...string) *worker {
+	t.Helper()
 	dir := t.TempDir()
 	w := &worker{t: t, log: filepath.Join(dir, "log"), ended: make(chan struct{})}
 	log, err := os.Create(w.log)
@@ -176,7 +182,7 @@ func start(t *testing.T, env []string, args ...string) *worker {
 		t.Fatal(err)
 	}
 	defer log.Close()
-	w.cmd = exec.Command(exe, args...)
+	w.cmd = command(args...)
 	w.cmd.Env = append(append(os.Environ(), mainEnv+"=1"), env...)
 	w.cmd.Stdout, w.cmd.Stderr = log, log
 	if err := w.cmd.Start(); err != nil {

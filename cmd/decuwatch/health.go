@@ -2,11 +2,10 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
-	"net"
 	"net/http"
 	"net/http/pprof"
-	"sort"
 	"sync"
 	"time"
 
@@ -16,71 +15,73 @@ import (
 
 // Parts that readiness asks for.
 const (
-	partNATS     = "nats"
-	partPostgres = "postgres"
-	partEnsemble = "ensemble"
-	partStream   = "stream" // settings of streams and consumers
+	partNATS     = "nats"     // an alert could be stored
+	partPostgres = "postgres" // a verdict could be committed
+	partEnsemble = "ensemble" // every session of every backbone runs
+	partPulling  = "pulling"  // events are taken from the stream
+	partStream   = "stream"   // the settings of streams and consumers lose no event
+	partClock    = "clock"    // the worker's, Postgres' and JetStream's clocks agree
+	partWorkers  = "workers"  // nobody scores one of the models with another ensemble
 )
 
-// health knows whether the parts are there.
+var parts = []string{partClock, partEnsemble, partNATS, partPostgres, partPulling, partStream, partWorkers}
+
+// How often a part is checked while it is well and while it is not, how long a check may take, and how old its result may
+// be.
+const (
+	checkEvery   = 5 * time.Second
+	checkAgain   = time.Second
+	checkTimeout = 5 * time.Second
+	checkMaxAge  = checkEvery + 2*checkTimeout
+)
+
+// health checks the parts in the background and knows how each was last. A request for it starts no check.
 type health struct {
 	gauge *prometheus.GaugeVec
 	mu    sync.Mutex
-	parts map[string]func(context.Context) error
+	parts map[string]*part
 }
 
-// probeTimeout bounds the question to one part.
-const probeTimeout = 2 * time.Second
+// part is one part with its last result.
+type part struct {
+	check   func(context.Context) error
+	err     error
+	checked time.Time // end of the last check
+	began   time.Time // of the check in progress; zero: there is none
+	due     time.Time
+}
+
+var errNotStarted = errors.New("not started")
 
 func newHealth(reg prometheus.Registerer) *health {
 	h := &health{
 		gauge: prometheus.NewGaugeVec(prometheus.GaugeOpts{
-			Name: "decuwatch_ready", Help: "1 while a part that scoring needs is there: nats, postgres, ensemble, stream.",
+			Name: "decuwatch_ready", Help: "1 while what the next verdict needs works, by part: clock, ensemble, nats, postgres, pulling, stream, workers.",
 		}, []string{"part"}),
-		parts: map[string]func(context.Context) error{},
+		parts: map[string]*part{},
 	}
-	for _, part := range []string{partNATS, partPostgres, partEnsemble, partStream} {
-		h.set(part, func(context.Context) error { return fmt.Errorf("not started") })
-		h.gauge.WithLabelValues(part)
+	for _, name := range parts {
+		h.parts[name] = &part{err: errNotStarted, checked: time.Now()}
+		h.gauge.WithLabelValues(name)
 	}
 	reg.MustRegister(h.gauge)
 	return h
 }
 
-// set says how a part is asked.
-func (h *health) set(part string, ask func(context.Context) error) {
+// set says how a part is checked. The check must end when its context does.
+func (h *health) set(name string, check func(context.Context) error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.parts[part] = ask
+	h.parts[name].check = check
 }
 
-// ask asks all parts and returns what is wrong with those that are not there.
-func (h *health) ask(ctx context.Context) map[string]error {
-	h.mu.Lock()
-	parts := make(map[string]func(context.Context) error, len(h.parts))
-	for name, ask := range h.parts {
-		parts[name] = ask
-	}
-	h.mu.Unlock()
-	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
-	defer cancel()
-	wrong := map[string]error{}
-	for name, ask := range parts {
-		up := 1.0
-		if err := ask(ctx); err != nil {
-			wrong[name], up = err, 0
-		}
-		h.gauge.WithLabelValues(name).Set(up)
-	}
-	return wrong
-}
-
-// run keeps the gauges current.
+// run checks the parts until ctx ends. A part has one check at a time, however long that takes.
 func (h *health) run(ctx context.Context) error {
-	tick := time.NewTicker(5 * time.Second)
+	tick := time.NewTicker(100 * time.Millisecond)
 	defer tick.Stop()
 	for {
-		h.ask(ctx)
+		h.begin(ctx)
+		h.wrong()
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
@@ -89,21 +90,73 @@ func (h *health) run(ctx context.Context) error {
 	}
 }
 
-// ready answers 200 where every part is there, else 503 and what is wrong.
-func (h *health) ready(w http.ResponseWriter, r *http.Request) {
-	wrong := h.ask(r.Context())
+// begin starts the checks that are due.
+func (h *health) begin(ctx context.Context) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	now := time.Now()
+	for _, p := range h.parts {
+		if p.check == nil || !p.began.IsZero() || now.Before(p.due) {
+			continue
+		}
+		p.began = now
+		go h.checkOne(ctx, p, p.check)
+	}
+}
+
+func (h *health) checkOne(ctx context.Context, p *part, check func(context.Context) error) {
+	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
+	defer cancel()
+	err := check(ctx)
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	p.err, p.checked, p.began = err, time.Now(), time.Time{}
+	p.due = p.checked.Add(checkEvery)
+	if err != nil {
+		p.due = p.checked.Add(checkAgain)
+	}
+}
+
+// wrong returns what is wrong by part, and sets the metric.
+func (h *health) wrong() map[string]error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	wrong := map[string]error{}
+	for name, p := range h.parts {
+		up := 1.0
+		if err := p.state(time.Now()); err != nil {
+			wrong[name], up = err, 0
+		}
+		h.gauge.WithLabelValues(name).Set(up)
+	}
+	return wrong
+}
+
+// state returns what is wrong with the part at a moment.
+func (p *part) state(now time.Time) error {
+	switch {
+	case !p.began.IsZero() && now.Sub(p.began) > checkTimeout+time.Second:
+		return fmt.Errorf("its check has not returned for %s", now.Sub(p.began).Round(time.Second))
+	case p.err != nil:
+		return p.err
+	case now.Sub(p.checked) > checkMaxAge:
+		return fmt.Errorf("was last checked %s ago", now.Sub(p.checked).Round(time.Second))
+	}
+	return nil
+}
+
+// ready answers 200 if every part works, else 503 and what is wrong.
+func (h *health) ready(w http.ResponseWriter, _ *http.Request) {
+	wrong := h.wrong()
 	if len(wrong) == 0 {
 		fmt.Fprintln(w, "ready")
 		return
 	}
-	names := make([]string, 0, len(wrong))
-	for name := range wrong {
-		names = append(names, name)
-	}
-	sort.Strings(names)
 	w.WriteHeader(http.StatusServiceUnavailable)
-	for _, name := range names {
-		fmt.Fprintf(w, "%s: %v\n", name, wrong[name])
+	for _, name := range parts {
+		if err := wrong[name]; err != nil {
+			fmt.Fprintf(w, "%s: %v\n", name, err)
+		}
 	}
 }
 
@@ -121,22 +174,4 @@ func observability(reg *prometheus.Registry, h *health, profiles bool) http.Hand
 		mux.HandleFunc("/debug/pprof/trace", pprof.Trace)
 	}
 	return mux
-}
-
-// serveHTTP serves handler on l until ctx ends; requests under way are given five seconds.
-func serveHTTP(ctx context.Context, l net.Listener, handler http.Handler) error {
-	server := &http.Server{Handler: handler, ReadHeaderTimeout: 5 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 16 << 10}
-	failed := make(chan error, 1)
-	go func() { failed <- server.Serve(l) }()
-	select {
-	case err := <-failed:
-		return err
-	case <-ctx.Done():
-	}
-	stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
-	defer cancel()
-	if err := server.Shutdown(stop); err != nil {
-		return server.Close()
-	}
-	return nil
 }

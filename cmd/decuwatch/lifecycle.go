@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
+	"sync/atomic"
 	"time"
 )
 
@@ -14,6 +16,8 @@ type lifecycle struct {
 	fail  context.CancelCauseFunc
 	log   *slog.Logger
 	steps []step
+	doing atomic.Value  // string: what is started or stopped now
+	ended chan struct{} // closed when everything has stopped
 }
 
 // step undoes one start.
@@ -25,7 +29,27 @@ type step struct {
 // newLifecycle returns a lifecycle whose context ends with ctx, or when a part ends by itself.
 func newLifecycle(ctx context.Context, log *slog.Logger) *lifecycle {
 	ctx, fail := context.WithCancelCause(ctx)
-	return &lifecycle{ctx: ctx, fail: fail, log: log}
+	l := &lifecycle{ctx: ctx, fail: fail, log: log, ended: make(chan struct{})}
+	l.doing.Store("start")
+	return l
+}
+
+// exitMargin is how much longer than its drain a process takes to end, at most.
+const exitMargin = 10 * time.Second
+
+// bound has the process exit, with a log line that names what hangs, if it still runs so long after it should end: a C
+// call that does not return holds nothing up.
+func (l *lifecycle) bound(limit time.Duration) {
+	context.AfterFunc(l.ctx, func() {
+		timer := time.NewTimer(limit)
+		defer timer.Stop()
+		select {
+		case <-timer.C:
+			l.log.Error("exiting although not everything has stopped", "after", limit, "hangs", l.doing.Load())
+			os.Exit(exitFailed)
+		case <-l.ended:
+		}
+	})
 }
 
 // undo has f called when the program ends, before everything that was registered earlier.
@@ -74,11 +98,14 @@ func (l *lifecycle) wait() error {
 // end takes everything down, the last first, and joins the errors.
 func (l *lifecycle) end() error {
 	l.fail(nil)
+	defer close(l.ended)
 	var errs []error
 	for i := len(l.steps) - 1; i >= 0; i-- {
 		s := l.steps[i]
 		start := time.Now()
+		l.doing.Store("stop of " + s.name)
 		if err := s.undo(); err != nil {
+			l.log.Error("part did not stop as it should", "part", s.name, "err", err)
 			errs = append(errs, fmt.Errorf("stop %s: %w", s.name, err))
 		}
 		l.log.Debug("stopped", "part", s.name, "took", time.Since(start))

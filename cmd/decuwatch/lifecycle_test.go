@@ -3,13 +3,14 @@ package main
 import (
 	"context"
 	"errors"
-	"io"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
@@ -52,49 +53,89 @@ func TestAPartThatEndsByItselfEndsTheProgram(t *testing.T) {
 	}
 }
 
-func TestReadyOnlyWhereEveryPartIs(t *testing.T) {
-	reg := prometheus.NewRegistry()
-	h := newHealth(reg)
-	mux := httptest.NewServer(observability(reg, h, false))
-	defer mux.Close()
-	page := func(path string) (int, string) {
-		t.Helper()
-		resp, err := http.Get(mux.URL + path) //nolint:noctx // the server is this process
-		if err != nil {
-			t.Fatal(err)
+// Readiness is the last result of checks that run beside requests: one at a time for each part, with a deadline and a
+// greatest age.
+func TestReadyOnlyIfEveryPartIs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		reg := prometheus.NewRegistry()
+		h := newHealth(reg)
+		mux := observability(reg, h, false)
+		page := func(path string) (int, string) {
+			t.Helper()
+			w := httptest.NewRecorder()
+			mux.ServeHTTP(w, httptest.NewRequest(http.MethodGet, path, nil))
+			return w.Code, w.Body.String()
 		}
-		defer resp.Body.Close()
-		body, err := io.ReadAll(resp.Body)
-		if err != nil {
-			t.Fatal(err)
+		holds := func(when, path string, status int, body string) {
+			t.Helper()
+			if s, b := page(path); s != status || b != body {
+				t.Errorf("%s: %d %q, want %d %q", when, s, b, status, body)
+			}
 		}
-		return resp.StatusCode, string(body)
-	}
-	if status, body := page("/readyz"); status != http.StatusServiceUnavailable || body != "ensemble: not started\nnats: not started\npostgres: not started\nstream: not started\n" {
-		t.Errorf("before the start: %d %q", status, body)
-	}
-	if status, _ := page("/healthz"); status != http.StatusOK {
-		t.Errorf("alive: %d", status)
-	}
-	up := func(context.Context) error { return nil }
-	for _, part := range []string{partNATS, partPostgres, partEnsemble, partStream} {
-		h.set(part, up)
-	}
-	if status, body := page("/readyz"); status != http.StatusOK || body != "ready\n" {
-		t.Errorf("everything is there: %d %q", status, body)
-	}
-	h.set(partPostgres, func(context.Context) error { return errors.New("connection refused") })
-	if status, body := page("/readyz"); status != http.StatusServiceUnavailable || body != "postgres: connection refused\n" {
-		t.Errorf("Postgres is away: %d %q", status, body)
-	}
-	want := "# HELP decuwatch_ready 1 while a part that scoring needs is there: nats, postgres, ensemble, stream.\n# TYPE decuwatch_ready gauge\n" +
-		"decuwatch_ready{part=\"ensemble\"} 1\ndecuwatch_ready{part=\"nats\"} 1\ndecuwatch_ready{part=\"postgres\"} 0\ndecuwatch_ready{part=\"stream\"} 1\n"
-	if err := testutil.GatherAndCompare(reg, strings.NewReader(want), "decuwatch_ready"); err != nil {
-		t.Error(err)
-	}
-	if status, _ := page("/debug/pprof/"); status != http.StatusNotFound {
-		t.Errorf("profiles are served without being asked for: %d", status)
-	}
+		ctx, stop := context.WithCancel(t.Context())
+		go func() { _ = h.run(ctx) }() // returns nil
+		settle := func(d time.Duration) { time.Sleep(d); synctest.Wait() }
+		settle(time.Minute)
+		holds("before the start", "/readyz", http.StatusServiceUnavailable,
+			"clock: not started\nensemble: not started\nnats: not started\npostgres: not started\npulling: not started\nstream: not started\nworkers: not started\n")
+		holds("alive", "/healthz", http.StatusOK, "alive\n")
+		checks, running, most := 0, 0, 0
+		var answer error
+		hang := make(chan struct{})
+		close(hang)
+		for _, name := range parts {
+			h.set(name, func(context.Context) error { return nil })
+		}
+		h.set(partPostgres, func(context.Context) error {
+			checks++
+			running++
+			most = max(most, running)
+			<-hang
+			running--
+			return answer
+		})
+		settle(time.Second)
+		for range 1000 {
+			holds("everything works", "/readyz", http.StatusOK, "ready\n")
+		}
+		if checks != 1 {
+			t.Errorf("1000 requests caused %d checks", checks)
+		}
+		answer = errors.New("disk full")
+		settle(checkEvery)
+		holds("Postgres is full", "/readyz", http.StatusServiceUnavailable, "postgres: disk full\n")
+		want := "# HELP decuwatch_ready 1 while what the next verdict needs works, by part: clock, ensemble, nats, postgres, pulling, stream, workers.\n" +
+			"# TYPE decuwatch_ready gauge\n"
+		for _, name := range parts {
+			up := "1"
+			if name == partPostgres {
+				up = "0"
+			}
+			want += "decuwatch_ready{part=\"" + name + "\"} " + up + "\n"
+		}
+		if err := testutil.GatherAndCompare(reg, strings.NewReader(want), "decuwatch_ready"); err != nil {
+			t.Error(err)
+		}
+		answer = nil
+		settle(2 * time.Second)
+		holds("Postgres works again", "/readyz", http.StatusOK, "ready\n")
+		hang = make(chan struct{})
+		settle(time.Minute)
+		if _, body := page("/readyz"); !strings.HasPrefix(body, "postgres: its check has not returned for 5") || running != 1 || most != 1 {
+			t.Errorf("Postgres hangs: %q, %d checks at once", body, most)
+		}
+		close(hang)
+		settle(time.Second)
+		holds("Postgres does not hang any more", "/readyz", http.StatusOK, "ready\n")
+		stop()
+		settle(time.Hour)
+		if _, body := page("/readyz"); !strings.HasPrefix(body, "clock: was last checked 1h0m") {
+			t.Errorf("nobody checks any more: %q", body)
+		}
+		if status, _ := page("/debug/pprof/"); status != http.StatusNotFound {
+			t.Errorf("profiles are served without being asked for: %d", status)
+		}
+	})
 }
 
 func TestFailpointsAreRead(t *testing.T) {

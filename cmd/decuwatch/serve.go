@@ -57,6 +57,7 @@ func serve(ctx context.Context, c Config, log *slog.Logger, fail *failpoint, sta
 		return err
 	}
 	life := newLifecycle(ctx, log)
+	life.bound(c.Consumers.DrainTimeout + exitMargin)
 	defer func() { err = errors.Join(err, life.end()) }()
 
 	// Metrics and health come first and go last.
@@ -80,12 +81,12 @@ func serve(ctx context.Context, c Config, log *slog.Logger, fail *failpoint, sta
 	if err != nil {
 		return err
 	}
+	life.doing.Store("start")
 	names := make([]string, 0, len(engines))
 	for name := range engines {
 		names = append(names, name)
 	}
 	slices.Sort(names)
-	health.set(partEnsemble, func(context.Context) error { return nil })
 
 	// What is read from and written to.
 	nc, err := c.NATS.connect("serve", true, log)
@@ -97,12 +98,6 @@ func serve(ctx context.Context, c Config, log *slog.Logger, fail *failpoint, sta
 	if err != nil {
 		return err
 	}
-	health.set(partNATS, func(context.Context) error {
-		if !nc.IsConnected() {
-			return errors.New("not connected")
-		}
-		return nil
-	})
 	if c.Alerts.Link == "" {
 		c.Alerts.Link = reviewLink(c.Review.URL)
 	}
@@ -130,7 +125,10 @@ func serve(ctx context.Context, c Config, log *slog.Logger, fail *failpoint, sta
 		return err
 	}
 	life.undo("Postgres", func() error { store.Close(); return nil })
-	health.set(partPostgres, store.Ping)
+	ready := newReadiness(reg, c.Metrics.ClockTolerance, log)
+	ready.engines, ready.nc, ready.js, ready.events, ready.alerts, ready.store = engines, nc, js, c.Stream.Name, stream, store
+	life.undo("registration", ready.leave)
+	ready.watch(health)
 	life.run("health", health.run)
 	if err := store.EnsurePartitions(ctx, storing.Maintenance.Ahead); err != nil {
 		return err
@@ -177,6 +175,10 @@ func serve(ctx context.Context, c Config, log *slog.Logger, fail *failpoint, sta
 	consuming.Ledger, consuming.Standing = store, &consumers.Standing{}
 	health.set(partStream, consuming.Standing.Err)
 	consuming.Logger, consuming.Metrics, consuming.Tracer = log, consumers.NewMetrics(reg, names, monitor.Kinds()...), tracer
+	consuming.Pulling = &consumers.Pulling{}
+	health.set(partPulling, func(ctx context.Context) error {
+		return errors.Join(consuming.Pulling.Err(), ready.paused(ctx, names))
+	})
 	handler := failingHandler{m, fail}
 	life.run("consumers", func(ctx context.Context) error { return consumers.Run(ctx, js, consuming, handler, handler) })
 
@@ -223,6 +225,7 @@ func openEngines(c ScoringConfig, reg prometheus.Registerer, log *slog.Logger, l
 	for _, path := range c.Ensembles {
 		options := c.options(path, log)
 		options.Registerer = reg
+		life.doing.Store("start of ensemble " + path)
 		engine, err := scoring.Open(options)
 		if err != nil {
 			return nil, err

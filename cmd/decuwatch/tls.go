@@ -25,6 +25,7 @@ func (c HTTPTLSConfig) listen(section, address string) (net.Listener, error) {
 	if err != nil {
 		return nil, fmt.Errorf("listen on %s.address: %w", section, err)
 	}
+	listener = bounded(listener) // below TLS, so that a handshake counts
 	if certificates != nil {
 		listener = tls.NewListener(listener, &tls.Config{
 			GetCertificate: certificates.get, MinVersion: tls.VersionTLS12, NextProtos: []string{"h2", "http/1.1"},

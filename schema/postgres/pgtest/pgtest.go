@@ -94,6 +94,33 @@ func create(t testing.TB, from string) string {
 	return server.DatabaseURL(name)
 }
 
+// ShiftedURL is URL of a database whose clock_timestamp is ahead of the real time.
+func ShiftedURL(t testing.TB, ahead time.Duration) string {
+	t.Helper()
+	url := EmptyURL(t)
+	ctx, cancel := context.WithTimeout(context.Background(), deadline)
+	defer cancel()
+	conn, err := pgx.Connect(ctx, url)
+	if err != nil {
+		t.Fatalf("pgtest: %v", err)
+	}
+	defer conn.Close(ctx)
+	for _, statement := range []string{
+		`SET allow_system_table_mods = on`,
+		`ALTER FUNCTION pg_catalog.clock_timestamp() RENAME TO real_clock_timestamp`,
+		fmt.Sprintf(`CREATE FUNCTION pg_catalog.clock_timestamp() RETURNS timestamptz LANGUAGE sql VOLATILE AS
+			$$ SELECT pg_catalog.real_clock_timestamp() + interval '%d seconds' $$`, int(ahead.Seconds())),
+	} {
+		if _, err := conn.Exec(ctx, statement); err != nil {
+			t.Fatalf("pgtest: shift the clock: %v", err)
+		}
+	}
+	if err := postgres.Migrate(ctx, url); err != nil {
+		t.Fatalf("pgtest: %v", err)
+	}
+	return url
+}
+
 // As returns a database's address for another user of it.
 func As(t testing.TB, address, user, password string) string {
 	t.Helper()

@@ -1,0 +1,359 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+
+	"github.com/decuwatch/decuwatch/consumers"
+	"github.com/decuwatch/decuwatch/consumers/natstest"
+	"github.com/decuwatch/decuwatch/schema/postgres/pgtest"
+	"github.com/decuwatch/decuwatch/scoring/ort/ortfault"
+)
+
+// admin runs statements on the database, from a connection that ends with them.
+func (b *bench) admin(statements ...string) {
+	b.t.Helper()
+	conn, err := pgx.Connect(b.t.Context(), b.db)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	defer conn.Close(b.t.Context())
+	for _, s := range statements {
+		if _, err := conn.Exec(b.t.Context(), s); err != nil {
+			b.t.Fatalf("%s: %v", s, err)
+		}
+	}
+}
+
+// "Ready" exercises what the next verdict needs: whatever of it does not work is named, and ready again once it works.
+func TestReadyMeansReady(t *testing.T) {
+	server := natstest.Start(t)
+	b := newBench(t, server.URL(), pgtest.URL(t))
+	shim := ortfault.New(t)
+	w := b.worker(shim.Env()...)
+	mux := metricsAddress(t, w)
+	isReady(t, mux)
+	ctx := t.Context()
+
+	// Postgres, in every connection from now on.
+	reconnect := `SELECT pg_catalog.pg_terminate_backend(pid) FROM pg_catalog.pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()`
+	var name string
+	if err := b.pool.QueryRow(ctx, `SELECT current_database()`).Scan(&name); err != nil {
+		t.Fatal(err)
+	}
+	b.admin(`ALTER DATABASE `+name+` SET default_transaction_read_only = on`, reconnect)
+	notReady(t, mux, "postgres: ", "read-only transaction")
+	b.admin(`SET default_transaction_read_only = off`, `ALTER DATABASE `+name+` RESET default_transaction_read_only`, reconnect)
+	isReady(t, mux)
+	b.admin(`ALTER SCHEMA decuwatch RENAME TO gone`)
+	notReady(t, mux, "postgres: ", `"decuwatch.workers" does not exist`)
+	b.admin(`ALTER SCHEMA gone RENAME TO decuwatch`)
+	isReady(t, mux)
+	b.admin(`ALTER TABLE decuwatch.scores RENAME TO gone`)
+	notReady(t, mux, "postgres: ", "no such table, or no right to insert: scores")
+	b.admin(`ALTER TABLE decuwatch.gone RENAME TO scores`)
+	isReady(t, mux)
+
+	// JetStream.
+	if _, err := b.js.PauseConsumer(ctx, "GENERATION", consumers.Durable(faultModel), time.Now().Add(time.Hour)); err != nil {
+		t.Fatal(err)
+	}
+	notReady(t, mux, "pulling: ", "consumer decuwatch-tiny is paused by an operator for 59m")
+	if _, err := b.js.ResumeConsumer(ctx, "GENERATION", consumers.Durable(faultModel)); err != nil {
+		t.Fatal(err)
+	}
+	isReady(t, mux)
+	stream, err := b.js.Stream(ctx, "UNCERTAINTY")
+	if err != nil {
+		t.Fatal(err)
+	}
+	was := stream.CachedInfo().Config
+	full := was
+	full.Discard, full.MaxBytes = jetstream.DiscardNew, 1024
+	if _, err := b.js.UpdateStream(ctx, full); err != nil {
+		t.Fatal(err)
+	}
+	notReady(t, mux, "nats: stream UNCERTAINTY is full: ")
+	if _, err := b.js.UpdateStream(ctx, was); err != nil {
+		t.Fatal(err)
+	}
+	isReady(t, mux)
+
+	// ONNX Runtime.
+	shim.Set(ortfault.Error)
+	notReady(t, mux, "ensemble: tiny: the device is broken", "ortfault")
+	shim.Set(ortfault.NaN)
+	notReady(t, mux, "ensemble: tiny: the device is broken: the probe's output is not finite")
+	shim.Set(ortfault.Hang)
+	notReady(t, mux, "ensemble: tiny: the device is broken: a run of the backbone has not returned for ")
+	shim.Set(ortfault.OK)
+	isReady(t, mux)
+	w.stop()
+	for _, row := range b.query(`SELECT id FROM decuwatch.workers WHERE seen_at > '-infinity'`) {
+		t.Errorf("the worker that ended counts as one that runs: %s", row)
+	}
+}
+
+// An output that is not finite while the probe's is not either says nothing about the event: it is kept, nothing is
+// pulled, and it is scored once the device works.
+func TestBrokenDeviceBuriesNothing(t *testing.T) {
+	server := natstest.Start(t)
+	b := newBench(t, server.URL(), pgtest.URL(t))
+	b.set("consumers.ack-wait", patient)
+	b.set("consumers.max-deliver", "2")
+	shim := ortfault.New(t)
+	w := b.worker(shim.Env()...)
+	mux := metricsAddress(t, w)
+	isReady(t, mux)
+	for _, mode := range []ortfault.Mode{ortfault.NaN, ortfault.Error} {
+		shim.Set(mode)
+		b.publish(20)
+		notReady(t, mux, "ensemble: tiny: the device is broken", "pulling: ")
+		shim.Set(ortfault.OK)
+		isReady(t, mux)
+	}
+	b.drained()
+	b.check()
+	w.stop()
+
+	// The same for a request alone: its runs are not finite, the probe is.
+	w = b.worker(shim.Env()...)
+	isReady(t, metricsAddress(t, w))
+	shim.SetNext(ortfault.NaN, 1)
+	bad := b.next.Load() + 1
+	b.publish(1)
+	natstest.Until(t, "the event is a dead letter", func() bool {
+		return len(b.query(fmt.Sprintf(`SELECT event_id FROM decuwatch.dead_letters WHERE kind = 'non_finite' AND event_id = 'e%06d'`, bad))) == 1
+	})
+	w.stop()
+}
+
+// hangs waits until a run of the backbone is in progress and stays so.
+func hangs(t *testing.T, mux string) {
+	t.Helper()
+	natstest.Until(t, "a run hangs", func() bool {
+		_, metrics := get(t, mux+"/metrics")
+		return !strings.Contains(metrics, `decuwatch_sampler_run_age_seconds{model="tiny"} 0`+"\n")
+	})
+}
+
+// A run that never returns does not keep the process: it gives back what it holds and exits, and says what hangs.
+func TestExitsWhileARunHangs(t *testing.T) {
+	server := natstest.Start(t)
+	b := newBench(t, server.URL(), pgtest.URL(t))
+	b.set("consumers.drain-timeout", "1s")
+	b.set("consumers.ack-wait", patient)
+	shim := ortfault.New(t)
+	w := b.worker(shim.Env()...)
+	mux := metricsAddress(t, w)
+	isReady(t, mux)
+	shim.Set(ortfault.Hang)
+	b.publish(10)
+	hangs(t, mux)
+	w.signal(syscall.SIGTERM)
+	if state := w.wait(); state.ExitCode() != exitFailed {
+		t.Errorf("it ended with %s", state)
+	}
+	if log := w.tail(); !strings.Contains(log, "a run of the backbone does not return") || !strings.Contains(log, `part="ensemble tiny"`) {
+		t.Errorf("the log does not say what hung: %s", log)
+	}
+	// What it held is another's at once, not after ack-wait.
+	shim.Set(ortfault.OK)
+	w = b.worker(shim.Env()...)
+	b.drained()
+	b.check()
+	w.stop()
+}
+
+// A hang at the start, before anything can be taken down, and a second signal end the process too.
+func TestExitsWhileTheStartHangs(t *testing.T) {
+	server := natstest.Start(t)
+	b := newBench(t, server.URL(), pgtest.URL(t))
+	b.set("consumers.drain-timeout", "1s")
+	shim := ortfault.New(t)
+	shim.Set(ortfault.Hang)
+	forced, second := b.worker(shim.Env()...), b.worker(shim.Env()...)
+	for _, w := range []*worker{forced, second} {
+		natstest.Until(t, "it loads ONNX Runtime", func() bool {
+			maps, err := os.ReadFile(fmt.Sprintf("/proc/%d/maps", w.cmd.Process.Pid))
+			return err == nil && strings.Contains(string(maps), "libortfault.so")
+		})
+		w.signal(syscall.SIGTERM)
+	}
+	natstest.Until(t, "the second signal ends it", func() bool {
+		select {
+		case <-second.ended:
+			return true
+		default:
+			_ = second.cmd.Process.Signal(syscall.SIGTERM) // it may have ended meanwhile
+			return false
+		}
+	})
+	if status, ok := second.cmd.ProcessState.Sys().(syscall.WaitStatus); !ok || !status.Signaled() {
+		t.Errorf("after two signals: %s", second.cmd.ProcessState)
+	}
+	if state := forced.wait(); state.ExitCode() != exitFailed || !strings.Contains(forced.tail(), `hangs="start of ensemble ../../scoring/testdata/tiny"`) {
+		t.Errorf("after one signal: %s\n%s", state, forced.tail())
+	}
+}
+
+// Two ensembles under one name on one durable are reported by the older worker, which names both.
+func TestTwoEnsemblesUnderOneName(t *testing.T) {
+	server := natstest.Start(t)
+	b := newBench(t, server.URL(), pgtest.URL(t))
+	first := b.worker()
+	mux := metricsAddress(t, first)
+	isReady(t, mux)
+	other := t.TempDir()
+	if err := os.CopyFS(other, os.DirFS(faultEnsemble)); err != nil {
+		t.Fatal(err)
+	}
+	manifest := filepath.Join(other, "ensemble.json")
+	content, err := os.ReadFile(manifest)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(manifest, append(content, '\n'), 0o600); err != nil { // the same ensemble under another digest
+		t.Fatal(err)
+	}
+	args := append([]string{"serve", "-e", other, "--nats.url=" + b.natsURL, "--postgres.url=" + b.pgURL, "--metrics.address=127.0.0.1:0",
+		"--review.address=none", "--review.workers=0", "--scoring.threads=1"}, b.flags...)
+	second := start(t, nil, args...)
+	digest, _ := tinyProfile(t)
+	notReady(t, mux, "workers: model tiny is scored here with ensemble "+digest, "with ensemble ")
+	natstest.Until(t, "the newer worker warns", func() bool { return strings.Contains(second.tail(), "two ensembles under one name") })
+	second.stop()
+	isReady(t, mux)
+	first.stop()
+}
+
+// A consumer that the worker cannot update keeps it from pulling, which it says.
+func TestNotReadyWithoutItsConsumer(t *testing.T) {
+	server := natstest.Start(t)
+	b := newBench(t, server.URL(), pgtest.URL(t))
+	b.stream()
+	_, err := b.js.CreateConsumer(t.Context(), "GENERATION", jetstream.ConsumerConfig{
+		Durable: consumers.Durable(faultModel), AckPolicy: jetstream.AckNonePolicy, FilterSubject: "generation.requested.tiny",
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := b.worker()
+	mux := metricsAddress(t, w)
+	notReady(t, mux, "pulling: ", "consumer decuwatch-tiny")
+	w.stop()
+}
+
+// The clocks are compared within what the round trip leaves open.
+func TestClocksAreCompared(t *testing.T) {
+	for _, c := range []struct {
+		name         string
+		offset, trip time.Duration // of the worker ahead of the other
+		want         string
+	}{
+		{"equal", 0, 0, ""},
+		{"within", 29 * time.Second, 0, ""},
+		{"ahead", 500 * 24 * time.Hour, 0, "this worker's clock is 12000h0m0s ahead of postgres's, at most 30s is allowed"},
+		{"behind", -25 * time.Hour, 2 * time.Second, "this worker's clock is 24h59m59s behind postgres's, at most 30s is allowed"},
+		{"unknown within a long trip", 40 * time.Second, 30 * time.Second, ""},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			r := newReadiness(prometheus.NewRegistry(), 30*time.Second, nil)
+			err := r.compare(t.Context(), "postgres", func(context.Context) (time.Time, error) {
+				time.Sleep(c.trip / 2)
+				now := time.Now().Add(-c.offset)
+				time.Sleep(c.trip - c.trip/2)
+				return now, nil
+			})
+			if text := fmt.Sprint(err); err == nil && c.want != "" || err != nil && text != c.want {
+				t.Errorf("%s: %v", c.name, err)
+			}
+			if got := testutil.ToFloat64(r.offset.WithLabelValues("postgres")); got != c.offset.Seconds() {
+				t.Errorf("%s: the metric is %g", c.name, got)
+			}
+		})
+	}
+}
+
+// A worker whose clock is not the database's is not ready, and says by how much and against whom.
+func TestNotReadyWithAWrongClock(t *testing.T) {
+	server := natstest.Start(t)
+	url := pgtest.ShiftedURL(t, -time.Hour)
+	b := newBench(t, server.URL(), url)
+	w := b.worker()
+	mux := metricsAddress(t, w)
+	notReady(t, mux, "clock: this worker's clock is ", "ahead of postgres's, at most 30s is allowed")
+	if _, metrics := get(t, mux+"/metrics"); !strings.Contains(metrics, `decuwatch_clock_offset_seconds{against="postgres"} 3`) ||
+		!strings.Contains(metrics, `decuwatch_ready{part="clock"} 0`) {
+		t.Error("the metrics do not say so")
+	}
+	w.stop()
+}
+
+// Health and metrics answer while the review page is held by half-sent logins and descriptors are few.
+func TestHealthUnderAttack(t *testing.T) {
+	server := natstest.Start(t)
+	b := newBench(t, server.URL(), pgtest.URL(t))
+	token := filepath.Join(t.TempDir(), "token")
+	if err := os.WriteFile(token, []byte("a token of 24 characters"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := starting(t, func(args ...string) *exec.Cmd {
+		return exec.Command("sh", append([]string{"-c", `ulimit -n 256 && exec "$0" "$@"`, exe}, args...)...)
+	}, nil, append([]string{"serve", "-e", faultEnsemble, "--nats.url=" + b.natsURL, "--postgres.url=" + b.pgURL, "--metrics.address=127.0.0.1:0",
+		"--review.address=127.0.0.1:0", "--review.token-file=" + token, "--scoring.threads=1"}, b.flags...)...)
+	mux := metricsAddress(t, w)
+	isReady(t, mux)
+	review := reviewAddress(t, w)
+	for range 300 {
+		conn, err := net.Dial("tcp", review)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		if _, err := fmt.Fprintf(conn, "POST /login HTTP/1.1\r\nHost: %s\r\nContent-Length: 100\r\n\r\nname=", review); err != nil {
+			t.Fatal(err)
+		}
+	}
+	descriptors := func() int {
+		list, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", w.cmd.Process.Pid))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(list)
+	}
+	natstest.Until(t, "the page's connections are at their bound", func() bool { return descriptors() >= httpConnections })
+	for range 5 {
+		for _, page := range []string{"/healthz", "/readyz", "/metrics"} {
+			if status, body := quickly(t, mux+page); status != 200 {
+				t.Errorf("%s: %d %s", page, status, body)
+			}
+		}
+	}
+	if n := descriptors(); n > 200 {
+		t.Errorf("the process has %d descriptors open", n)
+	}
+	natstest.Until(t, "the half-sent logins are closed and the page answers", func() bool {
+		status, _ := quickly(t, "http://"+review+"/login")
+		return status == 200
+	})
+	w.stop()
+}

@@ -1,0 +1,97 @@
+package postgres
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// WorkerModel is a model that a worker scores, and with what.
+type WorkerModel struct {
+	Model          string
+	EnsembleDigest string
+	Settings       string // of its fixed profile
+}
+
+// Worker is another process that scores a model.
+type Worker struct {
+	WorkerModel
+	Host      string
+	StartedAt time.Time
+	Older     bool // it started before the worker that asked
+}
+
+// written are the tables that a verdict writes.
+var written = []string{
+	"events", "scores", "skips", "dead_letters", "alerts", "outbox", "reviews", "evidence_jobs", "class_hour_parts", "class_day_parts", "outcome_hour_parts",
+}
+
+// Beat commits a row for each model of the worker with the given id, and returns the other workers that score one of the
+// models with another ensemble or other settings and were seen within the time. The error says what keeps verdicts from
+// being written: the write failed, or the rights to a table that verdicts are written to are missing.
+func (s *Store) Beat(ctx context.Context, id, host string, models []WorkerModel, within time.Duration) (others []Worker, up time.Duration, err error) {
+	names, digests, settings := make([]string, len(models)), make([]string, len(models)), make([]string, len(models))
+	for i, m := range models {
+		names[i], digests[i], settings[i] = m.Model, m.EnsembleDigest, m.Settings
+	}
+	err = s.begin(ctx, "write the worker's heartbeat", func(tx pgx.Tx) error {
+		_, err := tx.Exec(ctx, `INSERT INTO decuwatch.workers (id, host, model, ensemble_digest, settings)
+			SELECT $1, $2, m, d, s FROM unnest($3::text[], $4::text[], $5::text[]) AS w(m, d, s)
+			ON CONFLICT (id, model) DO UPDATE SET seen_at = clock_timestamp()`, id, clean(host), names, digests, settings)
+		if err != nil {
+			return err
+		}
+		if _, err := tx.Exec(ctx, `SELECT decuwatch.forget_workers()`); err != nil {
+			return err
+		}
+		var missing []string
+		err = tx.QueryRow(ctx, `SELECT coalesce(array_agg(t ORDER BY t), '{}') FROM unnest($1::text[]) t
+			WHERE NOT coalesce(has_table_privilege(to_regclass('decuwatch.' || t), 'INSERT'), false)`, written).Scan(&missing)
+		if err == nil && len(missing) > 0 {
+			err = fmt.Errorf("no such table, or no right to insert: %s", strings.Join(missing, ", "))
+		}
+		if err != nil {
+			return err
+		}
+		var seconds float64
+		if err := tx.QueryRow(ctx, `SELECT coalesce(max(extract(epoch FROM clock_timestamp() - started_at)), 0)::float8 FROM decuwatch.workers WHERE id = $1`, id).
+			Scan(&seconds); err != nil {
+			return err
+		}
+		up = time.Duration(seconds * float64(time.Second))
+		rows, err := tx.Query(ctx, `SELECT o.model, o.ensemble_digest, o.settings, o.host, o.started_at, (o.started_at, o.id) < (w.started_at, w.id)
+			FROM decuwatch.workers w JOIN decuwatch.workers o ON o.model = w.model AND o.id <> w.id
+			WHERE w.id = $1 AND o.seen_at > clock_timestamp() - $2::interval
+			AND (o.ensemble_digest, o.settings) IS DISTINCT FROM (w.ensemble_digest, w.settings) ORDER BY o.model, o.started_at`, id, within)
+		if err != nil {
+			return err
+		}
+		others, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (o Worker, err error) {
+			err = row.Scan(&o.Model, &o.EnsembleDigest, &o.Settings, &o.Host, &o.StartedAt, &o.Older)
+			return o, err
+		})
+		return err
+	})
+	return others, up, err
+}
+
+// Leave removes what Beat wrote from what others see: a worker that ends is not taken for one that runs.
+func (s *Store) Leave(ctx context.Context, id string) error {
+	_, err := s.pool.Exec(ctx, `UPDATE decuwatch.workers SET seen_at = '-infinity' WHERE id = $1`, id)
+	if err != nil {
+		return fmt.Errorf("take the worker's heartbeat back: %w", err)
+	}
+	return nil
+}
+
+// Now returns the time by the database's clock.
+func (s *Store) Now(ctx context.Context) (time.Time, error) {
+	var now time.Time
+	if err := s.pool.QueryRow(ctx, `SELECT clock_timestamp()`).Scan(&now); err != nil {
+		return now, fmt.Errorf("read the database's clock: %w", err)
+	}
+	return now, nil
+}
