@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -147,6 +148,10 @@ func (s *StreamSink) takes(ctx context.Context) error {
 	switch {
 	case c.Sealed:
 		return fmt.Errorf("stream %s is sealed", s.cfg.Name)
+	case !slices.ContainsFunc(c.Subjects, func(subject string) bool {
+		return subject == "uncertainty.>" || subject == "uncertainty.alert.>" || subject == ">"
+	}):
+		return fmt.Errorf("stream %s: subject uncertainty.alert.> is not one of %q", s.cfg.Name, c.Subjects)
 	case c.NoAck:
 		return fmt.Errorf("stream %s acknowledges nothing (no_ack)", s.cfg.Name)
 	case info.Mirror != nil || c.Mirror != nil:

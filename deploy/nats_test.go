@@ -256,6 +256,9 @@ func TestNATSUsers(t *testing.T) {
 		t.Fatal(err)
 	}
 	alert := schema.OutboxMessage{AlertID: "a", Subject: "uncertainty.alert.fashion-mnist.critical.3", Body: []byte("{}")}
+	if err := sink.Probe(t.Context(), "worker-1"); err != nil {
+		t.Errorf("worker: store a probe: %v", err)
+	}
 	if err := sink.Send(t.Context(), alert); err != nil {
 		t.Fatal(err)
 	}

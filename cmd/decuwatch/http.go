@@ -11,12 +11,12 @@ import (
 
 // Bounds of every HTTP server.
 const (
-	httpHeader      = 16 << 10         // bytes of a request's headers
-	httpBody        = 1 << 20          // bytes of a request's body; handlers set closer bounds
-	httpRead        = 10 * time.Second // of a whole request
-	httpWrite       = 2 * time.Minute  // of an answer, a profile included
-	httpIdle        = time.Minute      // between two requests on a connection
-	httpConnections = 64               // at once on one listener; others wait to be accepted, and take no descriptor
+	httpHeader      = 16 << 10        // bytes of a request's headers
+	httpBody        = 1 << 20         // bytes of a request's body; handlers set closer bounds
+	httpRead        = 5 * time.Second // of a whole request
+	httpWrite       = 2 * time.Minute // of an answer, a profile included
+	httpIdle        = time.Minute     // between two requests on a connection
+	httpConnections = 64              // at once on one listener; others wait to be accepted, and take no descriptor
 )
 
 // bounded returns l with at most httpConnections connections at a time.

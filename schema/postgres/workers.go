@@ -27,6 +27,7 @@ type Worker struct {
 // written are the tables that a verdict writes.
 var written = []string{
 	"events", "scores", "skips", "dead_letters", "alerts", "outbox", "reviews", "evidence_jobs", "class_hour_parts", "class_day_parts", "outcome_hour_parts",
+	"repeats", "tries",
 }
 
 // Beat commits a row for each model of the worker with the given id, and returns the other workers that score one of the

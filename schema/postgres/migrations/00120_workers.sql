@@ -17,11 +17,11 @@ COMMENT ON COLUMN decuwatch.workers.settings IS 'Settings key of its fixed profi
 COMMENT ON COLUMN decuwatch.workers.host IS 'Machine that it runs on';
 COMMENT ON COLUMN decuwatch.workers.started_at IS 'When it wrote the row first, by the clock of the database';
 COMMENT ON COLUMN decuwatch.workers.seen_at IS 'When it wrote the row last, by the clock of the database';
-GRANT SELECT, INSERT, UPDATE ON decuwatch.workers TO decuwatch_writer;
+GRANT SELECT, INSERT, UPDATE (seen_at) ON decuwatch.workers TO decuwatch_writer;
 
 -- +goose StatementBegin
 CREATE FUNCTION decuwatch.forget_workers() RETURNS void
-    LANGUAGE sql SECURITY DEFINER SET search_path = '' AS $$
+    LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
     DELETE FROM decuwatch.workers WHERE seen_at < clock_timestamp() - interval '1 day'
 $$;
 -- +goose StatementEnd
