@@ -327,6 +327,11 @@ func TestWhatCannotBeRerunIsReplacedOrSkipped(t *testing.T) {
 		TrainTimesteps: 1000, BetaSchedule: "linear", BetaStart: 0.0001, BetaEnd: 0.02, Prediction: "epsilon",
 		TimestepSpacing: "trailing",
 	}
+	half, index, third := event("1"), 2, event("1")
+	half.Data.NoiseDtype = "float16"
+	third.Data.BatchIndex = &index
+	plain := event("1")
+	plain.Data.NoiseDtype = "float32"
 	refuse := func(r scoring.Request) (scoring.Result, error) {
 		if r.Profile != (scoring.Profile{}) {
 			if err := r.Profile.Validate(trailing); err != nil {
@@ -355,6 +360,14 @@ func TestWhatCannotBeRerunIsReplacedOrSkipped(t *testing.T) {
 		{"no sampler, as requested", true, event("1"), 0, "fixed profile", monitor.SkipSampler},
 		{"a step too many, as requested", true, sampled("ddim", 61), 0, "trailing spacing has timestep -1", monitor.SkipSettings},
 		{"too large, as requested", true, sampled("ddim", 900), 0, "fixed profile", monitor.SkipSettings},
+		{"a sampler as diffusers names it", true, sampled("DDIMScheduler", 10), 10, "", ""},
+		{"a sampler as CompVis names it", true, sampled("DDIMSampler", 10), 10, "", ""},
+		{"a sampler as user interfaces name it", true, sampled("DDIM", 10), 10, "", ""},
+		{"a sampler whose name begins like it", true, sampled("DDIMInverseScheduler", 10), 0, "DDIMInverseScheduler was replaced by ddim", monitor.SkipSampler},
+		{"a sampler with a space", false, sampled("DPM++ 2M SDE Karras", 10), 0, "DPM++ 2M SDE Karras was replaced by ddim", monitor.SkipSampler},
+		{"noise of another type", false, half, 0, "float16 cannot be drawn again", monitor.SkipNoise},
+		{"noise of the same type", false, plain, 0, "", ""},
+		{"an image of a batch", false, third, 0, "image 2 of those drawn together cannot be drawn again", monitor.SkipNoise},
 		{"noise", false, noisy, 0, "jax cannot be drawn again", monitor.SkipNoise},
 	} {
 		t.Run(c.name, func(t *testing.T) {

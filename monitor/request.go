@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/decuwatch/decuwatch/schema"
@@ -41,6 +42,13 @@ type Model struct {
 // Sampler is the name of the only sampler that reruns requests.
 const Sampler = "ddim"
 
+// samplerNames are the names of Sampler in the libraries that producers use, in lower case: diffusers' class, CompVis'
+// class, and the name in user interfaces.
+var samplerNames = []string{Sampler, "ddimscheduler", "ddimsampler"}
+
+// drawnAs is the number type in which first latents are drawn again.
+const drawnAs = "float32"
+
 // plan is what is done with an event: a request that is scored, or a skip.
 type plan struct {
 	event      schema.Event
@@ -56,9 +64,16 @@ func (m Model) plan(ev schema.Event) (plan, error) {
 		return plan{}, err
 	}
 	p := plan{event: ev, request: scoring.Request{Key: Key(ev.Source, ev.ID), Class: class, Seed: ev.Data.Seed, Noise: ev.Data.Noise}}
+	if i := ev.Data.BatchIndex; i != nil {
+		p = m.replace(p, SkipNoise, fmt.Sprintf("noise: image %d of those drawn together cannot be drawn again, an image drawn alone was used", *i))
+	}
+	if t := ev.Data.NoiseDtype; t != "" && t != drawnAs && p.skip == nil {
+		p = m.replace(p, SkipNoise, fmt.Sprintf("noise: %s cannot be drawn again, %s was used", t, drawnAs))
+	}
 	s := ev.Data.Sampler
 	switch {
-	case s != nil && s.Name != Sampler:
+	case p.skip != nil:
+	case s != nil && !slices.Contains(samplerNames, strings.ToLower(s.Name)):
 		p = m.replace(p, SkipSampler, fmt.Sprintf("sampler: %s was replaced by %s", s.Name, Sampler))
 	case m.AsRequested && s == nil:
 		p = m.replace(p, SkipSampler, "sampler: not in the event, the fixed profile was used")

@@ -1,15 +1,47 @@
 package schema_test
 
 import (
+	"context"
 	"encoding/json"
+	"io"
+	"net/url"
 	"reflect"
 	"testing"
 	"time"
 
+	"github.com/cloudevents/sdk-go/v2/binding"
+	"github.com/cloudevents/sdk-go/v2/binding/spec"
 	cloudevents "github.com/cloudevents/sdk-go/v2/event"
+	"github.com/cloudevents/sdk-go/v2/types"
 
 	"github.com/decuwatch/decuwatch/schema"
 )
+
+// natsMessage is a message into which the library writes an event in binary mode, as its NATS protocol does.
+type natsMessage struct {
+	header map[string][]string
+	data   []byte
+}
+
+func (m *natsMessage) Start(context.Context) error { return nil }
+func (m *natsMessage) End(context.Context) error   { return nil }
+func (m *natsMessage) SetData(data io.Reader) (err error) {
+	m.data, err = io.ReadAll(data)
+	return err
+}
+
+func (m *natsMessage) SetAttribute(a spec.Attribute, value any) error {
+	return m.SetExtension(a.Name(), value)
+}
+
+func (m *natsMessage) SetExtension(name string, value any) error {
+	if value == nil {
+		return nil
+	}
+	text, err := types.Format(value)
+	m.header["ce-"+name] = []string{url.PathEscape(text)}
+	return err
+}
 
 // TestCloudEventsSDK holds both directions against the CloudEvents project's own library.
 func TestCloudEventsSDK(t *testing.T) {
@@ -34,6 +66,16 @@ func TestCloudEventsSDK(t *testing.T) {
 	}
 	if got, err := schema.Decode(nil, payload); err != nil || !reflect.DeepEqual(got, want) {
 		t.Errorf("their event here:\n got %+v\nwant %+v (%v)", got, want, err)
+	}
+
+	// In binary mode.
+	theirs.SetSubject("100% of \"Bücher\"")
+	message := &natsMessage{header: map[string][]string{}}
+	if _, err := binding.Write(binding.WithForceBinary(t.Context()), binding.ToMessage(&theirs), nil, message); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := schema.Decode(message.header, message.data); err != nil || !reflect.DeepEqual(got, want) {
+		t.Errorf("their event here, in binary mode:\n got %+v\nwant %+v (%v)\n%v", got, want, err, message.header)
 	}
 
 	_, payload, err = schema.Encode(want)

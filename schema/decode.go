@@ -8,47 +8,50 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math"
-	"mime"
-	"net/url"
 	"regexp"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
 	"unicode"
+	"unicode/utf16"
 	"unicode/utf8"
 )
 
 // Bounds of the event. They are part of the format: a producer that keeps them is never refused.
 const (
 	MaxPayload     = 64 << 10 // bytes of a message's payload
-	MaxSource      = 512      // bytes
-	MaxID          = 256      // bytes
-	MaxExtensions  = 16       // CloudEvents extension attributes beside traceparent and tracestate
-	MaxAttribute   = 2048     // bytes of any attribute without a bound of its own
+	MaxSource      = 512      // characters, which are ASCII in a URI
+	MaxID          = 256      // bytes: 256 ASCII characters, or 64 characters of any kind
+	MaxAttributes  = 27       // members of the CloudEvent: the format's 10, data, and 16 more
+	MaxAttribute   = 2048     // characters of any attribute without a bound of its own
 	MaxClasses     = 100_000  // a class index is below it
 	MaxClassLabel  = 128      // characters
+	MaxSamplerName = 128      // characters
 	MaxSteps       = 1000
 	MaxGuidance    = 30.0
 	MaxLabels      = 16
 	MaxLabelValue  = 128            // characters
+	MaxBatchIndex  = 65_535         // of an image among those drawn together
 	MaxClockAhead  = 24 * time.Hour // of an event's time before the time when the stream stored its message
 	maxNesting     = 8
 	maxReasonValue = 48 // bytes of an offending value that a reason repeats
 )
 
-// Oldest is the earliest time that an event may carry.
-var Oldest = time.Date(2020, 1, 1, 0, 0, 0, 0, time.UTC)
-
 const contentTypeStructured = "application/cloudevents+json"
 
+// The JSON Schema repeats these patterns.
 var (
 	modelPattern     = regexp.MustCompile(`^[a-z][a-z0-9_-]{0,63}$`)
 	namePattern      = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}$`)
 	extensionPattern = regexp.MustCompile(`^[a-z0-9]{1,20}$`)
+	jsonMediaPattern = regexp.MustCompile(`(?i)^application/json *(; *charset=("utf-8"|utf-8) *)?$`)
 	tracePattern     = regexp.MustCompile(`^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$`)
+	timePattern      = regexp.MustCompile(`^(20[2-9][0-9]-[0-9]{2}-[0-9]{2})[Tt]([0-9]{2}:[0-9]{2}:)([0-9]{2})(\.[0-9]+)?([Zz]|[+-][0-9]{2}:[0-9]{2})$`)
 )
+
+// noiseDtypes are the number types in which a producer may have drawn the first latent.
+var noiseDtypes = []string{"float16", "bfloat16", "float32", "float64"}
 
 // Invalid is the error for an event that breaks the format. It is permanent: the same message never becomes valid.
 // The text names the field and what the field must be, for the producer.
@@ -64,10 +67,10 @@ func invalid(field, format string, args ...any) *Invalid {
 	return &Invalid{Field: field, Reason: fmt.Sprintf(format, args...)}
 }
 
-// Decode reads a generation event from a NATS message: structured mode (content type application/cloudevents+json,
-// or no content type and no ce- header) or binary mode (attributes in ce- headers, data in the payload). Header names
-// are compared without case. Every error is an *Invalid. Times are cut to microseconds, in UTC, as the database keeps
-// them. A traceparent that is malformed is dropped, for tracing never decides whether an event is scored.
+// Decode reads a generation event from a NATS message, in structured mode or in the binary mode of the CloudEvents
+// NATS binding. Every error is an *Invalid. Times are cut to microseconds, in UTC, as the database keeps them; a leap
+// second becomes the second after it. A traceparent that is malformed is dropped, because tracing never decides
+// whether an event is scored.
 //
 // The event's time is compared with this machine's clock. That is right for a producer that checks its own event; whoever
 // reads a stored message calls [DecodeAt].
@@ -98,68 +101,48 @@ func decode(header map[string][]string, payload []byte, stored time.Time) (Event
 
 // envelope separates the attributes from the data, both as JSON values, for either mode.
 func envelope(header map[string][]string, payload []byte) (attributes map[string]any, data any, err error) {
-	contentType, binary := "", false
-	attributes = map[string]any{}
-	for _, name := range sortedNames(header) {
-		values := header[name]
-		lower := strings.ToLower(name)
-		attribute, ce := strings.CutPrefix(lower, "ce-")
-		if !ce && lower != "content-type" {
-			continue
-		}
-		if len(values) != 1 {
-			return nil, nil, invalid(lower, "header is given %d times, must be given once", len(values))
-		}
-		if !ce {
-			contentType = values[0]
-			continue
-		}
-		binary = true
-		if _, twice := attributes[attribute]; twice {
-			return nil, nil, invalid(attribute, "header ce-%s is given twice", attribute)
-		}
-		value, err := url.PathUnescape(values[0])
-		if err != nil {
-			return nil, nil, invalid(attribute, "header is not percent-encoded as CloudEvents asks")
-		}
-		attributes[attribute] = value
+	contentType, headers, err := cloudEventsHeaders(header)
+	if err != nil {
+		return nil, nil, err
 	}
-	media := ""
-	if contentType != "" {
-		if media, _, err = mime.ParseMediaType(contentType); err != nil {
-			return nil, nil, invalid("content-type", "%s is not a media type", quote(contentType))
+	structured, err := isStructured(contentType, len(headers) > 0)
+	if err != nil {
+		return nil, nil, err
+	}
+	if !structured {
+		data, err = parse(payload, "data")
+		return headers, data, err
+	}
+	tree, err := parse(payload)
+	if err != nil {
+		return nil, nil, err
+	}
+	attributes, ok := tree.(map[string]any)
+	if !ok {
+		return nil, nil, invalid("payload", "must be a JSON object, a CloudEvent in structured mode")
+	}
+	if _, base64 := attributes["data_base64"]; base64 {
+		return nil, nil, invalid("data_base64", "is not accepted, give data as a JSON object")
+	}
+	data, ok = attributes["data"]
+	if !ok {
+		return nil, nil, invalid("data", "is missing")
+	}
+	delete(attributes, "data")
+	for _, name := range sortedNames(headers) {
+		if v, ok := attributes[name]; !ok || v == nil || fmt.Sprint(v) != headers[name] {
+			return nil, nil, invalid(pathName(name), "header ce-%s does not say what the payload says", clip(name))
 		}
 	}
-	if media == contentTypeStructured || (media == "" && !binary) {
-		tree, err := parse(payload)
-		if err != nil {
-			return nil, nil, err
-		}
-		attributes, ok := tree.(map[string]any)
-		if !ok {
-			return nil, nil, invalid("payload", "must be a JSON object, a CloudEvent in structured mode")
-		}
-		data, ok := attributes["data"]
-		if _, base64 := attributes["data_base64"]; base64 {
-			return nil, nil, invalid("data_base64", "is not accepted, give data as a JSON object")
-		}
-		if !ok {
-			return nil, nil, invalid("data", "is missing")
-		}
-		delete(attributes, "data")
-		return attributes, data, nil
-	}
-	if !binary {
-		return nil, nil, invalid("content-type", "%s is not %s, and there are no ce- headers", quote(media), contentTypeStructured)
-	}
-	if media != "" && media != "application/json" {
-		return nil, nil, invalid("content-type", "%s must be application/json in binary mode", quote(media))
-	}
-	data, err = parse(payload, "data")
-	return attributes, data, err
+	return attributes, data, nil
 }
 
 func decodeEvent(attributes map[string]any, data any, stored time.Time) (Event, error) {
+	var e Event
+	if len(attributes)+1 > MaxAttributes {
+		return e, invalid("payload", "has %d members, the most is %d", len(attributes)+1, MaxAttributes)
+	}
+	// text takes an attribute out. A null stands for an attribute that is not there, as the JSON format has it.
 	text := func(name string, required bool, most int) (string, error) {
 		v, ok := attributes[name]
 		delete(attributes, name)
@@ -173,8 +156,8 @@ func decodeEvent(attributes map[string]any, data any, stored time.Time) (Event, 
 		if !ok {
 			return "", invalid(name, "must be a string")
 		}
-		if s == "" || len(s) > most {
-			return "", invalid(name, "has %d bytes, must have 1 to %d", len(s), most)
+		if n := utf8.RuneCountInString(s); n < 1 || n > most {
+			return "", invalid(name, "has %d characters, must have 1 to %d", n, most)
 		}
 		if !printable(s) {
 			return "", invalid(name, "holds a control character")
@@ -182,15 +165,14 @@ func decodeEvent(attributes map[string]any, data any, stored time.Time) (Event, 
 		return s, nil
 	}
 
-	var e Event
-	version, err := text("specversion", true, 16)
+	version, err := text("specversion", true, MaxAttribute)
 	if err != nil {
 		return e, err
 	}
 	if version != "1.0" {
 		return e, invalid("specversion", "%s must be 1.0", quote(version))
 	}
-	kind, err := text("type", true, 256)
+	kind, err := text("type", true, MaxAttribute)
 	if err != nil {
 		return e, err
 	}
@@ -200,71 +182,114 @@ func decodeEvent(attributes map[string]any, data any, stored time.Time) (Event, 
 	if e.Source, err = text("source", true, MaxSource); err != nil {
 		return e, err
 	}
-	if _, err := url.Parse(e.Source); err != nil || strings.ContainsRune(e.Source, ' ') {
-		return e, invalid("source", "%s is not a URI reference", quote(e.Source))
+	if !isURIReference(e.Source) {
+		return e, invalid("source", "%s is not a URI reference as in RFC 3986", quote(e.Source))
 	}
 	if e.ID, err = text("id", true, MaxID); err != nil {
 		return e, err
+	}
+	if len(e.ID) > MaxID || utf8.RuneCountInString(e.ID) > MaxID/utf8.UTFMax && !isASCII(e.ID) {
+		return e, invalid("id", "must have at most %d ASCII characters, or %d of any kind", MaxID, MaxID/utf8.UTFMax)
+	}
+	if strings.Trim(e.ID, " ") != e.ID {
+		return e, invalid("id", "%s begins or ends with a space", quote(e.ID))
 	}
 	stamp, err := text("time", true, 64)
 	if err != nil {
 		return e, err
 	}
-	if e.Time, err = time.Parse(time.RFC3339Nano, stamp); err != nil {
-		return e, invalid("time", "%s is not a time as in RFC 3339", quote(stamp))
-	}
-	e.Time = e.Time.UTC().Truncate(time.Microsecond)
-	if e.Time.Before(Oldest) {
-		return e, invalid("time", "%s is before %s", stamp, Oldest.Format(time.DateOnly))
+	var ok bool
+	if e.Time, ok = parseTime(stamp); !ok {
+		return e, invalid("time", "%s is not a time as in RFC 3339, from 2020 to 2099", quote(stamp))
 	}
 	if e.Time.After(stored.Add(MaxClockAhead)) {
 		return e, invalid("time", "%s is more than %s ahead of the time when the stream stored the message", stamp, MaxClockAhead)
 	}
-	media, err := text("datacontenttype", false, 256)
+	media, err := text("datacontenttype", false, MaxAttribute)
 	if err != nil {
 		return e, err
 	}
-	if media != "" {
-		if m, _, err := mime.ParseMediaType(media); err != nil || m != "application/json" {
-			return e, invalid("datacontenttype", "%s must be application/json", quote(media))
-		}
+	if media != "" && !jsonMediaPattern.MatchString(media) {
+		return e, invalid("datacontenttype", "%s must be application/json", quote(media))
 	}
 	for _, ignored := range []string{"subject", "dataschema"} {
 		if _, err := text(ignored, false, MaxAttribute); err != nil {
 			return e, err
 		}
 	}
-	if s, ok := attributes["traceparent"].(string); ok && tracePattern.MatchString(s) {
-		e.TraceParent = s
-		if s, ok := attributes["tracestate"].(string); ok && len(s) <= 512 && printable(s) {
-			e.TraceState = s
-		}
-	}
-	delete(attributes, "traceparent")
-	delete(attributes, "tracestate")
-	if len(attributes) > MaxExtensions {
-		return e, invalid("extensions", "has %d extension attributes, the most is %d", len(attributes), MaxExtensions)
-	}
 	for _, name := range sortedNames(attributes) {
-		if !extensionPattern.MatchString(name) {
-			return e, invalid(pathName(name), "is not the name of a CloudEvents attribute (1 to 20 of a-z 0-9)")
+		if err := checkExtension(name, attributes[name]); err != nil {
+			return e, err
 		}
-		switch v := attributes[name].(type) {
-		case map[string]any, []any:
-			return e, invalid(name, "must be a string, a number or a boolean")
-		case string:
-			if len(v) > MaxAttribute {
-				return e, invalid(name, "has %d bytes, the most is %d", len(v), MaxAttribute)
-			}
+	}
+	if s, ok := attributes["traceparent"].(string); ok && isTraceParent(s) {
+		e.TraceParent = s
+		if s, ok := attributes["tracestate"].(string); ok && len(s) <= 512 {
+			e.TraceState = s
 		}
 	}
 	e.Data, err = decodeGeneration(data)
 	return e, err
 }
 
+// checkExtension returns an error if an extension attribute breaks CloudEvents. Those that the format does not know
+// are otherwise ignored.
+func checkExtension(name string, value any) error {
+	if !extensionPattern.MatchString(name) {
+		return invalid(pathName(name), "is not the name of a CloudEvents attribute (1 to 20 of a-z 0-9)")
+	}
+	switch v := value.(type) {
+	case nil, bool:
+		return nil
+	case string:
+		if n := utf8.RuneCountInString(v); n > MaxAttribute {
+			return invalid(name, "has %d characters, the most is %d", n, MaxAttribute)
+		}
+		if !printable(v) {
+			return invalid(name, "holds a control character")
+		}
+		return nil
+	case json.Number:
+		_, err := integer(v, name, "-2147483648", "2147483647")
+		return err
+	}
+	return invalid(name, "must be a string, an integer or a boolean")
+}
+
+// isTraceParent reports whether s is a traceparent of W3C Trace Context whose version, trace and parent are valid.
+func isTraceParent(s string) bool {
+	return tracePattern.MatchString(s) && s[:2] != "ff" && strings.Trim(s[3:35], "0") != "" && strings.Trim(s[36:52], "0") != ""
+}
+
+// parseTime reads a time of RFC 3339 in the years 2020 to 2099, as they are written, and cuts it to microseconds. A
+// leap second becomes the second after it.
+func parseTime(s string) (time.Time, bool) {
+	m := timePattern.FindStringSubmatch(s)
+	if m == nil {
+		return time.Time{}, false
+	}
+	date, minute, second, fraction, zone := m[1], m[2], m[3], m[4], strings.ToUpper(m[5])
+	leap := second == "60"
+	if leap {
+		second = "59"
+	}
+	t, err := time.Parse(time.RFC3339Nano, date+"T"+minute+second+fraction+zone)
+	if err != nil || zone != "Z" && (zone[1:3] > "23" || zone[4:] > "59") { // Parse takes 24 and 60
+		return time.Time{}, false
+	}
+	t = t.UTC().Truncate(time.Microsecond)
+	if leap {
+		if t.Hour() != 23 || t.Minute() != 59 {
+			return time.Time{}, false
+		}
+		t = t.Add(time.Second)
+	}
+	return t, true
+}
+
 func decodeGeneration(v any) (Generation, error) {
 	var g Generation
-	data, err := object(v, "data", "model", "class", "seed", "noise", "sampler", "labels")
+	data, err := object(v, "data", "model", "class", "seed", "noise", "noise_dtype", "batch_index", "sampler", "labels")
 	if err != nil {
 		return g, err
 	}
@@ -278,7 +303,7 @@ func decodeGeneration(v any) (Generation, error) {
 	case nil:
 		return g, invalid("data.class", "is missing")
 	case json.Number:
-		i, err := integer(class, "data.class", 0, MaxClasses-1)
+		i, err := integer(class, "data.class", "0", "99999")
 		if err != nil {
 			return g, err
 		}
@@ -291,15 +316,12 @@ func decodeGeneration(v any) (Generation, error) {
 	default:
 		return g, invalid("data.class", "must be an index (integer) or a label (string)")
 	}
-	switch seed := data["seed"].(type) {
-	case nil:
-		return g, invalid("data.seed", "is missing")
-	case json.Number:
-		if g.Seed, err = strconv.ParseUint(seed.String(), 10, 64); err != nil {
-			return g, invalid("data.seed", "%s must be an integer from 0 to %d", clip(seed.String()), uint64(math.MaxUint64))
-		}
-	default:
-		return g, invalid("data.seed", "must be an integer from 0 to %d", uint64(math.MaxUint64))
+	seed, err := requiredNumber(data, "seed", "data.seed")
+	if err != nil {
+		return g, err
+	}
+	if g.Seed, err = integer(seed, "data.seed", "0", "18446744073709551615"); err != nil {
+		return g, err
 	}
 	if noise, ok := data["noise"]; ok {
 		s, ok := noise.(string)
@@ -307,6 +329,25 @@ func decodeGeneration(v any) (Generation, error) {
 			return g, invalid("data.noise", "must be the name of a generator: torch-cpu, torch-cuda, decuwatch")
 		}
 		g.Noise = s
+	}
+	if dtype, ok := data["noise_dtype"]; ok {
+		s, ok := dtype.(string)
+		if !ok || !slices.Contains(noiseDtypes, s) {
+			return g, invalid("data.noise_dtype", "must be one of %s", strings.Join(noiseDtypes, ", "))
+		}
+		g.NoiseDtype = s
+	}
+	if _, ok := data["batch_index"]; ok {
+		n, err := requiredNumber(data, "batch_index", "data.batch_index")
+		if err != nil {
+			return g, err
+		}
+		i, err := integer(n, "data.batch_index", "0", "65535")
+		if err != nil {
+			return g, err
+		}
+		index := int(i)
+		g.BatchIndex = &index
 	}
 	if sampler, ok := data["sampler"]; ok {
 		if g.Sampler, err = decodeSampler(sampler); err != nil {
@@ -331,14 +372,14 @@ func decodeSampler(v any) (*Sampler, error) {
 	if s.Name, err = requiredString(fields, "name", at+".name"); err != nil {
 		return nil, err
 	}
-	if !namePattern.MatchString(s.Name) {
-		return nil, invalid(at+".name", "%s must be 1 to 64 of A-Z a-z 0-9 _ . + -", quote(s.Name))
+	if n := utf8.RuneCountInString(s.Name); n < 1 || n > MaxSamplerName || !printable(s.Name) {
+		return nil, invalid(at+".name", "must have 1 to %d printable characters", MaxSamplerName)
 	}
 	steps, err := requiredNumber(fields, "steps", at+".steps")
 	if err != nil {
 		return nil, err
 	}
-	n, err := integer(steps, at+".steps", 1, MaxSteps)
+	n, err := integer(steps, at+".steps", "1", "1000")
 	if err != nil {
 		return nil, err
 	}
@@ -347,14 +388,14 @@ func decodeSampler(v any) (*Sampler, error) {
 	if err != nil {
 		return nil, err
 	}
-	if s.GuidanceScale, err = real(guidance, at+".guidance_scale", 0, MaxGuidance); err != nil {
+	if s.GuidanceScale, err = real(guidance, at+".guidance_scale", "0", "30"); err != nil {
 		return nil, err
 	}
 	eta, err := requiredNumber(fields, "eta", at+".eta")
 	if err != nil {
 		return nil, err
 	}
-	s.Eta, err = real(eta, at+".eta", 0, 1)
+	s.Eta, err = real(eta, at+".eta", "0", "1")
 	return &s, err
 }
 
@@ -421,23 +462,8 @@ func requiredNumber(fields map[string]any, name, at string) (json.Number, error)
 	return n, nil
 }
 
-func integer(n json.Number, at string, least, most int64) (int64, error) {
-	i, err := strconv.ParseInt(n.String(), 10, 64)
-	if err != nil || i < least || i > most {
-		return 0, invalid(at, "%s must be an integer from %d to %d", clip(n.String()), least, most)
-	}
-	return i, nil
-}
-
-func real(n json.Number, at string, least, most float64) (float64, error) {
-	f, err := strconv.ParseFloat(n.String(), 64)
-	if err != nil || !(f >= least && f <= most) {
-		return 0, invalid(at, "%s must be a number from %g to %g", clip(n.String()), least, most)
-	}
-	return f, nil
-}
-
-// parse reads one JSON value strictly: no second value, no name twice in an object, nesting bounded, valid UTF-8.
+// parse reads one JSON value strictly, as I-JSON (RFC 7493) has it: no second value, no name twice in an object, no
+// surrogate without its other half, no noncharacter, valid UTF-8. Nesting is bounded.
 // Where the syntax is broken the error names the field it broke in. Numbers stay literal.
 func parse(payload []byte, at ...string) (any, error) {
 	where := func() string {
@@ -458,13 +484,24 @@ func parse(payload []byte, at ...string) (any, error) {
 		}
 		return invalid(where(), "is not JSON: %s at byte %d", err, dec.InputOffset())
 	}
+	next := func() (json.Token, error) {
+		begin := dec.InputOffset()
+		token, err := dec.Token()
+		if err != nil {
+			return nil, broken(err)
+		}
+		if s, ok := token.(string); ok && (loneSurrogate(payload[begin:dec.InputOffset()]) || strings.ContainsFunc(s, noncharacter)) {
+			return nil, invalid(where(), "holds half of a surrogate pair or a noncharacter, which I-JSON forbids")
+		}
+		return token, nil
+	}
 	value = func(depth int) (any, error) {
 		if depth > maxNesting {
 			return nil, invalid(where(), "is nested deeper than %d levels", maxNesting)
 		}
-		token, err := dec.Token()
+		token, err := next()
 		if err != nil {
-			return nil, broken(err)
+			return nil, err
 		}
 		delim, ok := token.(json.Delim)
 		if !ok {
@@ -487,9 +524,9 @@ func parse(payload []byte, at ...string) (any, error) {
 		}
 		fields := map[string]any{}
 		for dec.More() {
-			token, err := dec.Token()
+			token, err := next()
 			if err != nil {
-				return nil, broken(err)
+				return nil, err
 			}
 			name, ok := token.(string)
 			if !ok {
@@ -552,10 +589,42 @@ func Digest(header map[string][]string, payload []byte) string {
 }
 
 func printable(s string) bool {
-	if !utf8.ValidString(s) {
-		return false
+	return utf8.ValidString(s) && !strings.ContainsFunc(s, func(r rune) bool { return unicode.IsControl(r) || noncharacter(r) })
+}
+
+// noncharacter reports whether Unicode reserves a code point for use inside programs.
+func noncharacter(r rune) bool { return r >= 0xfdd0 && r <= 0xfdef || r&0xfffe == 0xfffe }
+
+// loneSurrogate reports whether a JSON string, as it is written, holds the escape of half a surrogate pair.
+func loneSurrogate(raw []byte) bool {
+	escape := func(i int) rune { // the code unit of the escape at i, or -1
+		if i+6 > len(raw) || raw[i] != '\\' || raw[i+1] != 'u' {
+			return -1
+		}
+		u, err := strconv.ParseUint(string(raw[i+2:i+6]), 16, 16)
+		if err != nil {
+			return -1
+		}
+		return rune(u)
 	}
-	return !strings.ContainsFunc(s, unicode.IsControl)
+	for i := 0; i < len(raw); i++ {
+		if raw[i] != '\\' {
+			continue
+		}
+		switch r := escape(i); {
+		case !utf16.IsSurrogate(r):
+			i++ // past the escaped character
+		case utf16.DecodeRune(r, escape(i+6)) == unicode.ReplacementChar:
+			return true
+		default:
+			i += 11
+		}
+	}
+	return false
+}
+
+func isASCII(s string) bool {
+	return !strings.ContainsFunc(s, func(r rune) bool { return r > unicode.MaxASCII })
 }
 
 // clip shortens a producer's text for a reason and keeps control characters out of it.

@@ -66,8 +66,10 @@ func binaryMode(t testing.TB, e fields) (map[string][]string, []byte) {
 	return header, payload
 }
 
+var modes = map[string]func(testing.TB, fields) (map[string][]string, []byte){"structured": structuredMode, "binary": binaryMode}
+
 func TestDecode(t *testing.T) {
-	for name, mode := range map[string]func(testing.TB, fields) (map[string][]string, []byte){"structured": structuredMode, "binary": binaryMode} {
+	for name, mode := range modes {
 		got, err := Decode(mode(t, valid()))
 		if err != nil || !reflect.DeepEqual(got, validEvent) {
 			t.Errorf("%s:\n got %+v\nwant %+v (%v)", name, got, validEvent, err)
@@ -125,15 +127,25 @@ var breakages = []breakage{
 	{"time in words", set("time", "yesterday"), "time", "RFC 3339"},
 	{"time without zone", set("time", "2026-03-01T12:00:00"), "time", "RFC 3339"},
 	{"time before decuwatch", set("time", "1970-01-01T00:00:00Z"), "time", "2020"},
-	{"time far ahead", set("time", "2199-01-01T00:00:00Z"), "time", "ahead"},
+	{"time far ahead", set("time", "2199-01-01T00:00:00Z"), "time", "2099"},
 	{"data in XML", set("datacontenttype", "text/xml"), "datacontenttype", "application/json"},
 	{"attribute with a capital", set("partitionKey", "x"), "partitionKey", "attribute"},
 	{"long attribute", set("partitionkey", strings.Repeat("x", MaxAttribute+1)), "partitionkey", "2048"},
 	{"many attributes", func(e fields) {
-		for i := range MaxExtensions {
+		for i := range MaxAttributes {
 			e[fmt.Sprint("extension", i)] = "x"
 		}
-	}, "extensions", "16"},
+	}, "payload", "27"},
+	{"long id that is not ASCII", set("id", strings.Repeat("é", 65)), "id", "64 of any kind"},
+	{"id that ends with a space", set("id", "a "), "id", "space"},
+	{"source that is not ASCII", set("source", "//münchen/a"), "source", "URI"},
+	{"data in another encoding", set("datacontenttype", "application/json; charset=latin1"), "datacontenttype", "application/json"},
+	{"data in JSON of another kind", set("datacontenttype", "application/json-patch+json"), "datacontenttype", "application/json"},
+	{"extension with a control character", set("partitionkey", "a\tb"), "partitionkey", "control"},
+	{"noise of another dtype", set("data.noise_dtype", "int8"), "data.noise_dtype", "float16, bfloat16, float32, float64"},
+	{"negative batch index", set("data.batch_index", -1), "data.batch_index", "0 to 65535"},
+	{"large batch index", set("data.batch_index", MaxBatchIndex+1), "data.batch_index", "0 to 65535"},
+	{"long sampler name", set("data.sampler.name", strings.Repeat("x", MaxSamplerName+1)), "data.sampler.name", "128"},
 	{"no model", set("data.model", nil), "data.model", "missing"},
 	{"model that is a subject", set("data.model", "a.b.>"), "data.model", "a-z"},
 	{"long model", set("data.model", strings.Repeat("m", 65)), "data.model", "64"},
@@ -147,7 +159,7 @@ var breakages = []breakage{
 	{"no seed", set("data.seed", nil), "data.seed", "missing"},
 	{"negative seed", set("data.seed", -1), "data.seed", "18446744073709551615"},
 	{"seed of 65 bits", set("data.seed", json.Number("18446744073709551616")), "data.seed", "18446744073709551615"},
-	{"seed as text", set("data.seed", "1"), "data.seed", "integer"},
+	{"seed as text", set("data.seed", "1"), "data.seed", "number"},
 	{"noise as number", set("data.noise", 1), "data.noise", "torch-cpu"},
 	{"sampler as text", set("data.sampler", "ddim"), "data.sampler", "object"},
 	{"sampler without steps", set("data.sampler.steps", nil), "data.sampler.steps", "missing"},
@@ -177,7 +189,7 @@ var breakages = []breakage{
 
 func TestDecodeNamesTheBrokenField(t *testing.T) {
 	for _, b := range breakages {
-		for name, mode := range map[string]func(testing.TB, fields) (map[string][]string, []byte){"structured": structuredMode, "binary": binaryMode} {
+		for name, mode := range modes {
 			if name == "binary" && (b.field == "datacontenttype" || b.name == "attribute with a capital") {
 				continue // binary mode says it by the content type; header names have no case
 			}
@@ -240,7 +252,7 @@ func TestDecodeRefusesBrokenHeaders(t *testing.T) {
 		field, reason string
 	}{
 		{"id given twice", with("Ce-id", "1", "2"), "ce-id", "2 times"},
-		{"id in two cases", with("ce-id", "1"), "id", "twice"},
+		{"id in two cases", with("ce-id", "1"), "ce-id", "twice"},
 		{"bad escape", with("Ce-id", "%zz"), "id", "percent"},
 		{"data in XML", with("Content-Type", "text/xml"), "content-type", "application/json"},
 		{"no media type", with("Content-Type", ";;"), "content-type", "media type"},
@@ -253,10 +265,15 @@ func TestDecodeRefusesBrokenHeaders(t *testing.T) {
 
 func TestMalformedTraceIsDropped(t *testing.T) {
 	e := valid()
-	e["traceparent"] = "not a trace"
-	got, err := Decode(structuredMode(t, e))
-	if err != nil || got.TraceParent != "" || got.TraceState != "" {
-		t.Errorf("%+v %v", got, err)
+	trace, parent := strings.Repeat("a", 32), strings.Repeat("b", 16)
+	for _, malformed := range []any{
+		"not a trace", "ff-" + trace + "-" + parent + "-01", "00-" + strings.Repeat("0", 32) + "-" + parent + "-01", "00-" + trace + "-" + strings.Repeat("0", 16) + "-01", true, 7,
+	} {
+		e["traceparent"] = malformed
+		got, err := Decode(structuredMode(t, e))
+		if err != nil || got.TraceParent != "" || got.TraceState != "" {
+			t.Errorf("%v: %+v %v", malformed, got, err)
+		}
 	}
 }
 
@@ -360,7 +377,7 @@ func FuzzDecode(f *testing.F) {
 			}
 			return
 		}
-		if len(e.Source) > MaxSource || len(e.ID) > MaxID || e.Time.Before(Oldest) || strings.ContainsAny(MessageID(e), "\r\n\x00") {
+		if len(e.Source) > MaxSource || len(e.ID) > MaxID || e.Time.Year() < 2019 || strings.ContainsAny(MessageID(e), "\r\n\x00") {
 			t.Fatalf("out of bounds: %+v", e)
 		}
 		again, body, err := Encode(e)

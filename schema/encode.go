@@ -3,6 +3,7 @@ package schema
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"strconv"
 	"time"
 )
@@ -45,7 +46,8 @@ type structured struct {
 }
 
 // Encode returns the message of an event in structured mode, ready for SubjectGeneration(e.Data.Model). The error is
-// an *Invalid where the event breaks the format, so that a producer learns it before the monitor does.
+// an *Invalid if the event breaks the format or would not arrive as it is, so that a producer learns it before the
+// monitor does. Times are cut to microseconds.
 func Encode(e Event) (header map[string][]string, payload []byte, err error) {
 	payload, err = json.Marshal(structured{
 		SpecVersion: "1.0", Type: TypeGenerationRequested, Source: e.Source, ID: e.ID,
@@ -59,10 +61,36 @@ func Encode(e Event) (header map[string][]string, payload []byte, err error) {
 		"Content-Type":  {contentTypeStructured},
 		HeaderMessageID: {MessageID(e)},
 	}
-	if _, err := Decode(header, payload); err != nil {
+	got, err := Decode(header, payload)
+	if err != nil {
 		return nil, nil, err
 	}
+	if field := difference(e, got); field != "" {
+		return nil, nil, invalid(field, "would not arrive as it is: it is not UTF-8, or malformed")
+	}
 	return header, payload, nil
+}
+
+// difference returns the field in which the event that was decoded differs from the one that was encoded, or "".
+// Numbers cannot differ.
+func difference(e, got Event) string {
+	switch {
+	case e.Source != got.Source:
+		return "source"
+	case e.ID != got.ID:
+		return "id"
+	case e.TraceParent != got.TraceParent:
+		return "traceparent"
+	case e.TraceState != got.TraceState:
+		return "tracestate"
+	case e.Data.Class.String() != got.Data.Class.String():
+		return "data.class"
+	case e.Data.Sampler != nil && e.Data.Sampler.Name != got.Data.Sampler.Name:
+		return "data.sampler.name"
+	case !maps.Equal(e.Data.Labels, got.Data.Labels):
+		return "data.labels"
+	}
+	return ""
 }
 
 // EncodeAlert returns the message of an alert, a CloudEvent in structured mode with the alert's id as its own and as

@@ -101,6 +101,45 @@ func TestPythonSnippet(t *testing.T) {
 	}
 }
 
+// TestPythonBinaryMode publishes in binary mode with nats-py: attributes in headers, data alone in the payload.
+func TestPythonBinaryMode(t *testing.T) {
+	_, st, url, ctx := stream(t)
+	const code = `
+import asyncio, json, os
+from urllib.parse import quote
+import nats
+
+async def main():
+    nc = await nats.connect(os.environ["NATS_URL"])
+    attributes = {
+        "specversion": "1.0", "type": "io.decuwatch.generation.requested.v1", "source": "//studio/render-7", "id": 'Bild 7 "€" 100%',
+        "time": "2026-03-01T12:00:00.25z", "datacontenttype": "application/json", "subject": "a b",
+    }
+    headers = {"ce-" + name: quote(value, safe="!#$&'()*+,/:;=?@[]") for name, value in attributes.items()}
+    data = {"model": "fashion-mnist", "class": "Trouser", "seed": 18446744073709551615}
+    await nc.jetstream().publish("generation.requested.fashion-mnist", json.dumps(data).encode(), headers=headers)
+    await nc.close()
+
+asyncio.run(main())
+`
+	cmd := exec.CommandContext(ctx, "python3", "-c", code)
+	cmd.Env = append(os.Environ(), "NATS_URL="+url, "PYTHONPATH="+natstest.Python(t))
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	msg, err := st.GetMsg(ctx, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := schema.Event{
+		Source: "//studio/render-7", ID: `Bild 7 "€" 100%`, Time: time.Date(2026, 3, 1, 12, 0, 0, 250_000_000, time.UTC),
+		Data: schema.Generation{Model: "fashion-mnist", Class: schema.ClassLabel("Trouser"), Seed: math.MaxUint64},
+	}
+	if got, err := schema.Decode(msg.Header, msg.Data); err != nil || !reflect.DeepEqual(got, want) {
+		t.Errorf("\n got %+v\nwant %+v (%v)\n%q", got, want, err, msg.Header)
+	}
+}
+
 func ExamplePublish() {
 	nc, err := nats.Connect(nats.DefaultURL)
 	if err != nil {

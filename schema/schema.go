@@ -22,17 +22,19 @@ type Event struct {
 
 // Generation is the data of an event: everything that is needed to rerun the request.
 type Generation struct {
-	Model   string            `json:"model"`             // name of the ensemble that stands for the production model
-	Class   Class             `json:"class"`             // index or label
-	Seed    uint64            `json:"seed"`              // of the first latent
-	Noise   string            `json:"noise,omitempty"`   // how the producer drew the first latent: torch-cpu, torch-cuda, decuwatch; "" is the ensemble's default
-	Sampler *Sampler          `json:"sampler,omitempty"` // what the producer ran; nil is unknown
-	Labels  map[string]string `json:"labels,omitempty"`  // at most 16: tenant, region, ...
+	Model      string            `json:"model"`                 // name of the ensemble that stands for the production model
+	Class      Class             `json:"class"`                 // index or label
+	Seed       uint64            `json:"seed"`                  // of the first latent
+	Noise      string            `json:"noise,omitempty"`       // how the producer drew the first latent: torch-cpu, torch-cuda, decuwatch; "" is the ensemble's default
+	NoiseDtype string            `json:"noise_dtype,omitempty"` // in which the noise was drawn: float32, float16, bfloat16, float64; "" is float32
+	BatchIndex *int              `json:"batch_index,omitempty"` // of the image among those drawn together from Seed; nil is an image drawn alone
+	Sampler    *Sampler          `json:"sampler,omitempty"`     // what the producer ran; nil is unknown
+	Labels     map[string]string `json:"labels,omitempty"`      // at most 16: tenant, region, ...
 }
 
 // Sampler is the sampler that the producer ran.
 type Sampler struct {
-	Name          string  `json:"name"`           // ddim
+	Name          string  `json:"name"`           // as the producer's library writes it: ddim, DDIMScheduler, Euler a
 	Steps         int     `json:"steps"`          // 1 to 1000
 	GuidanceScale float64 `json:"guidance_scale"` // 0 to 30
 	Eta           float64 `json:"eta"`            // 0 to 1

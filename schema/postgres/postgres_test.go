@@ -42,11 +42,12 @@ const (
 func digestOf(s string) string { return schema.Digest(nil, []byte(s)) }
 
 func event(id string) schema.Event {
+	index := 3
 	return schema.Event{
 		Source: "//studio/render", ID: id, Time: at, TraceParent: "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
 		Data: schema.Generation{
 			Model: "fashion-mnist", Class: schema.ClassLabel("Trouser"), Seed: math.MaxUint64, Noise: "torch-cpu",
-			Sampler: &schema.Sampler{Name: "ddim", Steps: 50, GuidanceScale: 7.5}, Labels: map[string]string{"tenant": "acme", "region": "eu"},
+			NoiseDtype: "float16", BatchIndex: &index, Sampler: &schema.Sampler{Name: "ddim", Steps: 50, GuidanceScale: 7.5}, Labels: map[string]string{"tenant": "acme", "region": "eu"},
 		},
 	}
 }

@@ -45,9 +45,11 @@ const repeatColumns = `stream, sequence, digest, source, event_id, delivered`
 
 // requested is the column scores.requested.
 type requested struct {
-	Class   schema.Class    `json:"class"`
-	Noise   string          `json:"noise,omitempty"`
-	Sampler *schema.Sampler `json:"sampler,omitempty"`
+	Class      schema.Class    `json:"class"`
+	Noise      string          `json:"noise,omitempty"`
+	NoiseDtype string          `json:"noise_dtype,omitempty"`
+	BatchIndex *int            `json:"batch_index,omitempty"`
+	Sampler    *schema.Sampler `json:"sampler,omitempty"`
 }
 
 // scoreRow is a row of scores.
@@ -122,7 +124,7 @@ func newScoreRow(s *schema.Score) scoreRow {
 
 		Profile: receipt.Profile, Steps: receipt.Steps, GuidanceScale: receipt.GuidanceScale, Eta: receipt.Eta, Seed: receipt.Seed,
 		Noise: receipt.Noise, Carrier: receipt.Carrier, UNetRows: receipt.Rows, Runtime: receipt.Runtime, Device: receipt.Device,
-		Deviations: notNil(receipt.Deviations), Labels: labels(d.Labels), Requested: requested{d.Class, d.Noise, d.Sampler},
+		Deviations: notNil(receipt.Deviations), Labels: labels(d.Labels), Requested: requested{d.Class, d.Noise, d.NoiseDtype, d.BatchIndex, d.Sampler},
 		TraceParent: optional(e.TraceParent), TraceState: optional(e.TraceState), ScoredAt: s.ScoredAt,
 	}
 }
@@ -132,7 +134,8 @@ func (r scoreRow) score() *schema.Score {
 		Event: schema.Event{
 			Source: r.Source, ID: r.EventID, Time: r.EventTime.UTC(), TraceParent: text(r.TraceParent), TraceState: text(r.TraceState),
 			Data: schema.Generation{
-				Model: r.Model, Class: r.Requested.Class, Seed: r.Seed, Noise: r.Requested.Noise, Sampler: r.Requested.Sampler, Labels: nilIfEmpty(r.Labels),
+				Model: r.Model, Class: r.Requested.Class, Seed: r.Seed, Noise: r.Requested.Noise,
+				NoiseDtype: r.Requested.NoiseDtype, BatchIndex: r.Requested.BatchIndex, Sampler: r.Requested.Sampler, Labels: nilIfEmpty(r.Labels),
 			},
 		},
 		ClassIndex: r.ClassIndex, ClassLabel: r.ClassLabel,
