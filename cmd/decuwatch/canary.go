@@ -41,9 +41,6 @@ Examples:
 }
 
 func (c *canaryCmd) Run(ctx context.Context, s *streams, log *slog.Logger) (err error) {
-	if err := c.Postgres.validate(); err != nil {
-		return err
-	}
 	if c.Every <= 0 || c.Deadline <= 0 {
 		return usage("--every and --deadline must be positive")
 	}

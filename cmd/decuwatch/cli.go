@@ -93,7 +93,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdin i
 		return exit
 	}
 	if err != nil {
-		fmt.Fprintf(stderr, "decuwatch: %v\n", err)
+		fmt.Fprintf(stderr, "decuwatch: %s\n", settings.explain(err))
 		var perr *kong.ParseError
 		if errors.As(err, &perr) && perr.Context != nil {
 			fmt.Fprintf(stderr, "Run \"%s --help\" for its flags.\n", strings.TrimSpace("decuwatch "+commandPath(perr.Context)))
@@ -101,8 +101,11 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdin i
 		return exitUsage
 	}
 	log, err := c.Log.logger(stderr)
+	if err == nil {
+		err = validateGroups(parsed.Selected().Target)
+	}
 	if err != nil {
-		fmt.Fprintf(stderr, "decuwatch: %v\n", err)
+		fmt.Fprintf(stderr, "decuwatch: %s\n", settings.explain(err))
 		return exitUsage
 	}
 	slog.SetDefault(log) // libraries that log by default
@@ -116,7 +119,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdin i
 	case errors.Is(err, errDifference):
 		return exitDifference
 	case errors.As(err, &wrong):
-		fmt.Fprintf(stderr, "decuwatch: %v\n", err)
+		fmt.Fprintf(stderr, "decuwatch: %s\n", settings.explain(err))
 		return exitUsage
 	case errors.Is(err, context.Canceled) && ctx.Err() != nil:
 		fmt.Fprintln(stderr, "decuwatch: interrupted")

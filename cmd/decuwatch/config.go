@@ -1,6 +1,8 @@
 package main
 
 import (
+	"bytes"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -10,11 +12,15 @@ import (
 	"net/url"
 	"os"
 	"reflect"
+	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
+	"unicode"
 
 	"github.com/alecthomas/kong"
+	"github.com/jackc/pgx/v5"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"go.yaml.in/yaml/v3"
@@ -46,39 +52,49 @@ type Config struct {
 
 // NATSConfig says how NATS is reached.
 type NATSConfig struct {
-	URL         string `name:"url" default:"nats://127.0.0.1:4222" help:"Addresses of the servers, separated by commas. Defaults to nats://127.0.0.1:4222."`
-	Creds       string `name:"creds" placeholder:"FILE" help:"Credentials file (JWT and nkey) of the user. Defaults to none."`
-	NKey        string `name:"nkey" placeholder:"FILE" help:"File with the seed of the user's nkey. Defaults to none."`
-	CA          string `name:"ca" placeholder:"FILE" help:"PEM file of the authorities that the servers' certificates are checked against. Defaults to the system's."`
-	Cert        string `name:"cert" placeholder:"FILE" help:"PEM file of the client's certificate, together with nats.key. Defaults to none."`
-	Key         string `name:"key" placeholder:"FILE" help:"PEM file of the client certificate's key. Defaults to none."`
-	InboxPrefix string `name:"inbox-prefix" default:"_INBOX" help:"Subject below which replies are received; give each user its own where their permissions keep them apart. Defaults to _INBOX."`
+	URL               string `name:"url" default:"nats://127.0.0.1:4222" help:"Addresses of the servers, separated by commas. Defaults to nats://127.0.0.1:4222."`
+	Creds             string `name:"creds" placeholder:"FILE" help:"Credentials file (JWT and nkey) of the user. Defaults to none."`
+	NKey              string `name:"nkey" placeholder:"FILE" help:"File with the seed of the user's nkey. Defaults to none."`
+	CA                string `name:"ca" placeholder:"FILE" help:"PEM file of the authorities that the servers' certificates are checked against. Defaults to the system's."`
+	Cert              string `name:"cert" placeholder:"FILE" help:"PEM file of the client's certificate, together with nats.key. Defaults to none."`
+	Key               string `name:"key" placeholder:"FILE" help:"PEM file of the client certificate's key. Defaults to none."`
+	TLSHandshakeFirst bool   `name:"tls-handshake-first" help:"Begin with the TLS handshake, as servers with handshake_first in their tls block require. Defaults to false."`
+	InboxPrefix       string `name:"inbox-prefix" default:"_INBOX" help:"Subject below which replies are received; give each user its own where their permissions keep them apart. Defaults to _INBOX."`
 }
 
 func (c NATSConfig) validate() error {
+	for address := range strings.SplitSeq(c.URL, ",") {
+		if u, err := url.Parse(strings.TrimSpace(address)); err != nil || u.Host == "" || !slices.Contains([]string{"nats", "tls", "ws", "wss"}, u.Scheme) {
+			return usage("nats.url is %q, must name servers: nats://host:4222 or tls://host:4222", redact(c.URL))
+		}
+	}
 	switch {
-	case strings.TrimSpace(c.URL) == "":
-		return usage("nats.url is empty, must name a server: nats://host:4222")
 	case (c.Cert == "") != (c.Key == ""):
 		return usage("nats.cert and nats.key must be given together")
 	case c.Creds != "" && c.NKey != "":
 		return usage("nats.creds and nats.nkey must not both be given")
 	}
+	if err := nats.CustomInboxPrefix(c.InboxPrefix)(&nats.Options{}); err != nil || strings.ContainsFunc(c.InboxPrefix, unicode.IsSpace) {
+		return usage("nats.inbox-prefix is %q, must be a subject without wildcards", c.InboxPrefix)
+	}
 	return nil
 }
 
-// connect connects, and reconnects for ever. The first connection must succeed unless wait is set.
+// connect connects, and reconnects forever. The first connection must succeed unless wait is set.
 func (c NATSConfig) connect(name string, wait bool, log *slog.Logger) (*nats.Conn, error) {
 	if err := c.validate(); err != nil {
 		return nil, err
 	}
 	opts := []nats.Option{
-		nats.Name("decuwatch " + name), nats.MaxReconnects(-1), nats.ReconnectWait(500 * time.Millisecond), nats.Timeout(5 * time.Second),
+		nats.Name("decuwatch " + name), nats.MaxReconnects(-1), nats.ReconnectWait(500 * time.Millisecond), nats.Timeout(connectTimeout),
 		nats.RetryOnFailedConnect(wait), nats.CustomInboxPrefix(c.InboxPrefix),
 		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
 			if err != nil {
 				log.Warn("connection to NATS is lost", "err", err)
 			}
+		}),
+		nats.ReconnectErrHandler(func(_ *nats.Conn, err error) {
+			log.Warn("cannot connect to NATS, trying again", "nats", redact(c.URL), "err", c.explain(err))
 		}),
 		nats.ReconnectHandler(func(nc *nats.Conn) { log.Info("connected to NATS again", "server", nc.ConnectedUrlRedacted()) }),
 		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) { log.Warn("NATS reports an error", "err", err) }),
@@ -99,11 +115,29 @@ func (c NATSConfig) connect(name string, wait bool, log *slog.Logger) (*nats.Con
 	if c.Cert != "" {
 		opts = append(opts, nats.ClientCert(c.Cert, c.Key))
 	}
+	if c.TLSHandshakeFirst {
+		opts = append(opts, nats.TLSHandshakeFirst())
+	}
 	nc, err := nats.Connect(c.URL, opts...)
 	if err != nil {
-		return nil, fmt.Errorf("connect to NATS at %s: %w", redact(c.URL), err)
+		return nil, fmt.Errorf("connect to NATS at %s: %w", redact(c.URL), c.explain(err))
 	}
 	return nc, nil
+}
+
+const connectTimeout = 5 * time.Second
+
+// explain adds to an error of a connection what it most likely says about nats.tls-handshake-first.
+func (c NATSConfig) explain(err error) error {
+	var timeout net.Error
+	var record tls.RecordHeaderError
+	switch {
+	case c.TLSHandshakeFirst && errors.As(err, &record):
+		return fmt.Errorf("%w: the server does not begin with TLS (handshake_first is off there), but nats.tls-handshake-first is set", err)
+	case !c.TLSHandshakeFirst && errors.As(err, &timeout) && timeout.Timeout():
+		return fmt.Errorf("%w: no greeting from the server within %s; a server with handshake_first in its tls block needs nats.tls-handshake-first", err, connectTimeout)
+	}
+	return err
 }
 
 // redact returns addresses without user and password.
@@ -129,6 +163,27 @@ type StreamConfig struct {
 	CheckInterval time.Duration `name:"check-interval" default:"10s" help:"Interval at which settings, backlog, orphaned events and the ledger are checked. Defaults to 10s."`
 }
 
+func (c StreamConfig) validate() error {
+	return errors.Join(
+		streamName("stream.name", c.Name), atLeast("stream", map[string]int64{"max-age": int64(c.MaxAge)}, int64(time.Minute)),
+		atLeast("stream", map[string]int64{"keep-settled": int64(c.KeepSettled), "check-interval": int64(c.CheckInterval)}, int64(time.Second)),
+		atLeast("stream", map[string]int64{"max-bytes": c.MaxBytes}, 1<<20), between("stream.replicas", int64(c.Replicas), 1, maxReplicas),
+	)
+}
+
+// maxReplicas is what JetStream allows.
+const maxReplicas = 5
+
+// streamName returns an error if a name cannot be a stream's.
+func streamName(setting, name string) error {
+	if name == "" || strings.ContainsFunc(name, func(r rune) bool {
+		return unicode.IsSpace(r) || unicode.IsControl(r) || strings.ContainsRune(`.*>/\`, r)
+	}) {
+		return usage("%s is %q, must be the name of a stream, without spaces and . * > / \\", setting, name)
+	}
+	return nil
+}
+
 // ConsumersConfig says how events are taken from the stream.
 type ConsumersConfig struct {
 	AckWait       time.Duration `name:"ack-wait" default:"30s" help:"Silence of a worker after which its messages go to another. Defaults to 30s."`
@@ -142,7 +197,19 @@ type ConsumersConfig struct {
 	OrphanGrace   time.Duration `name:"orphan-grace" default:"24h" help:"How long an event waits while nobody pulls from its model's consumer; then it becomes a dead letter. Must be below the stream's maximum age. Defaults to 24h."`
 }
 
-// config returns the configuration of consumers.Run without its collaborators.
+func (c ConsumersConfig) validate() error {
+	return errors.Join(
+		atLeast("consumers", map[string]int64{"ack-wait": int64(c.AckWait)}, int64(100*time.Millisecond)),
+		atLeast("consumers", map[string]int64{"orphan-grace": int64(c.OrphanGrace)}, int64(time.Minute)),
+		atLeast("consumers", map[string]int64{
+			"max-deliver": int64(c.MaxDeliver), "max-in-flight": int64(c.MaxInFlight), "max-rows": int64(c.MaxRows),
+			"handle-timeout": int64(c.HandleTimeout), "drain-timeout": int64(c.DrainTimeout), "retry-delay": int64(c.RetryDelay),
+		}, 1),
+		atLeast("consumers", map[string]int64{"retry-max-delay": int64(c.RetryMaxDelay)}, int64(c.RetryDelay)),
+	)
+}
+
+// consumers returns the configuration of consumers.Run without its collaborators.
 func (c Config) consumers(models []string) consumers.Config {
 	return consumers.Config{
 		Models: models, Stream: c.Stream.Name, MaxAge: c.Stream.MaxAge, MaxBytes: c.Stream.MaxBytes, Replicas: c.Stream.Replicas,
@@ -182,7 +249,19 @@ func (c ScoringConfig) validate() error {
 	case c.Unreproducible != unreproducibleScore && c.Unreproducible != unreproducibleSkip:
 		return usage("scoring.unreproducible is %q, must be %s or %s", c.Unreproducible, unreproducibleScore, unreproducibleSkip)
 	}
-	return atLeast("scoring", map[string]int64{"threads": int64(c.Threads), "max-batch-rows": int64(c.MaxBatchRows), "memory-limit": c.MemoryLimit}, 0)
+	return errors.Join(
+		device(c.Device), atLeast("scoring", map[string]int64{"threads": int64(c.Threads), "max-batch-rows": int64(c.MaxBatchRows), "memory-limit": c.MemoryLimit}, 0),
+		atLeast("scoring", map[string]int64{"sessions": int64(c.Sessions), "max-request-rows": int64(c.MaxRequestRows)}, 1),
+	)
+}
+
+var devicePattern = regexp.MustCompile(`^(cpu|(cuda|tensorrt):[0-9]{1,4})$`)
+
+func device(name string) error {
+	if !devicePattern.MatchString(name) {
+		return usage("scoring.device is %q, must be cpu, cuda:N or tensorrt:N", name)
+	}
+	return nil
 }
 
 // options returns the options of the engine of one ensemble.
@@ -206,7 +285,8 @@ type PostgresConfig struct {
 }
 
 func (c PostgresConfig) validate() error {
-	if _, err := url.Parse(c.URL); err != nil || c.URL == "" {
+	// pgx takes "" for the settings of libpq's own environment variables.
+	if _, err := pgx.ParseConfig(c.URL); err != nil || c.URL == "" {
 		return usage("postgres.url is not an address: postgres://user@host:5432/name")
 	}
 	if err := atLeast("postgres", map[string]int64{"max-conns": int64(c.MaxConns), "committers": int64(c.Committers), "batch-size": int64(c.BatchSize)}, 1); err != nil {
@@ -267,6 +347,31 @@ type AlertsConfig struct {
 	Link              string `name:"link" placeholder:"URL" help:"Begins the link to an alert's review page in webhooks and Alertmanager; the alert's id follows. Defaults to review.url with /review/ where that is given, else to none."`
 }
 
+func (c AlertsConfig) validate() error {
+	if c.WebhookFormat != alerts.FormatCloudEvents && c.WebhookFormat != alerts.FormatSlack {
+		return usage("alerts.webhook-format is %q, must be %s or %s", c.WebhookFormat, alerts.FormatCloudEvents, alerts.FormatSlack)
+	}
+	if c.WebhookSecretFile != "" && c.WebhookURL == "" {
+		return usage("alerts.webhook-secret-file is given without alerts.webhook-url")
+	}
+	return errors.Join(
+		streamName("alerts.stream", c.Stream), atLeast("alerts", map[string]int64{"max-age": int64(c.MaxAge)}, int64(time.Minute)),
+		atLeast("alerts", map[string]int64{"max-bytes": c.MaxBytes}, 1<<20), between("alerts.replicas", int64(c.Replicas), 1, maxReplicas),
+		webAddress("alerts.webhook-url", c.WebhookURL), webAddress("alerts.alertmanager-url", c.AlertmanagerURL), webAddress("alerts.link", c.Link),
+	)
+}
+
+// webAddress returns an error if an address is given that is none of HTTP.
+func webAddress(setting, address string) error {
+	if address == "" {
+		return nil
+	}
+	if u, err := url.Parse(address); err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" {
+		return usage("%s is %q, must be http://host or https://host", setting, redact(address))
+	}
+	return nil
+}
+
 // sinks returns the sinks of alerts, the stream first.
 func (c AlertsConfig) sinks(js jetstream.JetStream) (*alerts.StreamSink, []alerts.Sink, error) {
 	stream := alerts.NewStreamSink(js, c.config())
@@ -309,6 +414,21 @@ type MetricsConfig struct {
 	MaxClassSeries int           `name:"max-class-series" default:"100" help:"Classes of a model, at most, for each to have a score histogram of its own; with more they share one. Defaults to 100."`
 }
 
+func (c MetricsConfig) validate() error {
+	return errors.Join(
+		hostPort("metrics.address", c.Address), c.pair("metrics"), atLeast("metrics", map[string]int64{"max-class-series": int64(c.MaxClassSeries)}, 1),
+		atLeast("metrics", map[string]int64{"clock-tolerance": int64(c.ClockTolerance)}, int64(time.Second)),
+	)
+}
+
+func hostPort(setting, address string) error {
+	_, port, err := net.SplitHostPort(address)
+	if n, perr := strconv.ParseUint(port, 10, 16); err != nil || perr != nil || n > math.MaxUint16 {
+		return usage("%s is %q, must be host:port", setting, address)
+	}
+	return nil
+}
+
 // HTTPTLSConfig says how an HTTP server proves who it is.
 type HTTPTLSConfig struct {
 	TLSCert string `name:"tls-cert" placeholder:"FILE" help:"PEM file with the certificate that is served, and its chain; read again when it changes. Defaults to none: plain HTTP."`
@@ -319,6 +439,18 @@ type HTTPTLSConfig struct {
 type TracingConfig struct {
 	Endpoint    string  `name:"endpoint" placeholder:"URL" help:"OTLP/HTTP endpoint that spans are sent to, without /v1/traces: http://127.0.0.1:4318. Defaults to none: no spans."`
 	SampleRatio float64 `name:"sample-ratio" default:"1" help:"Share of the traces begun here that are sampled, 0 to 1; a trace that a producer began keeps its producer's decision. Defaults to 1."`
+}
+
+func (c TracingConfig) validate() error {
+	return errors.Join(webAddress("tracing.endpoint", c.Endpoint), share("tracing.sample-ratio", c.SampleRatio))
+}
+
+// share returns an error if v is not a share of a whole.
+func share(setting string, v float64) error {
+	if !(v >= 0 && v <= 1) {
+		return usage("%s is %g, must be 0 to 1", setting, v)
+	}
+	return nil
 }
 
 // LogConfig says what is logged, to stderr.
@@ -342,53 +474,40 @@ func (c LogConfig) logger(w io.Writer) (*slog.Logger, error) {
 	return nil, usage("log.format is %q, must be text or json", c.Format)
 }
 
-// validate returns an error that names the first setting out of its bounds.
+// validate returns an error that names the settings out of their bounds.
 func (c Config) validate() error {
-	if err := errors.Join(c.NATS.validate(), c.Scoring.validate(), c.Postgres.validate(), c.Volume.validate(), c.Patrol.validate()); err != nil {
-		return err
-	}
-	share := func(name string, v float64) error {
-		if math.IsNaN(v) || v < 0 || v > 1 {
-			return usage("%s is %g, must be 0 to 1", name, v)
+	var errs []error
+	groups := reflect.ValueOf(c)
+	for i := range groups.NumField() {
+		if group, ok := groups.Field(i).Interface().(validator); ok {
+			errs = append(errs, group.validate())
 		}
+	}
+	errs = append(errs, atLeast("stream", map[string]int64{"max-age": int64(c.Stream.MaxAge)}, int64(c.Consumers.OrphanGrace)+int64(time.Minute)))
+	if c.Retention.Events < c.Stream.MaxAge {
+		errs = append(errs, usage("retention.events is %s, must be at least %s, which is stream.max-age", c.Retention.Events, c.Stream.MaxAge))
+	}
+	return errors.Join(errs...)
+}
+
+// validator is a group of settings with bounds.
+type validator interface{ validate() error }
+
+// validateGroups validates each group of settings that a verb reads.
+func validateGroups(verb reflect.Value) error {
+	if group, ok := verb.Interface().(validator); ok {
+		return group.validate()
+	}
+	if verb.Kind() != reflect.Struct {
 		return nil
 	}
-	for _, err := range []error{
-		atLeast("stream", map[string]int64{"max-age": int64(c.Stream.MaxAge)}, int64(time.Minute)),
-		atLeast("stream", map[string]int64{"max-bytes": c.Stream.MaxBytes}, 1<<20),
-		atLeast("stream", map[string]int64{"replicas": int64(c.Stream.Replicas)}, 1),
-		atLeast("consumers", map[string]int64{"ack-wait": int64(c.Consumers.AckWait)}, int64(100*time.Millisecond)),
-		atLeast("consumers", map[string]int64{
-			"max-deliver": int64(c.Consumers.MaxDeliver), "max-in-flight": int64(c.Consumers.MaxInFlight), "max-rows": int64(c.Consumers.MaxRows),
-			"handle-timeout": int64(c.Consumers.HandleTimeout), "drain-timeout": int64(c.Consumers.DrainTimeout), "retry-delay": int64(c.Consumers.RetryDelay),
-		}, 1),
-		atLeast("consumers", map[string]int64{"retry-max-delay": int64(c.Consumers.RetryMaxDelay)}, int64(c.Consumers.RetryDelay)),
-		atLeast("stream", map[string]int64{"keep-settled": int64(c.Stream.KeepSettled), "check-interval": int64(c.Stream.CheckInterval)}, int64(time.Second)),
-		atLeast("consumers", map[string]int64{"orphan-grace": int64(c.Consumers.OrphanGrace)}, int64(time.Minute)),
-		atLeast("stream", map[string]int64{"max-age": int64(c.Stream.MaxAge)}, int64(c.Consumers.OrphanGrace)+int64(time.Minute)),
-		atLeast("retention", map[string]int64{"events": int64(c.Retention.Events)}, int64(c.Stream.MaxAge)),
-		c.Retention.validate(),
-		atLeast("alerts", map[string]int64{"max-age": int64(c.Alerts.MaxAge)}, int64(time.Minute)),
-		atLeast("alerts", map[string]int64{"max-bytes": c.Alerts.MaxBytes}, 1<<20),
-		atLeast("alerts", map[string]int64{"replicas": int64(c.Alerts.Replicas)}, 1),
-		atLeast("metrics", map[string]int64{"max-class-series": int64(c.Metrics.MaxClassSeries)}, 1),
-		atLeast("metrics", map[string]int64{"clock-tolerance": int64(c.Metrics.ClockTolerance)}, int64(time.Second)),
-		share("review.share", c.Review.Share),
-		share("tracing.sample-ratio", c.Tracing.SampleRatio),
-	} {
-		if err != nil {
-			return err
+	var errs []error
+	for i := range verb.NumField() {
+		if verb.Type().Field(i).IsExported() {
+			errs = append(errs, validateGroups(verb.Field(i)))
 		}
 	}
-	if _, _, err := net.SplitHostPort(c.Metrics.Address); err != nil {
-		return usage("metrics.address is %q, must be host:port", c.Metrics.Address)
-	}
-	if c.Tracing.Endpoint != "" {
-		if u, err := url.Parse(c.Tracing.Endpoint); err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" {
-			return usage("tracing.endpoint is %q, must be http://host:4318 or https://host:4318", c.Tracing.Endpoint)
-		}
-	}
-	return nil
+	return errors.Join(errs...)
 }
 
 // durations are the settings that atLeast prints as durations.
@@ -414,6 +533,13 @@ func atLeast(group string, values map[string]int64, least int64) error {
 	return nil
 }
 
+func between(setting string, v, least, most int64) error {
+	if v < least || v > most {
+		return usage("%s is %d, must be %d to %d", setting, v, least, most)
+	}
+	return nil
+}
+
 // defaultConfig returns the configuration with every default in place.
 func defaultConfig() Config {
 	var c struct {
@@ -433,7 +559,8 @@ func defaultConfig() Config {
 type settings struct {
 	getenv func(string) string
 	path   string
-	file   map[string]any // by name: a string, or a list of strings
+	file   map[string]any    // by name: a string, or a list of strings
+	origin map[string]string // by name: the line of the file, or the environment variable, that gave the value
 }
 
 // load reads a YAML file; an empty path is none. A name that is no setting's is an error.
@@ -445,8 +572,14 @@ func (s *settings) load(path string) error {
 	if err != nil {
 		return fmt.Errorf("read settings: %w", err)
 	}
-	var document yaml.Node
-	if err := yaml.Unmarshal(content, &document); err != nil {
+	var document, second yaml.Node
+	decoder := yaml.NewDecoder(bytes.NewReader(content))
+	if err := decoder.Decode(&document); err != nil && !errors.Is(err, io.EOF) {
+		return fmt.Errorf("read settings from %s: %w", path, err)
+	}
+	if err := decoder.Decode(&second); err == nil {
+		return fmt.Errorf("%s:%d: a second document, settings must be in one", path, second.Line)
+	} else if !errors.Is(err, io.EOF) {
 		return fmt.Errorf("read settings from %s: %w", path, err)
 	}
 	s.path, s.file = path, map[string]any{}
@@ -465,9 +598,17 @@ func (s *settings) flatten(prefix string, node *yaml.Node, known map[string]bool
 	if node.Kind != yaml.MappingNode {
 		return fmt.Errorf("%s:%d: %s must be a mapping of settings", s.path, node.Line, strings.TrimSuffix("the file."+prefix, "."))
 	}
+	seen := map[string]bool{}
 	for i := 0; i < len(node.Content); i += 2 {
 		key, value := node.Content[i], node.Content[i+1]
 		name := prefix + key.Value
+		if seen[key.Value] {
+			return fmt.Errorf("%s:%d: %s is given twice", s.path, key.Line, name)
+		}
+		seen[key.Value] = true
+		if known[name] {
+			s.from(name, fmt.Sprintf("%s:%d", s.path, key.Line))
+		}
 		if value.Kind == yaml.AliasNode {
 			value = value.Alias
 		}
@@ -522,10 +663,36 @@ func (s *settings) fromEnvironment(_ *kong.Context, _ *kong.Path, flag *kong.Fla
 	if !strings.Contains(flag.Name, ".") {
 		return nil, nil
 	}
-	if v := s.getenv(environmentName(flag.Name)); v != "" {
+	name := environmentName(flag.Name)
+	if v := s.getenv(name); v != "" {
+		s.from(flag.Name, name)
 		return v, nil
 	}
 	return nil, nil
+}
+
+func (s *settings) from(setting, origin string) {
+	if s.origin == nil {
+		s.origin = map[string]string{}
+	}
+	s.origin[setting] = origin
+}
+
+var settingName = regexp.MustCompile(`\b[a-z]+\.[a-z][a-z-]*`)
+
+// explain returns the text of an error about settings, with the places that gave the settings it names.
+func (s *settings) explain(err error) string {
+	text := strings.ReplaceAll(err.Error(), "\n", "; ") // of errors that are joined
+	var places []string
+	for _, name := range settingName.FindAllString(text, -1) {
+		if origin, ok := s.origin[name]; ok && !slices.Contains(places, origin) {
+			places = append(places, origin)
+		}
+	}
+	if len(places) == 0 {
+		return text
+	}
+	return text + " (set by " + strings.Join(places, ", ") + ")"
 }
 
 // environmentName returns the environment variable of a setting: nats.url is DECUWATCH_NATS_URL. ONNX Runtime's library
@@ -579,8 +746,8 @@ Each setting has one name, and three places where it can stand; each beats the o
 2. an environment variable: ` + "`nats.url`" + ` is ` + "`DECUWATCH_NATS_URL`" + `,
 3. a flag of the verbs that need it: ` + "`--nats.url`" + `.
 
-A name in the file that is no setting's is an error, as is a value that does not fit; the error names the setting. Durations are written
-as ` + "`90s`, `20m`, `168h`" + `. In the environment and in flags the items of a list are separated by commas.
+Unknown names and names given twice in the file are errors, and so are values that do not fit. The error names the setting, its bound, and the
+line of the file or the environment variable that gave the value. Durations are written as ` + "`90s`, `20m`, `168h`" + `. In the environment and in flags the items of a list are separated by commas.
 
 ` + "```yaml" + `
 nats:

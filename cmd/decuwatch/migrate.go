@@ -28,9 +28,6 @@ type migrateUpCmd struct {
 }
 
 func (c *migrateUpCmd) Run(ctx context.Context, s *streams) error {
-	if err := c.Postgres.validate(); err != nil {
-		return err
-	}
 	before, newest, err := postgres.Version(ctx, c.Postgres.URL)
 	if err != nil {
 		return err
@@ -52,9 +49,6 @@ type migrateDownCmd struct {
 }
 
 func (c *migrateDownCmd) Run(ctx context.Context, s *streams) error {
-	if err := c.Postgres.validate(); err != nil {
-		return err
-	}
 	if !c.Yes {
 		return usage("migrate down removes every score, alert and threshold: say --yes if that is meant")
 	}
@@ -70,9 +64,6 @@ type migrateStatusCmd struct {
 }
 
 func (c *migrateStatusCmd) Run(ctx context.Context, s *streams) error {
-	if err := c.Postgres.validate(); err != nil {
-		return err
-	}
 	current, newest, err := postgres.Version(ctx, c.Postgres.URL)
 	if err != nil {
 		return err

@@ -69,9 +69,6 @@ func (r *reconciliation) agrees() bool {
 }
 
 func (c *reconcileCmd) Run(ctx context.Context, s *streams, log *slog.Logger) error {
-	if err := c.Postgres.validate(); err != nil {
-		return err
-	}
 	nc, err := c.NATS.connect("reconcile", false, log)
 	if err != nil {
 		return err

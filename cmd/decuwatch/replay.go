@@ -46,9 +46,6 @@ type replayed struct {
 }
 
 func (c *replayCmd) Run(ctx context.Context, s *streams, log *slog.Logger) (err error) {
-	if err := errors.Join(c.Scoring.validate(), c.Postgres.validate()); err != nil {
-		return err
-	}
 	store, err := postgres.Open(ctx, c.Postgres.config(log))
 	if err != nil {
 		return err

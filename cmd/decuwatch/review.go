@@ -7,12 +7,11 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"net/netip"
-	"net/url"
 	"os"
 	"os/user"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -39,13 +38,16 @@ type ReviewConfig struct {
 	ImageSide        int    `name:"image-side" default:"512" help:"Longer side of a stored image in pixels, 16 to 512; larger ones are scaled down. Defaults to 512."`
 }
 
+// headerName is a token of RFC 9110.
+var headerName = regexp.MustCompile("^[!#$%&'*+.^_`|~0-9A-Za-z-]+$")
+
 // noPage is the address that turns the review page off.
 const noPage = "none"
 
 func (c ReviewConfig) validate() error {
 	if c.Address != noPage {
-		if _, _, err := net.SplitHostPort(c.Address); err != nil {
-			return usage("review.address is %q, must be host:port or %s", c.Address, noPage)
+		if err := hostPort("review.address", c.Address); err != nil {
+			return fmt.Errorf("%w, or %s", err, noPage)
 		}
 	}
 	if c.TokenFile != "" && c.TrustedHeader != "" {
@@ -54,21 +56,16 @@ func (c ReviewConfig) validate() error {
 	if len(c.TrustedProxies) > 0 && c.TrustedHeader == "" {
 		return usage("review.trusted-proxies is given without review.trusted-header")
 	}
+	if c.TrustedHeader != "" && !headerName.MatchString(c.TrustedHeader) {
+		return usage("review.trusted-header is %q, must be the name of a header", c.TrustedHeader)
+	}
 	if _, err := c.proxies(); err != nil {
 		return err
 	}
-	if c.URL != "" {
-		if u, err := url.Parse(c.URL); err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" {
-			return usage("review.url is %q, must be http://host or https://host", c.URL)
-		}
-	}
-	if c.ImageSide < 16 || c.ImageSide > 512 {
-		return usage("review.image-side is %d, must be 16 to 512", c.ImageSide)
-	}
-	if c.Workers < 0 || c.Workers > 64 {
-		return usage("review.workers is %d, must be 0 to 64", c.Workers)
-	}
-	return atLeast("review", map[string]int64{"evidence-attempts": int64(c.EvidenceAttempts)}, 1)
+	return errors.Join(
+		c.pair("review"), webAddress("review.url", c.URL), share("review.share", c.Share), between("review.image-side", int64(c.ImageSide), 16, 512),
+		between("review.workers", int64(c.Workers), 0, 64), atLeast("review", map[string]int64{"evidence-attempts": int64(c.EvidenceAttempts)}, 1),
+	)
 }
 
 func (c ReviewConfig) proxies() ([]netip.Prefix, error) {
@@ -173,9 +170,6 @@ func (reviewCmd) Help() string {
 
 // withStore runs f on the store.
 func withStore(ctx context.Context, c PostgresConfig, log *slog.Logger, f func(*postgres.Store) error) error {
-	if err := c.validate(); err != nil {
-		return err
-	}
 	store, err := postgres.Open(ctx, c.config(log))
 	if err != nil {
 		return err

@@ -75,9 +75,6 @@ Examples:
 }
 
 func (c *scoreCmd) Run(ctx context.Context, s *streams, log *slog.Logger) (err error) {
-	if err := c.Scoring.validate(); err != nil {
-		return err
-	}
 	if len(c.Scoring.Ensembles) != 1 {
 		return usage("scoring.ensembles names %d ensembles, score needs exactly one", len(c.Scoring.Ensembles))
 	}

@@ -38,9 +38,6 @@ func (thresholdsListCmd) Help() string {
 }
 
 func (c *thresholdsListCmd) Run(ctx context.Context, s *streams, log *slog.Logger) error {
-	if err := c.Postgres.validate(); err != nil {
-		return err
-	}
 	store, err := postgres.Open(ctx, c.Postgres.config(log))
 	if err != nil {
 		return err
@@ -104,9 +101,6 @@ func (thresholdsSetCmd) Help() string {
 }
 
 func (c *thresholdsSetCmd) Run(ctx context.Context, s *streams, log *slog.Logger) error {
-	if err := c.Postgres.validate(); err != nil {
-		return err
-	}
 	t, err := c.threshold()
 	if err != nil {
 		return err

@@ -89,9 +89,6 @@ type calibrationLine struct {
 }
 
 func (c *thresholdsCalibrateCmd) Run(ctx context.Context, s *streams, log *slog.Logger) error {
-	if err := c.Postgres.validate(); err != nil {
-		return err
-	}
 	switch {
 	case !(c.Alpha > 0 && c.Alpha < 1):
 		return usage("--alpha is %g, must lie between 0 and 1", c.Alpha)
@@ -398,9 +395,6 @@ func (thresholdsHistoryCmd) Help() string {
 }
 
 func (c *thresholdsHistoryCmd) Run(ctx context.Context, s *streams, log *slog.Logger) error {
-	if err := c.Postgres.validate(); err != nil {
-		return err
-	}
 	if c.Limit < 1 {
 		return usage("--limit is %d, must be at least 1", c.Limit)
 	}
@@ -446,9 +440,6 @@ Example:
 }
 
 func (c *thresholdsRollbackCmd) Run(ctx context.Context, s *streams, log *slog.Logger) error {
-	if err := c.Postgres.validate(); err != nil {
-		return err
-	}
 	if strings.TrimSpace(c.Reason) == "" {
 		return usage("--reason is empty")
 	}

@@ -11,8 +11,8 @@ import (
 
 // listen binds the address of the server that section configures, behind TLS where a certificate is configured.
 func (c HTTPTLSConfig) listen(section, address string) (net.Listener, error) {
-	if (c.TLSCert == "") != (c.TLSKey == "") {
-		return nil, usage("%s.tls-cert and %[1]s.tls-key must be given together", section)
+	if err := c.pair(section); err != nil {
+		return nil, err
 	}
 	var certificates *certificateFiles
 	if c.TLSCert != "" {
@@ -32,6 +32,14 @@ func (c HTTPTLSConfig) listen(section, address string) (net.Listener, error) {
 		})
 	}
 	return listener, nil
+}
+
+// pair returns an error if only one of certificate and key is given.
+func (c HTTPTLSConfig) pair(section string) error {
+	if (c.TLSCert == "") != (c.TLSKey == "") {
+		return usage("%s.tls-cert and %[1]s.tls-key must be given together", section)
+	}
+	return nil
 }
 
 // scheme is that of the server's addresses.

@@ -1,0 +1,149 @@
+package main
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// wrongTexts gives each setting that is text or a list a value that must be refused; "" marks those that take any text: the
+// names of files, which are read later.
+var wrongTexts = map[string][]string{
+	"nats.url":                   {"127.0.0.1:4222", "http://127.0.0.1:4222", "nats://", "nats://a:4222,b"},
+	"nats.creds":                 {""},
+	"nats.nkey":                  {""},
+	"nats.ca":                    {""},
+	"nats.cert":                  {"/cert.pem"},
+	"nats.key":                   {"/key.pem"},
+	"nats.inbox-prefix":          {"a.*", "a.>", "a b", "a."},
+	"stream.name":                {"a b", "a.b", "*", "a/b"},
+	"scoring.ensembles":          {""},
+	"scoring.library":            {""},
+	"scoring.device":             {"gpu", "cuda", "cuda:", "cuda:-1", "CPU", "cpu:0"},
+	"scoring.profile":            {"loose", "Fixed"},
+	"scoring.unreproducible":     {"drop"},
+	"postgres.url":               {"http://127.0.0.1/x", "postgres://a:b:c", "postgres://127.0.0.1/x?sslmode=maybe"},
+	"alerts.stream":              {"a b", "a.b", ">"},
+	"alerts.webhook-url":         {"example.com/hook", "ftp://example.com", "https://"},
+	"alerts.webhook-secret-file": {"/secret"},
+	"alerts.webhook-format":      {"xml", "Slack"},
+	"alerts.alertmanager-url":    {"alertmanager:9093", "http://"},
+	"alerts.link":                {"review/"},
+	"review.address":             {"8080", "127.0.0.1", "127.0.0.1:http", "127.0.0.1:65536", "off"},
+	"review.token-file":          {""},
+	"review.trusted-header":      {"X User", "X-User:", "é"},
+	"review.trusted-proxies":     {"10.0.0.0/33", "proxy", "10.0.0.0/8"},
+	"review.tls-cert":            {"/cert.pem"},
+	"review.tls-key":             {"/key.pem"},
+	"review.url":                 {"review.example.com", "ftp://x"},
+	"metrics.address":            {"9464", "127.0.0.1", "127.0.0.1:-1", "127.0.0.1:65536"},
+	"metrics.tls-cert":           {"/cert.pem"},
+	"metrics.tls-key":            {"/key.pem"},
+	"tracing.endpoint":           {"collector:4318", "grpc://collector"},
+	"log.level":                  {"loud", "info "},
+	"log.format":                 {"xml", "JSON"},
+}
+
+// wrongValues are values that no setting of a kind takes.
+var wrongValues = map[string][]string{
+	"integer":       {"x", "1.5", "1e3", "-1", "9223372036854775808", "1,000"},
+	"duration":      {"soon", "5", "-1s", "1d", "9999999h"},
+	"number":        {"x", "NaN", "Inf", "-Inf", "-0.1", "1e400"},
+	"true or false": {"maybe", "2"},
+}
+
+// TestWrongValuesOfEverySetting gives serve a wrong value of each setting, in the file, in the environment and by a flag.
+// It must end with the exit code for wrong settings, and name the setting and where the value stands.
+func TestWrongValuesOfEverySetting(t *testing.T) {
+	cases := 0
+	for _, f := range settingFields() {
+		values := append(wrongValues[f.kind], wrongTexts[f.name]...)
+		if len(values) == 0 {
+			t.Errorf("%s has no wrong value here", f.name)
+		}
+		for _, value := range values {
+			if value == "" {
+				continue
+			}
+			path := filepath.Join(t.TempDir(), "settings.yaml")
+			group, name, _ := strings.Cut(f.name, ".")
+			if err := os.WriteFile(path, fmt.Appendf(nil, "# settings\n%s:\n  %s: %q\n", group, name, value), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			variable := environmentName(f.name)
+			for place, run := range map[string]struct {
+				args []string
+				env  map[string]string
+				want string
+			}{
+				"file":        {args: []string{"--config", path}, want: "settings.yaml:3"},
+				"environment": {env: map[string]string{variable: value}, want: variable},
+				"flag":        {args: []string{"--" + f.name + "=" + value}},
+			} {
+				cases++
+				args := append([]string{"serve", "--scoring.ensembles=/nowhere"}, run.args...)
+				code, text := serveWith(t, args, run.env)
+				if code != exitUsage || !strings.Contains(text, f.name) || !strings.Contains(text, run.want) {
+					t.Errorf("%s: %s %q: exit code %d, %q", place, f.name, value, code, text)
+				}
+				if strings.Count(strings.TrimSpace(text), "\n") > 1 { // the second line names the help
+					t.Errorf("%s: %s %q: the error has several lines: %q", place, f.name, value, text)
+				}
+			}
+		}
+	}
+	t.Logf("%d cases", cases)
+}
+
+func serveWith(t *testing.T, args []string, env map[string]string) (int, string) {
+	t.Helper()
+	var out, err bytes.Buffer
+	code := run(t.Context(), args, func(name string) string { return env[name] }, strings.NewReader(""), &out, &err)
+	return code, err.String()
+}
+
+// TestSettingsThatDoNotFitTogether are refused by name, by the program's own entry.
+func TestSettingsThatDoNotFitTogether(t *testing.T) {
+	for _, c := range []struct{ file, want string }{
+		{"review: {token-file: /t, trusted-header: X-User}", "review.token-file and review.trusted-header"},
+		{"review: {trusted-proxies: [10.0.0.0/8]}", "review.trusted-proxies"},
+		{"nats: {creds: /c, nkey: /n}", "nats.creds and nats.nkey"},
+		{"stream: {max-age: 9600h}\nretention: {events: 9599h}", "retention.events"},
+		{"consumers: {retry-delay: 2m}", "consumers.retry-max-delay"},
+		{"alerts: {webhook-secret-file: /s}", "alerts.webhook-secret-file"},
+		{"review: {workers: 1, workers: 2}", "settings.yaml:1: review.workers is given twice"},
+		{"review: {workers: 1}\nreview: {share: 0.5}", "settings.yaml:2: review is given twice"},
+		{"review: {workers: 1}\n---\nreview: {workers: 2}", "a second document"},
+	} {
+		path := filepath.Join(t.TempDir(), "settings.yaml")
+		if err := os.WriteFile(path, []byte(c.file), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if code, text := serveWith(t, []string{"serve", "--scoring.ensembles=/nowhere", "--config", path}, nil); code != exitUsage || !strings.Contains(text, c.want) {
+			t.Errorf("%s: exit code %d, %q", c.file, code, text)
+		}
+	}
+}
+
+// TestEveryVerbValidatesItsSettings gives each verb a wrong value of each group of settings that it reads.
+func TestEveryVerbValidatesItsSettings(t *testing.T) {
+	for _, args := range [][]string{
+		{"watch", "--nats.url=x"}, {"watch", "--alerts.stream=a b"}, {"publish", "--stream.name=a b", "--model=m", "--class=1", "--seed=1"},
+		{"canary", "-e=/e", "--nats.url=x"}, {"canary", "-e=/e", "--stream.replicas=0"}, {"canary", "-e=/e", "--postgres.url=x://"}, {"reconcile", "--stream.name=a b"}, {"reconcile", "--alerts.replicas=9"},
+		{"migrate", "--postgres.max-conns=0"}, {"review", "list", "--postgres.batch-size=0"}, {"thresholds", "list", "--postgres.lock-timeout=0s"},
+		{"replay", "a", "-e=/e", "--scoring.profile=x"}, {"score", "--class=1", "--seed=1", "-e=/e", "--scoring.device=x"},
+	} {
+		setting := ""
+		for _, a := range args {
+			if strings.Contains(a, ".") {
+				setting, _, _ = strings.Cut(strings.TrimPrefix(a, "--"), "=")
+			}
+		}
+		if code, text := serveWith(t, args, nil); code != exitUsage || !strings.Contains(text, setting) {
+			t.Errorf("%q: exit code %d, %q", args, code, text)
+		}
+	}
+}
