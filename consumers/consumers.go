@@ -217,7 +217,7 @@ func ValidModel(name string) bool {
 // Run consumes the configured models' events until ctx ends, then drains: it stops pulling, lets messages in flight
 // come to their verdict for at most Config.DrainTimeout, and gives the rest back for another worker. It returns nil
 // after a drain, else why it could not go on: a configuration out of bounds, or a stream that exists with settings
-// under which events would be lost ([ErrStreamConfig]), or a connection that was closed for good. While NATS cannot be
+// under which events would be lost ([ErrStreamConfig]), or no room for a new stream ([NoRoom]), or a connection that was closed for good. While NATS cannot be
 // reached it waits and tries again.
 func Run(ctx context.Context, js jetstream.JetStream, cfg Config, h Handler, dead DeadLetters) error {
 	cfg = cfg.WithDefaults()
@@ -301,7 +301,7 @@ func (r *runner) consume(ctx, work context.Context, l loop) error {
 		from, err := l.open(setup)
 		done()
 		switch {
-		case errors.Is(err, ErrStreamConfig):
+		case errors.Is(err, ErrStreamConfig), NoRoom(err):
 			return err
 		case err != nil:
 			if ctx.Err() == nil {

@@ -11,6 +11,19 @@ import (
 	"github.com/decuwatch/decuwatch/schema"
 )
 
+// Codes of JetStream's refusals of a stream for its size.
+const (
+	codeAccountLimits   jetstream.ErrorCode = 10002
+	codeStorageExceeded jetstream.ErrorCode = 10047
+)
+
+// NoRoom reports whether err is JetStream's refusal of a new stream that is larger than what the server, or the account,
+// has left. [Run] ends with such an error: it stays until an operator acts.
+func NoRoom(err error) bool {
+	var refusal *jetstream.APIError
+	return errors.As(err, &refusal) && (refusal.ErrorCode == codeAccountLimits || refusal.ErrorCode == codeStorageExceeded)
+}
+
 // subjectPrefix begins each subject of generation events; the model's name follows.
 var subjectPrefix = schema.SubjectGeneration("")
 

@@ -82,7 +82,7 @@ func (c *canaryCmd) Run(ctx context.Context, s *streams, log *slog.Logger) (err 
 		ctx, cancel := context.WithTimeout(ctx, c.Deadline)
 		defer cancel()
 		if _, err := consumers.EnsureStream(ctx, js, Config{Stream: c.Stream}.consumers(nil)); err != nil {
-			return err
+			return explainRoom(ctx, js, c.Stream, c.Alerts, err)
 		}
 		_, err := schema.Publish(ctx, js, ev)
 		return err

@@ -134,8 +134,8 @@ func (c NATSConfig) explain(err error) error {
 	switch {
 	case c.TLSHandshakeFirst && errors.As(err, &record):
 		return fmt.Errorf("%w: the server does not begin with TLS (handshake_first is off there), but nats.tls-handshake-first is set", err)
-	case !c.TLSHandshakeFirst && errors.As(err, &timeout) && timeout.Timeout():
-		return fmt.Errorf("%w: no greeting from the server within %s; a server with handshake_first in its tls block needs nats.tls-handshake-first", err, connectTimeout)
+	case !c.TLSHandshakeFirst && (errors.As(err, &timeout) && timeout.Timeout() || errors.Is(err, io.EOF)):
+		return fmt.Errorf("%w: the server sent no greeting; one with handshake_first in its tls block needs nats.tls-handshake-first", err)
 	}
 	return err
 }

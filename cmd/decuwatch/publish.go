@@ -63,7 +63,7 @@ func (c *publishCmd) Run(ctx context.Context, s *streams, log *slog.Logger) erro
 	}
 	cfg := Config{Stream: c.Stream}.consumers(nil)
 	if _, err := consumers.EnsureStream(ctx, js, cfg); err != nil {
-		return err
+		return explainRoom(ctx, js, c.Stream, defaultConfig().Alerts, err)
 	}
 	stored, repeated, err := publishAll(ctx, js, events, c.Concurrency, s)
 	if err != nil {

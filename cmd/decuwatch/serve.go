@@ -150,10 +150,13 @@ func serve(ctx context.Context, c Config, log *slog.Logger, fail *failpoint, sta
 	life.run("patrol", patrol.Run)
 
 	// The alerts' way out.
-	if nc.IsConnected() { // else with the first alert
+	room := func(err error) error { return explainRoom(ctx, js, c.Stream, c.Alerts, err) }
+	if nc.IsConnected() {
 		if err := stream.Ensure(ctx); err != nil {
-			return err
+			return room(err)
 		}
+	} else {
+		life.run("stream of alerts", func(ctx context.Context) error { return room(ensureAlerts(ctx, nc, stream, log)) })
 	}
 	relay, err := alerts.NewRelay(store, alerts.RelayConfig{Logger: log, Metrics: counts, Tracer: tracer}, sinks...)
 	if err != nil {
@@ -180,7 +183,7 @@ func serve(ctx context.Context, c Config, log *slog.Logger, fail *failpoint, sta
 		return errors.Join(consuming.Pulling.Err(), ready.paused(ctx, names))
 	})
 	handler := failingHandler{m, fail}
-	life.run("consumers", func(ctx context.Context) error { return consumers.Run(ctx, js, consuming, handler, handler) })
+	life.run("consumers", func(ctx context.Context) error { return room(consumers.Run(ctx, js, consuming, handler, handler)) })
 
 	// What people look at.
 	page, err := serveReview(c.Review, store, engines, reg, log, life)
