@@ -75,12 +75,24 @@ type maker struct {
 	out io.Writer
 }
 
+// write writes a file that the users of containers can read, whatever the umask.
+func (m maker) write(name, content string) error {
+	path := filepath.Join(m.dir, name)
+	if err := os.WriteFile(path, []byte(content), fileMode); err != nil {
+		return err
+	}
+	return os.Chmod(path, fileMode)
+}
+
+// fileMode is that of every file: the directory is closed to others.
+const fileMode fs.FileMode = 0o644
+
 // once returns the content of a file, which create makes where it is missing.
 func (m maker) once(name string, create func() (string, error)) (string, error) {
 	path := filepath.Join(m.dir, name)
 	b, err := os.ReadFile(path)
 	if err == nil {
-		return string(b), nil
+		return string(b), os.Chmod(path, fileMode) // one that an earlier umask closed
 	}
 	if !errors.Is(err, fs.ErrNotExist) {
 		return "", err
@@ -89,7 +101,7 @@ func (m maker) once(name string, create func() (string, error)) (string, error) 
 	if err != nil {
 		return "", fmt.Errorf("%s: %w", name, err)
 	}
-	if err := os.WriteFile(path, []byte(content), 0o644); err != nil { //nolint:gosec // the directory is closed
+	if err := m.write(name, content); err != nil {
 		return "", err
 	}
 	fmt.Fprintln(m.out, "made", path)
@@ -122,7 +134,7 @@ func (m maker) nkeys() error {
 		}
 		fmt.Fprintf(&public, "%s = %q\n", strings.ToUpper(user)+"_NKEY", key)
 	}
-	return os.WriteFile(filepath.Join(m.dir, "nats/users.conf"), []byte(public.String()), 0o644) //nolint:gosec // public keys
+	return m.write("nats/users.conf", public.String())
 }
 
 // passwords makes the passwords, and the password file with which the monitor reaches Postgres.
@@ -138,7 +150,7 @@ func (m maker) passwords(postgres string) error {
 	for user, name := range map[string]string{"decuwatch": "postgres-owner", "decuwatch_monitor": "postgres-writer"} {
 		// libpq ignores a password file that others can read; pgx does not mind.
 		line := fmt.Sprintf("%s:*:%s:%s\n", postgres, user, secret[name])
-		if err := os.WriteFile(filepath.Join(m.dir, "pgpass-"+strings.TrimPrefix(name, "postgres-")), []byte(line), 0o644); err != nil { //nolint:gosec // the directory is closed
+		if err := m.write("pgpass-"+strings.TrimPrefix(name, "postgres-"), line); err != nil {
 			return err
 		}
 	}
@@ -147,14 +159,24 @@ func (m maker) passwords(postgres string) error {
 
 const years = 2
 
+// keptTLS keeps the TLS settings that are there, readable; without any it writes that there is no TLS.
+func (m maker) keptTLS(conf string) error {
+	var errs []error
+	for _, name := range []string{conf, "nats/ca.pem", "nats/server.pem", "nats/server-key.pem"} {
+		if err := os.Chmod(filepath.Join(m.dir, name), fileMode); !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, err)
+		} else if name == conf {
+			errs = append(errs, m.write(conf, "# No TLS. Make it with: go run ./deploy/secrets -tls HOST,...\n"))
+		}
+	}
+	return errors.Join(errs...)
+}
+
 // tls writes the server's TLS settings: none, or a private authority and a certificate for the hosts.
 func (m maker) tls(hosts string) error {
-	conf := filepath.Join(m.dir, "nats/tls.conf")
+	const conf = "nats/tls.conf"
 	if hosts == "" {
-		if _, err := os.Stat(conf); err == nil {
-			return nil
-		}
-		return os.WriteFile(conf, []byte("# No TLS. Make it with: go run ./deploy/secrets -tls HOST,...\n"), 0o644) //nolint:gosec // no secret
+		return m.keptTLS(conf)
 	}
 	template := func(name string) (*x509.Certificate, error) {
 		serial, err := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 127))
@@ -206,17 +228,17 @@ func (m maker) tls(hosts string) error {
 		"nats/server.pem":     {Type: "CERTIFICATE", Bytes: serverDER},
 		"nats/server-key.pem": {Type: "PRIVATE KEY", Bytes: keyDER},
 	} {
-		if err := os.WriteFile(filepath.Join(m.dir, name), pem.EncodeToMemory(block), 0o644); err != nil { //nolint:gosec // the directory is closed
+		if err := m.write(name, string(pem.EncodeToMemory(block))); err != nil {
 			return err
 		}
 		fmt.Fprintln(m.out, "made", filepath.Join(m.dir, name))
 	}
 	// The server reads paths relative to its working directory, so they are those inside its container.
-	return os.WriteFile(conf, []byte(`# Made by deploy/secrets.
+	return m.write(conf, `# Made by deploy/secrets.
 tls {
   cert_file: "/etc/nats/secrets/server.pem"
   key_file: "/etc/nats/secrets/server-key.pem"
   timeout: 5
 }
-`), 0o644) //nolint:gosec // no secret
+`)
 }

@@ -4,6 +4,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"syscall"
 	"testing"
 )
 
@@ -48,5 +49,49 @@ func TestSecretsStay(t *testing.T) {
 	info, err := os.Stat(dir)
 	if err != nil || info.Mode().Perm() != 0o700 {
 		t.Errorf("mode %v, %v: others can open the directory", info.Mode(), err)
+	}
+}
+
+// TestModesDoNotDependOnTheUmask runs with umasks that close files, over nothing and over files that are closed already.
+func TestModesDoNotDependOnTheUmask(t *testing.T) {
+	before := syscall.Umask(0o077)
+	defer syscall.Umask(before)
+	for _, args := range [][]string{nil, {"-tls", "localhost"}} {
+		dir := filepath.Join(t.TempDir(), "secrets")
+		for range 2 {
+			if err := run(append([]string{"-dir", dir}, args...), io.Discard); err != nil {
+				t.Fatal(err)
+			}
+			files := 0
+			err := filepath.WalkDir(dir, func(path string, entry os.DirEntry, err error) error {
+				if err != nil {
+					return err
+				}
+				info, err := entry.Info()
+				if err != nil {
+					return err
+				}
+				want := os.FileMode(0o644)
+				switch {
+				case path == dir:
+					want = 0o700
+				case entry.IsDir():
+					want = 0o755
+				default:
+					files++
+				}
+				if info.Mode().Perm() != want {
+					t.Errorf("%s has mode %v, want %v", path, info.Mode().Perm(), want)
+				}
+				if !entry.IsDir() {
+					return os.Chmod(path, 0o600) // as an older version left it
+				}
+				return nil
+			})
+			if err != nil || files < len(users)+len(passwords)+4 {
+				t.Fatalf("%d files, %v", files, err)
+			}
+			args = nil // the second run keeps what is there
+		}
 	}
 }
