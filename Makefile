@@ -2,6 +2,8 @@
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 RUN := scripts/env
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+REVISION := $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
 
 -include training/training.mk
 -include schema/schema.mk
@@ -18,7 +20,7 @@ setup: ## get what is missing: ONNX Runtime, PostgreSQL, a C compiler
 	@scripts/setup
 
 build: setup ## build bin/decuwatch
-	@$(RUN) go build -o bin/decuwatch ./cmd/decuwatch
+	@$(RUN) go build -ldflags '-X main.version=$(VERSION) -X main.revision=$(REVISION)' -o bin/decuwatch ./cmd/decuwatch
 
 demo: build ## the monitor end to end on this machine: 200 real requests, scores, alerts
 	@$(RUN) bin/decuwatch demo

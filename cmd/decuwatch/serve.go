@@ -6,7 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"runtime/debug"
+	"runtime"
 	"slices"
 	"time"
 
@@ -206,19 +206,11 @@ func serve(ctx context.Context, c Config, log *slog.Logger, fail *failpoint, sta
 func newRegistry() *prometheus.Registry {
 	reg := prometheus.NewRegistry()
 	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	version, revision := "unknown", "unknown"
-	if info, ok := debug.ReadBuildInfo(); ok {
-		version = info.Main.Version
-		for _, s := range info.Settings {
-			if s.Key == "vcs.revision" {
-				revision = s.Value
-			}
-		}
-		reg.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-			Name: "decuwatch_build_info", Help: "1; the labels say what was built.",
-			ConstLabels: prometheus.Labels{"version": version, "revision": revision, "goversion": info.GoVersion},
-		}, func() float64 { return 1 }))
-	}
+	version, revision := built()
+	reg.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "decuwatch_build_info", Help: "1; the labels say what was built.",
+		ConstLabels: prometheus.Labels{"version": version, "revision": revision, "goversion": runtime.Version()},
+	}, func() float64 { return 1 }))
 	return reg
 }
 
