@@ -4,6 +4,7 @@ package helm
 
 import (
 	"encoding/json"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -42,13 +43,30 @@ func render(t *testing.T, values map[string]any) map[string][]byte {
 
 func renderChart(t *testing.T, c *chart.Chart, values map[string]any) map[string][]byte {
 	t.Helper()
-	all, err := chartutil.ToRenderValues(c, values, chartutil.ReleaseOptions{Name: "monitor", Namespace: "decuwatch", IsInstall: true}, chartutil.DefaultCapabilities)
+	objects, err := tryChart(c, values)
 	if err != nil {
 		t.Fatal(err)
 	}
+	return objects
+}
+
+// tryChart renders the chart with values as they come out of a values file: numbers are floats.
+func tryChart(c *chart.Chart, values map[string]any) (map[string][]byte, error) {
+	text, err := json.Marshal(values)
+	if err != nil {
+		return nil, err
+	}
+	var read map[string]any
+	if err := json.Unmarshal(text, &read); err != nil {
+		return nil, err
+	}
+	all, err := chartutil.ToRenderValues(c, read, chartutil.ReleaseOptions{Name: "monitor", Namespace: "decuwatch", IsInstall: true}, chartutil.DefaultCapabilities)
+	if err != nil {
+		return nil, err
+	}
 	files, err := (engine.Engine{Strict: true}).Render(c, all)
 	if err != nil {
-		t.Fatal(err)
+		return nil, err
 	}
 	objects := map[string][]byte{}
 	for name, text := range files {
@@ -57,15 +75,15 @@ func renderChart(t *testing.T, c *chart.Chart, values map[string]any) map[string
 		}
 		object, err := yaml.YAMLToJSONStrict([]byte(text))
 		if err != nil {
-			t.Fatalf("%s: %v\n%s", name, err, text)
+			return nil, fmt.Errorf("%s: %w\n%s", name, err, text)
 		}
 		var meta struct{ Kind string }
 		if err := json.Unmarshal(object, &meta); err != nil || meta.Kind == "" || objects[meta.Kind] != nil {
-			t.Fatalf("%s: kind %q, %v", name, meta.Kind, err)
+			return nil, fmt.Errorf("%s: kind %q, %w", name, meta.Kind, err)
 		}
 		objects[meta.Kind] = object
 	}
-	return objects
+	return objects, nil
 }
 
 // into decodes an object; a field that the type does not have is an error.
