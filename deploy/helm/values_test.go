@@ -4,11 +4,13 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"flag"
 	"fmt"
 	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -182,25 +184,25 @@ func TestWrongValuesAreRefused(t *testing.T) {
 	}
 }
 
+var update = flag.Bool("update", false, "write the settings into decuwatch/values.schema.json")
+
 // TestSettingsAreKnown holds the settings that values.schema.json names against the program's.
 func TestSettingsAreKnown(t *testing.T) {
-	text, err := os.ReadFile("decuwatch/values.schema.json")
+	const path = "decuwatch/values.schema.json"
+	text, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	var schema struct {
-		Properties struct {
-			Settings struct {
-				PropertyNames struct{ Enum []string }
-			}
+	const indent = "\n          "
+	names := `"propertyNames": {` + indent[:9] + `"enum": [` + indent + `"` + strings.Join(slices.Sorted(maps.Keys(settings(t))), `",`+indent+`"`) + `"` + indent[:9] + `]`
+	want := regexp.MustCompile(`"propertyNames": \{\s*"enum": \[[^]]*\]`).ReplaceAllLiteral(text, []byte(names))
+	if *update {
+		if err := os.WriteFile(path, want, 0o644); err != nil {
+			t.Fatal(err)
 		}
 	}
-	if err := json.Unmarshal(text, &schema); err != nil {
-		t.Fatal(err)
-	}
-	want := slices.Sorted(maps.Keys(settings(t)))
-	if got := slices.Sorted(slices.Values(schema.Properties.Settings.PropertyNames.Enum)); !slices.Equal(got, want) {
-		t.Errorf("values.schema.json knows\n%v\nthe program\n%v", got, want)
+	if !*update && !bytes.Equal(text, want) {
+		t.Errorf("%s does not name the program's settings: go test -run SettingsAreKnown -update", path)
 	}
 }
 
