@@ -704,6 +704,28 @@ func environmentName(setting string) string {
 	return "DECUWATCH_" + strings.ToUpper(strings.NewReplacer(".", "_", "-", "_").Replace(setting))
 }
 
+// serviceLink matches the variables that Kubernetes makes of Services, among them one named decuwatch-review.
+var serviceLink = regexp.MustCompile(`_(SERVICE_HOST|SERVICE_PORT(_[A-Z0-9_]+)?|PORT(_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)$`)
+
+// unknownVariables returns the variables of an environment that are named like a setting of one of the groups, but are none.
+func unknownVariables(environment []string) []string {
+	known, groups := map[string]bool{}, []string{}
+	for _, f := range settingFields() {
+		known[environmentName(f.name)] = true
+		group, _, _ := strings.Cut(f.name, ".")
+		groups = append(groups, environmentName(group)+"_")
+	}
+	var unknown []string
+	for _, variable := range environment {
+		name, _, _ := strings.Cut(variable, "=")
+		inGroup := slices.ContainsFunc(groups, func(group string) bool { return strings.HasPrefix(name, group) })
+		if inGroup && !known[name] && !serviceLink.MatchString(name) {
+			unknown = append(unknown, name)
+		}
+	}
+	return unknown
+}
+
 // settingField is one setting as its tags describe it.
 type settingField struct {
 	group, name, kind, fallback, help string
@@ -747,7 +769,7 @@ Each setting has one name, and three places where it can stand; each beats the o
 3. a flag of the verbs that need it: ` + "`--nats.url`" + `.
 
 Unknown names and names given twice in the file are errors, and so are values that do not fit. The error names the setting, its bound, and the
-line of the file or the environment variable that gave the value. Durations are written as ` + "`90s`, `20m`, `168h`" + `. In the environment and in flags the items of a list are separated by commas.
+line of the file or the environment variable that gave the value. An environment variable that is named like a setting but is none is reported at the start. Durations are written as ` + "`90s`, `20m`, `168h`" + `. In the environment and in flags the items of a list are separated by commas.
 
 ` + "```yaml" + `
 nats:

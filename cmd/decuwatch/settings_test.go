@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -144,6 +145,21 @@ func TestEveryVerbValidatesItsSettings(t *testing.T) {
 		}
 		if code, text := serveWith(t, args, nil); code != exitUsage || !strings.Contains(text, setting) {
 			t.Errorf("%q: exit code %d, %q", args, code, text)
+		}
+	}
+}
+
+func TestVariablesThatAreNoSettingsAreReported(t *testing.T) {
+	got := unknownVariables([]string{
+		"DECUWATCH_CONSUMERS_MAX_ROWS=1", "DECUWATCH_CONSUMERS_MAXROWS=1", "DECUWATCH_NATS_TLS=true", "DECUWATCH_CONFIG=/x", "DECUWATCH_FAILPOINT=", "DECUWATCH_TRAIN=1", "PATH=/bin",
+		"DECUWATCH_REVIEW_SERVICE_HOST=10.0.0.1", "DECUWATCH_REVIEW_SERVICE_PORT_HTTP=80", "DECUWATCH_REVIEW_PORT=tcp://10.0.0.1:80", "DECUWATCH_REVIEW_PORT_80_TCP_ADDR=10.0.0.1", "DECUWATCH_ONNXRUNTIME_LIB=/lib.so",
+	})
+	if want := []string{"DECUWATCH_CONSUMERS_MAXROWS", "DECUWATCH_NATS_TLS"}; !slices.Equal(got, want) {
+		t.Errorf("%v, want %v", got, want)
+	}
+	for _, f := range settingFields() {
+		if got := unknownVariables([]string{environmentName(f.name) + "=x"}); len(got) > 0 {
+			t.Errorf("%s is reported", got)
 		}
 	}
 }
