@@ -187,15 +187,6 @@ func (s *Store) Ping(ctx context.Context) error {
 	return nil
 }
 
-// Now returns the time by the server's clock, which is the one that ages are measured by.
-func (s *Store) Now(ctx context.Context) (time.Time, error) {
-	var now time.Time
-	if err := s.pool.QueryRow(ctx, `SELECT clock_timestamp()`).Scan(&now); err != nil {
-		return now, fmt.Errorf("read the server's clock: %w", err)
-	}
-	return now.UTC(), nil
-}
-
 // Listen calls notify after each notification on the channel, and after each time that it began to listen (again),
 // for changes before that were not announced to it. It reconnects for ever and returns ctx.Err() when ctx ends.
 func (s *Store) Listen(ctx context.Context, channel string, notify func()) error {
