@@ -10,6 +10,7 @@ REVISION := $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
 -include scoring/bench.mk
 -include deploy/deploy.mk
 -include review/review.mk
+-include internal/faults/faults.mk
 
 .PHONY: help setup build demo clean-demo test lint fmt
 

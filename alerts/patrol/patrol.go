@@ -30,8 +30,6 @@ const (
 
 // History is where stored scores and alerts are read.
 type History interface {
-	// Now returns the time by the clock that recorded scores and alerts.
-	Now(ctx context.Context) (time.Time, error)
 	// HeldBack counts the alerts recorded in [from, to) that were not sent, by hour, class and severity.
 	HeldBack(ctx context.Context, from, to time.Time) ([]schema.HeldBack, error)
 	// ClassSequences returns the class gaps of each class's newest scores, at most limit, with event times after since,
@@ -170,24 +168,20 @@ var measurements = []string{schema.ClassGap, schema.RequestRisk}
 func (p *Patrol) Run(ctx context.Context) error {
 	var drifts, shadows time.Time // of the last look
 	for {
+		now := time.Now()
 		looks := []func(context.Context, time.Time) error{p.Summaries, p.Stale}
-		if drifts.IsZero() || time.Since(drifts) >= p.config.DriftEvery {
-			drifts = time.Now()
+		if now.Sub(drifts) >= p.config.DriftEvery {
+			drifts = now
 			looks = append(looks, p.ClassDrift)
 		}
-		if shadows.IsZero() || time.Since(shadows) >= p.config.ShadowEvery {
-			shadows = time.Now()
+		if now.Sub(shadows) >= p.config.ShadowEvery {
+			shadows = now
 			looks = append(looks, p.Shadow)
 		}
-		now, err := p.history.Now(ctx) // this machine's clock may be another
-		errs := []error{err}
 		for _, look := range looks {
-			if err == nil {
-				errs = append(errs, look(ctx, now))
+			if err := look(ctx, now); err != nil && ctx.Err() == nil {
+				p.config.Log.Warn("patrol failed", "retry", p.config.Every, "err", err)
 			}
-		}
-		if err := errors.Join(errs...); err != nil && ctx.Err() == nil {
-			p.config.Log.Warn("patrol failed", "retry", p.config.Every, "err", err)
 		}
 		timer := time.NewTimer(p.config.Every)
 		select {

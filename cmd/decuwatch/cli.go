@@ -43,7 +43,6 @@ type cli struct {
 	Score      scoreCmd      `cmd:"" help:"Score one request here, without NATS and Postgres."`
 	Replay     replayCmd     `cmd:"" help:"Compute a stored score again and compare."`
 	Reconcile  reconcileCmd  `cmd:"" help:"Hold every message of the streams against Postgres."`
-	Republish  republishCmd  `cmd:"" help:"Publish alerts again that are missing from their stream."`
 	Thresholds thresholdsCmd `cmd:"" help:"List and set thresholds."`
 	Review     reviewCmd     `cmd:"" help:"Work the queue of alerts: look, decide, count."`
 	Canary     canaryCmd     `cmd:"" help:"Publish known under-trained classes and tell when no alert fires."`

@@ -47,13 +47,13 @@ type Server struct {
 
 // options are what a child process needs to know.
 type options struct {
-	Dir        string
-	Port       int
-	SyncAlways bool
-	process    bool
-	cluster    *server.ClusterOpts
-	routes     []string
-	name       string
+	Dir         string
+	Port        int
+	SyncAlways  bool
+	process     bool
+	Name        string
+	ClusterPort int      // 0 if it is no cluster's
+	Routes      []string // of a cluster
 }
 
 // Start starts a server inside the test's process on a free loopback port with its store in a temporary
@@ -67,7 +67,7 @@ func Start(t testing.TB) *Server {
 func StartWith(t testing.TB, o Options) *Server {
 	t.Helper()
 	dir := storeDir(t)
-	s := &Server{t: t, opts: options{Dir: dir, Port: FreePort(t), SyncAlways: o.SyncAlways, process: o.Process, name: "natstest"}}
+	s := &Server{t: t, opts: options{Dir: dir, Port: FreePort(t), SyncAlways: o.SyncAlways, process: o.Process, Name: "natstest"}}
 	s.start()
 	t.Cleanup(s.Stop)
 	return s
@@ -99,6 +99,9 @@ func (s *Server) URL() string { return fmt.Sprintf("nats://127.0.0.1:%d", s.opts
 
 // Address returns host and port, for a proxy in front of the server.
 func (s *Server) Address() string { return fmt.Sprintf("127.0.0.1:%d", s.opts.Port) }
+
+// StoreDir returns the directory of the server's store, for a backup of a stopped server.
+func (s *Server) StoreDir() string { return s.opts.Dir }
 
 // Connect returns a connection that reconnects for ever at short intervals and is closed when the test ends.
 func (s *Server) Connect(opts ...nats.Option) *nats.Conn {
@@ -170,6 +173,12 @@ func (s *Server) end(sig syscall.Signal) {
 	}
 }
 
+func (s *Server) running() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.embedded != nil || s.process != nil
+}
+
 func (s *Server) start() {
 	s.t.Helper()
 	s.mu.Lock()
@@ -183,14 +192,14 @@ func (s *Server) start() {
 	if err != nil {
 		s.t.Fatalf("natstest: start nats-server: %v", err)
 	}
-	if s.opts.cluster == nil {
+	if s.opts.ClusterPort == 0 {
 		waitForJetStream(s.t, s.URL())
 	}
 }
 
 func startEmbedded(o options) (*server.Server, error) {
 	so := &server.Options{
-		ServerName: o.name,
+		ServerName: o.Name,
 		Host:       "127.0.0.1",
 		Port:       o.Port,
 		JetStream:  true,
@@ -199,9 +208,9 @@ func startEmbedded(o options) (*server.Server, error) {
 		NoLog:      true,
 		NoSigs:     true,
 	}
-	if o.cluster != nil {
-		so.Cluster = *o.cluster
-		for _, r := range o.routes {
+	if o.ClusterPort != 0 {
+		so.Cluster = server.ClusterOpts{Name: "natstest", Host: "127.0.0.1", Port: o.ClusterPort}
+		for _, r := range o.Routes {
 			so.Routes = append(so.Routes, server.RoutesFromStr(r)...)
 		}
 	}
@@ -269,14 +278,20 @@ func RunIfChild() {
 	os.Exit(0)
 }
 
-// Cluster is three servers inside the test's process that share one JetStream.
+// Cluster is three servers that share one JetStream.
 type Cluster struct {
 	t       testing.TB
 	servers []*Server
 }
 
-// StartCluster starts a cluster of three and waits until its JetStream has a leader.
+// StartCluster starts a cluster of three inside the test's process and waits until its JetStream has a leader.
 func StartCluster(t testing.TB) *Cluster {
+	t.Helper()
+	return StartClusterWith(t, Options{})
+}
+
+// StartClusterWith is StartCluster with servers that run as o says.
+func StartClusterWith(t testing.TB, o Options) *Cluster {
 	t.Helper()
 	const n = 3
 	c := &Cluster{t: t}
@@ -288,8 +303,8 @@ func StartCluster(t testing.TB) *Cluster {
 	}
 	for i := range ports {
 		s := &Server{t: t, opts: options{
-			Dir: storeDir(t), Port: FreePort(t), name: fmt.Sprintf("natstest-%d", i),
-			cluster: &server.ClusterOpts{Name: "natstest", Host: "127.0.0.1", Port: ports[i]}, routes: routes,
+			Dir: storeDir(t), Port: FreePort(t), SyncAlways: o.SyncAlways, process: o.Process, Name: fmt.Sprintf("natstest-%d", i),
+			ClusterPort: ports[i], Routes: routes,
 		}}
 		s.start()
 		t.Cleanup(s.Stop)
@@ -311,14 +326,29 @@ func (c *Cluster) URL() string {
 // StreamLeader returns the server that leads the stream's group, waiting until there is one.
 func (c *Cluster) StreamLeader(stream string) *Server {
 	c.t.Helper()
-	for end := time.Now().Add(deadline); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
-		for _, s := range c.servers {
-			s.mu.Lock()
-			leads := s.embedded != nil && s.embedded.JetStreamIsStreamLeader(server.DEFAULT_GLOBAL_ACCOUNT, stream)
-			s.mu.Unlock()
-			if leads {
-				return s
+	nc := Connect(c.t, c.URL())
+	defer nc.Close()
+	js, err := jetstream.New(nc)
+	if err != nil {
+		c.t.Fatalf("natstest: %v", err)
+	}
+	leader := func() *Server {
+		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+		defer cancel()
+		s, err := js.Stream(ctx, stream)
+		if err != nil || s.CachedInfo().Cluster == nil {
+			return nil
+		}
+		for _, server := range c.servers {
+			if server.opts.Name == s.CachedInfo().Cluster.Leader && server.running() { // the others may not have noticed yet
+				return server
 			}
+		}
+		return nil
+	}
+	for end := time.Now().Add(deadline); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+		if s := leader(); s != nil {
+			return s
 		}
 	}
 	c.t.Fatalf("natstest: stream %s has no leader after %s", stream, deadline)
