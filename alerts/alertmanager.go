@@ -9,6 +9,7 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/decuwatch/decuwatch/schema"
@@ -33,6 +34,7 @@ type Alertmanager struct {
 	cfg    AlertmanagerConfig
 	client *http.Client
 	now    func() time.Time
+	ahead  atomic.Int64 // nanoseconds that Alertmanager's clock was ahead of ours at its last answer
 }
 
 // NewAlertmanager returns the sink. The error names the field that is wrong.
@@ -66,6 +68,23 @@ func (s *Alertmanager) Send(ctx context.Context, m schema.OutboxMessage) error {
 	if err != nil {
 		return nil //nolint:nilerr // see above
 	}
+	before := s.ahead.Load()
+	err = s.send(ctx, m, a)
+	if moved := time.Duration(s.ahead.Load() - before); moved.Abs() > time.Minute {
+		err = s.send(ctx, m, a) // its times were by a clock that Alertmanager does not have
+	}
+	return err
+}
+
+// answered notes Alertmanager's clock.
+func (s *Alertmanager) answered(h http.Header) {
+	if theirs, err := http.ParseTime(h.Get("Date")); err == nil {
+		s.ahead.Store(int64(theirs.Sub(s.now())))
+	}
+}
+
+func (s *Alertmanager) send(ctx context.Context, m schema.OutboxMessage, a schema.Alert) error {
+	now := s.now().UTC().Add(time.Duration(s.ahead.Load())) // by Alertmanager's clock
 	p := postable{
 		Labels: map[string]string{
 			"alertname": "DecuwatchUncertainty", "model": a.Model, "severity": a.Severity, "reason": a.Reason, "kind": a.Kind,
@@ -76,7 +95,10 @@ func (s *Alertmanager) Send(ctx context.Context, m schema.OutboxMessage) error {
 		},
 		StartsAt: a.FiredAt.UTC(),
 		// From now on, not from when it fired: one that waited in the outbox must be active when it arrives.
-		EndsAt: s.now().UTC().Add(s.cfg.ResolveAfter),
+		EndsAt: now.Add(s.cfg.ResolveAfter),
+	}
+	if p.StartsAt.After(now) {
+		p.StartsAt = now
 	}
 	set := func(m map[string]string, name, value string) {
 		if value != "" {
@@ -109,5 +131,5 @@ func (s *Alertmanager) Send(ctx context.Context, m schema.OutboxMessage) error {
 		return fmt.Errorf("post alert %s: %w", m.AlertID, err)
 	}
 	req.Header.Set("Content-Type", "application/json")
-	return post(s.client, req, m.AlertID)
+	return post(s.client, req, m.AlertID, s.answered)
 }

@@ -78,11 +78,7 @@ func (m *Metrics) setOutbox(sinks []Sink, stats []schema.OutboxStats) {
 	for _, sink := range sinks {
 		s := due[sink.Name()]
 		m.pending.WithLabelValues(sink.Name()).Set(float64(s.Pending))
-		age := 0.0
-		if s.Pending > 0 {
-			age = max(0, time.Since(s.Oldest).Seconds())
-		}
-		m.oldest.WithLabelValues(sink.Name()).Set(age)
+		m.oldest.WithLabelValues(sink.Name()).Set(s.Oldest.Seconds())
 	}
 }
 

@@ -35,8 +35,8 @@ type Outbox interface {
 	OutboxNext(ctx context.Context, sink string, limit int, lease time.Duration) ([]schema.OutboxMessage, error)
 	// OutboxDelivered records that the sink has taken the messages.
 	OutboxDelivered(ctx context.Context, ids []int64) error
-	// OutboxFailed records a failed attempt and when the next may be made.
-	OutboxFailed(ctx context.Context, id int64, reason string, next time.Time) error
+	// OutboxFailed records a failed attempt and after what time the next may be made.
+	OutboxFailed(ctx context.Context, id int64, reason string, wait time.Duration) error
 	// OutboxStats returns what is due by sink.
 	OutboxStats(ctx context.Context) ([]schema.OutboxStats, error)
 	Listener
@@ -202,11 +202,10 @@ func (r *Relay) round(ctx context.Context, s Sink) (int, error) {
 			wait := delay(r.cfg.RetryDelay, r.cfg.RetryMax, m.Attempts)
 			var asked interface{ RetryAfter() time.Duration }
 			if errors.As(err, &asked) {
-				wait = max(wait, min(asked.RetryAfter(), time.Hour))
+				wait = max(wait, min(asked.RetryAfter(), maxRetryAfter))
 			}
-			at := time.Now().Add(wait)
 			failed = append(failed, func() error {
-				return r.record(ctx, func(ctx context.Context) error { return r.outbox.OutboxFailed(ctx, m.ID, err.Error(), at) })
+				return r.record(ctx, func(ctx context.Context) error { return r.outbox.OutboxFailed(ctx, m.ID, err.Error(), wait) })
 			})
 			return nil
 		})
@@ -223,6 +222,9 @@ func (r *Relay) round(ctx context.Context, s Sink) (int, error) {
 }
 
 const recordTimeout = 5 * time.Second
+
+// maxRetryAfter is the longest time for which a receiver can put the next attempt off.
+const maxRetryAfter = time.Hour
 
 func (r *Relay) record(ctx context.Context, f func(context.Context) error) error {
 	ctx, cancel := context.WithTimeout(ctx, recordTimeout)

@@ -104,7 +104,7 @@ func (w *Webhook) Send(ctx context.Context, m schema.OutboxMessage) error {
 		}
 		req.Header.Set(standardwebhooks.HeaderWebhookSignature, signature)
 	}
-	return post(w.client, req, m.AlertID)
+	return post(w.client, req, m.AlertID, nil)
 }
 
 // line is the body of the format slack.
@@ -170,8 +170,8 @@ func (r *rejected) Error() string {
 // RetryAfter is how long the receiver asked to be left alone; 0 where it did not.
 func (r *rejected) RetryAfter() time.Duration { return r.after }
 
-// post sends req and returns nil where the answer is 2xx.
-func post(c *http.Client, req *http.Request, id string) error {
+// post sends req and returns nil if the answer is 2xx. Answered is called with the header of an answer; it may be nil.
+func post(c *http.Client, req *http.Request, id string, answered func(http.Header)) error {
 	resp, err := c.Do(req)
 	if err != nil {
 		var u *url.Error
@@ -181,13 +181,39 @@ func post(c *http.Client, req *http.Request, id string) error {
 		return fmt.Errorf("post alert %s: %w", id, err)
 	}
 	defer resp.Body.Close()
+	if answered != nil {
+		answered(resp.Header)
+	}
 	text, _ := io.ReadAll(io.LimitReader(resp.Body, 200)) // as much as there is; the status decides
 	if resp.StatusCode/100 == 2 {
 		return nil
 	}
 	r := &rejected{status: resp.StatusCode, text: strings.TrimSpace(string(text))}
-	if seconds, err := strconv.ParseUint(resp.Header.Get("Retry-After"), 10, 16); err == nil {
-		r.after = time.Duration(seconds) * time.Second
-	}
+	r.after = retryAfter(resp.Header, time.Now())
 	return fmt.Errorf("post alert %s: %w", id, r)
+}
+
+// retryAfter reads Retry-After, which is a number of seconds or a time by the receiver's clock. It returns 0 if there is
+// no such header, or not one alone, and at most maxRetryAfter.
+func retryAfter(h http.Header, now time.Time) time.Duration {
+	values := h.Values("Retry-After")
+	if len(values) != 1 {
+		return 0
+	}
+	text := strings.TrimSpace(values[0])
+	if text != "" && strings.Trim(text, "0123456789") == "" {
+		seconds, err := strconv.ParseUint(text, 10, 64)
+		if err != nil || seconds > uint64(maxRetryAfter/time.Second) {
+			return maxRetryAfter
+		}
+		return time.Duration(seconds) * time.Second //nolint:gosec // bounded above
+	}
+	at, err := http.ParseTime(text)
+	if err != nil {
+		return 0
+	}
+	if sent, err := http.ParseTime(h.Get("Date")); err == nil { // the same clock
+		now = sent
+	}
+	return min(max(0, at.Sub(now)), maxRetryAfter)
 }

@@ -330,11 +330,7 @@ func (w *Worker) measure(ctx context.Context) {
 	}
 	w.metrics.pending.Set(float64(s.Pending))
 	w.metrics.failed.Set(float64(s.Failed))
-	age := 0.0
-	if !s.Oldest.IsZero() {
-		age = max(0, time.Since(s.Oldest).Seconds())
-	}
-	w.metrics.oldest.Set(age)
+	w.metrics.oldest.Set(s.Oldest.Seconds())
 }
 
 type workerMetrics struct {

@@ -273,8 +273,11 @@ func (p *Page) queue(w http.ResponseWriter, r *http.Request, reviewer string) er
 
 // notices returns the alerts of the last day that are about no single score.
 func (p *Page) notices(ctx context.Context) ([]schema.Alert, error) {
-	all, err := p.store.Alerts(ctx, postgres.AlertFilter{NotKind: "score", Since: time.Now().Add(-24 * time.Hour), Limit: 4})
-	return all, err
+	now, err := p.store.Now(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return p.store.Alerts(ctx, postgres.AlertFilter{NotKind: "score", Since: now.Add(-24 * time.Hour), Limit: 4})
 }
 
 // queueFilter reads the filter of the queue.

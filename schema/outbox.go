@@ -18,5 +18,5 @@ type OutboxMessage struct {
 type OutboxStats struct {
 	Sink    string
 	Pending int64
-	Oldest  time.Time // CreatedAt of the oldest that is due; zero where Pending is 0
+	Oldest  time.Duration // age of the oldest that is due; 0 if Pending is 0
 }

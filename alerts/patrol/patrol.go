@@ -30,6 +30,8 @@ const (
 
 // History is where stored scores and alerts are read.
 type History interface {
+	// Now returns the time by the clock that the other methods' moments are of.
+	Now(ctx context.Context) (time.Time, error)
 	// HeldBack counts the alerts recorded in [from, to) that were not sent, by hour, class and severity.
 	HeldBack(ctx context.Context, from, to time.Time) ([]schema.HeldBack, error)
 	// ClassSequences returns the class gaps of each class's newest scores, at most limit, with event times after since,
@@ -178,10 +180,8 @@ func (p *Patrol) Run(ctx context.Context) error {
 			shadows = now
 			looks = append(looks, p.Shadow)
 		}
-		for _, look := range looks {
-			if err := look(ctx, now); err != nil && ctx.Err() == nil {
-				p.config.Log.Warn("patrol failed", "retry", p.config.Every, "err", err)
-			}
+		if err := p.look(ctx, looks); err != nil && ctx.Err() == nil {
+			p.config.Log.Warn("patrol failed", "retry", p.config.Every, "err", err)
 		}
 		timer := time.NewTimer(p.config.Every)
 		select {
@@ -191,6 +191,19 @@ func (p *Patrol) Run(ctx context.Context) error {
 			return nil
 		}
 	}
+}
+
+// look patrols at the present moment of the history's clock.
+func (p *Patrol) look(ctx context.Context, looks []func(context.Context, time.Time) error) error {
+	now, err := p.history.Now(ctx)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, look := range looks {
+		errs = append(errs, look(ctx, now))
+	}
+	return errors.Join(errs...)
 }
 
 // Summaries raises, for each class and severity, one alert on the alerts of each hour that were held back. An hour is

@@ -157,21 +157,17 @@ func (s *Store) EvidenceFile(ctx context.Context, reviewID, name string) (Eviden
 type EvidenceStats struct {
 	Pending int
 	Failed  int
-	Oldest  time.Time // when the oldest pending job's review was opened; zero where none is pending
+	Oldest  time.Duration // since the oldest pending job's review was opened; 0 if none is pending
 }
 
 // EvidenceStats returns how many jobs are not done.
 func (s *Store) EvidenceStats(ctx context.Context) (EvidenceStats, error) {
 	var e EvidenceStats
-	var oldest *time.Time
 	err := s.pool.QueryRow(ctx, `SELECT count(*) FILTER (WHERE j.state = 'pending'), count(*) FILTER (WHERE j.state = 'failed'),
-		min(r.opened_at) FILTER (WHERE j.state = 'pending')
-		FROM decuwatch.evidence_jobs j JOIN decuwatch.reviews r ON r.id = j.review_id WHERE j.state IN ('pending', 'failed')`).Scan(&e.Pending, &e.Failed, &oldest)
+		coalesce(greatest(clock_timestamp() - min(r.opened_at) FILTER (WHERE j.state = 'pending'), interval '0'), interval '0')
+		FROM decuwatch.evidence_jobs j JOIN decuwatch.reviews r ON r.id = j.review_id WHERE j.state IN ('pending', 'failed')`).Scan(&e.Pending, &e.Failed, &e.Oldest)
 	if err != nil {
 		return e, fmt.Errorf("count evidence jobs: %w", err)
-	}
-	if oldest != nil {
-		e.Oldest = *oldest
 	}
 	return e, nil
 }

@@ -49,10 +49,10 @@ func (s *Store) OutboxDelivered(ctx context.Context, ids []int64) error {
 	return nil
 }
 
-// OutboxFailed records a failed attempt and when the next may be made.
-func (s *Store) OutboxFailed(ctx context.Context, id int64, reason string, next time.Time) error {
-	_, err := s.pool.Exec(ctx, `UPDATE decuwatch.outbox SET attempts = attempts + 1, last_error = $2, next_attempt_at = $3
-		WHERE id = $1 AND delivered_at IS NULL`, id, clean(reason), next)
+// OutboxFailed records a failed attempt and after what time the next may be made.
+func (s *Store) OutboxFailed(ctx context.Context, id int64, reason string, wait time.Duration) error {
+	_, err := s.pool.Exec(ctx, `UPDATE decuwatch.outbox SET attempts = attempts + 1, last_error = $2, next_attempt_at = clock_timestamp() + $3::interval
+		WHERE id = $1 AND delivered_at IS NULL`, id, clean(reason), wait)
 	if err != nil {
 		return fmt.Errorf("record failed delivery: %w", err)
 	}
@@ -61,7 +61,8 @@ func (s *Store) OutboxFailed(ctx context.Context, id int64, reason string, next 
 
 // OutboxStats returns what is due by sink; a sink to which nothing is due is left out.
 func (s *Store) OutboxStats(ctx context.Context) ([]schema.OutboxStats, error) {
-	rows, err := s.pool.Query(ctx, `SELECT sink, count(*), min(created_at) FROM decuwatch.outbox WHERE delivered_at IS NULL GROUP BY sink ORDER BY sink`)
+	rows, err := s.pool.Query(ctx, `SELECT sink, count(*), greatest(clock_timestamp() - min(created_at), interval '0')
+		FROM decuwatch.outbox WHERE delivered_at IS NULL GROUP BY sink ORDER BY sink`)
 	if err != nil {
 		return nil, fmt.Errorf("read outbox: %w", err)
 	}
