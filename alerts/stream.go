@@ -17,6 +17,15 @@ import (
 // SinkStream is the name of the sink that publishes to JetStream.
 const SinkStream = "nats"
 
+// ErrStreamConfig is returned if the stream of alerts exists with settings under which alerts can be erased or replaced by
+// a message, expire at once, or appear that nobody published. Its text names the setting.
+var ErrStreamConfig = errors.New("alerts: the stream's settings would lose alerts")
+
+const (
+	maxConsumers = 256         // of a new stream
+	minMaxAge    = time.Minute // shortest time that a stream may keep alerts
+)
+
 // StreamConfig is the configuration of a [StreamSink].
 type StreamConfig struct {
 	Name     string        // of the stream. Defaults to UNCERTAINTY
@@ -56,7 +65,10 @@ func (s *StreamSink) Stream() string { return s.cfg.Name }
 
 // Ensure creates the stream where it does not exist, so that subscribers find it before the first alert.
 func (s *StreamSink) Ensure(ctx context.Context) error {
-	_, err := s.js.Stream(ctx, s.cfg.Name)
+	stream, err := s.js.Stream(ctx, s.cfg.Name)
+	if err == nil {
+		err = checkStream(stream.CachedInfo().Config)
+	}
 	if errors.Is(err, jetstream.ErrStreamNotFound) {
 		_, err = s.js.CreateStream(ctx, jetstream.StreamConfig{
 			Name:        s.cfg.Name,
@@ -69,6 +81,9 @@ func (s *StreamSink) Ensure(ctx context.Context) error {
 			MaxBytes:    s.cfg.MaxBytes,
 			Replicas:    s.cfg.Replicas,
 			Duplicates:  min(2*time.Minute, s.cfg.MaxAge),
+
+			MaxConsumers: maxConsumers,
+			DenyDelete:   true,
 		})
 		if errors.Is(err, jetstream.ErrStreamNameAlreadyInUse) {
 			err = nil
@@ -79,6 +94,38 @@ func (s *StreamSink) Ensure(ctx context.Context) error {
 	}
 	s.ensured.Store(true)
 	return nil
+}
+
+// checkStream returns an [ErrStreamConfig] that names each setting under which alerts would be lost. Dropping the oldest
+// alerts is none: Postgres keeps them.
+func checkStream(c jetstream.StreamConfig) error {
+	var errs []error
+	for _, s := range []struct {
+		name    string
+		value   any
+		allowed string
+		ok      bool
+	}{
+		{"subjects", c.Subjects, `must hold "uncertainty.>"`, slices.Contains(c.Subjects, "uncertainty.>")},
+		{"retention", c.Retention, "must be limits", c.Retention == jetstream.LimitsPolicy},
+		{"storage", c.Storage, "must be file", c.Storage == jetstream.FileStorage},
+		{"max_age", c.MaxAge, fmt.Sprintf("must be 0 (unlimited) or at least %s", minMaxAge), c.MaxAge == 0 || c.MaxAge >= minMaxAge},
+		{"mirror", c.Mirror != nil, "must be unset", c.Mirror == nil},
+		{"sources", len(c.Sources), "must be empty", len(c.Sources) == 0},
+		{"subject_transform", c.SubjectTransform != nil, "must be unset", c.SubjectTransform == nil},
+		{"no_ack", c.NoAck, "must be false", !c.NoAck},
+		{"sealed", c.Sealed, "must be false", !c.Sealed},
+		{"allow_rollup_hdrs", c.AllowRollup, "must be false", !c.AllowRollup},
+		{"allow_msg_ttl", c.AllowMsgTTL, "must be false", !c.AllowMsgTTL},
+		{"allow_msg_counter", c.AllowMsgCounter, "must be false", !c.AllowMsgCounter},
+		{"allow_msg_schedules", c.AllowMsgSchedules, "must be false", !c.AllowMsgSchedules},
+		{"persist_mode", c.PersistMode, "must be default", c.PersistMode == jetstream.DefaultPersistMode},
+	} {
+		if !s.ok {
+			errs = append(errs, fmt.Errorf("%w: stream %s: %s is %v, %s", ErrStreamConfig, c.Name, s.name, s.value, s.allowed))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // Send publishes m and returns when the stream has stored it.

@@ -238,7 +238,7 @@ func (k *keeper) oldest(ctx context.Context, v *View, c jetstream.ConsumerInfo, 
 	if c.NumPending == 0 && c.NumAckPending == 0 {
 		return 0, nil
 	}
-	m, err := readStored(ctx, k.js, k.cfg.Stream, max(c.AckFloor.Stream+1, v.State.FirstSeq), subject)
+	m, err := ReadNext(ctx, k.js, k.cfg.Stream, max(c.AckFloor.Stream+1, v.State.FirstSeq), subject)
 	if errors.Is(err, jetstream.ErrMsgNotFound) {
 		return 0, nil // settled meanwhile
 	}

@@ -40,8 +40,12 @@ func ReadStored(ctx context.Context, js jetstream.JetStream, stream string, sequ
 	return readStored(ctx, js, stream, sequence, following)
 }
 
-// readStored reads the message of a sequence number, or, if following is a subject, the first message from there on whose
-// subject matches it.
+// ReadNext is ReadStored of the first message from a sequence number on whose subject matches the given one, which may hold
+// wildcards.
+func ReadNext(ctx context.Context, js jetstream.JetStream, stream string, sequence uint64, subject string) (Stored, error) {
+	return readStored(ctx, js, stream, sequence, subject)
+}
+
 func readStored(ctx context.Context, js jetstream.JetStream, stream string, sequence uint64, following string) (Stored, error) {
 	request := struct {
 		Sequence uint64 `json:"seq"`

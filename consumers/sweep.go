@@ -91,7 +91,7 @@ func (s *sweeper) burySubject(ctx, work context.Context, r round, subject string
 	for more := true; more; {
 		group, burying := errgroup.WithContext(work)
 		for range burials {
-			m, err := readStored(ctx, s.js, s.cfg.Stream, next, subject)
+			m, err := ReadNext(ctx, s.js, s.cfg.Stream, next, subject)
 			switch {
 			case errors.Is(err, jetstream.ErrMsgNotFound):
 				more = false
@@ -176,7 +176,7 @@ func (s *sweeper) accountChunk(ctx, work context.Context, r round, from, to uint
 		if rows[next].certain {
 			continue
 		}
-		m, err := readStored(ctx, s.js, s.cfg.Stream, next, ">")
+		m, err := ReadNext(ctx, s.js, s.cfg.Stream, next, ">")
 		if errors.Is(err, jetstream.ErrMsgNotFound) {
 			m.Sequence, err = to+1, nil
 		}

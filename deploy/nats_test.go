@@ -282,7 +282,7 @@ func TestNATSUsers(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	consumer, err := stream.CreateOrUpdateConsumer(t.Context(), jetstream.ConsumerConfig{Durable: "review", AckPolicy: jetstream.AckExplicitPolicy})
+	consumer, err := stream.CreateOrUpdateConsumer(t.Context(), jetstream.ConsumerConfig{Durable: "safety-review", AckPolicy: jetstream.AckExplicitPolicy})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -293,18 +293,10 @@ func TestNATSUsers(t *testing.T) {
 	if err := msg.DoubleAck(t.Context()); err != nil {
 		t.Error(err)
 	}
-	ordered, err := stream.OrderedConsumer(t.Context(), jetstream.OrderedConsumerConfig{})
-	if err != nil {
-		t.Fatal(err)
+	// As decuwatch watch reads.
+	if _, err := consumers.ReadNext(t.Context(), jetStream(subscriber), "UNCERTAINTY", 1, "uncertainty.alert.*.critical.*"); err != nil {
+		t.Errorf("read the stream: %v", err)
 	}
-	messages, err := ordered.Messages() // as decuwatch watch reads
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := messages.Next(jetstream.NextMaxWait(patience)); err != nil {
-		t.Errorf("ordered consumer: %v", err)
-	}
-	messages.Stop()
 	allowed(t, worker, workerViolations, "the worker's work", func() error { return nil })
 	allowed(t, producer, producerViolations, "the producer's work", func() error { return nil })
 	allowed(t, subscriber, subscriberViolations, "the subscriber's work", func() error { return nil })
@@ -331,7 +323,7 @@ func TestNATSUsers(t *testing.T) {
 	for what, do := range map[string]func() error{
 		"publish an event":              publish(worker, "generation.requested.fashion-mnist"),
 		"delete events":                 publish(worker, "$JS.API.STREAM.DELETE.GENERATION"),
-		"purge events":                  publish(worker, "$JS.API.STREAM.PURGE.GENERATION"),
+		"delete its own consumer":       publish(worker, "$JS.API.CONSUMER.DELETE.GENERATION.decuwatch-fashion-mnist"),
 		"delete one event":              publish(worker, "$JS.API.STREAM.MSG.DELETE.GENERATION"),
 		"change the stream":             publish(worker, "$JS.API.STREAM.UPDATE.GENERATION"),
 		"make another stream":           publish(worker, "$JS.API.STREAM.CREATE.OTHER"),
@@ -347,6 +339,12 @@ func TestNATSUsers(t *testing.T) {
 		"read events":                 subscribe(subscriber, "generation.requested.>"),
 		"read events from the stream": publish(subscriber, "$JS.API.STREAM.MSG.GET.GENERATION"),
 		"delete another's consumer":   publish(subscriber, "$JS.API.CONSUMER.DELETE.UNCERTAINTY.review"),
+		"change another's filter":     publish(subscriber, "$JS.API.CONSUMER.CREATE.UNCERTAINTY.review.uncertainty.alert.none"),
+		"make consumers by the dozen": publish(subscriber, "$JS.API.CONSUMER.CREATE.UNCERTAINTY.mine-1"),
+		"make a nameless consumer":    publish(subscriber, "$JS.API.CONSUMER.CREATE.UNCERTAINTY"),
+		"make a durable the old way":  publish(subscriber, "$JS.API.CONSUMER.DURABLE.CREATE.UNCERTAINTY.review"),
+		"take another's alerts":       publish(subscriber, "$JS.API.CONSUMER.MSG.NEXT.UNCERTAINTY.review"),
+		"acknowledge another's":       publish(subscriber, "$JS.ACK.UNCERTAINTY.review.1.1.1.1.0"),
 		"take events":                 publish(subscriber, "$JS.API.CONSUMER.MSG.NEXT.GENERATION.decuwatch-fashion-mnist"),
 		"delete alerts":               publish(subscriber, "$JS.API.STREAM.PURGE.UNCERTAINTY"),
 		"read a worker's replies":     subscribe(subscriber, "_INBOX_worker.>"),

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"math"
 	"net"
@@ -24,6 +23,7 @@ import (
 
 	"github.com/decuwatch/decuwatch/alerts"
 	"github.com/decuwatch/decuwatch/consumers"
+	"github.com/decuwatch/decuwatch/monitor/reconcile"
 	"github.com/decuwatch/decuwatch/schema"
 	"github.com/decuwatch/decuwatch/schema/postgres"
 	"github.com/decuwatch/decuwatch/schema/postgres/local"
@@ -149,13 +149,13 @@ func (c *demoCmd) Run(ctx context.Context, s *streams) (err error) {
 	if err := c.summary(life.ctx, s, store, e, events, took); err != nil {
 		return err
 	}
-	r, err := reconcile(life.ctx, js, store, cfg.Stream.Name, cfg.Alerts.Stream, &streams{err: io.Discard})
+	r, err := reconcile.Run(life.ctx, reconcile.Options{JetStream: js, Store: store, Events: cfg.Stream.Name, Alerts: cfg.Alerts.Stream})
 	if err != nil {
 		return err
 	}
 	fmt.Fprintf(s.out, "\nReconciled: %d messages in the stream = %d scores + %d skips + %d dead letters + %d repeats; %d alerts in Postgres, %d published, %d held back.\n",
 		r.Messages, r.Scores, r.Skips, r.DeadLetters, r.Repeats, r.Alerts, r.Published, r.HeldBack)
-	if !r.agrees() || r.Waiting > 0 {
+	if !r.Agrees() || r.Waiting > 0 {
 		return fmt.Errorf("the stream and Postgres do not agree: %+v", *r)
 	}
 	c.addresses(s, e, broker, database, up, logFile.Name())

@@ -28,6 +28,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/decuwatch/decuwatch/consumers/natstest"
+	"github.com/decuwatch/decuwatch/monitor/reconcile"
 	"github.com/decuwatch/decuwatch/schema"
 	"github.com/decuwatch/decuwatch/schema/postgres/pgtest"
 )
@@ -284,9 +285,9 @@ func TestEventsBecomeAlerts(t *testing.T) {
 	out, _ = user.run(exitOK, "publish", file, "--model=fashion-mnist")
 	holds(t, out, "published 5 events")
 
-	var sides reconciliation
+	var sides reconcile.Report
 	natstest.Until(t, "every event has its verdict and every alert is published", func() bool {
-		sides = decode[reconciliation](t, first(user.run(exitOK, "reconcile", "--json")))
+		sides = decode[reconcile.Report](t, first(user.run(exitOK, "reconcile", "--json")))
 		return sides.Waiting == 0 && sides.Messages == 6 && sides.Published == 2
 	})
 	if sides.Scores != 5 || sides.DeadLetters != 1 || sides.Alerts != 2 {

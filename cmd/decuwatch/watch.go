@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -12,6 +13,7 @@ import (
 
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/decuwatch/decuwatch/consumers"
 	"github.com/decuwatch/decuwatch/schema"
 )
 
@@ -73,56 +75,92 @@ func (c *watchCmd) Run(ctx context.Context, s *streams, log *slog.Logger) error 
 	if err != nil {
 		return fmt.Errorf("stream of alerts %s: %w (does decuwatch serve run?)", c.Alerts.Stream, err)
 	}
-	config := jetstream.OrderedConsumerConfig{FilterSubjects: []string{c.filter()}, DeliverPolicy: jetstream.DeliverNewPolicy}
-	switch {
-	case c.All:
-		config.DeliverPolicy = jetstream.DeliverAllPolicy
-	case c.Since > 0:
-		from := time.Now().Add(-c.Since)
-		config.DeliverPolicy, config.OptStartTime = jetstream.DeliverByStartTimePolicy, &from
-	}
-	consumer, err := stream.OrderedConsumer(ctx, config)
+	next, err := c.begin(ctx, js, stream.CachedInfo().State)
 	if err != nil {
 		return fmt.Errorf("watch %s: %w", c.Alerts.Stream, err)
 	}
-	if c.NoFollow {
-		info, err := consumer.Info(ctx)
-		if err != nil {
-			return fmt.Errorf("watch %s: %w", c.Alerts.Stream, err)
-		}
-		if info.NumPending == 0 {
-			return nil
-		}
-	} else if s.terminal && !c.JSON && !c.quiet {
+	if !c.NoFollow && s.terminal && !c.JSON && !c.quiet {
 		fmt.Fprintf(s.err, "watching %s on %s; Ctrl-C ends\n", c.filter(), redact(c.NATS.URL))
 	}
-	messages, err := consumer.Messages()
-	if err != nil {
-		return fmt.Errorf("watch %s: %w", c.Alerts.Stream, err)
+	return c.follow(ctx, s, js, next, log)
+}
+
+// begin returns the sequence number of the first message that is looked at.
+func (c *watchCmd) begin(ctx context.Context, js jetstream.JetStream, state jetstream.StreamState) (uint64, error) {
+	first, end := max(state.FirstSeq, 1), state.LastSeq+1
+	if c.All {
+		return first, nil
 	}
-	defer messages.Stop()
-	defer context.AfterFunc(ctx, messages.Stop)()
+	if c.Since <= 0 {
+		return end, nil
+	}
+	from := time.Now().Add(-c.Since)
+	for first < end { // messages are stored in order of time
+		middle := first + (end-first)/2
+		m, err := consumers.ReadStored(ctx, js, c.Alerts.Stream, middle, true)
+		switch {
+		case errors.Is(err, jetstream.ErrMsgNotFound):
+			end = middle
+		case err != nil:
+			return 0, err
+		case m.Time.Before(from):
+			first = m.Sequence + 1
+		default:
+			end = middle
+		}
+	}
+	return first, nil
+}
+
+// watchEvery is the interval at which new alerts are asked for.
+const watchEvery = 300 * time.Millisecond
+
+// follow prints alerts from a sequence number on. It reads the stream without a consumer, so that watching needs no right to
+// make one.
+func (c *watchCmd) follow(ctx context.Context, s *streams, js jetstream.JetStream, next uint64, log *slog.Logger) error {
 	printed := seen{}
+	away := false
 	for {
-		msg, err := messages.Next()
-		if ctx.Err() != nil {
+		try, cancel := context.WithTimeout(ctx, 10*time.Second)
+		m, err := consumers.ReadNext(try, js, c.Alerts.Stream, next, c.filter())
+		cancel()
+		switch {
+		case ctx.Err() != nil:
 			return nil // Ctrl-C is how watching ends
-		}
-		if err != nil {
-			return fmt.Errorf("watch %s: %w", c.Alerts.Stream, err)
-		}
-		a, err := schema.DecodeAlert(msg.Data())
-		if err != nil {
-			log.Warn("a message of the stream is not an alert", "subject", msg.Subject(), "err", err)
-		} else if c.wants(a) && printed.first(a.ID) {
-			if err := c.print(s, a); err != nil {
+		case err == nil:
+			away, next = false, m.Sequence+1
+			if err := c.show(s, m, printed, log); err != nil {
 				return err
 			}
+			continue
+		case c.NoFollow && errors.Is(err, jetstream.ErrMsgNotFound):
+			return nil
+		case errors.Is(err, jetstream.ErrMsgNotFound):
+			away = false
+		case c.NoFollow || js.Conn().IsClosed():
+			return fmt.Errorf("watch %s: %w", c.Alerts.Stream, err)
+		case !away:
+			away = true
+			log.Warn("alerts cannot be read, and are asked for again", "stream", c.Alerts.Stream, "err", err)
 		}
-		if meta, err := msg.Metadata(); err == nil && c.NoFollow && meta.NumPending == 0 {
+		select {
+		case <-time.After(watchEvery):
+		case <-ctx.Done():
 			return nil
 		}
 	}
+}
+
+func (c *watchCmd) show(s *streams, m consumers.Stored, printed seen, log *slog.Logger) error {
+	a, err := schema.DecodeAlert(m.Payload)
+	if err != nil {
+		log.Warn("a message of the stream is not an alert", "subject", m.Subject, "err", err)
+		return nil
+	}
+	if c.wants(a) && printed.first(a.ID) {
+		return c.print(s, a)
+	}
+	return nil
 }
 
 // wants reports whether the alert is of the class that was asked for.

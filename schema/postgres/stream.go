@@ -36,7 +36,7 @@ func (s *Store) Settled(ctx context.Context, stream string, from, to uint64) ([]
 // Position returns the sequence number up to which the stream that was made at the given moment has been swept. A stream
 // that is not known yet is begun after the message at.
 func (s *Store) Position(ctx context.Context, stream string, created time.Time, at uint64) (uint64, error) {
-	_, err := s.pool.Exec(ctx, `INSERT INTO decuwatch.stream_positions (stream, created, position) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING`,
+	_, err := s.pool.Exec(ctx, `INSERT INTO decuwatch.stream_positions (stream, created, begun_at, position) VALUES ($1, $2, $3, $3) ON CONFLICT DO NOTHING`,
 		stream, created, int64(at))
 	if err != nil {
 		return 0, fmt.Errorf("begin the position of stream %s: %w", stream, err)
@@ -56,6 +56,58 @@ func (s *Store) SweptTo(ctx context.Context, stream string, created time.Time) (
 		return 0, false, fmt.Errorf("read the position of stream %s: %w", stream, err)
 	}
 	return uint64(position), true, nil
+}
+
+// accountedFor is for how long a message that left the stream is held against the ledger: as long as no ledger row is removed
+// by retention, however short its setting.
+const accountedFor = 30 * 24 * time.Hour
+
+// AccountedFrom returns the first sequence number of a stream from which every message has a row in the ledger as soon as
+// it has its verdict, and false if no worker has seen the stream yet.
+func (s *Store) AccountedFrom(ctx context.Context, stream string, created time.Time) (uint64, bool, error) {
+	var from int64
+	err := s.pool.QueryRow(ctx, `WITH old AS (SELECT clock_timestamp() - $3::interval AS t)
+		SELECT 1 + greatest(begun_at,
+			(SELECT max(sequence) FROM decuwatch.events, old WHERE stream = $1 AND recorded_at BETWEEN $2 AND t),
+			(SELECT max(sequence) FROM decuwatch.dead_letters, old WHERE stream = $1 AND recorded_at BETWEEN $2 AND t),
+			(SELECT max(sequence) FROM decuwatch.repeats, old WHERE stream = $1 AND recorded_at BETWEEN $2 AND t))
+		FROM decuwatch.stream_positions WHERE stream = $1 AND created = $2`, stream, created, accountedFor).Scan(&from)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return 0, false, nil
+	}
+	if err != nil {
+		return 0, false, fmt.Errorf("read the position of stream %s: %w", stream, err)
+	}
+	return uint64(from), true, nil
+}
+
+// Unsettled returns the ranges of messages from <= sequence <= to of the stream that was made at the given moment that have
+// no verdict: first and last of each, in order.
+func (s *Store) Unsettled(ctx context.Context, stream string, created time.Time, from, to uint64) ([][2]uint64, error) {
+	if from > to {
+		return nil, nil
+	}
+	// The clocks of server and database differ by less than a minute.
+	rows, err := s.pool.Query(ctx, `WITH settled AS (
+			SELECT sequence FROM decuwatch.events WHERE stream = $1 AND sequence BETWEEN $2 AND $3 AND recorded_at > $4
+			UNION SELECT sequence FROM decuwatch.dead_letters WHERE stream = $1 AND sequence BETWEEN $2 AND $3 AND recorded_at > $4
+			UNION SELECT sequence FROM decuwatch.repeats WHERE stream = $1 AND sequence BETWEEN $2 AND $3 AND recorded_at > $4
+			UNION SELECT $2 - 1 UNION SELECT $3 + 1),
+		following AS (SELECT sequence, lead(sequence) OVER (ORDER BY sequence) AS next FROM settled)
+		SELECT sequence + 1, next - 1 FROM following WHERE next > sequence + 1 ORDER BY 1`,
+		stream, int64(from), int64(to), created.Add(-time.Minute))
+	if err != nil {
+		return nil, fmt.Errorf("read messages without a verdict of stream %s: %w", stream, err)
+	}
+	ranges, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (r [2]uint64, err error) {
+		var first, last int64
+		err = row.Scan(&first, &last)
+		return [2]uint64{uint64(first), uint64(last)}, err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read messages without a verdict of stream %s: %w", stream, err)
+	}
+	return ranges, nil
 }
 
 // Advance moves the position of a stream, and reports false if it is not at from any more.

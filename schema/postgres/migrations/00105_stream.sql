@@ -2,6 +2,7 @@
 CREATE TABLE decuwatch.stream_positions (
     stream   text NOT NULL,
     created  timestamptz NOT NULL,
+    begun_at bigint NOT NULL CHECK (begun_at >= 0),
     position bigint NOT NULL CHECK (position >= 0),
     moved_at timestamptz NOT NULL DEFAULT clock_timestamp(),
     PRIMARY KEY (stream, created)
@@ -9,6 +10,7 @@ CREATE TABLE decuwatch.stream_positions (
 COMMENT ON TABLE decuwatch.stream_positions IS 'How far each stream of events has been swept: every message up to the position was seen to have its verdict, or was reported as lost';
 COMMENT ON COLUMN decuwatch.stream_positions.stream IS 'JetStream stream';
 COMMENT ON COLUMN decuwatch.stream_positions.created IS 'When the stream was made, by the NATS server: a stream that is made anew counts from 1 again';
+COMMENT ON COLUMN decuwatch.stream_positions.begun_at IS 'Sequence of the last message before the first that is accounted for';
 COMMENT ON COLUMN decuwatch.stream_positions.position IS 'Sequence of the last message that was swept';
 COMMENT ON COLUMN decuwatch.stream_positions.moved_at IS 'When the position was last moved';
 

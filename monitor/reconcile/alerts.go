@@ -1,0 +1,91 @@
+package reconcile
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/decuwatch/decuwatch/consumers"
+	"github.com/decuwatch/decuwatch/schema"
+	"github.com/decuwatch/decuwatch/schema/postgres"
+)
+
+func (r *run) compareAlerts(ctx context.Context) error {
+	// The outbox before the stream: what it no longer owes by now is in the stream.
+	stats, err := r.Store.OutboxStats(ctx)
+	if err != nil {
+		return err
+	}
+	for _, st := range stats {
+		if st.Sink == postgres.SinkStream {
+			r.report.OwedAlerts = int(st.Pending)
+		}
+	}
+	state, err := r.alertStream(ctx)
+	if err != nil {
+		return err
+	}
+	var since time.Time
+	if state.FirstSeq > 1 {
+		since = state.FirstTime // older ones have left the stream
+	}
+	sent, err := r.Store.AlertsSent(ctx, since)
+	if err != nil {
+		return err
+	}
+	published := map[string]bool{}
+	err = readAll(ctx, r.JetStream, r.Options.Alerts, state, func(messages []consumers.Stored, _, _ uint64) error {
+		for _, m := range messages {
+			if a, err := schema.DecodeAlert(m.Payload); err == nil {
+				published[a.ID] = true
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	absent := 0
+	for id, goes := range sent {
+		r.report.Alerts++
+		switch {
+		case published[id]:
+			r.report.Published++
+		case !goes:
+			r.report.HeldBack++
+		default:
+			absent++
+		}
+	}
+	if absent > r.report.OwedAlerts {
+		r.report.LostAlerts = absent - r.report.OwedAlerts
+		r.report.differ("%d alerts are neither in the stream nor owed to it", r.report.LostAlerts)
+	}
+	for id := range published {
+		if _, known := sent[id]; known {
+			continue
+		}
+		_, err := r.Store.AlertByID(ctx, id)
+		if errors.Is(err, postgres.ErrNotFound) {
+			r.report.UnknownAlerts++
+			r.report.differ("alert %s of the stream is unknown to Postgres", printable(id))
+		} else if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// alertStream returns the state of the stream of alerts, which is made with the first alert.
+func (r *run) alertStream(ctx context.Context) (jetstream.StreamState, error) {
+	stream, err := r.JetStream.Stream(ctx, r.Options.Alerts)
+	if errors.Is(err, jetstream.ErrStreamNotFound) {
+		return jetstream.StreamState{}, nil
+	}
+	if err != nil {
+		return jetstream.StreamState{}, err
+	}
+	return stream.CachedInfo().State, nil
+}

@@ -1,0 +1,97 @@
+package reconcile
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/decuwatch/decuwatch/consumers"
+)
+
+// Messages are read in windows of many chunks. The chunks of a window are read at the same time, each by one request after
+// the other.
+const (
+	chunk     = 64
+	perWindow = 32
+
+	requestTimeout = 5 * time.Second
+	requestTries   = 4
+)
+
+// readAll calls f with the messages that the stream held at the time of state, window by window, in order. Each call says
+// which sequence numbers its window covers; together they cover all from the first message to the last.
+func readAll(ctx context.Context, js jetstream.JetStream, stream string, state jetstream.StreamState, f func(messages []consumers.Stored, first, last uint64) error) error {
+	if state.Msgs == 0 {
+		return nil
+	}
+	for first := max(state.FirstSeq, 1); first <= state.LastSeq; {
+		var chunks [perWindow][]consumers.Stored
+		var following [perWindow]uint64 // sequence number of the first message after the chunk
+		group, reading := errgroup.WithContext(ctx)
+		for i := range chunks {
+			group.Go(func() (err error) {
+				from := first + uint64(i)*chunk //nolint:gosec // small
+				chunks[i], following[i], err = readChunk(reading, js, stream, from, min(from+chunk-1, state.LastSeq))
+				return err
+			})
+		}
+		if err := group.Wait(); err != nil {
+			return err
+		}
+		var messages []consumers.Stored
+		for _, c := range chunks {
+			messages = append(messages, c...)
+		}
+		last := min(max(following[perWindow-1], first+perWindow*chunk)-1, state.LastSeq) // what is deleted is stepped over
+		if err := f(messages, first, last); err != nil {
+			return err
+		}
+		first = last + 1
+	}
+	return nil
+}
+
+// readChunk returns the messages from <= sequence <= to, and the sequence number of the first message after them.
+func readChunk(ctx context.Context, js jetstream.JetStream, stream string, from, to uint64) ([]consumers.Stored, uint64, error) {
+	var messages []consumers.Stored
+	for from <= to {
+		m, err := read(ctx, js, stream, from)
+		if errors.Is(err, jetstream.ErrMsgNotFound) {
+			return messages, 1 << 63, nil
+		}
+		if err != nil {
+			return nil, 0, err
+		}
+		if m.Sequence > to {
+			return messages, m.Sequence, nil
+		}
+		messages = append(messages, m)
+		from = m.Sequence + 1
+	}
+	return messages, from, nil
+}
+
+// read reads the first message from a sequence number on. A server that does not answer is asked again.
+func read(ctx context.Context, js jetstream.JetStream, stream string, sequence uint64) (m consumers.Stored, err error) {
+	for try := range requestTries {
+		asking, cancel := context.WithTimeoutCause(ctx, requestTimeout, fmt.Errorf("read message %d of %s timed out after %s", sequence, stream, requestTimeout))
+		m, err = consumers.ReadStored(asking, js, stream, sequence, true)
+		if err != nil && asking.Err() != nil {
+			err = fmt.Errorf("%w: %w", context.Cause(asking), err)
+		}
+		cancel()
+		if err == nil || errors.Is(err, jetstream.ErrMsgNotFound) || ctx.Err() != nil {
+			return m, err
+		}
+		select {
+		case <-time.After(100 * time.Millisecond << try):
+		case <-ctx.Done():
+			return m, context.Cause(ctx)
+		}
+	}
+	return m, err
+}
