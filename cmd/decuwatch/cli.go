@@ -21,7 +21,7 @@ const (
 	exitDifference = 3 // the check was done and found a difference
 )
 
-// errDifference ends a check (reconcile, replay) that found a difference and has printed it.
+// errDifference ends a check (reconcile, replay, redeliver) that found a difference and has printed it.
 var errDifference = errors.New("a difference was found")
 
 // usageError is an error of the caller's flags, settings or arguments.
@@ -43,6 +43,7 @@ type cli struct {
 	Score      scoreCmd      `cmd:"" help:"Score one request here, without NATS and Postgres."`
 	Replay     replayCmd     `cmd:"" help:"Compute a stored score again and compare."`
 	Reconcile  reconcileCmd  `cmd:"" help:"Hold every message of the streams against Postgres."`
+	Redeliver  redeliverCmd  `cmd:"" help:"Bring dead letters back for scoring."`
 	Thresholds thresholdsCmd `cmd:"" help:"List and set thresholds."`
 	Review     reviewCmd     `cmd:"" help:"Work the queue of alerts: look, decide, count."`
 	Canary     canaryCmd     `cmd:"" help:"Publish known under-trained classes and tell when no alert fires."`

@@ -1,0 +1,117 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/decuwatch/decuwatch/monitor/redeliver"
+	"github.com/decuwatch/decuwatch/schema/postgres"
+)
+
+type redeliverCmd struct {
+	IDs   []int64  `arg:"" optional:"" name:"id" help:"Numbers of dead letters: column id of decuwatch_views.dead_letters. Defaults to all that the flags select."`
+	Model string   `placeholder:"NAME" help:"Dead letters of this model only."`
+	Kind  []string `placeholder:"KIND" help:"Dead letters of these kinds only: orphaned, unknown_model, given_up, failed. Defaults to all four."`
+	From  uint64   `placeholder:"SEQUENCE" help:"First sequence number of the stream. Defaults to 0."`
+	To    uint64   `placeholder:"SEQUENCE" help:"Last sequence number of the stream. Defaults to the last."`
+	Apply bool     `help:"Publish the messages again. Without it they are only listed."`
+	By    string   `placeholder:"NAME" help:"Who asks. Defaults to the user who runs this."`
+
+	NATS     NATSConfig     `embed:"" prefix:"nats." group:"NATS"`
+	Stream   StreamConfig   `embed:"" prefix:"stream." group:"Stream of events"`
+	Postgres PostgresConfig `embed:"" prefix:"postgres." group:"Postgres"`
+}
+
+func (redeliverCmd) Help() string {
+	return `Brings events back that ended as dead letters through no fault of their own: nobody scored their model, or their workers ended or failed. The message is taken from the stream, or from the dead letter if it has left the stream. It is published again and gets a new verdict; the dead letter stays, and who asked is recorded. Exit code 0 if every selected event was, or can be, published; 3 if one cannot.
+
+Examples:
+
+  decuwatch redeliver --model sdxl-class --kind orphaned
+  decuwatch redeliver --model sdxl-class --kind orphaned --apply
+  decuwatch redeliver 4711 4712 --apply`
+}
+
+func (c *redeliverCmd) validate() error {
+	for _, kind := range c.Kind {
+		if !slices.Contains(redeliver.Kinds(), kind) {
+			return usage("--kind is %q, must be %s: a message of any other kind would fail again", kind, strings.Join(redeliver.Kinds(), ", "))
+		}
+	}
+	switch {
+	case c.To > 0 && c.To < c.From:
+		return usage("--to is %d, must be at least --from, %d", c.To, c.From)
+	case !c.Apply || len(c.IDs) > 0 || c.Model != "" || len(c.Kind) > 0 || c.From > 0 || c.To > 0:
+		return c.Postgres.validate()
+	}
+	return usage("--apply needs a selection: numbers of dead letters, --model, --kind, --from or --to")
+}
+
+func (c *redeliverCmd) Run(ctx context.Context, s *streams, log *slog.Logger) error {
+	if err := c.validate(); err != nil {
+		return err
+	}
+	nc, err := c.NATS.connect("redeliver", false, log)
+	if err != nil {
+		return err
+	}
+	defer nc.Close()
+	js, err := jetstream.New(nc)
+	if err != nil {
+		return err
+	}
+	store, err := postgres.Open(ctx, c.Postgres.config(log))
+	if err != nil {
+		return err
+	}
+	defer store.Close()
+	by := cmp.Or(c.By, userName())
+	kinds := c.Kind
+	if len(kinds) == 0 {
+		kinds = redeliver.Kinds()
+	}
+	can, cannot := 0, 0
+	left := slices.Clone(c.IDs)
+	err = redeliver.Run(ctx, redeliver.Options{
+		JetStream: js, Store: store, By: by, Apply: c.Apply,
+		Query: postgres.LetterQuery{Stream: c.Stream.Name, Model: c.Model, Kinds: kinds, From: c.From, To: c.To, IDs: c.IDs},
+	}, func(r redeliver.Result) error {
+		l := r.Letter
+		left = slices.DeleteFunc(left, func(id int64) bool { return id == l.ID })
+		what := "can be published again"
+		switch {
+		case r.Refused != "":
+			cannot++
+			what = "CANNOT be published again: " + r.Refused
+		case c.Apply:
+			what = fmt.Sprintf("was published again as message %d", r.Sequence)
+			fallthrough
+		default:
+			can++
+		}
+		_, err := fmt.Fprintf(s.out, "%d\t%s\t%s\tmessage %d\t%s %s\t%s\n", l.ID, l.Kind, printable(l.Model), l.Sequence, printable(l.Source), printable(l.EventID), what)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	for _, id := range left {
+		cannot++
+		fmt.Fprintf(s.out, "%d\tis not among the dead letters that the flags select, or was redelivered before\n", id)
+	}
+	verb := "can be published again; --apply does it"
+	if c.Apply {
+		verb = "were published again"
+	}
+	fmt.Fprintf(s.out, "%d events %s, %d cannot be\n", can, verb, cannot)
+	if cannot > 0 {
+		return errDifference
+	}
+	return nil
+}

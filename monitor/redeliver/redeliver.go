@@ -1,0 +1,105 @@
+// Package redeliver brings events that ended as dead letters back for scoring. It is an operator's explicit act: the dead
+// letter stays as history, who asked is recorded, and the event gets a new verdict under a new message.
+package redeliver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/decuwatch/decuwatch/consumers"
+	"github.com/decuwatch/decuwatch/schema"
+	"github.com/decuwatch/decuwatch/schema/postgres"
+)
+
+// Kinds returns the kinds of dead letters that can be redelivered. A message of any other kind would fail in the same way.
+func Kinds() []string {
+	return []string{consumers.KindOrphaned, consumers.KindUnknownModel, consumers.KindGivenUp, consumers.KindFailed}
+}
+
+// Result is what became of one dead letter.
+type Result struct {
+	Letter   postgres.StoredLetter
+	Refused  string // why its message cannot be published again; "" if it can
+	Sequence uint64 // of the message that was published; 0 if only asked
+}
+
+// Options say what is brought back.
+type Options struct {
+	JetStream jetstream.JetStream
+	Store     *postgres.Store
+	Query     postgres.LetterQuery
+	By        string // who asks. Required to apply
+	Apply     bool   // publish; otherwise only look
+}
+
+// Run calls done with each dead letter that the query finds, in order. A run that was interrupted can be repeated: no dead
+// letter is published twice.
+func Run(ctx context.Context, o Options, done func(Result) error) error {
+	return o.Store.EachLetter(ctx, o.Query, func(l postgres.StoredLetter) error {
+		msg, refused, err := message(ctx, o.JetStream, l)
+		if err != nil {
+			return err
+		}
+		r := Result{Letter: l, Refused: refused}
+		if o.Apply && refused == "" {
+			if r.Sequence, err = publish(ctx, o, l, msg); err != nil {
+				return fmt.Errorf("redeliver dead letter %d: %w", l.ID, err)
+			}
+		}
+		return done(r)
+	})
+}
+
+// publish opens the event for a new verdict, then publishes its message. If it fails between the two, the next run publishes.
+func publish(ctx context.Context, o Options, l postgres.StoredLetter, msg *nats.Msg) (uint64, error) {
+	id, err := o.Store.Redeliver(ctx, l.ID, o.By)
+	if err != nil {
+		return 0, err
+	}
+	ack, err := o.JetStream.PublishMsg(ctx, msg, jetstream.WithMsgID(fmt.Sprintf("decuwatch-redelivery-%d", id)), jetstream.WithExpectStream(l.Stream))
+	if err != nil {
+		return 0, err
+	}
+	return ack.Sequence, o.Store.Redelivered(ctx, id, ack.Sequence)
+}
+
+// message returns the message of a dead letter as its producer sent it: from the stream, or from the dead letter's payload if
+// the message had no headers that count. Refused says why there is none.
+func message(ctx context.Context, js jetstream.JetStream, l postgres.StoredLetter) (msg *nats.Msg, refused string, err error) {
+	if !strings.HasPrefix(l.Subject, schema.SubjectGeneration("")) {
+		return nil, fmt.Sprintf("its subject is %q, must begin with %s", l.Subject, schema.SubjectGeneration("")), nil
+	}
+	stored, err := consumers.ReadStored(ctx, js, l.Stream, l.Sequence, false)
+	if err != nil && !errors.Is(err, jetstream.ErrMsgNotFound) {
+		return nil, "", err
+	}
+	if err == nil && stored.Digest() == l.Digest {
+		return &nats.Msg{Subject: l.Subject, Header: own(stored.Header), Data: stored.Payload}, "", nil
+	}
+	if l.PayloadState != "whole" {
+		return nil, fmt.Sprintf("it has left the stream, and its payload is %s", l.PayloadState), nil
+	}
+	for _, header := range []nats.Header{nil, {"Content-Type": {"application/cloudevents+json"}}} {
+		if schema.Digest(header, l.Payload) == l.Digest {
+			return &nats.Msg{Subject: l.Subject, Header: own(header), Data: l.Payload}, "", nil
+		}
+	}
+	return nil, "it has left the stream, and a dead letter keeps no headers", nil
+}
+
+// own returns the headers that belong to the event. Those that are instructions to the server are left out.
+func own(header map[string][]string) nats.Header {
+	kept := nats.Header{}
+	for name, values := range header {
+		lower := strings.ToLower(name)
+		if strings.HasPrefix(lower, "ce-") || lower == "content-type" {
+			kept[name] = values
+		}
+	}
+	return kept
+}

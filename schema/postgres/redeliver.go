@@ -1,0 +1,92 @@
+package postgres
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// StoredLetter is a dead letter with its message.
+type StoredLetter struct {
+	ID           int64
+	RecordedAt   time.Time
+	Stream       string
+	Sequence     uint64
+	Digest       string
+	Source       string // "" if the message is not an event
+	EventID      string
+	Model        string
+	Subject      string
+	Kind         string
+	Reason       string
+	Payload      []byte
+	PayloadState string // whole, cut or expired
+}
+
+// LetterQuery selects dead letters of a stream that were not redelivered. Empty fields select everything.
+type LetterQuery struct {
+	Stream   string
+	Model    string
+	Kinds    []string
+	From, To uint64 // sequence numbers
+	IDs      []int64
+}
+
+const letterPage = 200 // of at most 64 KiB each
+
+// EachLetter calls f with each dead letter that the query selects, oldest first, page by page.
+func (s *Store) EachLetter(ctx context.Context, q LetterQuery, f func(StoredLetter) error) error {
+	for after := int64(0); ; {
+		page, err := s.letters(ctx, q, after)
+		if err != nil {
+			return fmt.Errorf("read dead letters: %w", err)
+		}
+		for _, l := range page {
+			if err := f(l); err != nil {
+				return err
+			}
+			after = l.ID
+		}
+		if len(page) < letterPage {
+			return nil
+		}
+	}
+}
+
+func (s *Store) letters(ctx context.Context, q LetterQuery, after int64) ([]StoredLetter, error) {
+	rows, err := s.pool.Query(ctx, `SELECT d.id, d.recorded_at, d.stream, d.sequence, d.digest, coalesce(d.source, ''), coalesce(d.event_id, ''),
+			coalesce(d.model, ''), d.subject, d.kind, d.reason, d.payload, d.payload_state
+		FROM decuwatch.dead_letters d LEFT JOIN decuwatch.redeliveries r ON r.dead_letter = d.id
+		WHERE d.id > $1 AND d.stream = $2 AND r.published_as IS NULL AND ($3 = '' OR d.model = $3) AND (cardinality($4::text[]) = 0 OR d.kind = ANY ($4))
+			AND d.sequence >= $5 AND ($6::bigint = 0 OR d.sequence <= $6) AND (cardinality($7::bigint[]) = 0 OR d.id = ANY ($7))
+		ORDER BY d.id LIMIT $8`, after, q.Stream, q.Model, append([]string{}, q.Kinds...), int64(q.From), int64(q.To), append([]int64{}, q.IDs...), letterPage)
+	if err != nil {
+		return nil, err
+	}
+	return pgx.CollectRows(rows, func(row pgx.CollectableRow) (l StoredLetter, err error) {
+		var sequence int64
+		err = row.Scan(&l.ID, &l.RecordedAt, &l.Stream, &sequence, &l.Digest, &l.Source, &l.EventID, &l.Model, &l.Subject, &l.Kind, &l.Reason, &l.Payload, &l.PayloadState)
+		l.Sequence = uint64(sequence)
+		return l, err
+	})
+}
+
+// Redeliver opens the event of a dead letter for a new verdict and returns the number of the redelivery. Asked again, it
+// returns the same number and changes nothing. The error says so if a message of the dead letter's kind would fail again.
+func (s *Store) Redeliver(ctx context.Context, letter int64, by string) (int64, error) {
+	var id int64
+	if err := s.pool.QueryRow(ctx, `SELECT decuwatch.redeliver($1, $2)`, letter, by).Scan(&id); err != nil {
+		return 0, fmt.Errorf("open dead letter %d: %w", letter, err)
+	}
+	return id, nil
+}
+
+// Redelivered notes under which sequence number the message of a redelivery was published.
+func (s *Store) Redelivered(ctx context.Context, id int64, sequence uint64) error {
+	if _, err := s.pool.Exec(ctx, `UPDATE decuwatch.redeliveries SET published_as = $2 WHERE id = $1`, id, int64(sequence)); err != nil {
+		return fmt.Errorf("note redelivery %d: %w", id, err)
+	}
+	return nil
+}
