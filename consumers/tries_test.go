@@ -105,7 +105,7 @@ func TestFailuresAreCountedOverRestarts(t *testing.T) {
 }
 
 // takeAndSay pulls n messages from the model's consumer as a worker does, and answers each with the given word.
-func takeAndSay(t *testing.T, nc *nats.Conn, n int, word string) {
+func takeAndSay(t testing.TB, nc *nats.Conn, n int, word string) {
 	t.Helper()
 	arrived := make(chan *nats.Msg, n+64)
 	sub, err := nc.ChanSubscribe(nc.NewInbox(), arrived)

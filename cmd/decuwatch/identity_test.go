@@ -1,0 +1,130 @@
+package main
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/decuwatch/decuwatch/consumers"
+	"github.com/decuwatch/decuwatch/consumers/natstest"
+	"github.com/decuwatch/decuwatch/schema"
+	"github.com/decuwatch/decuwatch/schema/postgres/pgtest"
+)
+
+// identityEvent returns an event with the given id as a structured CloudEvent.
+func identityEvent(t *testing.T, id, model string) string {
+	t.Helper()
+	_, payload, err := schema.Encode(schema.Event{Source: faultSource, ID: id, Time: time.Now(), Data: schema.Generation{Model: model, Class: schema.ClassIndex(0), Seed: 1}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(payload)
+}
+
+// put publishes a message and returns its sequence.
+func (b *bench) put(subject, payload string) uint64 {
+	b.t.Helper()
+	ack, err := b.js.Publish(b.t.Context(), subject, []byte(payload))
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	return ack.Sequence
+}
+
+// advisoriesDone waits until every advisory of the server has been acted on.
+func (b *bench) advisoriesDone() {
+	b.t.Helper()
+	b.until("every advisory is acknowledged", func() bool {
+		c, err := b.js.Consumer(b.t.Context(), consumers.AdvisoryStream("GENERATION"), "terminated-decuwatch")
+		if err != nil {
+			return false
+		}
+		info := c.CachedInfo()
+		return info.NumPending == 0 && info.NumAckPending == 0
+	})
+}
+
+// A message on one subject cannot settle an event of another. Each message has one verdict, also after the server's
+// advisory about it; its producer finds it; and the event on its own subject, or corrected, is scored.
+func TestOneSubjectCannotSilenceAnother(t *testing.T) {
+	s := natstest.Start(t)
+	b := newBench(t, s.URL(), pgtest.URL(t))
+	b.stream()
+	w := b.worker()
+	b.publish(1)
+	b.drained()
+
+	// The victim's event, first on a subject that nobody consumes, then on another model's.
+	victim := identityEvent(t, "victim", faultModel)
+	b.put("generation.requested.nobody", victim)
+	b.put("generation.requested."+faultModel+".deeper", victim)
+	foreign := identityEvent(t, "foreign", "other")
+	b.put(schema.SubjectGeneration(faultModel), foreign)
+	broken := strings.Replace(identityEvent(t, "corrected", faultModel), `"seed":1`, `"seed":-1`, 1)
+	b.put(schema.SubjectGeneration(faultModel), broken)
+	b.until("each has its dead letter", func() bool {
+		return len(b.query("SELECT sequence::text FROM decuwatch.dead_letters")) == 4
+	})
+	b.drained()
+	b.advisoriesDone()
+	got := b.query("SELECT sequence || ' ' || kind || ' ' || source || ' ' || event_id FROM decuwatch_views.dead_letters WHERE source = '" + faultSource + "' ORDER BY sequence")
+	want := []string{"2 unknown_model " + faultSource + " victim", "3 unknown_model " + faultSource + " victim", "4 invalid " + faultSource + " foreign", "5 invalid " + faultSource + " corrected"}
+	if !slices.Equal(got, want) {
+		t.Errorf("dead letters are\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+	}
+	if got := b.query("SELECT event_id FROM decuwatch.events WHERE outcome = 'dead_letter'"); len(got) > 0 {
+		t.Errorf("dead letters on the wrong subject claim the events %v", got)
+	}
+
+	b.put(schema.SubjectGeneration(faultModel), victim)
+	b.put(schema.SubjectGeneration(faultModel), identityEvent(t, "corrected", faultModel))
+	b.drained()
+	if got := b.query("SELECT event_id FROM decuwatch.scores ORDER BY event_id"); !slices.Equal(got, []string{"corrected", "e000001", "victim"}) {
+		t.Errorf("scored are %v", got)
+	}
+	if got := b.query("SELECT event_id FROM decuwatch.alerts WHERE kind = 'score' ORDER BY event_id"); !slices.Equal(got, []string{"corrected", "e000001", "victim"}) {
+		t.Errorf("alerts are on %v", got)
+	}
+	w.stop()
+	if w := start(t, nil, "reconcile", "--nats.url="+b.natsURL, "--postgres.url="+b.pgURL); w.wait().ExitCode() != 0 {
+		t.Errorf("reconcile: %s\n%s", w.cmd.ProcessState, w.tail())
+	}
+}
+
+// Events that have their verdict cost no rows of work when their consumer was deleted or restored, or when their producer
+// repeats them, and every sequence is settled.
+func TestKnownEventsCostNoWork(t *testing.T) {
+	s := natstest.Start(t)
+	b := newBench(t, s.URL(), pgtest.URL(t))
+	b.stream()
+	w := b.worker()
+	repeat := identityEvent(t, "repeated", faultModel)
+	b.put(schema.SubjectGeneration(faultModel), repeat)
+	b.publish(20)
+	b.drained()
+	w.stop()
+	if err := b.js.DeleteConsumer(t.Context(), "GENERATION", consumers.Durable(faultModel)); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		b.put(schema.SubjectGeneration(faultModel), repeat)
+	}
+	w = b.worker("DECUWATCH_FAILPOINT=" + failScored) // it dies if anything is scored
+	b.drained()
+	if n := b.scored(); n != 21 {
+		t.Errorf("%d scores, want 21", n)
+	}
+	sequences, err := b.store.SettledSequences(t.Context(), "GENERATION", 1, 100)
+	if err != nil || len(sequences) != 23 {
+		t.Errorf("settled are %v, %v; want 1 to 23", sequences, err)
+	}
+	if got := b.query("SELECT sequence::text FROM decuwatch.repeats"); len(got) != 2 {
+		t.Errorf("repeats are %v, want two", got)
+	}
+	w.stop()
+	if tail := fmt.Sprint(w.tail()); strings.Contains(tail, "failpoint") {
+		t.Errorf("known events were scored again:\n%s", tail)
+	}
+}

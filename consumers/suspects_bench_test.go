@@ -1,0 +1,59 @@
+package consumers_test
+
+import (
+	"context"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/decuwatch/decuwatch/consumers"
+	"github.com/decuwatch/decuwatch/consumers/natstest"
+	"github.com/decuwatch/decuwatch/schema"
+)
+
+// BenchmarkSuspects measures events a second of messages whose workers ended without a word, beside others of their kind,
+// over a ladder of handling times.
+func BenchmarkSuspects(b *testing.B) {
+	for _, takes := range []time.Duration{0, 10 * time.Millisecond, 100 * time.Millisecond} {
+		b.Run(fmt.Sprint("handled-in-", takes), func(b *testing.B) {
+			s := natstest.Start(b)
+			js := s.JetStream()
+			cfg := config()
+			ctx, cancel := context.WithCancel(b.Context())
+			ran := make(chan error, 1)
+			go func() { ran <- consumers.Run(ctx, js, cfg, newRecorder(), newRecorder()) }()
+			natstest.Until(b, "the consumer is there", func() bool {
+				_, err := js.Consumer(b.Context(), "GENERATION", consumers.Durable(model))
+				return err == nil
+			})
+			cancel()
+			if err := <-ran; err != nil {
+				b.Fatal(err)
+			}
+			publishMany(b, js, b.N)
+			nc := s.Connect()
+			for range 6 {
+				for left := b.N; left > 0; left -= min(left, 1000) {
+					takeAndSay(b, nc, min(left, 1000), "-NAK")
+				}
+			}
+			h := &taking{counting{want: int64(b.N), done: make(chan struct{})}, takes}
+			b.ResetTimer()
+			go func() { _ = consumers.Run(b.Context(), js, cfg, h, newRecorder()) }()
+			<-h.done
+			b.StopTimer()
+			b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "events/s")
+		})
+	}
+}
+
+// taking handles events in a given time.
+type taking struct {
+	counting
+	takes time.Duration
+}
+
+func (t *taking) Handle(ctx context.Context, ev schema.Event, d schema.Delivery) error {
+	time.Sleep(t.takes)
+	return t.counting.Handle(ctx, ev, d)
+}
