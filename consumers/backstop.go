@@ -72,7 +72,14 @@ func (r *runner) terminated() loop {
 					reason += ": " + a.Reason
 				}
 				d := decision{action: bury, kind: KindGivenUp, reason: clean(reason)}
-				return d, r.buryStored(work, a.StreamSeq, a.Deliveries, schema.SubjectGeneration(model), d)
+				l, _, err := r.load(work, a.StreamSeq, a.Deliveries, schema.SubjectGeneration(model))
+				if err != nil {
+					return d, err
+				}
+				if strings.HasPrefix(a.Reason, buriedPrefix) { // it was counted when it was terminated
+					return d, r.writeDeadLetter(work, l, d)
+				}
+				return d, r.bury(work, l, d)
 			})
 		},
 	}
@@ -113,6 +120,9 @@ func (r *runner) handleGivenUp(work context.Context, model string, a advisory, a
 	}
 	return r.attempt(work, l, invalid, h), nil
 }
+
+// buriedPrefix begins the reason with which this program terminates a message, after its dead letter was committed.
+const buriedPrefix = "dead letter: "
 
 // buryStored writes the dead letter of a message that is read from the stream.
 func (r *runner) buryStored(work context.Context, sequence uint64, delivered int, subject string, d decision) error {

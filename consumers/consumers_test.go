@@ -425,6 +425,20 @@ func TestPoison(t *testing.T) {
 	if n := counter(t, reg, "decuwatch_redeliveries_total", "model", model); n != 0 {
 		t.Errorf("%g messages were delivered again", n)
 	}
+	// The server's advisories about the terminated messages make no second dead letters, and count none.
+	natstest.Until(t, "each advisory is acknowledged", func() bool {
+		c, err := js.Consumer(t.Context(), consumers.AdvisoryStream("GENERATION"), "terminated-decuwatch")
+		if err != nil {
+			return false
+		}
+		info := c.CachedInfo()
+		return info.NumPending == 0 && info.NumAckPending == 0 && info.Delivered.Consumer == uint64(len(corpus))
+	})
+	for kind, want := range map[string]int{consumers.KindInvalid: len(corpus), consumers.KindGivenUp: 0} {
+		if n := counter(t, reg, "decuwatch_dead_letters_total", "kind", kind); n != float64(want) {
+			t.Errorf("%g dead letters of kind %s are counted, want %d", n, kind, want)
+		}
+	}
 }
 
 // A message on a subject that no consumer takes becomes a dead letter; one that another worker's consumer takes is

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"runtime/debug"
-	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -176,16 +175,20 @@ func (r *runner) handle(work context.Context, l letter, place place, h *held) (e
 	return err
 }
 
-// bury writes the message's dead letter.
+// bury writes the message's dead letter and counts it.
 func (r *runner) bury(work context.Context, l letter, d decision) error {
-	v := schema.Verdict{Delivery: l.delivery, DeadLetter: &schema.DeadLetter{
-		Event: l.event, Source: l.source, EventID: l.id, Subject: clean(l.subject), Payload: clip(l.payload), Field: d.field, Reason: d.reason, Kind: d.kind,
-	}}
-	err := r.write(work, func(ctx context.Context) error { return r.dead.DeadLetter(ctx, v) })
+	err := r.writeDeadLetter(work, l, d)
 	if err == nil {
 		r.cfg.Metrics.deadLetter(d.kind)
 	}
 	return err
+}
+
+func (r *runner) writeDeadLetter(work context.Context, l letter, d decision) error {
+	v := schema.Verdict{Delivery: l.delivery, DeadLetter: &schema.DeadLetter{
+		Event: l.event, Source: l.source, EventID: l.id, Subject: clean(l.subject), Payload: clip(l.payload), Field: d.field, Reason: d.reason, Kind: d.kind,
+	}}
+	return r.write(work, func(ctx context.Context) error { return r.dead.DeadLetter(ctx, v) })
 }
 
 // overrun leaves a message whose handler does not return to another worker, and pauses pulling. If the dependencies stay
@@ -247,7 +250,7 @@ func (r *runner) settle(work context.Context, msg *message, l letter, d decision
 		r.cfg.Metrics.ack.Observe(time.Since(start).Seconds())
 	case bury:
 		level = slog.LevelWarn
-		err = msg.term(strings.TrimSpace(d.kind + " " + d.field + " " + d.reason))
+		err = msg.term(buriedPrefix + d.kind + " " + d.field + " " + d.reason)
 	case redeliver:
 		level = slog.LevelWarn
 		err = msg.nak(d.delay)
