@@ -116,9 +116,9 @@ func TestKnownEventsCostNoWork(t *testing.T) {
 	if n := b.scored(); n != 21 {
 		t.Errorf("%d scores, want 21", n)
 	}
-	sequences, err := b.store.SettledSequences(t.Context(), "GENERATION", 1, 100)
-	if err != nil || len(sequences) != 23 {
-		t.Errorf("settled are %v, %v; want 1 to 23", sequences, err)
+	settled, err := b.store.VerdictsBySequence(t.Context(), "GENERATION", 1, 100)
+	if err != nil || len(settled) != 23 {
+		t.Errorf("settled are %v, %v; want 1 to 23", settled, err)
 	}
 	if got := b.query("SELECT sequence::text FROM decuwatch.repeats"); len(got) != 2 {
 		t.Errorf("repeats are %v, want two", got)
