@@ -15,6 +15,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
 )
 
 // Access says who may see the page, and how a reviewer is known. With neither Token nor Header the page is for this machine alone:
@@ -48,10 +50,11 @@ type access struct {
 	key    []byte // signs cookies
 	host   string // of URL
 	secure bool   // cookies over TLS only
+	tokens *tokens
 }
 
 // newAccess checks an Access against the address that is listened on.
-func newAccess(a Access, address net.Addr) (*access, error) {
+func newAccess(a Access, address net.Addr, reg prometheus.Registerer) (*access, error) {
 	if a.Reviewer == "" {
 		a.Reviewer = "local"
 	}
@@ -70,6 +73,10 @@ func newAccess(a Access, address net.Addr) (*access, error) {
 		return nil, fmt.Errorf("review: the reviewer's name %w", err)
 	}
 	c := &access{Access: a, key: make([]byte, 32), secure: a.TLS}
+	var err error
+	if c.tokens, err = newTokens(c.isToken, reg); err != nil {
+		return nil, err
+	}
 	if a.URL != "" {
 		u, err := url.Parse(a.URL)
 		if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
@@ -118,8 +125,8 @@ func (a *access) who(r *http.Request) (string, error) {
 	if signed {
 		return name, nil
 	}
-	if bearer, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer "); ok && a.isToken(bearer) {
-		return "token", nil
+	if bearer, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer "); ok {
+		return "token", a.tokens.check(r, bearer)
 	}
 	return "", errNoSession
 }

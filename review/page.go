@@ -18,6 +18,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"github.com/decuwatch/decuwatch/schema"
 	"github.com/decuwatch/decuwatch/schema/postgres"
 )
@@ -32,7 +34,9 @@ var assetFiles embed.FS
 type PageConfig struct {
 	Access Access
 	Window time.Duration // how far back the distribution of a class reaches. Defaults to 90 days
-	Log    *slog.Logger  // Defaults to slog.Default()
+
+	Registerer prometheus.Registerer // Defaults to none
+	Log        *slog.Logger          // Defaults to slog.Default()
 }
 
 // Page is the review page: the queue, one review, the statistics. It is safe for concurrent use.
@@ -54,7 +58,7 @@ func NewPage(store *postgres.Store, address net.Addr, c PageConfig) (*Page, erro
 	if c.Log == nil {
 		c.Log = slog.Default()
 	}
-	a, err := newAccess(c.Access, address)
+	a, err := newAccess(c.Access, address, c.Registerer)
 	if err != nil {
 		return nil, err
 	}
@@ -71,11 +75,12 @@ func NewPage(store *postgres.Store, address net.Addr, c PageConfig) (*Page, erro
 		return nil, err
 	}
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET /{$}", p.page(p.queue))
-	mux.HandleFunc("GET /review/{id}", p.page(p.review))
-	mux.HandleFunc("POST /review/{id}", p.page(p.act))
-	mux.HandleFunc("GET /review/{id}/evidence/{name}", p.page(p.evidence))
-	mux.HandleFunc("GET /stats", p.page(p.stats))
+	change := []string{"do", "version", "comment", "assignee"}
+	mux.HandleFunc("GET /{$}", p.page(parameters{query: []string{"state", "model", "class", "assignee", "severity", "after"}}, p.queue))
+	mux.HandleFunc("GET /review/{id}", p.page(parameters{}, p.review))
+	mux.HandleFunc("POST /review/{id}", p.page(parameters{form: change}, p.act))
+	mux.HandleFunc("GET /review/{id}/evidence/{name}", p.page(parameters{}, p.evidence))
+	mux.HandleFunc("GET /stats", p.page(parameters{query: []string{"model", "days"}}, p.stats))
 	mux.HandleFunc("GET /login", p.login)
 	mux.HandleFunc("POST /login", p.login)
 	mux.HandleFunc("POST /logout", p.logout)
@@ -84,8 +89,8 @@ func NewPage(store *postgres.Store, address net.Addr, c PageConfig) (*Page, erro
 		w.Header().Set("Cache-Control", "max-age=300")
 		assets.ServeHTTP(w, r)
 	})
-	mux.HandleFunc("/", p.page(func(http.ResponseWriter, *http.Request, string) error {
-		return fmt.Errorf("there is no such page: %w", postgres.ErrNotFound)
+	mux.HandleFunc("/", p.page(parameters{any: true}, func(http.ResponseWriter, *http.Request, string) error {
+		return errNoPage
 	}))
 	p.handler = secured(mux)
 	return p, nil
@@ -104,15 +109,23 @@ type view struct {
 	Content  any
 }
 
-// page wraps a handler that knows the reviewer; its error becomes an answer.
-func (p *Page) page(f func(w http.ResponseWriter, r *http.Request, reviewer string) error) http.HandlerFunc {
+// page wraps a handler that takes the parameters and knows the reviewer; its error becomes an answer.
+func (p *Page) page(takes parameters, f func(w http.ResponseWriter, r *http.Request, reviewer string) error) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
+		if err := p.access.single(r); err != nil {
+			p.refuse(w, r, err)
+			return
+		}
 		reviewer, err := p.access.who(r)
 		if err != nil {
 			p.refuse(w, r, err)
 			return
 		}
-		if err := f(w, r, reviewer); err != nil {
+		err = takes.check(w, r)
+		if err == nil {
+			err = f(w, r, reviewer)
+		}
+		if err != nil {
 			p.fail(w, r, reviewer, err)
 		}
 	}
@@ -130,7 +143,26 @@ func (p *Page) refuse(w http.ResponseWriter, r *http.Request, err error) {
 		http.Error(w, err.Error(), http.StatusUnauthorized)
 		return
 	}
-	http.Error(w, err.Error(), http.StatusForbidden)
+	status := http.StatusForbidden
+	switch {
+	case errors.Is(err, errForm):
+		status = http.StatusBadRequest
+	case errors.Is(err, errWrongToken):
+		p.warnToken(r)
+		status = http.StatusUnauthorized
+	case errors.Is(err, errSlowed):
+		w.Header().Set("Retry-After", retryAfter)
+		status = http.StatusTooManyRequests
+	}
+	http.Error(w, err.Error(), status)
+}
+
+// retryAfter is when an address that was slowed down may try again, in seconds.
+var retryAfter = strconv.Itoa(int(wrongTokenEvery.Seconds()))
+
+// warnToken logs a wrong token. Those that are not looked at are counted only.
+func (p *Page) warnToken(r *http.Request) {
+	p.config.Log.Warn("review page: wrong token", "address", r.RemoteAddr, "path", r.URL.Path)
 }
 
 // fail answers an error.
@@ -143,7 +175,9 @@ func (p *Page) fail(w http.ResponseWriter, r *http.Request, reviewer string, err
 		return
 	case errors.Is(err, postgres.ErrNotFound):
 		status, text = http.StatusNotFound, sentence(err)
-	case errors.Is(err, ErrRefused), errors.Is(err, errForm):
+	case errors.Is(err, errForm), errors.Is(err, postgres.ErrAmbiguous):
+		status, text = http.StatusBadRequest, sentence(err)
+	case errors.Is(err, ErrRefused):
 		status, text = http.StatusUnprocessableEntity, sentence(err)
 	case errors.Is(err, ErrConflict):
 		status, text = http.StatusConflict, sentence(err)
@@ -175,7 +209,7 @@ func (p *Page) render(w http.ResponseWriter, r *http.Request, status int, name s
 	_, _ = w.Write(out.Bytes()) // the visitor may have gone
 }
 
-var errForm = errors.New("the form is not valid")
+var errNoPage = fmt.Errorf("there is no such page: %w", postgres.ErrNotFound)
 
 // queuePage is the content of queue.html.
 type queuePage struct {
@@ -290,16 +324,16 @@ func queueFilter(q url.Values) (postgres.ReviewFilter, error) {
 		}
 	}
 	if !found {
-		return f, fmt.Errorf("%w: there is no state %q", errForm, q.Get("state"))
+		return f, fmt.Errorf("%w: state: there is no state %q", errForm, q.Get("state"))
 	}
 	if f.Severity != "" && f.Severity != schema.SeverityWarn && f.Severity != schema.SeverityCritical {
-		return f, fmt.Errorf("%w: there is no severity %q", errForm, f.Severity)
+		return f, fmt.Errorf("%w: severity: there is no severity %q", errForm, f.Severity)
 	}
 	if s := q.Get("class"); s != "" { // model/index
 		model, index, ok := strings.Cut(s, "/")
 		i, err := strconv.Atoi(index)
-		if !ok || err != nil || i < 0 {
-			return f, fmt.Errorf("%w: there is no class %q", errForm, s)
+		if !ok || err != nil || i < 0 || i > maxInteger {
+			return f, fmt.Errorf("%w: class: there is no class %q", errForm, s)
 		}
 		if f.Model != "" && f.Model != model {
 			return f, fmt.Errorf("%w: the class %q is not one of %s", errForm, s, f.Model)
@@ -310,7 +344,7 @@ func queueFilter(q url.Values) (postgres.ReviewFilter, error) {
 		at, id, ok := strings.Cut(s, " ")
 		t, err := time.Parse(time.RFC3339Nano, at)
 		if !ok || err != nil {
-			return f, fmt.Errorf("%w: there is no place %q", errForm, s)
+			return f, fmt.Errorf("%w: after: there is no place %q", errForm, s)
 		}
 		f.After = &postgres.ReviewPlace{OpenedAt: t, ID: id}
 	}
@@ -373,9 +407,13 @@ func (p *Page) show(w http.ResponseWriter, r *http.Request, reviewer, id string,
 	ctx := r.Context()
 	v, err := p.store.ReviewByID(ctx, id)
 	if errors.Is(err, postgres.ErrNotFound) && wrong == nil {
-		if alert, err := p.store.AlertByID(ctx, id); err == nil { // one about no single score
+		alert, notFound := p.store.AlertByID(ctx, id)
+		if notFound == nil { // one about no single score
 			p.render(w, r, http.StatusOK, "alert", view{Title: Words(alert.Kind), Reviewer: reviewer, Content: alert})
 			return nil
+		}
+		if !errors.Is(notFound, postgres.ErrNotFound) {
+			return notFound
 		}
 	}
 	if err != nil {
@@ -541,14 +579,10 @@ func receipt(r schema.Receipt) []pair {
 
 // act changes a review as a button or a form says.
 func (p *Page) act(w http.ResponseWriter, r *http.Request, reviewer string) error {
-	r.Body = http.MaxBytesReader(w, r.Body, 64<<10)
-	if err := r.ParseForm(); err != nil {
-		return err
-	}
 	id := r.PathValue("id")
 	version, err := strconv.Atoi(r.PostForm.Get("version"))
-	if err != nil || version < 1 {
-		return fmt.Errorf("%w: it names no version of the review", errForm)
+	if err != nil || version < 1 || version > maxInteger {
+		return fmt.Errorf("%w: version is %q, it names no version of the review", errForm, r.PostForm.Get("version"))
 	}
 	do := r.PostForm.Get("do")
 	change := Change{Action: do, Actor: reviewer, Comment: r.PostForm.Get("comment"), Version: version}
@@ -644,7 +678,15 @@ func (p *Page) login(w http.ResponseWriter, r *http.Request) {
 		p.refuse(w, r, errHost)
 		return
 	}
-	r.Body = http.MaxBytesReader(w, r.Body, 16<<10)
+	takes := parameters{query: []string{"to"}, form: []string{"to", "name", "token"}}
+	err := p.access.single(r)
+	if err == nil {
+		err = takes.check(w, r)
+	}
+	if err != nil {
+		p.fail(w, r, "", err)
+		return
+	}
 	c := loginPage{To: target(r.FormValue("to")), Name: strings.TrimSpace(r.PostFormValue("name"))}
 	if r.Method == http.MethodGet {
 		p.render(w, r, http.StatusOK, "login", view{Title: "Log in", Content: c})
@@ -654,11 +696,20 @@ func (p *Page) login(w http.ResponseWriter, r *http.Request) {
 	if err := checkName(c.Name); err != nil {
 		wrong = "Your name " + err.Error() + "."
 	}
-	if p.access.Token != "" && !p.access.isToken(strings.TrimSpace(r.PostFormValue("token"))) {
-		wrong = "That is not the token."
+	status := http.StatusForbidden
+	if p.access.Token != "" {
+		err := p.access.tokens.check(r, strings.TrimSpace(r.PostFormValue("token")))
+		switch {
+		case errors.Is(err, errWrongToken):
+			p.warnToken(r)
+			wrong = sentence(err)
+		case errors.Is(err, errSlowed):
+			w.Header().Set("Retry-After", retryAfter)
+			wrong, status = sentence(err), http.StatusTooManyRequests
+		}
 	}
 	if wrong != "" {
-		p.render(w, r, http.StatusForbidden, "login", view{Title: "Log in", Error: wrong, Content: c})
+		p.render(w, r, status, "login", view{Title: "Log in", Error: wrong, Content: c})
 		return
 	}
 	http.SetCookie(w, p.access.cookie(c.Name))

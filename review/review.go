@@ -61,6 +61,9 @@ func (c Change) apply(r postgres.Review, at time.Time) (postgres.Review, error) 
 	if n := utf8.RuneCountInString(c.Comment); n > MaxComment {
 		return refuse("the comment has %d characters, the most is %d", n, MaxComment)
 	}
+	if !utf8.ValidString(c.Comment) || strings.ContainsRune(c.Comment, 0) {
+		return refuse("the comment is not text in UTF-8")
+	}
 	switch c.Action {
 	case Acknowledge:
 		switch r.State {
@@ -117,6 +120,8 @@ func checkName(name string) error {
 	switch n := utf8.RuneCountInString(name); {
 	case strings.TrimSpace(name) != name || n < 1 || n > MaxName:
 		return fmt.Errorf("must be 1 to %d characters without space around them", MaxName)
+	case !utf8.ValidString(name):
+		return errors.New("must be UTF-8")
 	case strings.ContainsFunc(name, func(r rune) bool { return !unicode.IsPrint(r) }):
 		return errors.New("must be printable characters")
 	}

@@ -211,12 +211,12 @@ func TestAccess(t *testing.T) {
 		"short token":    {Access{Token: "short"}, any},
 		"not an address": {Access{Token: token, URL: "review.example.com"}, any},
 	} {
-		if _, err := newAccess(c.access, c.on); err == nil {
+		if _, err := newAccess(c.access, c.on, nil); err == nil {
 			t.Errorf("%s: was accepted", name)
 		}
 	}
 	alice := func(a *access) string { c := a.cookie("alice"); return c.Name + "=" + c.Value }
-	other, err := newAccess(Access{Token: "another token of some length"}, any)
+	other, err := newAccess(Access{Token: "another token of some length"}, any, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -252,7 +252,7 @@ func TestAccess(t *testing.T) {
 		{name: "header, loopback is not the proxy", access: Access{Header: "X-User", Proxies: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/24")}}, on: any, headers: map[string]string{"X-User": "mallory"}, want: ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			a, err := newAccess(c.access, c.on)
+			a, err := newAccess(c.access, c.on, nil)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -269,7 +269,7 @@ func TestAccess(t *testing.T) {
 			}
 		})
 	}
-	secure, err := newAccess(Access{Token: token, URL: "https://review.example.com"}, any)
+	secure, err := newAccess(Access{Token: token, URL: "https://review.example.com"}, any, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -44,6 +44,7 @@ type cli struct {
 	Replay     replayCmd     `cmd:"" help:"Compute a stored score again and compare."`
 	Reconcile  reconcileCmd  `cmd:"" help:"Hold every message of the streams against Postgres."`
 	Redeliver  redeliverCmd  `cmd:"" help:"Bring dead letters back for scoring."`
+	Republish  republishCmd  `cmd:"" help:"Publish alerts again that are missing from their stream."`
 	Thresholds thresholdsCmd `cmd:"" help:"List and set thresholds."`
 	Review     reviewCmd     `cmd:"" help:"Work the queue of alerts: look, decide, count."`
 	Canary     canaryCmd     `cmd:"" help:"Publish known under-trained classes and tell when no alert fires."`

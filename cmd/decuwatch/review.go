@@ -145,7 +145,7 @@ func serveReview(c ReviewConfig, store *postgres.Store, engines map[string]*scor
 	if err != nil {
 		return "", err
 	}
-	page, err := review.NewPage(store, listener.Addr(), review.PageConfig{Access: access, Log: log})
+	page, err := review.NewPage(store, listener.Addr(), review.PageConfig{Access: access, Registerer: reg, Log: log})
 	if err != nil {
 		return "", errors.Join(err, listener.Close())
 	}

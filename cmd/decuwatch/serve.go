@@ -298,6 +298,9 @@ type recorder struct{ *postgres.Store }
 
 func (r recorder) Recorded(ctx context.Context, ev schema.Event, d schema.Delivery) (bool, error) {
 	known, err := r.Known(ctx, ev.Source, ev.ID, d)
+	if err == nil && !known {
+		err = r.CheckAge(ev.Time, d.Time)
+	}
 	return known, unavailable(err)
 }
 

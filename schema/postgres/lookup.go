@@ -123,16 +123,16 @@ func (s *Store) ScoreByID(ctx context.Context, source, id string) (*schema.Score
 
 // refusedEvent returns why the ledger does not know an event: no message named it, or only messages that were refused.
 func (s *Store) refusedEvent(ctx context.Context, source, id string) error {
-	var kind string
-	err := s.pool.QueryRow(ctx, `SELECT kind FROM decuwatch.dead_letters
-		WHERE event_id = $1 AND source IS NOT NULL AND ($2 = '' OR source = $2) ORDER BY recorded_at DESC LIMIT 1`, id, source).Scan(&kind)
+	var kind, field, reason string
+	err := s.pool.QueryRow(ctx, `SELECT kind, field, reason FROM decuwatch.dead_letters
+		WHERE event_id = $1 AND source IS NOT NULL AND ($2 = '' OR source = $2) ORDER BY recorded_at DESC LIMIT 1`, id, source).Scan(&kind, &field, &reason)
 	switch {
 	case errors.Is(err, pgx.ErrNoRows):
 		return fmt.Errorf("event %s: %w", id, ErrNotFound)
 	case err != nil:
 		return fmt.Errorf("read dead letter of event %s: %w", id, err)
 	}
-	return fmt.Errorf("score of event %s: the event's verdict is %s (%s): %w", id, OutcomeDeadLetter, kind, ErrNotFound)
+	return fmt.Errorf("event %s: its verdict is %s (%s: %s %s): %w", id, OutcomeDeadLetter, kind, field, reason, ErrNotFound)
 }
 
 // SequenceVerdict is the verdict that one message of a stream got.

@@ -304,11 +304,21 @@ func TestEventsOlderThanScoresAreKept(t *testing.T) {
 	if _, err := s.ScoreByID(ctx, "", "young"); err != nil {
 		t.Errorf("the score was dropped right after it was written: %v", err)
 	}
+	// Before any work, by the stream's time.
+	stored := time.Now().Add(-500 * day)
+	if err := s.CheckAge(stored.Add(-30*day-time.Second), stored); !errors.As(err, &invalid) || invalid.Field != "time" {
+		t.Errorf("an old event: %v, want Invalid on time", err)
+	}
+	for _, accepted := range []error{s.CheckAge(stored.Add(-29*day), stored), s.CheckAge(stored.Add(-500*day), time.Time{})} {
+		if accepted != nil {
+			t.Error(accepted)
+		}
+	}
 	// It becomes a dead letter, and whoever asks for the score learns so.
 	old := event("old")
 	old.Time = time.Now().UTC().Add(-31 * day).Truncate(time.Microsecond)
 	mustRecord(t, s, schema.Verdict{Delivery: delivery(1, "old"), DeadLetter: &schema.DeadLetter{Event: &old, Kind: "invalid", Field: "time", Reason: invalid.Reason}})
-	if _, err := s.ScoreByID(ctx, "", "old"); !errors.Is(err, postgres.ErrNotFound) || !strings.Contains(err.Error(), "dead_letter (invalid)") {
+	if _, err := s.ScoreByID(ctx, "", "old"); !errors.Is(err, postgres.ErrNotFound) || !strings.Contains(err.Error(), "dead_letter (invalid: time ") {
 		t.Errorf("%v, want the verdict", err)
 	}
 	for _, year := range []int{1970, 2200} {

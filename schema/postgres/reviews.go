@@ -14,6 +14,9 @@ import (
 // ErrConflict is returned for a change of a review that was changed by somebody else since it was read. Nothing was written.
 var ErrConflict = errors.New("somebody else changed it meanwhile")
 
+// ErrAmbiguous is returned for the beginning of an id with which several reviews begin.
+var ErrAmbiguous = errors.New("several reviews begin so, give more of the id")
+
 // Kinds of a review.
 const (
 	ReviewAlert  = "alert"  // of an alert on a score
@@ -157,7 +160,7 @@ func (s *Store) ReviewByID(ctx context.Context, id string) (Review, error) {
 	case len(found) == 0:
 		return Review{}, fmt.Errorf("review %s: %w", id, ErrNotFound)
 	case len(found) > 1:
-		return Review{}, fmt.Errorf("review %s: several reviews begin so, give more of the id", id)
+		return Review{}, fmt.Errorf("review %s: %w", id, ErrAmbiguous)
 	}
 	return found[0], nil
 }

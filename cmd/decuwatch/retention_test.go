@@ -1,0 +1,42 @@
+package main
+
+import (
+	"fmt"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/decuwatch/decuwatch/consumers/natstest"
+	"github.com/decuwatch/decuwatch/schema/postgres/pgtest"
+)
+
+// TestEventOlderThanRetention publishes an event whose score retention would drop: it is refused with the bound before any work
+// is done, and replay says so.
+func TestEventOlderThanRetention(t *testing.T) {
+	nats := natstest.Start(t)
+	user := command{t, []string{"DECUWATCH_NATS_URL=" + nats.URL(), "DECUWATCH_POSTGRES_URL=" + pgtest.URL(t)}}
+	serve := start(t, user.env, "serve", "-e", faultEnsemble, "--metrics.address=127.0.0.1:0", "--review.address=127.0.0.1:0", "--retention.scores=720h")
+	mux := metricsAddress(t, serve)
+	for id, age := range map[string]time.Duration{"old": 31 * 24 * time.Hour, "young": 29 * 24 * time.Hour} {
+		user.feed(fmt.Sprintf(`{"specversion":"1.0","type":"io.decuwatch.generation.requested.v1","source":"/tests","id":%q,"time":%q,"data":{"model":"tiny","class":1,"seed":5}}`,
+			id, time.Now().Add(-age).UTC().Format(time.RFC3339)), exitOK, "publish", "-")
+	}
+	counted := func(outcome string) bool {
+		_, text := get(t, mux+"/metrics")
+		return regexp.MustCompile(`(?m)^decuwatch_events_total\{.*outcome="` + outcome + `".*\} 1$`).MatchString(text)
+	}
+	natstest.Until(t, "both events have their verdict", func() bool { return counted("score") && counted("dead_letter") })
+	_, errs := user.run(exitFailed, "replay", "-e", faultEnsemble, "old")
+	holds(t, errs, "no score is stored", "time", "30 days")
+	user.run(exitOK, "replay", "-e", faultEnsemble, "young")
+	_, text := get(t, mux+"/metrics")
+	rows := regexp.MustCompile(`(?m)^decuwatch_sampler_rows_total\{kind="live",model="tiny"\} (\d+)$`).FindStringSubmatch(text)
+	one := decode[replayed](t, first(user.run(exitOK, "replay", "-e", faultEnsemble, "--json", "young"))).Stored.Receipt.Rows
+	if rows == nil || rows[1] != fmt.Sprint(one) {
+		t.Errorf("%s rows were computed, want the %d of the young event", strings.Join(rows, " "), one)
+	}
+	_, errs = user.run(exitUsage, "serve", "-e", faultEnsemble, "--retention.scores=719h")
+	holds(t, errs, "retention.scores", "720h")
+	serve.stop()
+}

@@ -1,0 +1,62 @@
+package postgres
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/decuwatch/decuwatch/schema"
+)
+
+// Sent returns the ids of the messages that the stream of alerts should hold: alerts that were recorded within a time and that the
+// outbox does not owe, and whatever else it delivered in that time. A time of 0 is no bound. Age is measured on the server's clock.
+func (s *Store) Sent(ctx context.Context, within time.Duration) ([]string, error) {
+	rows, err := s.pool.Query(ctx, `
+		SELECT id FROM decuwatch.alerts a WHERE delivery = $1 AND ($3::interval = '0' OR recorded_at >= now() - $3::interval)
+			AND NOT EXISTS (SELECT FROM decuwatch.outbox o WHERE o.sink = $2 AND o.message_id = a.id AND o.delivered_at IS NULL)
+		UNION
+		SELECT message_id FROM decuwatch.outbox WHERE sink = $2 AND ($3::interval = '0' OR delivered_at >= now() - $3::interval)
+			AND delivered_at IS NOT NULL
+		ORDER BY 1`, deliveryOwed, SinkStream, within)
+	if err != nil {
+		return nil, fmt.Errorf("read messages that were sent: %w", err)
+	}
+	ids, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		return nil, fmt.Errorf("read messages that were sent: %w", err)
+	}
+	return ids, nil
+}
+
+// OweAgain owes messages that Sent returned to the stream of alerts again, under the same id. Those that the outbox owes
+// already stay as they are.
+func (s *Store) OweAgain(ctx context.Context, ids []string) error {
+	return s.begin(ctx, "owe messages again", func(tx pgx.Tx) error {
+		rows, err := tx.Query(ctx, `SELECT row_to_json(a) FROM decuwatch.alerts a WHERE id = ANY ($1)
+			AND NOT EXISTS (SELECT FROM decuwatch.outbox o WHERE o.sink = $2 AND o.message_id = a.id)`, ids, SinkStream)
+		if err != nil {
+			return err
+		}
+		forgotten, err := pgx.CollectRows(rows, pgx.RowTo[alertRow]) // the outbox keeps deliveries for some days only
+		if err != nil {
+			return err
+		}
+		var outbox []outboxRow
+		for _, row := range forgotten {
+			a := row.alert()
+			header, body, err := schema.EncodeAlert(a)
+			if err != nil {
+				return err
+			}
+			outbox = append(outbox, outboxRow{Sink: SinkStream, MessageID: a.ID, Subject: schema.AlertSubject(a), Headers: header, Body: body})
+		}
+		b := &batch{}
+		b.Queue(`UPDATE decuwatch.outbox SET delivered_at = NULL, attempts = 0, next_attempt_at = clock_timestamp()
+			WHERE sink = $2 AND message_id = ANY ($1) AND delivered_at IS NOT NULL`, ids, SinkStream)
+		b.insert("outbox", outboxColumns, "ON CONFLICT DO NOTHING", rowsOf(outbox))
+		b.Queue(`SELECT pg_catalog.pg_notify($1, '')`, ChannelOutbox)
+		return b.send(ctx, tx)
+	})
+}
