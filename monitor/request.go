@@ -65,7 +65,8 @@ func (m Model) plan(ev schema.Event) (plan, error) {
 	}
 	p := plan{event: ev, request: scoring.Request{Key: Key(ev.Source, ev.ID), Class: class, Seed: ev.Data.Seed, Noise: ev.Data.Noise}}
 	if i := ev.Data.BatchIndex; i != nil {
-		p = m.replace(p, SkipNoise, fmt.Sprintf("noise: image %d of those drawn together cannot be drawn again, an image drawn alone was used", *i))
+		p = m.replace(p, SkipNoise, fmt.Sprintf(
+			"noise: image %d of those drawn together cannot be drawn again, an image drawn alone was used", *i))
 	}
 	if t := ev.Data.NoiseDtype; t != "" && t != drawnAs && p.skip == nil {
 		p = m.replace(p, SkipNoise, fmt.Sprintf("noise: %s cannot be drawn again, %s was used", t, drawnAs))

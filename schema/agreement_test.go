@@ -31,11 +31,13 @@ type generator struct{ *rand.Rand }
 func pick[T any](g generator, list []T) T { return list[g.IntN(len(list))] }
 
 // anyValues are values of every JSON type.
-var anyValues = []string{`null`, `true`, `false`, `0`, `1`, `-1`, `1.5`, `""`, `"x"`, `"1"`, `{}`, `{"a":1}`, `[]`, `[1]`}
+var anyValues = []string{`null`, `true`, `false`, `0`, `1`, `-1`, `1.5`, `""`, `"x"`, `"1"`, `{}`, `{"a":1}`, `[]`,
+	`[1]`}
 
 // spellings are ways to write an integer.
 func spellings(digits string) []string {
-	list := []string{digits, digits + ".0", digits + ".000", digits + "e0", digits + "E+0", digits + "e-0", digits + "0e-1", digits + "00E-2", digits + ".5", digits + ".00000000000000000001"}
+	list := []string{digits, digits + ".0", digits + ".000", digits + "e0", digits + "E+0", digits + "e-0",
+		digits + "0e-1", digits + "00E-2", digits + ".5", digits + ".00000000000000000001"}
 	if strings.HasSuffix(digits, "0") && len(digits) > 1 {
 		list = append(list, digits[:len(digits)-1]+"e1", digits[:len(digits)-1]+".0e+1")
 	}
@@ -46,7 +48,9 @@ func spellings(digits string) []string {
 }
 
 func numbers(edges ...string) []string {
-	list := []string{`-0`, `-0.0`, `0e0`, `0E-400`, `-1e-400`, `1e-400`, `1E400`, `-1E400`, `1e5000`, `9007199254740993`, `0.1`, `1e2`, `12345678901234567890123456789`, strings.Repeat("9", 400), `0.` + strings.Repeat("0", 400) + `1`}
+	list := []string{`-0`, `-0.0`, `0e0`, `0E-400`, `-1e-400`, `1e-400`, `1E400`, `-1E400`, `1e5000`,
+		`9007199254740993`, `0.1`, `1e2`, `12345678901234567890123456789`, strings.Repeat("9", 400),
+		`0.` + strings.Repeat("0", 400) + `1`}
 	for _, e := range edges {
 		list = append(list, spellings(e)...)
 		list = append(list, "-"+e)
@@ -66,26 +70,40 @@ func bounded(most int) []string {
 }
 
 var texts = []string{
-	`""`, `" "`, `" a"`, `"a "`, `"a b"`, `"a\u0020b"`, `"\u0061"`, `"\u00e9"`, `"\ud83d\ude00"`, `"😀"`, `"\ud83d"`, `"\ude00"`, `"\ud83d\ud83d"`, `"\ud83dx"`,
-	`"\\ud83d"`, `"\\\ud83d"`, `"\ufffd"`, `"\ufffe"`, `"\ufdd0"`, `"\ud83f\udfff"`, `"` + "\U0010ffff" + `"`, `"` + "\ufdef" + `"`, `"\u0000"`, `"\n"`, `"\u007f"`, `"\u0085"`, `"\u009f"`,
-	`"\u00a0"`, `"\u2028"`, `"\u200b"`, `"\/"`, `"a\"b"`, `"100%"`, `"%zz"`, `"%41"`, "\"\xff\"", "\"\xed\xa0\x80\"", "\"\xc0\xa0\"", `"Trouser"`, `"DDIM"`, `"Euler a"`, `"DPM++ 2M SDE Karras"`,
+	`""`, `" "`, `" a"`, `"a "`, `"a b"`, `"a\u0020b"`, `"\u0061"`, `"\u00e9"`, `"\ud83d\ude00"`, `"😀"`, `"\ud83d"`,
+	`"\ude00"`, `"\ud83d\ud83d"`, `"\ud83dx"`,
+	`"\\ud83d"`, `"\\\ud83d"`, `"\ufffd"`, `"\ufffe"`, `"\ufdd0"`, `"\ud83f\udfff"`, `"` + "\U0010ffff" + `"`,
+	`"` + "\ufdef" + `"`, `"\u0000"`, `"\n"`, `"\u007f"`, `"\u0085"`, `"\u009f"`,
+	`"\u00a0"`, `"\u2028"`, `"\u200b"`, `"\/"`, `"a\"b"`, `"100%"`, `"%zz"`, `"%41"`, "\"\xff\"", "\"\xed\xa0\x80\"",
+	"\"\xc0\xa0\"", `"Trouser"`, `"DDIM"`, `"Euler a"`, `"DPM++ 2M SDE Karras"`,
 }
 
 var uris = []string{
-	`"//studio/render-7"`, `"s"`, `"/a/b"`, `"urn:uuid:6e8bc430-9c3a-11d9-9669-0800200c9a66"`, `"https://u:p@h:8/p?q#f"`, `"mailto:a@b"`, `"a:"`, `"a:b"`, `"1a:b"`, `":a"`, `"a/b:c"`, `"?q"`, `"#f"`,
-	`"#f#f"`, `"a?b?c"`, `"//h:"`, `"//h:x"`, `"//[::1]"`, `"//[::1]:80/p"`, `"//[::1"`, `"//[1.2.3.4]"`, `"//[::g]"`, `"//[v1.a]"`, `"//[fe80::1%25eth0]"`, `"//[:]"`, `"//[::1]x"`, `"//::1"`, `"a[b"`, `"a\\b"`, `"a|b"`,
-	`"a^b"`, `"a` + "`" + `b"`, `"<a>"`, `"{a}"`, `"a\"b"`, `"a%20b"`, `"a%2"`, `"a%"`, `"%zz"`, `"//a%41/"`, `"münchen"`, `"//münchen"`, `"///"`, `"//"`, `"/"`, `"."`, `"..//"`, `"*"`, `"a b"`, `"a\tb"`, `"//@h"`, `"//u@u@h"`, `"a//b"`, `"//h//b"`,
+	`"//studio/render-7"`, `"s"`, `"/a/b"`, `"urn:uuid:6e8bc430-9c3a-11d9-9669-0800200c9a66"`,
+	`"https://u:p@h:8/p?q#f"`, `"mailto:a@b"`, `"a:"`, `"a:b"`, `"1a:b"`, `":a"`, `"a/b:c"`, `"?q"`, `"#f"`,
+	`"#f#f"`, `"a?b?c"`, `"//h:"`, `"//h:x"`, `"//[::1]"`, `"//[::1]:80/p"`, `"//[::1"`, `"//[1.2.3.4]"`, `"//[::g]"`,
+	`"//[v1.a]"`, `"//[fe80::1%25eth0]"`, `"//[:]"`, `"//[::1]x"`, `"//::1"`, `"a[b"`, `"a\\b"`, `"a|b"`,
+	`"a^b"`, `"a` + "`" + `b"`, `"<a>"`, `"{a}"`, `"a\"b"`, `"a%20b"`, `"a%2"`, `"a%"`, `"%zz"`, `"//a%41/"`,
+	`"münchen"`, `"//münchen"`, `"///"`, `"//"`, `"/"`, `"."`, `"..//"`, `"*"`, `"a b"`, `"a\tb"`, `"//@h"`,
+	`"//u@u@h"`, `"a//b"`, `"//h//b"`,
 }
 
 // time writes a time, most often with one part around an edge.
 func (g generator) time() string {
 	parts := [][]string{
-		{"2026-03-01", "2020-01-01", "2099-12-31", "2024-02-29", "2025-02-29", "2026-04-31", "2026-04-30", "2026-13-01", "2026-00-01", "2026-01-00", "2026-1-01", "2026-01-1", "0000-01-01", "9999-12-31", "1999-12-31",
-			"2019-12-31", "2100-01-01", "20260301", "+2026-03-01", "-2026-03-01", "02026-03-01", "2026/03/01", "2026-060", "2026-W09-7", "２026-03-01"},
+		{"2026-03-01", "2020-01-01", "2099-12-31", "2024-02-29", "2025-02-29", "2026-04-31", "2026-04-30", "2026-13-01",
+			"2026-00-01", "2026-01-00", "2026-1-01", "2026-01-1", "0000-01-01", "9999-12-31", "1999-12-31",
+			"2019-12-31", "2100-01-01", "20260301", "+2026-03-01", "-2026-03-01", "02026-03-01", "2026/03/01",
+			"2026-060", "2026-W09-7", "２026-03-01"},
 		{"T", "t", " ", "_", "", "TT"},
-		{"12:00:00", "00:00:00", "23:59:59", "23:59:60", "24:00:00", "12:00:60", "23:59:61", "12:60:00", "1:00:00", "01:0:00", "01:00:0", "12:00", "120000", "+9:00:00", "12:00:-1", " 1:00:00", "12.00.00", "22:59:60", "00:29:60"},
-		{"", ".0", ".1", ".12", ".123", ".1234", ".12345", ".123456", ".1234567", ".12345678", ".123456789", ".1234567891", ".12345678912", ".123456789123", "." + strings.Repeat("1", 43), "." + strings.Repeat("1", 44), ",5", ".", ".5e1", ".-5"},
-		{"Z", "z", "+00:00", "-00:00", "+23:59", "-23:59", "+24:00", "-24:00", "+23:60", "+01:00", "-01:00", "-00:30", "+0100", "+01", "+1:00", "+01:0", "", " Z", "Z ", "+01:00:00", "UTC", "ZZ", "−01:00"},
+		{"12:00:00", "00:00:00", "23:59:59", "23:59:60", "24:00:00", "12:00:60", "23:59:61", "12:60:00", "1:00:00",
+			"01:0:00", "01:00:0", "12:00", "120000", "+9:00:00", "12:00:-1", " 1:00:00", "12.00.00", "22:59:60",
+			"00:29:60"},
+		{"", ".0", ".1", ".12", ".123", ".1234", ".12345", ".123456", ".1234567", ".12345678", ".123456789",
+			".1234567891", ".12345678912", ".123456789123", "." + strings.Repeat("1", 43), "." + strings.Repeat("1",
+				44), ",5", ".", ".5e1", ".-5"},
+		{"Z", "z", "+00:00", "-00:00", "+23:59", "-23:59", "+24:00", "-24:00", "+23:60", "+01:00", "-01:00", "-00:30",
+			"+0100", "+01", "+1:00", "+01:0", "", " Z", "Z ", "+01:00:00", "UTC", "ZZ", "−01:00"},
 	}
 	text := ""
 	odd := g.IntN(len(parts) + 1)
@@ -108,28 +126,40 @@ func (g generator) value(path string) string {
 	case "specversion":
 		return pick(g, []string{`"1.0"`, `"1.0"`, `"\u0031.0"`, `"1"`, `"0.3"`, `1.0`, `"1.0 "`, `"1.1"`})
 	case "type":
-		return pick(g, []string{`"` + TypeGenerationRequested + `"`, `"io.decuwatch.generation.requested\u002ev1"`, `"io.decuwatch.generation.requested.v2"`, `"IO.decuwatch.generation.requested.v1"`})
+		return pick(g, []string{`"` + TypeGenerationRequested + `"`, `"io.decuwatch.generation.requested\u002ev1"`,
+			`"io.decuwatch.generation.requested.v2"`, `"IO.decuwatch.generation.requested.v1"`})
 	case "source":
-		return pick(g, slices.Concat(uris, []string{`"` + strings.Repeat("s", MaxSource) + `"`, `"` + strings.Repeat("s", MaxSource+1) + `"`}, texts))
+		return pick(g, slices.Concat(uris, []string{`"` + strings.Repeat("s", MaxSource) + `"`,
+			`"` + strings.Repeat("s", MaxSource+1) + `"`}, texts))
 	case "id":
 		return pick(g, bounded(MaxID))
 	case "time":
 		return g.time()
 	case "datacontenttype":
-		return pick(g, []string{`"application/json"`, `"Application/JSON"`, `"application/json; charset=utf-8"`, `"application/json;charset=\"UTF-8\""`, `"application/json; charset=latin1"`, `"application/jsonx"`, `"application/json-patch+json"`,
-			`"application/cloudevents+json"`, `"text/json"`, `"application/json;"`, `"application/json; charset=utf-8; charset=utf-8"`, `" application/json"`, `"application/json "`, `"json"`, `"application/json; profile=a"`, `null`})
+		return pick(g, []string{`"application/json"`, `"Application/JSON"`, `"application/json; charset=utf-8"`,
+			`"application/json;charset=\"UTF-8\""`, `"application/json; charset=latin1"`, `"application/jsonx"`,
+			`"application/json-patch+json"`,
+			`"application/cloudevents+json"`, `"text/json"`, `"application/json;"`,
+			`"application/json; charset=utf-8; charset=utf-8"`, `" application/json"`, `"application/json "`,
+			`"json"`, `"application/json; profile=a"`, `null`})
 	case "subject", "dataschema", "traceparent", "tracestate", "partitionkey", "extension":
-		return pick(g, slices.Concat(bounded(MaxAttribute), numbers("2147483647", "2147483648", "2147483649", "30"), anyValues))
+		return pick(g, slices.Concat(bounded(MaxAttribute), numbers("2147483647", "2147483648", "2147483649", "30"),
+			anyValues))
 	case "data.model":
-		return pick(g, []string{`"fashion-mnist"`, `"m"`, `"` + strings.Repeat("m", 64) + `"`, `"` + strings.Repeat("m", 65) + `"`, `"M"`, `"1m"`, `"m.m"`, `"m\n"`, `"mé"`, `"\u006d"`, `""`, `"-m"`, `"m_-9"`})
+		return pick(g, []string{`"fashion-mnist"`, `"m"`, `"` + strings.Repeat("m", 64) + `"`, `"` + strings.Repeat("m",
+			65) + `"`, `"M"`, `"1m"`, `"m.m"`, `"m\n"`, `"mé"`, `"\u006d"`, `""`, `"-m"`, `"m_-9"`})
 	case "data.class":
 		return pick(g, append(numbers("0", "1", "99998", "99999", "100000", "10"), bounded(MaxClassLabel)...))
 	case "data.seed":
-		return pick(g, numbers("0", "1", "9007199254740991", "9007199254740992", "9223372036854775807", "9223372036854775808", "18446744073709551614", "18446744073709551615", "18446744073709551616", "10000000000000000000"))
+		return pick(g, numbers("0", "1", "9007199254740991", "9007199254740992", "9223372036854775807",
+			"9223372036854775808", "18446744073709551614", "18446744073709551615", "18446744073709551616",
+			"10000000000000000000"))
 	case "data.noise":
-		return pick(g, append([]string{`"torch-cpu"`, `"torch-cuda"`, `"` + strings.Repeat("n", 64) + `"`, `"` + strings.Repeat("n", 65) + `"`, `"-n"`, `"n n"`, `"n\n"`}, texts...))
+		return pick(g, append([]string{`"torch-cpu"`, `"torch-cuda"`, `"` + strings.Repeat("n", 64) + `"`,
+			`"` + strings.Repeat("n", 65) + `"`, `"-n"`, `"n n"`, `"n\n"`}, texts...))
 	case "data.noise_dtype":
-		return pick(g, []string{`"float16"`, `"bfloat16"`, `"float32"`, `"float64"`, `"Float32"`, `"torch.float32"`, `"float32 "`, `"fp16"`, `"float\u0033\u0032"`})
+		return pick(g, []string{`"float16"`, `"bfloat16"`, `"float32"`, `"float64"`, `"Float32"`, `"torch.float32"`,
+			`"float32 "`, `"fp16"`, `"float\u0033\u0032"`})
 	case "data.batch_index":
 		return pick(g, numbers("0", "1", "65534", "65535", "65536", "10"))
 	case "data.sampler.name":
@@ -147,16 +177,20 @@ func (g generator) value(path string) string {
 }
 
 // names that no member has, for the envelope, for data and for labels.
-var strangers = []string{"extension", "Extension", "", "a_b", "exté", strings.Repeat("x", 20), strings.Repeat("x", 21), "data_base64", "SEED", "seed ", "prompt", "a b", "x.y", "-x", "0", strings.Repeat("l", 64), strings.Repeat("l", 65), "\U0001fffe"}
+var strangers = []string{"extension", "Extension", "", "a_b", "exté", strings.Repeat("x", 20), strings.Repeat("x", 21),
+	"data_base64", "SEED", "seed ", "prompt", "a b", "x.y", "-x", "0", strings.Repeat("l", 64), strings.Repeat("l", 65),
+	"\U0001fffe"}
 
 func (g generator) document() document {
 	d := document{
-		attributes: []member{{"specversion", `"1.0"`}, {"type", `"` + TypeGenerationRequested + `"`}, {"source", `"//studio/render"`}, {"id", `"01J9-17"`}, {"time", `"2026-03-01T12:00:00.123456Z"`}},
-		data:       []member{{"model", `"fashion-mnist"`}, {"class", `3`}, {"seed", `18446744073709551615`}},
-		sampler:    []member{{"name", `"ddim"`}, {"steps", `50`}, {"guidance_scale", `7.5`}, {"eta", `0`}},
-		labels:     []member{{"tenant", `"acme"`}},
+		attributes: []member{{"specversion", `"1.0"`}, {"type", `"` + TypeGenerationRequested + `"`}, {"source",
+			`"//studio/render"`}, {"id", `"01J9-17"`}, {"time", `"2026-03-01T12:00:00.123456Z"`}},
+		data:    []member{{"model", `"fashion-mnist"`}, {"class", `3`}, {"seed", `18446744073709551615`}},
+		sampler: []member{{"name", `"ddim"`}, {"steps", `50`}, {"guidance_scale", `7.5`}, {"eta", `0`}},
+		labels:  []member{{"tenant", `"acme"`}},
 	}
-	for _, name := range []string{"datacontenttype", "subject", "dataschema", "traceparent", "tracestate", "partitionkey"} {
+	for _, name := range []string{"datacontenttype", "subject", "dataschema", "traceparent", "tracestate",
+		"partitionkey"} {
 		switch g.IntN(20) {
 		case 0:
 			d.attributes = append(d.attributes, member{name, g.value(name)})
@@ -262,11 +296,13 @@ func (g generator) binary(attributes map[string]any, data string) (map[string][]
 			return nil, false
 		}
 		if v != nil {
-			header[pick(g, []string{"ce-", "Ce-", "CE-"})+pick(g, []string{name, strings.ToUpper(name)})] = []string{g.percentEncode(s)}
+			header[pick(g, []string{"ce-", "Ce-", "CE-"})+pick(g, []string{name,
+				strings.ToUpper(name)})] = []string{g.percentEncode(s)}
 		}
 	}
 	if g.IntN(2) == 0 {
-		header[pick(g, []string{"Content-Type", "content-type"})] = []string{pick(g, []string{"application/json", "Application/JSON; charset=utf-8"})}
+		header[pick(g, []string{"Content-Type", "content-type"})] = []string{pick(g, []string{"application/json",
+			"Application/JSON; charset=utf-8"})}
 	}
 	return header, true
 }
@@ -340,6 +376,7 @@ func TestDecoderAgreesWithTheSchema(t *testing.T) {
 	}
 	t.Logf("%d of %d accepted by both, %d of them in binary mode too", accepted, cases, binary)
 	if accepted < int(cases/10) || accepted > int(cases*9/10) || binary < accepted/4 {
-		t.Errorf("the documents do not lie on both sides: %d of %d accepted, %d in binary mode", accepted, cases, binary)
+		t.Errorf("the documents do not lie on both sides: %d of %d accepted, %d in binary mode", accepted, cases,
+			binary)
 	}
 }

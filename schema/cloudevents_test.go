@@ -71,7 +71,8 @@ func TestCloudEventsSDK(t *testing.T) {
 	// In binary mode.
 	theirs.SetSubject("100% of \"Bücher\"")
 	message := &natsMessage{header: map[string][]string{}}
-	if _, err := binding.Write(binding.WithForceBinary(t.Context()), binding.ToMessage(&theirs), nil, message); err != nil {
+	if _, err := binding.Write(binding.WithForceBinary(t.Context()), binding.ToMessage(&theirs), nil,
+		message); err != nil {
 		t.Fatal(err)
 	}
 	if got, err := schema.Decode(message.header, message.data); err != nil || !reflect.DeepEqual(got, want) {

@@ -258,7 +258,8 @@ func checkExtension(name string, value any) error {
 
 // isTraceParent reports whether s is a traceparent of W3C Trace Context whose version, trace and parent are valid.
 func isTraceParent(s string) bool {
-	return tracePattern.MatchString(s) && s[:2] != "ff" && strings.Trim(s[3:35], "0") != "" && strings.Trim(s[36:52], "0") != ""
+	return tracePattern.MatchString(s) && s[:2] != "ff" &&
+		strings.Trim(s[3:35], "0") != "" && strings.Trim(s[36:52], "0") != ""
 }
 
 // parseTime reads a time of RFC 3339 in the years 2020 to 2099, as they are written, and cuts it to microseconds. A
@@ -490,7 +491,8 @@ func parse(payload []byte, at ...string) (any, error) {
 		if err != nil {
 			return nil, broken(err)
 		}
-		if s, ok := token.(string); ok && (loneSurrogate(payload[begin:dec.InputOffset()]) || strings.ContainsFunc(s, noncharacter)) {
+		s, ok := token.(string)
+		if ok && (loneSurrogate(payload[begin:dec.InputOffset()]) || strings.ContainsFunc(s, noncharacter)) {
 			return nil, invalid(where(), "holds half of a surrogate pair or a noncharacter, which I-JSON forbids")
 		}
 		return token, nil
@@ -589,7 +591,8 @@ func Digest(header map[string][]string, payload []byte) string {
 }
 
 func printable(s string) bool {
-	return utf8.ValidString(s) && !strings.ContainsFunc(s, func(r rune) bool { return unicode.IsControl(r) || noncharacter(r) })
+	unfit := func(r rune) bool { return unicode.IsControl(r) || noncharacter(r) }
+	return utf8.ValidString(s) && !strings.ContainsFunc(s, unfit)
 }
 
 // noncharacter reports whether Unicode reserves a code point for use inside programs.

@@ -66,7 +66,8 @@ func binaryMode(t testing.TB, e fields) (map[string][]string, []byte) {
 	return header, payload
 }
 
-var modes = map[string]func(testing.TB, fields) (map[string][]string, []byte){"structured": structuredMode, "binary": binaryMode}
+var modes = map[string]func(testing.TB, fields) (map[string][]string, []byte){"structured": structuredMode,
+	"binary": binaryMode}
 
 func TestDecode(t *testing.T) {
 	for name, mode := range modes {
@@ -139,10 +140,13 @@ var breakages = []breakage{
 	{"long id that is not ASCII", set("id", strings.Repeat("é", 65)), "id", "64 of any kind"},
 	{"id that ends with a space", set("id", "a "), "id", "space"},
 	{"source that is not ASCII", set("source", "//münchen/a"), "source", "URI"},
-	{"data in another encoding", set("datacontenttype", "application/json; charset=latin1"), "datacontenttype", "application/json"},
-	{"data in JSON of another kind", set("datacontenttype", "application/json-patch+json"), "datacontenttype", "application/json"},
+	{"data in another encoding", set("datacontenttype", "application/json; charset=latin1"), "datacontenttype",
+		"application/json"},
+	{"data in JSON of another kind", set("datacontenttype", "application/json-patch+json"), "datacontenttype",
+		"application/json"},
 	{"extension with a control character", set("partitionkey", "a\tb"), "partitionkey", "control"},
-	{"noise of another dtype", set("data.noise_dtype", "int8"), "data.noise_dtype", "float16, bfloat16, float32, float64"},
+	{"noise of another dtype", set("data.noise_dtype", "int8"), "data.noise_dtype",
+		"float16, bfloat16, float32, float64"},
 	{"negative batch index", set("data.batch_index", -1), "data.batch_index", "0 to 65535"},
 	{"large batch index", set("data.batch_index", MaxBatchIndex+1), "data.batch_index", "0 to 65535"},
 	{"long sampler name", set("data.sampler.name", strings.Repeat("x", MaxSamplerName+1)), "data.sampler.name", "128"},
@@ -267,7 +271,8 @@ func TestMalformedTraceIsDropped(t *testing.T) {
 	e := valid()
 	trace, parent := strings.Repeat("a", 32), strings.Repeat("b", 16)
 	for _, malformed := range []any{
-		"not a trace", "ff-" + trace + "-" + parent + "-01", "00-" + strings.Repeat("0", 32) + "-" + parent + "-01", "00-" + trace + "-" + strings.Repeat("0", 16) + "-01", true, 7,
+		"not a trace", "ff-" + trace + "-" + parent + "-01", "00-" + strings.Repeat("0", 32) + "-" + parent + "-01",
+		"00-" + trace + "-" + strings.Repeat("0", 16) + "-01", true, 7,
 	} {
 		e["traceparent"] = malformed
 		got, err := Decode(structuredMode(t, e))
@@ -377,7 +382,8 @@ func FuzzDecode(f *testing.F) {
 			}
 			return
 		}
-		if len(e.Source) > MaxSource || len(e.ID) > MaxID || e.Time.Year() < 2019 || strings.ContainsAny(MessageID(e), "\r\n\x00") {
+		if len(e.Source) > MaxSource || len(e.ID) > MaxID || e.Time.Year() < 2019 || strings.ContainsAny(MessageID(e),
+			"\r\n\x00") {
 			t.Fatalf("out of bounds: %+v", e)
 		}
 		again, body, err := Encode(e)

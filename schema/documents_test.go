@@ -163,7 +163,8 @@ func TestEveryAlertFitsTheSchema(t *testing.T) {
 			t.Fatal(err)
 		}
 		data := envelope["data"].(map[string]any)
-		for at, object := range map[string]map[string]any{"": envelope, "alert": data, "receipt": data["receipt"].(map[string]any)} {
+		for at, object := range map[string]map[string]any{"": envelope, "alert": data,
+			"receipt": data["receipt"].(map[string]any)} {
 			for _, name := range properties(t, alertSchema, at) {
 				if _, given := object[name]; !given {
 					t.Errorf("no alert gives the field %s %s of the schema", at, name)
@@ -353,7 +354,8 @@ func TestAsyncAPI(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for name, header := range map[string]map[string][]string{"generationRequestedBinary": binary, "generationRequested": own} {
+	for name, header := range map[string]map[string][]string{"generationRequestedBinary": binary,
+		"generationRequested": own} {
 		flat := map[string]any{}
 		for n, values := range header {
 			if strings.HasPrefix(n, "Ce-") {

@@ -73,13 +73,20 @@ func TestNumbers(t *testing.T) {
 		path, number string
 		want         any // nil: refused
 	}{
-		{"seed", "1.0", uint64(1)}, {"seed", "1e0", uint64(1)}, {"seed", "10e-1", uint64(1)}, {"seed", "-0", uint64(0)}, {"seed", "0e99999999999999999999", uint64(0)},
-		{"seed", "9007199254740993", uint64(9007199254740993)}, {"seed", "1.8446744073709551615e19", uint64(18446744073709551615)},
-		{"seed", "18446744073709551615.0", uint64(18446744073709551615)}, {"seed", "18446744073709551615.5", nil}, {"seed", "1.8446744073709551616e19", nil},
-		{"seed", "1E400", nil}, {"seed", "1e99999999999999999999", nil}, {"seed", "1e-99999999999999999999", nil}, {"seed", "1.5", nil}, {"seed", "-1", nil},
-		{"sampler.guidance_scale", "1e-99999999999999999999", 0.0}, {"sampler.guidance_scale", "3e1", 30.0}, {"sampler.guidance_scale", "-0.0", 0.0},
-		{"sampler.guidance_scale", "30.00000000000000000000000001", nil}, {"sampler.guidance_scale", "-1e-400", nil}, {"sampler.guidance_scale", "1e99999999999999999999", nil},
-		{"sampler.eta", "1.00000000000000000001", nil}, {"sampler.eta", "0.99999999999999999999", 1.0}, {"sampler.steps", "5e1", 50}, {"sampler.steps", "50.00", 50}, {"sampler.steps", "50.5", nil},
+		{"seed", "1.0", uint64(1)}, {"seed", "1e0", uint64(1)}, {"seed", "10e-1", uint64(1)}, {"seed", "-0", uint64(0)},
+		{"seed", "0e99999999999999999999", uint64(0)},
+		{"seed", "9007199254740993", uint64(9007199254740993)}, {"seed", "1.8446744073709551615e19",
+			uint64(18446744073709551615)},
+		{"seed", "18446744073709551615.0", uint64(18446744073709551615)}, {"seed", "18446744073709551615.5", nil},
+		{"seed", "1.8446744073709551616e19", nil},
+		{"seed", "1E400", nil}, {"seed", "1e99999999999999999999", nil}, {"seed", "1e-99999999999999999999", nil},
+		{"seed", "1.5", nil}, {"seed", "-1", nil},
+		{"sampler.guidance_scale", "1e-99999999999999999999", 0.0}, {"sampler.guidance_scale", "3e1", 30.0},
+		{"sampler.guidance_scale", "-0.0", 0.0},
+		{"sampler.guidance_scale", "30.00000000000000000000000001", nil}, {"sampler.guidance_scale", "-1e-400", nil},
+		{"sampler.guidance_scale", "1e99999999999999999999", nil},
+		{"sampler.eta", "1.00000000000000000001", nil}, {"sampler.eta", "0.99999999999999999999", 1.0},
+		{"sampler.steps", "5e1", 50}, {"sampler.steps", "50.00", 50}, {"sampler.steps", "50.5", nil},
 	} {
 		e := valid()
 		set("data."+c.path, json.Number(c.number))(e)
@@ -93,7 +100,8 @@ func TestNumbers(t *testing.T) {
 			continue
 		}
 		value := map[string]any{
-			"seed": got.Data.Seed, "sampler.guidance_scale": got.Data.Sampler.GuidanceScale, "sampler.eta": got.Data.Sampler.Eta, "sampler.steps": got.Data.Sampler.Steps,
+			"seed": got.Data.Seed, "sampler.guidance_scale": got.Data.Sampler.GuidanceScale,
+			"sampler.eta": got.Data.Sampler.Eta, "sampler.steps": got.Data.Sampler.Steps,
 		}[c.path]
 		if value != c.want {
 			t.Errorf("%s %s is %v, want %v", c.path, c.number, value, c.want)
@@ -158,21 +166,31 @@ func TestBinaryMode(t *testing.T) {
 		{"no name", with("ce-", "x"), data, `""`, "attribute"},
 		{"datacontenttype in XML", with("ce-datacontenttype", "text/xml"), data, "datacontenttype", "application/json"},
 		{"content type of another kind", with("Content-Type", "text/xml"), data, "content-type", "application/json"},
-		{"content type with another charset", with("Content-Type", "application/json; charset=latin1"), data, "content-type", "utf-8"},
+		{"content type with another charset", with("Content-Type", "application/json; charset=latin1"), data,
+			"content-type", "utf-8"},
 		{"empty content type", with("Content-Type", ""), data, "content-type", "media type"},
-		{"content type in two cases", with("Content-Type", "application/json", "content-type", "application/json"), data, "content-type", "twice"},
-		{"batch", with("Content-Type", "application/cloudevents-batch+json"), data, "content-type", "batches are not accepted"},
-		{"batch without ce- headers", map[string][]string{"Content-Type": {"application/cloudevents-batch+json"}}, []byte("[" + string(payload) + "]"), "content-type", "batches are not accepted"},
-		{"another event format", map[string][]string{"Content-Type": {"application/cloudevents+avro"}}, payload, "content-type", contentTypeStructured},
-		{"structured, another charset", map[string][]string{"Content-Type": {"application/cloudevents+json; charset=utf-16"}}, payload, "content-type", "utf-8"},
-		{"structured, a header says another id", map[string][]string{"Content-Type": {"application/cloudevents+json"}, "ce-id": {"other"}}, payload, "id", "payload"},
-		{"structured, a header says more", map[string][]string{"Content-Type": {"application/cloudevents+json"}, "ce-other": {"x"}}, payload, "other", "payload"},
+		{"content type in two cases", with("Content-Type", "application/json", "content-type", "application/json"),
+			data, "content-type", "twice"},
+		{"batch", with("Content-Type", "application/cloudevents-batch+json"), data, "content-type",
+			"batches are not accepted"},
+		{"batch without ce- headers", map[string][]string{"Content-Type": {"application/cloudevents-batch+json"}},
+			[]byte("[" + string(payload) + "]"), "content-type", "batches are not accepted"},
+		{"another event format", map[string][]string{"Content-Type": {"application/cloudevents+avro"}}, payload,
+			"content-type", contentTypeStructured},
+		{"structured, another charset",
+			map[string][]string{"Content-Type": {"application/cloudevents+json; charset=utf-16"}}, payload,
+			"content-type", "utf-8"},
+		{"structured, a header says another id", map[string][]string{"Content-Type": {"application/cloudevents+json"},
+			"ce-id": {"other"}}, payload, "id", "payload"},
+		{"structured, a header says more", map[string][]string{"Content-Type": {"application/cloudevents+json"},
+			"ce-other": {"x"}}, payload, "other", "payload"},
 	} {
 		_, err := Decode(c.header, c.payload)
 		wantInvalid(t, c.name, err, c.field, c.reason)
 	}
 	for _, contentType := range []string{"application/cloudevents", "Application/CloudEvents+JSON; charset=utf-8"} {
-		if _, err := Decode(map[string][]string{"Content-Type": {contentType}, "ce-id": {"01J9-17"}}, payload); err != nil {
+		if _, err := Decode(map[string][]string{"Content-Type": {contentType}, "ce-id": {"01J9-17"}},
+			payload); err != nil {
 			t.Errorf("%s: %v", contentType, err)
 		}
 	}
@@ -181,14 +199,17 @@ func TestBinaryMode(t *testing.T) {
 // TestTextThatIsNotIJSON refuses what encoding/json would replace or choose in silence.
 func TestTextThatIsNotIJSON(t *testing.T) {
 	for name, id := range map[string]string{
-		"high surrogate alone": `\ud83d`, "low surrogate alone": `\ude00`, "surrogates in the wrong order": `\ude00\ud83d`, "two high surrogates": `\ud83d\ud83d`,
-		"high surrogate before text": `\ud83dx`, "noncharacter": `\ufffe`, "noncharacter in a block": `\ufdd0`, "noncharacter of plane 1": `\ud83f\udfff`,
+		"high surrogate alone": `\ud83d`, "low surrogate alone": `\ude00`,
+		"surrogates in the wrong order": `\ude00\ud83d`, "two high surrogates": `\ud83d\ud83d`,
+		"high surrogate before text": `\ud83dx`, "noncharacter": `\ufffe`, "noncharacter in a block": `\ufdd0`,
+		"noncharacter of plane 1": `\ud83f\udfff`,
 	} {
 		_, payload := structuredMode(t, valid())
 		_, err := Decode(nil, []byte(strings.Replace(string(payload), `"01J9-17"`, `"`+id+`"`, 1)))
 		wantInvalid(t, name, err, "id", "I-JSON")
 	}
-	for id, want := range map[string]string{`\ud83d\ude00`: "😀", `\\ud83d`: `\ud83d`, `\ufffd`: "\ufffd", `\\\ud83d\ude00`: `\😀`} {
+	for id, want := range map[string]string{`\ud83d\ude00`: "😀", `\\ud83d`: `\ud83d`, `\ufffd`: "\ufffd",
+		`\\\ud83d\ude00`: `\😀`} {
 		_, payload := structuredMode(t, valid())
 		e, err := Decode(nil, []byte(strings.Replace(string(payload), `"01J9-17"`, `"`+id+`"`, 1)))
 		if err != nil || e.ID != want {
@@ -217,12 +238,16 @@ func TestEncodeChangesNothing(t *testing.T) {
 
 // FuzzEncode shows that what Encode writes is decoded to the same event, and that it fits the JSON Schema.
 func FuzzEncode(f *testing.F) {
-	f.Add("//studio/render", "01J9-17", int64(1772366400), "fashion-mnist", "Trouser", 3, uint64(1)<<63, "torch-cuda", "DDIM", 50, 7.5, 0.0, "tenant", "acme")
+	f.Add("//studio/render", "01J9-17", int64(1772366400), "fashion-mnist", "Trouser", 3, uint64(1)<<63, "torch-cuda",
+		"DDIM", 50, 7.5, 0.0, "tenant", "acme")
 	f.Add("s", "\xff", int64(0), "m", "", -1, uint64(0), "", "", 0, -1.0, 2.0, "", "\x00")
-	f.Add("a b", "é", int64(4102444799), "M", "a\xff", 99999, uint64(1)<<53+1, "n n", "Euler a", 1000, 30.0, 1.0, "x", "😀")
+	f.Add("a b", "é", int64(4102444799), "M", "a\xff", 99999, uint64(1)<<53+1, "n n", "Euler a", 1000, 30.0, 1.0, "x",
+		"😀")
 	s := compile(f, eventSchema)
-	f.Fuzz(func(t *testing.T, source, id string, at int64, model, label string, index int, seed uint64, noise, sampler string, steps int, guidance, eta float64, name, value string) {
-		e := Event{Source: source, ID: id, Time: time.Unix(at, 0).UTC(), Data: Generation{Model: model, Class: Class{Index: index, Label: label}, Seed: seed, Noise: noise}}
+	f.Fuzz(func(t *testing.T, source, id string, at int64, model, label string, index int, seed uint64, noise,
+		sampler string, steps int, guidance, eta float64, name, value string) {
+		e := Event{Source: source, ID: id, Time: time.Unix(at, 0).UTC(), Data: Generation{Model: model,
+			Class: Class{Index: index, Label: label}, Seed: seed, Noise: noise}}
 		if label != "" {
 			e.Data.Class = ClassLabel(label)
 		}
@@ -244,4 +269,17 @@ func FuzzEncode(f *testing.F) {
 			t.Fatalf("%v\n%s", err, payload)
 		}
 	})
+}
+
+// TestIdentifyReadsTheModeAsDecodeDoes finds the identity where Decode would.
+func TestIdentifyReadsTheModeAsDecodeDoes(t *testing.T) {
+	payload := []byte(`{"source": "//payload", "id": "1", "time": "soon"}`)
+	structured := map[string][]string{"Content-Type": {contentTypeStructured}, "Ce-id": {"2"}}
+	if source, id := Identify(structured, payload); source != "//payload" || id != "1" {
+		t.Errorf("structured: %q %q", source, id)
+	}
+	binary := map[string][]string{"Ce-source": {"//header"}, "Ce-id": {`"a%20\"b"`}}
+	if source, id := Identify(binary, payload); source != "//header" || id != `a "b` {
+		t.Errorf("binary: %q %q", source, id)
+	}
 }

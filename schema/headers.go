@@ -61,7 +61,10 @@ func mediaType(value string) (string, error) {
 func headerValue(attribute, value string) (string, error) {
 	value = strings.Trim(value, " \t")
 	if strings.ContainsFunc(value, func(r rune) bool { return r < ' ' || r > '~' }) {
-		return "", invalid(pathName(attribute), "header holds characters that are not printable ASCII, they must be percent-encoded")
+		return "", invalid(
+			pathName(attribute),
+			"header holds characters that are not printable ASCII, they must be percent-encoded",
+		)
 	}
 	if inside, quoted := strings.CutPrefix(value, `"`); quoted {
 		var ok bool
@@ -95,18 +98,30 @@ func unquote(s string) (string, bool) {
 	return "", false
 }
 
+// mediaCloudEvents begins the media types of CloudEvents in structured and in batched mode.
+const mediaCloudEvents = "application/cloudevents"
+
 // isStructured tells the mode of a message from its media type and from whether it has ce- headers. A message with
 // neither is in structured mode, as before NATS had headers.
 func isStructured(media string, headers bool) (bool, error) {
 	switch {
-	case media == "application/cloudevents", media == contentTypeStructured, media == "" && !headers:
+	case media == mediaCloudEvents, media == contentTypeStructured, media == "" && !headers:
 		return true, nil
-	case strings.HasPrefix(media, "application/cloudevents-batch"):
-		return false, invalid("content-type", "%s: batches are not accepted, publish one message for each event", quote(media))
-	case strings.HasPrefix(media, "application/cloudevents"):
+	case strings.HasPrefix(media, mediaCloudEvents+"-batch"):
+		return false, invalid(
+			"content-type",
+			"%s: batches are not accepted, publish one message for each event",
+			quote(media),
+		)
+	case strings.HasPrefix(media, mediaCloudEvents):
 		return false, invalid("content-type", "%s must be %s", quote(media), contentTypeStructured)
 	case !headers:
-		return false, invalid("content-type", "%s is not %s, and there are no ce- headers", quote(media), contentTypeStructured)
+		return false, invalid(
+			"content-type",
+			"%s is not %s, and there are no ce- headers",
+			quote(media),
+			contentTypeStructured,
+		)
 	case media != "" && media != "application/json":
 		return false, invalid("content-type", "%s must be application/json in binary mode", quote(media))
 	}

@@ -3,7 +3,6 @@ package schema
 import (
 	"bytes"
 	"encoding/json"
-	"net/url"
 	"strings"
 )
 
@@ -18,20 +17,22 @@ func Identify(header map[string][]string, payload []byte) (source, id string) {
 		twice[name] = twice[name] || seen
 		values[name] = value
 	}
-	binary := false
+	binary, structured := false, false
 	for name, list := range header {
 		attribute, ce := strings.CutPrefix(strings.ToLower(name), "ce-")
-		if !ce {
-			continue
-		}
-		binary = true
+		binary = binary || ce
 		for _, v := range list {
-			if text, err := url.PathUnescape(v); err == nil {
+			if strings.EqualFold(name, "content-type") && strings.HasPrefix(strings.ToLower(v), mediaCloudEvents) {
+				structured = true
+			}
+			if text, err := headerValue(attribute, v); ce && err == nil {
 				see(attribute, text)
 			}
 		}
 	}
-	if !binary {
+	if structured || !binary { // headers may then repeat what the payload says
+		clear(values)
+		clear(twice)
 		identifyJSON(payload[:min(len(payload), MaxPayload)], see)
 	}
 	read := func(name string, most int) string {

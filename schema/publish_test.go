@@ -132,7 +132,8 @@ asyncio.run(main())
 		t.Fatal(err)
 	}
 	want := schema.Event{
-		Source: "//studio/render-7", ID: `Bild 7 "€" 100%`, Time: time.Date(2026, 3, 1, 12, 0, 0, 250_000_000, time.UTC),
+		Source: "//studio/render-7", ID: `Bild 7 "€" 100%`, Time: time.Date(2026, 3, 1, 12, 0, 0, 250_000_000,
+			time.UTC),
 		Data: schema.Generation{Model: "fashion-mnist", Class: schema.ClassLabel("Trouser"), Seed: math.MaxUint64},
 	}
 	if got, err := schema.Decode(msg.Header, msg.Data); err != nil || !reflect.DeepEqual(got, want) {

@@ -20,8 +20,10 @@ var uriPattern = func() *regexp.Regexp {
 		absolute  = `//` + authority + segments + `|/(?:` + segment + `+` + segments + `)?`
 		tail      = `(?:` + char + `|[/?])*`
 	)
-	return regexp.MustCompile(`^(?:[A-Za-z][A-Za-z0-9+.-]*:(?:` + absolute + `|` + segment + `+` + segments + `)?|(?:` + absolute + `|` + first + `+` + segments + `)?)` +
-		`(?:\?` + tail + `)?(?:#` + tail + `)?$`)
+	return regexp.MustCompile(`^(?:` +
+		`[A-Za-z][A-Za-z0-9+.-]*:(?:` + absolute + `|` + segment + `+` + segments + `)?|` +
+		`(?:` + absolute + `|` + first + `+` + segments + `)?` +
+		`)(?:\?` + tail + `)?(?:#` + tail + `)?$`)
 }()
 
 func isURIReference(s string) bool {

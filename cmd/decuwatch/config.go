@@ -64,7 +64,8 @@ type NATSConfig struct {
 
 func (c NATSConfig) validate() error {
 	for address := range strings.SplitSeq(c.URL, ",") {
-		if u, err := url.Parse(strings.TrimSpace(address)); err != nil || u.Host == "" || !slices.Contains([]string{"nats", "tls", "ws", "wss"}, u.Scheme) {
+		u, err := url.Parse(strings.TrimSpace(address))
+		if err != nil || u.Host == "" || !slices.Contains([]string{"nats", "tls", "ws", "wss"}, u.Scheme) {
 			return usage("nats.url is %q, must name servers: nats://host:4222 or tls://host:4222", redact(c.URL))
 		}
 	}
@@ -74,7 +75,8 @@ func (c NATSConfig) validate() error {
 	case c.Creds != "" && c.NKey != "":
 		return usage("nats.creds and nats.nkey must not both be given")
 	}
-	if err := nats.CustomInboxPrefix(c.InboxPrefix)(&nats.Options{}); err != nil || strings.ContainsFunc(c.InboxPrefix, unicode.IsSpace) {
+	err := nats.CustomInboxPrefix(c.InboxPrefix)(&nats.Options{})
+	if err != nil || strings.ContainsFunc(c.InboxPrefix, unicode.IsSpace) {
 		return usage("nats.inbox-prefix is %q, must be a subject without wildcards", c.InboxPrefix)
 	}
 	return nil
@@ -165,9 +167,11 @@ type StreamConfig struct {
 
 func (c StreamConfig) validate() error {
 	return errors.Join(
-		streamName("stream.name", c.Name), atLeast("stream", map[string]int64{"max-age": int64(c.MaxAge)}, int64(time.Minute)),
+		streamName("stream.name", c.Name),
+		atLeast("stream", map[string]int64{"max-age": int64(c.MaxAge)}, int64(time.Minute)),
 		atLeast("stream", map[string]int64{"keep-settled": int64(c.KeepSettled), "check-interval": int64(c.CheckInterval)}, int64(time.Second)),
-		atLeast("stream", map[string]int64{"max-bytes": c.MaxBytes}, 1<<20), between("stream.replicas", int64(c.Replicas), 1, maxReplicas),
+		atLeast("stream", map[string]int64{"max-bytes": c.MaxBytes}, 1<<20),
+		between("stream.replicas", int64(c.Replicas), 1, maxReplicas),
 	)
 }
 
@@ -250,8 +254,13 @@ func (c ScoringConfig) validate() error {
 		return usage("scoring.unreproducible is %q, must be %s or %s", c.Unreproducible, unreproducibleScore, unreproducibleSkip)
 	}
 	return errors.Join(
-		device(c.Device), atLeast("scoring", map[string]int64{"threads": int64(c.Threads), "max-batch-rows": int64(c.MaxBatchRows), "memory-limit": c.MemoryLimit}, 0),
-		atLeast("scoring", map[string]int64{"sessions": int64(c.Sessions), "max-request-rows": int64(c.MaxRequestRows)}, 1),
+		device(c.Device),
+		atLeast("scoring", map[string]int64{
+			"threads": int64(c.Threads), "max-batch-rows": int64(c.MaxBatchRows), "memory-limit": c.MemoryLimit,
+		}, 0),
+		atLeast("scoring", map[string]int64{
+			"sessions": int64(c.Sessions), "max-request-rows": int64(c.MaxRequestRows),
+		}, 1),
 	)
 }
 
@@ -349,15 +358,19 @@ type AlertsConfig struct {
 
 func (c AlertsConfig) validate() error {
 	if c.WebhookFormat != alerts.FormatCloudEvents && c.WebhookFormat != alerts.FormatSlack {
-		return usage("alerts.webhook-format is %q, must be %s or %s", c.WebhookFormat, alerts.FormatCloudEvents, alerts.FormatSlack)
+		return usage("alerts.webhook-format is %q, must be %s or %s", c.WebhookFormat,
+			alerts.FormatCloudEvents, alerts.FormatSlack)
 	}
 	if c.WebhookSecretFile != "" && c.WebhookURL == "" {
 		return usage("alerts.webhook-secret-file is given without alerts.webhook-url")
 	}
 	return errors.Join(
-		streamName("alerts.stream", c.Stream), atLeast("alerts", map[string]int64{"max-age": int64(c.MaxAge)}, int64(time.Minute)),
-		atLeast("alerts", map[string]int64{"max-bytes": c.MaxBytes}, 1<<20), between("alerts.replicas", int64(c.Replicas), 1, maxReplicas),
-		webAddress("alerts.webhook-url", c.WebhookURL), webAddress("alerts.alertmanager-url", c.AlertmanagerURL), webAddress("alerts.link", c.Link),
+		streamName("alerts.stream", c.Stream),
+		atLeast("alerts", map[string]int64{"max-age": int64(c.MaxAge)}, int64(time.Minute)),
+		atLeast("alerts", map[string]int64{"max-bytes": c.MaxBytes}, 1<<20),
+		between("alerts.replicas", int64(c.Replicas), 1, maxReplicas),
+		webAddress("alerts.webhook-url", c.WebhookURL), webAddress("alerts.alertmanager-url", c.AlertmanagerURL),
+		webAddress("alerts.link", c.Link),
 	)
 }
 
@@ -416,7 +429,8 @@ type MetricsConfig struct {
 
 func (c MetricsConfig) validate() error {
 	return errors.Join(
-		hostPort("metrics.address", c.Address), c.pair("metrics"), atLeast("metrics", map[string]int64{"max-class-series": int64(c.MaxClassSeries)}, 1),
+		hostPort("metrics.address", c.Address), c.pair("metrics"),
+		atLeast("metrics", map[string]int64{"max-class-series": int64(c.MaxClassSeries)}, 1),
 		atLeast("metrics", map[string]int64{"clock-tolerance": int64(c.ClockTolerance)}, int64(time.Second)),
 	)
 }
@@ -483,9 +497,11 @@ func (c Config) validate() error {
 			errs = append(errs, group.validate())
 		}
 	}
-	errs = append(errs, atLeast("stream", map[string]int64{"max-age": int64(c.Stream.MaxAge)}, int64(c.Consumers.OrphanGrace)+int64(time.Minute)))
+	least := int64(c.Consumers.OrphanGrace + time.Minute)
+	errs = append(errs, atLeast("stream", map[string]int64{"max-age": int64(c.Stream.MaxAge)}, least))
 	if c.Retention.Events < c.Stream.MaxAge {
-		errs = append(errs, usage("retention.events is %s, must be at least %s, which is stream.max-age", c.Retention.Events, c.Stream.MaxAge))
+		errs = append(errs, usage("retention.events is %s, must be at least %s, which is stream.max-age",
+			c.Retention.Events, c.Stream.MaxAge))
 	}
 	return errors.Join(errs...)
 }
@@ -707,7 +723,8 @@ func environmentName(setting string) string {
 // serviceLink matches the variables that Kubernetes makes of Services, among them one named decuwatch-review.
 var serviceLink = regexp.MustCompile(`_(SERVICE_HOST|SERVICE_PORT(_[A-Z0-9_]+)?|PORT(_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)$`)
 
-// unknownVariables returns the variables of an environment that are named like a setting of one of the groups, but are none.
+// unknownVariables returns the variables of an environment that are named like a setting of one of the groups, but are
+// none.
 func unknownVariables(environment []string) []string {
 	known, groups := map[string]bool{}, []string{}
 	for _, f := range settingFields() {

@@ -52,7 +52,8 @@ func natsServer(t *testing.T, o *server.Options) *server.Server {
 	return s
 }
 
-// TestHandshakeFirst reaches a server that begins with TLS by the setting, and says what is wrong when either side has it
+// TestHandshakeFirst reaches a server that begins with TLS by the setting, and says what is wrong when either side has
+// it
 // alone.
 func TestHandshakeFirst(t *testing.T) {
 	files := HTTPTLSConfig{TLSCert: t.TempDir() + "/cert.pem", TLSKey: t.TempDir() + "/key.pem"}
@@ -62,7 +63,8 @@ func TestHandshakeFirst(t *testing.T) {
 		t.Fatal(err)
 	}
 	options := func(first bool, timeout float64) *server.Options {
-		return &server.Options{TLS: true, TLSTimeout: timeout, TLSHandshakeFirst: first, TLSConfig: &tls.Config{Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS12}}
+		return &server.Options{TLS: true, TLSTimeout: timeout, TLSHandshakeFirst: first,
+			TLSConfig: &tls.Config{Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS12}}
 	}
 	for _, c := range []struct {
 		name         string
@@ -98,7 +100,8 @@ func TestHandshakeFirst(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer nc.Close()
-			for end := time.Now().Add(time.Minute); !strings.Contains(log.String(), c.want); time.Sleep(20 * time.Millisecond) {
+			for end := time.Now().Add(time.Minute); !strings.Contains(log.String(),
+				c.want); time.Sleep(20 * time.Millisecond) {
 				if time.Now().After(end) {
 					t.Fatalf("the log says %q", log.String())
 				}
@@ -107,7 +110,8 @@ func TestHandshakeFirst(t *testing.T) {
 	}
 }
 
-// TestNoRoomForStreams ends with an error that names the settings, the sizes and what the account has, at every place that
+// TestNoRoomForStreams ends with an error that names the settings, the sizes and what the account has, at every place
+// that
 // creates a stream.
 func TestNoRoomForStreams(t *testing.T) {
 	js := func(t *testing.T, most int64) (jetstream.JetStream, string) {
@@ -130,7 +134,8 @@ func TestNoRoomForStreams(t *testing.T) {
 		if err == nil {
 			t.Fatal("no error")
 		}
-		for _, part := range []string{"stream.max-bytes", "8589934592", "alerts.max-bytes", "4294967296", "reserved", "max_file_store"} {
+		for _, part := range []string{"stream.max-bytes", "8589934592", "alerts.max-bytes", "4294967296", "reserved",
+			"max_file_store"} {
 			if !strings.Contains(err.Error(), part) {
 				t.Errorf("%v does not say %s", err, part)
 			}
@@ -152,7 +157,8 @@ func TestNoRoomForStreams(t *testing.T) {
 	t.Run("alerts", func(t *testing.T) {
 		js, _ := js(t, 1<<30)
 		sink := alerts.NewStreamSink(js, defaults.Alerts.config())
-		want(t, explainRoom(t.Context(), js, defaults.Stream, defaults.Alerts, ensureAlerts(t.Context(), js.Conn(), sink, slog.New(slog.DiscardHandler))))
+		want(t, explainRoom(t.Context(), js, defaults.Stream, defaults.Alerts, ensureAlerts(t.Context(), js.Conn(),
+			sink, slog.New(slog.DiscardHandler))))
 	})
 	t.Run("publish", func(t *testing.T) {
 		_, url := js(t, 1<<30)
@@ -163,7 +169,8 @@ func TestNoRoomForStreams(t *testing.T) {
 	})
 	t.Run("serve", func(t *testing.T) {
 		_, url := js(t, 1<<30)
-		code, text := serveWith(t, []string{"serve", "-e", shipped, "--nats.url", url, "--postgres.url", pgtest.URL(t), "--metrics.address=127.0.0.1:0", "--review.address=none"}, nil)
+		code, text := serveWith(t, []string{"serve", "-e", shipped, "--nats.url", url, "--postgres.url", pgtest.URL(t),
+			"--metrics.address=127.0.0.1:0", "--review.address=none"}, nil)
 		if code != exitFailed || !strings.Contains(text, "stream.max-bytes") {
 			t.Errorf("exit code %d, %q", code, text)
 		}

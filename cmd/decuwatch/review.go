@@ -63,8 +63,9 @@ func (c ReviewConfig) validate() error {
 		return err
 	}
 	return errors.Join(
-		c.pair("review"), webAddress("review.url", c.URL), share("review.share", c.Share), between("review.image-side", int64(c.ImageSide), 16, 512),
-		between("review.workers", int64(c.Workers), 0, 64), atLeast("review", map[string]int64{"evidence-attempts": int64(c.EvidenceAttempts)}, 1),
+		c.pair("review"), webAddress("review.url", c.URL), share("review.share", c.Share),
+		between("review.image-side", int64(c.ImageSide), 16, 512), between("review.workers", int64(c.Workers), 0, 64),
+		atLeast("review", map[string]int64{"evidence-attempts": int64(c.EvidenceAttempts)}, 1),
 	)
 }
 

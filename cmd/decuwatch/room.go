@@ -15,7 +15,8 @@ import (
 
 // explainRoom adds to JetStream's refusal of a stream for its size the settings that ask for it, and what the account
 // has. Other errors stay as they are.
-func explainRoom(ctx context.Context, js jetstream.JetStream, stream StreamConfig, alerts AlertsConfig, err error) error {
+func explainRoom(ctx context.Context, js jetstream.JetStream, stream StreamConfig, alerts AlertsConfig,
+	err error) error {
 	if !consumers.NoRoom(err) {
 		return err
 	}
@@ -28,11 +29,13 @@ func explainRoom(ctx context.Context, js jetstream.JetStream, stream StreamConfi
 			has += fmt.Sprintf(" of %d", info.Limits.MaxStore)
 		}
 	}
-	return fmt.Errorf("%w: new streams ask for %d bytes of events (stream.max-bytes), as many of advisories, and %d bytes of alerts (alerts.max-bytes)%s; lower these settings, or raise max_file_store of the NATS server or the account's limit",
-		err, stream.MaxBytes, alerts.MaxBytes, has)
+	return fmt.Errorf("%w: new streams ask for %d bytes of events (stream.max-bytes), as many of advisories, and "+
+		"%d bytes of alerts (alerts.max-bytes)%s; lower these settings, or raise max_file_store of the NATS server "+
+		"or the account's limit", err, stream.MaxBytes, alerts.MaxBytes, has)
 }
 
-// ensureAlerts creates the stream of alerts as soon as NATS is there, then waits for ctx. It ends early, with an error, only
+// ensureAlerts creates the stream of alerts as soon as NATS is there, then waits for ctx. It ends early, with an error,
+// only
 // if there is no room for the stream; whatever else fails is tried again with the first alert.
 func ensureAlerts(ctx context.Context, nc *nats.Conn, stream *alerts.StreamSink, log *slog.Logger) error {
 	tick := time.NewTicker(time.Second)

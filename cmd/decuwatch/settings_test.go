@@ -10,7 +10,8 @@ import (
 	"testing"
 )
 
-// wrongTexts gives each setting that is text or a list a value that must be refused; "" marks those that take any text: the
+// wrongTexts gives each setting that is text or a list a value that must be refused; "" marks those that take any text:
+// the
 // names of files, which are read later.
 var wrongTexts = map[string][]string{
 	"nats.url":                   {"127.0.0.1:4222", "http://127.0.0.1:4222", "nats://", "nats://a:4222,b"},
@@ -56,7 +57,8 @@ var wrongValues = map[string][]string{
 	"true or false": {"maybe", "2"},
 }
 
-// TestWrongValuesOfEverySetting gives serve a wrong value of each setting, in the file, in the environment and by a flag.
+// TestWrongValuesOfEverySetting gives serve a wrong value of each setting, in the file, in the environment and by a
+// flag.
 // It must end with the exit code for wrong settings, and name the setting and where the value stands.
 func TestWrongValuesOfEverySetting(t *testing.T) {
 	cases := 0
@@ -71,7 +73,8 @@ func TestWrongValuesOfEverySetting(t *testing.T) {
 			}
 			path := filepath.Join(t.TempDir(), "settings.yaml")
 			group, name, _ := strings.Cut(f.name, ".")
-			if err := os.WriteFile(path, fmt.Appendf(nil, "# settings\n%s:\n  %s: %q\n", group, name, value), 0o600); err != nil {
+			if err := os.WriteFile(path, fmt.Appendf(nil, "# settings\n%s:\n  %s: %q\n", group, name, value),
+				0o600); err != nil {
 				t.Fatal(err)
 			}
 			variable := environmentName(f.name)
@@ -123,7 +126,8 @@ func TestSettingsThatDoNotFitTogether(t *testing.T) {
 		if err := os.WriteFile(path, []byte(c.file), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if code, text := serveWith(t, []string{"serve", "--scoring.ensembles=/nowhere", "--config", path}, nil); code != exitUsage || !strings.Contains(text, c.want) {
+		if code, text := serveWith(t, []string{"serve", "--scoring.ensembles=/nowhere", "--config", path},
+			nil); code != exitUsage || !strings.Contains(text, c.want) {
 			t.Errorf("%s: exit code %d, %q", c.file, code, text)
 		}
 	}
@@ -132,10 +136,14 @@ func TestSettingsThatDoNotFitTogether(t *testing.T) {
 // TestEveryVerbValidatesItsSettings gives each verb a wrong value of each group of settings that it reads.
 func TestEveryVerbValidatesItsSettings(t *testing.T) {
 	for _, args := range [][]string{
-		{"watch", "--nats.url=x"}, {"watch", "--alerts.stream=a b"}, {"publish", "--stream.name=a b", "--model=m", "--class=1", "--seed=1"},
-		{"canary", "-e=/e", "--nats.url=x"}, {"canary", "-e=/e", "--stream.replicas=0"}, {"canary", "-e=/e", "--postgres.url=x://"}, {"reconcile", "--stream.name=a b"}, {"reconcile", "--alerts.replicas=9"},
-		{"migrate", "--postgres.max-conns=0"}, {"review", "list", "--postgres.batch-size=0"}, {"thresholds", "list", "--postgres.lock-timeout=0s"},
-		{"replay", "a", "-e=/e", "--scoring.profile=x"}, {"score", "--class=1", "--seed=1", "-e=/e", "--scoring.device=x"},
+		{"watch", "--nats.url=x"}, {"watch", "--alerts.stream=a b"}, {"publish", "--stream.name=a b", "--model=m",
+			"--class=1", "--seed=1"},
+		{"canary", "-e=/e", "--nats.url=x"}, {"canary", "-e=/e", "--stream.replicas=0"}, {"canary", "-e=/e",
+			"--postgres.url=x://"}, {"reconcile", "--stream.name=a b"}, {"reconcile", "--alerts.replicas=9"},
+		{"migrate", "--postgres.max-conns=0"}, {"review", "list", "--postgres.batch-size=0"}, {"thresholds", "list",
+			"--postgres.lock-timeout=0s"},
+		{"replay", "a", "-e=/e", "--scoring.profile=x"}, {"score", "--class=1", "--seed=1", "-e=/e",
+			"--scoring.device=x"},
 	} {
 		setting := ""
 		for _, a := range args {
@@ -151,8 +159,11 @@ func TestEveryVerbValidatesItsSettings(t *testing.T) {
 
 func TestVariablesThatAreNoSettingsAreReported(t *testing.T) {
 	got := unknownVariables([]string{
-		"DECUWATCH_CONSUMERS_MAX_ROWS=1", "DECUWATCH_CONSUMERS_MAXROWS=1", "DECUWATCH_NATS_TLS=true", "DECUWATCH_CONFIG=/x", "DECUWATCH_FAILPOINT=", "DECUWATCH_TRAIN=1", "PATH=/bin",
-		"DECUWATCH_REVIEW_SERVICE_HOST=10.0.0.1", "DECUWATCH_REVIEW_SERVICE_PORT_HTTP=80", "DECUWATCH_REVIEW_PORT=tcp://10.0.0.1:80", "DECUWATCH_REVIEW_PORT_80_TCP_ADDR=10.0.0.1", "DECUWATCH_ONNXRUNTIME_LIB=/lib.so",
+		"DECUWATCH_CONSUMERS_MAX_ROWS=1", "DECUWATCH_CONSUMERS_MAXROWS=1", "DECUWATCH_NATS_TLS=true",
+		"DECUWATCH_CONFIG=/x", "DECUWATCH_FAILPOINT=", "DECUWATCH_TRAIN=1", "PATH=/bin",
+		"DECUWATCH_REVIEW_SERVICE_HOST=10.0.0.1", "DECUWATCH_REVIEW_SERVICE_PORT_HTTP=80",
+		"DECUWATCH_REVIEW_PORT=tcp://10.0.0.1:80", "DECUWATCH_REVIEW_PORT_80_TCP_ADDR=10.0.0.1",
+		"DECUWATCH_ONNXRUNTIME_LIB=/lib.so",
 	})
 	if want := []string{"DECUWATCH_CONSUMERS_MAXROWS", "DECUWATCH_NATS_TLS"}; !slices.Equal(got, want) {
 		t.Errorf("%v, want %v", got, want)

@@ -8,13 +8,15 @@ import (
 	"testing"
 )
 
-// TestVersion shows that the build's flags say what the program and its metrics tell, and that the Makefile and the image
+// TestVersion shows that the build's flags say what the program and its metrics tell, and that the Makefile and the
+// image
 // set variables that exist.
 func TestVersion(t *testing.T) {
 	defer func(v, r string) { version, revision = v, r }(version, revision)
 	version, revision = "v9.8.7", "0123456789abcdef"
 	var out bytes.Buffer
-	if err := (versionCmd{}).Run(&streams{out: &out}); err != nil || !strings.HasPrefix(out.String(), "decuwatch v9.8.7 (0123456789ab), go") {
+	if err := (versionCmd{}).Run(&streams{out: &out}); err != nil || !strings.HasPrefix(out.String(),
+		"decuwatch v9.8.7 (0123456789ab), go") {
 		t.Errorf("%q, %v", out.String(), err)
 	}
 	families, err := newRegistry().Gather()

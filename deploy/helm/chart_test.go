@@ -60,7 +60,8 @@ func tryChart(c *chart.Chart, values map[string]any) (map[string][]byte, error) 
 	if err := json.Unmarshal(text, &read); err != nil {
 		return nil, err
 	}
-	all, err := chartutil.ToRenderValues(c, read, chartutil.ReleaseOptions{Name: "monitor", Namespace: "decuwatch", IsInstall: true}, chartutil.DefaultCapabilities)
+	all, err := chartutil.ToRenderValues(c, read, chartutil.ReleaseOptions{Name: "monitor", Namespace: "decuwatch",
+		IsInstall: true}, chartutil.DefaultCapabilities)
 	if err != nil {
 		return nil, err
 	}

@@ -58,8 +58,11 @@ func TestSettingsRenderAsText(t *testing.T) {
 		value any
 		want  string
 	}{
-		{8388608, "8388608"}, {"8388608", "8388608"}, {85899345920, "85899345920"}, {0, "0"}, {-1, "-1"}, {1e6, "1000000"}, {1e14, "100000000000000"}, {0.01, "0.01"}, {2.5, "2.5"}, {1e-7, "1e-07"},
-		{true, "true"}, {false, "false"}, {"", ""}, {"20s", "20s"}, {"true", "true"}, {"1e6", "1e6"}, {"0x10", "0x10"}, {"null", "null"}, {"a: b #c", "a: b #c"}, {`"quoted" \ $HOME`, `"quoted" \ $HOME`}, {"{{ .Values }}", "{{ .Values }}"},
+		{8388608, "8388608"}, {"8388608", "8388608"}, {85899345920, "85899345920"}, {0, "0"}, {-1, "-1"}, {1e6,
+			"1000000"}, {1e14, "100000000000000"}, {0.01, "0.01"}, {2.5, "2.5"}, {1e-7, "1e-07"},
+		{true, "true"}, {false, "false"}, {"", ""}, {"20s", "20s"}, {"true", "true"}, {"1e6", "1e6"}, {"0x10", "0x10"},
+		{"null", "null"}, {"a: b #c", "a: b #c"}, {`"quoted" \ $HOME`, `"quoted" \ $HOME`}, {"{{ .Values }}",
+			"{{ .Values }}"},
 		{"line\nbreak", "line\nbreak"}, {" space ", " space "},
 	} {
 		env := environment(t, renderChart(t, c, at("settings.DECUWATCH_STREAM_MAX_BYTES", s.value)))
@@ -67,7 +70,8 @@ func TestSettingsRenderAsText(t *testing.T) {
 			t.Errorf("%#v renders as %q, want %q", s.value, got, s.want)
 		}
 	}
-	for name, value := range map[string]string{"DECUWATCH_SCORING_DEVICE": "cuda:1", "DECUWATCH_NATS_URL": "tls://other:4222", "DECUWATCH_SCORING_ENSEMBLES": "/ensembles/a,/ensembles/b"} {
+	for name, value := range map[string]string{"DECUWATCH_SCORING_DEVICE": "cuda:1",
+		"DECUWATCH_NATS_URL": "tls://other:4222", "DECUWATCH_SCORING_ENSEMBLES": "/ensembles/a,/ensembles/b"} {
 		values := map[string]any{"settings": map[string]any{name: value}}
 		if name == "DECUWATCH_SCORING_DEVICE" {
 			values["gpu"], values["image"] = map[string]any{"enabled": true}, map[string]any{"tag": "cuda"}
@@ -76,7 +80,8 @@ func TestSettingsRenderAsText(t *testing.T) {
 			t.Errorf("%s renders as %q, want the setting's %q", name, got, value)
 		}
 	}
-	objects := renderChart(t, c, map[string]any{"keda": map[string]any{"enabled": true}, "settings": map[string]any{"DECUWATCH_STREAM_NAME": "OTHER"}})
+	objects := renderChart(t, c, map[string]any{"keda": map[string]any{"enabled": true},
+		"settings": map[string]any{"DECUWATCH_STREAM_NAME": "OTHER"}})
 	if !strings.Contains(string(objects["ScaledObject"]), `"stream":"OTHER"`) {
 		t.Errorf("KEDA watches another stream than the workers: %s", objects["ScaledObject"])
 	}
@@ -126,7 +131,8 @@ func TestEveryNumberRendersAsAnInteger(t *testing.T) {
 	}
 }
 
-// TestWrongValuesAreRefused sweeps values that are wrong by themselves or contradict each other; the error names the value.
+// TestWrongValuesAreRefused sweeps values that are wrong by themselves or contradict each other; the error names the
+// value.
 func TestWrongValuesAreRefused(t *testing.T) {
 	c := loadChart(t)
 	gpu := map[string]any{"enabled": true}
@@ -134,44 +140,53 @@ func TestWrongValuesAreRefused(t *testing.T) {
 		values map[string]any
 		want   string
 	}{
-		"unknown value":             {map[string]any{"replica": 3}, "replica"},
-		"unknown value in a group":  {at("image.tags", "cpu"), "tags"},
-		"unknown setting":           {at("settings.DECUWATCH_CONSUMER_MAX_ROWS", 1), "DECUWATCH_CONSUMER_MAX_ROWS"},
-		"setting in lower case":     {at("settings.decuwatch_nats_url", "x"), "decuwatch_nats_url"},
-		"list as a setting":         {at("settings.DECUWATCH_SCORING_ENSEMBLES", []any{"/a"}), "DECUWATCH_SCORING_ENSEMBLES"},
-		"empty tag":                 {at("image.tag", ""), "tag"},
-		"tag with a digest":         {at("image.tag", "cpu@sha256:abc"), "tag"},
-		"tag that is a number":      {at("image.tag", 1.2), "tag"},
-		"empty repository":          {at("image.repository", ""), "repository"},
-		"digest that is cut":        {at("image.digest", "sha256:abc"), "digest"},
-		"gpu with the cpu image":    {map[string]any{"gpu": gpu}, "image.tag"},
-		"gpu with a cpu image":      {map[string]any{"gpu": gpu, "image": map[string]any{"tag": "1.2-cpu"}}, "image.tag"},
-		"gpu without a device":      {map[string]any{"gpu": gpu, "image": map[string]any{"tag": "cuda"}, "settings": map[string]any{"DECUWATCH_SCORING_DEVICE": "cpu"}}, "gpu.enabled"},
-		"device without a gpu":      {at("settings.DECUWATCH_SCORING_DEVICE", "cuda:0"), "gpu.enabled"},
-		"more least than most":      {map[string]any{"keda": map[string]any{"enabled": true, "minReplicas": 9, "maxReplicas": 8}}, "keda.minReplicas"},
-		"no replicas at most":       {at("keda.maxReplicas", 0), "maxReplicas"},
-		"half a replica":            {at("replicas", 1.5), "replicas"},
-		"negative replicas":         {at("replicas", -1), "replicas"},
-		"replicas as text":          {at("replicas", "2"), "replicas"},
-		"short grace":               {at("terminationGracePeriodSeconds", 20), "terminationGracePeriodSeconds"},
-		"grace of a longer drain":   {at("settings.DECUWATCH_CONSUMERS_DRAIN_TIMEOUT", "1m30s"), "terminationGracePeriodSeconds is 40"},
-		"drain that is no duration": {at("settings.DECUWATCH_CONSUMERS_DRAIN_TIMEOUT", "long"), "DECUWATCH_CONSUMERS_DRAIN_TIMEOUT"},
-		"drain that is a number":    {at("settings.DECUWATCH_CONSUMERS_DRAIN_TIMEOUT", 20), "DECUWATCH_CONSUMERS_DRAIN_TIMEOUT"},
-		"secret as a setting":       {at("settings.DECUWATCH_POSTGRES_URL", "postgres://u:p@h/d"), "postgres.urlSecret"},
-		"nkey as a setting":         {at("settings.DECUWATCH_NATS_NKEY", "/x"), "nats.nkeySecret"},
-		"port of the probes":        {at("settings.DECUWATCH_METRICS_ADDRESS", "0.0.0.0:1"), "DECUWATCH_METRICS_ADDRESS"},
-		"TLS for the probes":        {at("settings.DECUWATCH_METRICS_TLS_CERT", "/x"), "DECUWATCH_METRICS_TLS_CERT"},
-		"review by a setting":       {at("settings.DECUWATCH_REVIEW_ADDRESS", "0.0.0.0:1"), "review.enabled"},
-		"no ensembles":              {at("ensembles.paths", []any{}), "paths"},
-		"relative ensemble":         {at("ensembles.paths", []any{"ensembles/a"}), "paths"},
-		"ensemble with a comma":     {at("ensembles.paths", []any{"/a,b"}), "paths"},
-		"address without a scheme":  {at("nats.url", "nats:4222"), "url"},
-		"page without a scheme":     {at("review.url", "review.example.com"), "url"},
-		"model that is no name":     {at("keda.model", "Fashion MNIST"), "model"},
-		"port out of range":         {at("networkPolicy.natsPort", 70000), "natsPort"},
-		"enabled as text":           {at("gpu.enabled", "true"), "enabled"},
-		"pull policy":               {at("image.pullPolicy", "Sometimes"), "pullPolicy"},
-		"empty secret":              {at("postgres.urlSecret.name", ""), "name"},
+		"unknown value":            {map[string]any{"replica": 3}, "replica"},
+		"unknown value in a group": {at("image.tags", "cpu"), "tags"},
+		"unknown setting":          {at("settings.DECUWATCH_CONSUMER_MAX_ROWS", 1), "DECUWATCH_CONSUMER_MAX_ROWS"},
+		"setting in lower case":    {at("settings.decuwatch_nats_url", "x"), "decuwatch_nats_url"},
+		"list as a setting": {at("settings.DECUWATCH_SCORING_ENSEMBLES", []any{"/a"}),
+			"DECUWATCH_SCORING_ENSEMBLES"},
+		"empty tag":              {at("image.tag", ""), "tag"},
+		"tag with a digest":      {at("image.tag", "cpu@sha256:abc"), "tag"},
+		"tag that is a number":   {at("image.tag", 1.2), "tag"},
+		"empty repository":       {at("image.repository", ""), "repository"},
+		"digest that is cut":     {at("image.digest", "sha256:abc"), "digest"},
+		"gpu with the cpu image": {map[string]any{"gpu": gpu}, "image.tag"},
+		"gpu with a cpu image": {map[string]any{"gpu": gpu, "image": map[string]any{"tag": "1.2-cpu"}},
+			"image.tag"},
+		"gpu without a device": {map[string]any{"gpu": gpu, "image": map[string]any{"tag": "cuda"},
+			"settings": map[string]any{"DECUWATCH_SCORING_DEVICE": "cpu"}}, "gpu.enabled"},
+		"device without a gpu": {at("settings.DECUWATCH_SCORING_DEVICE", "cuda:0"), "gpu.enabled"},
+		"more least than most": {map[string]any{"keda": map[string]any{"enabled": true, "minReplicas": 9,
+			"maxReplicas": 8}}, "keda.minReplicas"},
+		"no replicas at most": {at("keda.maxReplicas", 0), "maxReplicas"},
+		"half a replica":      {at("replicas", 1.5), "replicas"},
+		"negative replicas":   {at("replicas", -1), "replicas"},
+		"replicas as text":    {at("replicas", "2"), "replicas"},
+		"short grace":         {at("terminationGracePeriodSeconds", 20), "terminationGracePeriodSeconds"},
+		"grace of a longer drain": {at("settings.DECUWATCH_CONSUMERS_DRAIN_TIMEOUT", "1m30s"),
+			"terminationGracePeriodSeconds is 40"},
+		"drain that is no duration": {at("settings.DECUWATCH_CONSUMERS_DRAIN_TIMEOUT", "long"),
+			"DECUWATCH_CONSUMERS_DRAIN_TIMEOUT"},
+		"drain that is a number": {at("settings.DECUWATCH_CONSUMERS_DRAIN_TIMEOUT", 20),
+			"DECUWATCH_CONSUMERS_DRAIN_TIMEOUT"},
+		"secret as a setting": {at("settings.DECUWATCH_POSTGRES_URL", "postgres://u:p@h/d"),
+			"postgres.urlSecret"},
+		"nkey as a setting": {at("settings.DECUWATCH_NATS_NKEY", "/x"), "nats.nkeySecret"},
+		"port of the probes": {at("settings.DECUWATCH_METRICS_ADDRESS", "0.0.0.0:1"),
+			"DECUWATCH_METRICS_ADDRESS"},
+		"TLS for the probes":       {at("settings.DECUWATCH_METRICS_TLS_CERT", "/x"), "DECUWATCH_METRICS_TLS_CERT"},
+		"review by a setting":      {at("settings.DECUWATCH_REVIEW_ADDRESS", "0.0.0.0:1"), "review.enabled"},
+		"no ensembles":             {at("ensembles.paths", []any{}), "paths"},
+		"relative ensemble":        {at("ensembles.paths", []any{"ensembles/a"}), "paths"},
+		"ensemble with a comma":    {at("ensembles.paths", []any{"/a,b"}), "paths"},
+		"address without a scheme": {at("nats.url", "nats:4222"), "url"},
+		"page without a scheme":    {at("review.url", "review.example.com"), "url"},
+		"model that is no name":    {at("keda.model", "Fashion MNIST"), "model"},
+		"port out of range":        {at("networkPolicy.natsPort", 70000), "natsPort"},
+		"enabled as text":          {at("gpu.enabled", "true"), "enabled"},
+		"pull policy":              {at("image.pullPolicy", "Sometimes"), "pullPolicy"},
+		"empty secret":             {at("postgres.urlSecret.name", ""), "name"},
 	} {
 		if _, err := tryChart(c, s.values); err == nil || !strings.Contains(err.Error(), s.want) {
 			t.Errorf("%s: %v, want an error that says %q", name, err, s.want)
@@ -194,7 +209,8 @@ func TestSettingsAreKnown(t *testing.T) {
 		t.Fatal(err)
 	}
 	const indent = "\n          "
-	names := `"propertyNames": {` + indent[:9] + `"enum": [` + indent + `"` + strings.Join(slices.Sorted(maps.Keys(settings(t))), `",`+indent+`"`) + `"` + indent[:9] + `]`
+	names := strings.Join(slices.Sorted(maps.Keys(settings(t))), `",`+indent+`"`)
+	names = `"propertyNames": {` + indent[:9] + `"enum": [` + indent + `"` + names + `"` + indent[:9] + `]`
 	want := regexp.MustCompile(`"propertyNames": \{\s*"enum": \[[^]]*\]`).ReplaceAllLiteral(text, []byte(names))
 	if *update {
 		if err := os.WriteFile(path, want, 0o644); err != nil {
@@ -206,7 +222,8 @@ func TestSettingsAreKnown(t *testing.T) {
 	}
 }
 
-// TestTheProgramAcceptsWhatIsRendered runs the program itself with what the chart renders. It must come as far as to miss the
+// TestTheProgramAcceptsWhatIsRendered runs the program itself with what the chart renders. It must come as far as to
+// miss the
 // ensembles, past its settings; with a wrong setting it must not.
 func TestTheProgramAcceptsWhatIsRendered(t *testing.T) {
 	program := filepath.Join(t.TempDir(), "decuwatch")
@@ -237,7 +254,8 @@ func TestTheProgramAcceptsWhatIsRendered(t *testing.T) {
 	}
 	all := maps.Clone(variants)
 	all["settings of every kind"] = at("settings", map[string]any{
-		"DECUWATCH_CONSUMERS_MAX_ROWS": 8388608, "DECUWATCH_STREAM_MAX_BYTES": 85899345920, "DECUWATCH_REVIEW_SHARE": 0.5, "DECUWATCH_SCORING_SPINNING": true, "DECUWATCH_CONSUMERS_ACK_WAIT": "45s",
+		"DECUWATCH_CONSUMERS_MAX_ROWS": 8388608, "DECUWATCH_STREAM_MAX_BYTES": 85899345920,
+		"DECUWATCH_REVIEW_SHARE": 0.5, "DECUWATCH_SCORING_SPINNING": true, "DECUWATCH_CONSUMERS_ACK_WAIT": "45s",
 		"DECUWATCH_TRACING_SAMPLE_RATIO": 1, "DECUWATCH_SCORING_ENSEMBLES": "/ensembles/a,/ensembles/b",
 	})
 	all["handshake first"] = at("nats.tlsHandshakeFirst", true)
@@ -246,7 +264,8 @@ func TestTheProgramAcceptsWhatIsRendered(t *testing.T) {
 			t.Errorf("%s: exit code %d: %s", name, code, out)
 		}
 	}
-	if code, out := start(at("settings.DECUWATCH_CONSUMERS_MAX_ROWS", 0.5)); code != 2 || !strings.Contains(out, "DECUWATCH_CONSUMERS_MAX_ROWS") {
+	if code, out := start(at("settings.DECUWATCH_CONSUMERS_MAX_ROWS", 0.5)); code != 2 || !strings.Contains(out,
+		"DECUWATCH_CONSUMERS_MAX_ROWS") {
 		t.Errorf("a wrong setting: exit code %d: %s", code, out)
 	}
 }

@@ -52,7 +52,8 @@ func TestSecretsStay(t *testing.T) {
 	}
 }
 
-// TestModesDoNotDependOnTheUmask runs with umasks that close files, over nothing and over files that are closed already.
+// TestModesDoNotDependOnTheUmask runs with umasks that close files, over nothing and over files that are closed
+// already.
 func TestModesDoNotDependOnTheUmask(t *testing.T) {
 	before := syscall.Umask(0o077)
 	defer syscall.Umask(before)
