@@ -785,8 +785,12 @@ Each setting has one name, and three places where it can stand; each beats the o
 2. an environment variable: ` + "`nats.url`" + ` is ` + "`DECUWATCH_NATS_URL`" + `,
 3. a flag of the verbs that need it: ` + "`--nats.url`" + `.
 
-Unknown names and names given twice in the file are errors, and so are values that do not fit. The error names the setting, its bound, and the
-line of the file or the environment variable that gave the value. An environment variable that is named like a setting but is none is reported at the start. Durations are written as ` + "`90s`, `20m`, `168h`" + `. In the environment and in flags the items of a list are separated by commas.
+Unknown names and names given twice in the file are errors, and so are values that do not fit. The error names the
+setting, its bound, and the line of the file or the environment variable that gave the value. An environment variable
+that is named like a setting but is none is reported at the start.
+
+Durations are written as ` + "`90s`, `20m`, `168h`" + `. In the environment and in flags the items of a list are
+separated by commas.
 
 ` + "```yaml" + `
 nats:
