@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"sync"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -251,7 +252,10 @@ func Run(ctx context.Context, js jetstream.JetStream, cfg Config, h Handler, dea
 		group.Go(func() error { return r.consume(ctx, work, l) })
 	}
 	group.Go(func() error { newKeeper(r).run(ctx, work); return nil })
-	return group.Wait()
+	err := group.Wait()
+	abandon(nil)
+	r.overruns.Wait()
+	return err
 }
 
 var errNotConnected = errors.New("not connected to NATS")
@@ -261,13 +265,14 @@ var errDrained = errors.New("the worker is stopping")
 
 // runner is what the loops of one Run share.
 type runner struct {
-	js      jetstream.JetStream
-	cfg     Config
-	handler Handler
-	dead    DeadLetters
-	rows    *semaphore.Weighted
-	gate    *gate
-	log     *slog.Logger
+	js       jetstream.JetStream
+	cfg      Config
+	handler  Handler
+	dead     DeadLetters
+	rows     *semaphore.Weighted
+	gate     *gate
+	log      *slog.Logger
+	overruns sync.WaitGroup // watches over handlers
 }
 
 // loop is one durable consumer and what is done with its messages.

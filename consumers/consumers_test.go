@@ -169,8 +169,13 @@ func settled(t *testing.T, stream jetstream.Stream) {
 		if err != nil {
 			return false
 		}
+		last, err := stream.GetLastMsgForSubject(t.Context(), schema.SubjectGeneration(model))
+		if err != nil {
+			t.Fatal(err)
+		}
+		// A consumer that was just made or updated may not have counted what is pending.
 		info := c.CachedInfo()
-		return info.NumPending == 0 && info.NumAckPending == 0 && info.Delivered.Consumer > 0 // a new consumer has not counted yet
+		return info.NumPending == 0 && info.NumAckPending == 0 && info.AckFloor.Stream >= last.Sequence
 	})
 }
 

@@ -161,7 +161,16 @@ func (r *runner) handle(work context.Context, l letter, place place, h *held) (e
 	ctx, cancel := context.WithTimeoutCause(work, r.cfg.HandleTimeout, fmt.Errorf("handle event timed out after %s", r.cfg.HandleTimeout))
 	defer cancel()
 	most := r.cfg.HandleTimeout + r.cfg.AckWait/3
-	defer time.AfterFunc(most, func() { r.overrun(work, l, place, h, most) }).Stop()
+	r.overruns.Add(1)
+	overrun := time.AfterFunc(most, func() {
+		defer r.overruns.Done()
+		r.overrun(work, l, place, h, most)
+	})
+	defer func() {
+		if overrun.Stop() {
+			r.overruns.Done()
+		}
+	}()
 	defer func() {
 		if p := recover(); p != nil {
 			r.log.Error("the handler panicked", "source", l.event.Source, "id", l.event.ID, "err", p, "stack", string(debug.Stack()))
