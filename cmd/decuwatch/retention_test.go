@@ -7,6 +7,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
+
 	"github.com/decuwatch/decuwatch/consumers/natstest"
 	"github.com/decuwatch/decuwatch/schema/postgres/pgtest"
 )
@@ -38,5 +40,33 @@ func TestEventOlderThanRetention(t *testing.T) {
 	}
 	_, errs = user.run(exitUsage, "serve", "-e", faultEnsemble, "--retention.scores=719h")
 	holds(t, errs, "retention.scores", "720h")
+	serve.stop()
+}
+
+// TestNewerTables meets tables that a newer program made: migrate refuses, serve works on them.
+func TestNewerTables(t *testing.T) {
+	nats, url := natstest.Start(t), pgtest.URL(t)
+	conn, err := pgx.Connect(t.Context(), url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(t.Context())
+	if _, err := conn.Exec(t.Context(), `INSERT INTO decuwatch.migrations (version_id, is_applied) VALUES (99999, true)`); err != nil {
+		t.Fatal(err)
+	}
+	user := command{t, []string{"DECUWATCH_NATS_URL=" + nats.URL(), "DECUWATCH_POSTGRES_URL=" + url}}
+	out, errs := user.run(exitFailed, "migrate")
+	holds(t, errs, "version 99999", "nothing was changed")
+	if out != "" {
+		t.Errorf("migrate says: %s", out)
+	}
+	serve := start(t, user.env, "serve", "-e", faultEnsemble, "--metrics.address=127.0.0.1:0", "--review.address=127.0.0.1:0", "--postgres.migrate")
+	mux := metricsAddress(t, serve)
+	user.run(exitOK, "publish", "--model=tiny", "--class=0", "--seed=1")
+	natstest.Until(t, "the event is scored", func() bool {
+		_, text := get(t, mux+"/metrics")
+		return strings.Contains(text, `decuwatch_events_total{model="tiny",outcome="score",reason="none"} 1`)
+	})
+	holds(t, serve.tail(), "the tables are left as they are")
 	serve.stop()
 }
