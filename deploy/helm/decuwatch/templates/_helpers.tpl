@@ -98,8 +98,8 @@ DECUWATCH_REVIEW_URL: {{ .Values.review.url | quote }}
 {{- fail (printf "keda.minReplicas is %d, which is more than keda.maxReplicas, %d" (int64 .Values.keda.minReplicas) (int64 .Values.keda.maxReplicas)) -}}
 {{- end -}}
 {{- $drain := get $environment "DECUWATCH_CONSUMERS_DRAIN_TIMEOUT" | default "20s" -}}
-{{- if le (int64 .Values.terminationGracePeriodSeconds) (include "decuwatch.seconds" $drain | int64) -}}
-{{- fail (printf "terminationGracePeriodSeconds is %d, must be longer than DECUWATCH_CONSUMERS_DRAIN_TIMEOUT, %s" (int64 .Values.terminationGracePeriodSeconds) $drain) -}}
+{{- if le (int64 .Values.terminationGracePeriodSeconds) (add 10 (include "decuwatch.seconds" $drain | int64)) -}}
+{{- fail (printf "terminationGracePeriodSeconds is %d, must be longer than DECUWATCH_CONSUMERS_DRAIN_TIMEOUT, %s, and 10 s" (int64 .Values.terminationGracePeriodSeconds) $drain) -}}
 {{- end -}}
 {{- end -}}
 
