@@ -96,6 +96,16 @@ func (s *StreamSink) Ensure(ctx context.Context) error {
 	return nil
 }
 
+// Check returns an [ErrStreamConfig] if the stream has such settings now. A server that does not answer says nothing about
+// settings.
+func (s *StreamSink) Check(ctx context.Context) error {
+	stream, err := s.js.Stream(ctx, s.cfg.Name)
+	if err != nil {
+		return nil
+	}
+	return checkStream(stream.CachedInfo().Config)
+}
+
 // checkStream returns an [ErrStreamConfig] that names each setting under which alerts would be lost. Dropping the oldest
 // alerts is none: Postgres keeps them.
 func checkStream(c jetstream.StreamConfig) error {

@@ -105,19 +105,7 @@ func (k *keeper) run(ctx, work context.Context) {
 	defer close(rounds)
 	for ctx.Err() == nil {
 		start := time.Now()
-		if k.js.Conn().IsConnected() {
-			r, err := k.look(ctx)
-			if k.tell("keeper", err) && err != nil && ctx.Err() == nil {
-				k.log.Warn("the stream cannot be checked", "stream", k.cfg.Stream, "err", err)
-			}
-			if err == nil {
-				k.metrics.checked()
-				select {
-				case rounds <- r:
-				default: // the last one is still being swept
-				}
-			}
-		}
+		k.once(ctx, rounds)
 		// A stream of very many subjects takes long to look at.
 		wait := time.NewTimer(max(k.cfg.CheckInterval, 10*time.Since(start)))
 		select {
@@ -125,6 +113,28 @@ func (k *keeper) run(ctx, work context.Context) {
 		case <-ctx.Done():
 		}
 		wait.Stop()
+	}
+}
+
+// once looks at the stream and hands what it found to the sweeper, unless that is still busy with an earlier round.
+func (k *keeper) once(ctx context.Context, rounds chan<- round) {
+	if !k.js.Conn().IsConnected() {
+		return
+	}
+	r, err := k.look(ctx)
+	if errors.Is(err, jetstream.ErrStreamNotFound) || ctx.Err() != nil { // the loops make it
+		return
+	}
+	if k.tell("keeper", err) && err != nil {
+		k.log.Warn("the stream cannot be checked", "stream", k.cfg.Stream, "err", err)
+	}
+	if err != nil {
+		return
+	}
+	k.metrics.checked()
+	select {
+	case rounds <- r:
+	default:
 	}
 }
 

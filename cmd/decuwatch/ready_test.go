@@ -56,7 +56,7 @@ func TestReadyMeansReady(t *testing.T) {
 		t.Fatal(err)
 	}
 	b.admin(`ALTER DATABASE `+name+` SET default_transaction_read_only = on`, reconnect)
-	notReady(t, mux, "postgres: ", "read-only transaction")
+	notReady(t, mux, "postgres: ", "read-only")
 	b.admin(`SET default_transaction_read_only = off`, `ALTER DATABASE `+name+` RESET default_transaction_read_only`, reconnect)
 	isReady(t, mux)
 	b.admin(`ALTER SCHEMA decuwatch RENAME TO gone`)

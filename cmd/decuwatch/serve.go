@@ -176,7 +176,7 @@ func serve(ctx context.Context, c Config, log *slog.Logger, fail *failpoint, sta
 	consuming := c.consumers(names)
 	consuming.Healthy, consuming.Tries = healthy(store, engines), tries{store}
 	consuming.Ledger, consuming.Standing = store, &consumers.Standing{}
-	health.set(partStream, consuming.Standing.Err)
+	health.set(partStream, func(ctx context.Context) error { return errors.Join(consuming.Standing.Err(ctx), stream.Check(ctx)) })
 	consuming.Logger, consuming.Metrics, consuming.Tracer = log, consumers.NewMetrics(reg, names, monitor.Kinds()...), tracer
 	consuming.Pulling = &consumers.Pulling{}
 	health.set(partPulling, func(ctx context.Context) error {

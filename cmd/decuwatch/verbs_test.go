@@ -296,6 +296,22 @@ func TestEventsBecomeAlerts(t *testing.T) {
 	out, _ = user.run(exitOK, "reconcile")
 	holds(t, out, "Both sides agree.", "2 alerts, 2 published, 0 held back, 0 owed, 0 lost, 0 unknown")
 
+	// A dead letter that no fault of its own made comes back, and ends in the same way; an invalid one does not.
+	user.run(exitOK, "publish", "--model=nobody", "--class=1", "--seed=1", "--id=homeless")
+	natstest.Until(t, "the event of an unknown model is a dead letter", func() bool {
+		out, _ := user.run(exitOK, "redeliver", "--model=nobody")
+		return strings.Contains(out, "1 events can be published again")
+	})
+	out, _ = user.run(exitOK, "redeliver", "--kind=unknown_model", "--apply", "--by=alice")
+	holds(t, out, "unknown_model", "homeless", "was published again as message", "1 events were published again, 0 cannot be")
+	natstest.Until(t, "it has its new verdict", func() bool {
+		out, _ := user.run(exitOK, "redeliver", "--model=nobody")
+		return strings.Contains(out, "1 events can be published again")
+	})
+	out, _ = user.run(exitDifference, "redeliver", "123456")
+	holds(t, out, "123456\tis not among the dead letters")
+	user.run(exitOK, "reconcile")
+
 	// Alerts.
 	out, _ = user.run(exitOK, "watch", "--all", "--no-follow")
 	holds(t, out, "critical", "Coat", "class_gap", "class_threshold", "coat")
@@ -539,6 +555,9 @@ func TestWrongCallsAreExplained(t *testing.T) {
 		{exitUsage, []string{"publish"}, []string{"--model"}},
 		{exitUsage, []string{"demo", "--requests=0"}, []string{"--requests"}},
 		{exitUsage, []string{"version", "--config=/no/such/file"}, []string{"/no/such/file"}},
+		{exitUsage, []string{"redeliver", "--kind=invalid"}, []string{"--kind is \"invalid\", must be orphaned, unknown_model, given_up, failed"}},
+		{exitUsage, []string{"redeliver", "--apply"}, []string{"--apply needs a selection"}},
+		{exitUsage, []string{"redeliver", "--from=9", "--to=3"}, []string{"--to is 3, must be at least --from, 9"}},
 		{exitFailed, []string{"reconcile", "--nats.url=nats://127.0.0.1:1"}, []string{"connect to NATS at nats://127.0.0.1:1"}},
 		{exitFailed, []string{"watch", "--nats.url=nats://user:secret@127.0.0.1:1"}, []string{"connect to NATS at nats://127.0.0.1:1"}},
 		{exitFailed, []string{"migrate", "--postgres.url=postgres://127.0.0.1:1/x"}, []string{"127.0.0.1:1"}},

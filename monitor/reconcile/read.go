@@ -28,31 +28,61 @@ func readAll(ctx context.Context, js jetstream.JetStream, stream string, state j
 	if state.Msgs == 0 {
 		return nil
 	}
-	for first := max(state.FirstSeq, 1); first <= state.LastSeq; {
-		var chunks [perWindow][]consumers.Stored
-		var following [perWindow]uint64 // sequence number of the first message after the chunk
-		group, reading := errgroup.WithContext(ctx)
-		for i := range chunks {
-			group.Go(func() (err error) {
-				from := first + uint64(i)*chunk //nolint:gosec // small
-				chunks[i], following[i], err = readChunk(reading, js, stream, from, min(from+chunk-1, state.LastSeq))
+	windows := make(chan window) // the next is read while one is compared
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error {
+		defer close(windows)
+		for first := max(state.FirstSeq, 1); first <= state.LastSeq; {
+			w, err := readWindow(ctx, js, stream, first, state.LastSeq)
+			if err != nil {
 				return err
-			})
+			}
+			select {
+			case windows <- w:
+			case <-ctx.Done():
+				return context.Cause(ctx)
+			}
+			first = w.last + 1
 		}
-		if err := group.Wait(); err != nil {
+		return nil
+	})
+	group.Go(func() error {
+		for w := range windows {
+			if err := f(w.messages, w.first, w.last); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	return group.Wait()
+}
+
+// window is the messages of a range of sequence numbers.
+type window struct {
+	messages    []consumers.Stored
+	first, last uint64
+}
+
+// readWindow reads a window. What is deleted behind it is stepped over.
+func readWindow(ctx context.Context, js jetstream.JetStream, stream string, first, end uint64) (window, error) {
+	var chunks [perWindow][]consumers.Stored
+	var following [perWindow]uint64 // sequence number of the first message after the chunk
+	group, ctx := errgroup.WithContext(ctx)
+	for i := range chunks {
+		group.Go(func() (err error) {
+			from := first + uint64(i)*chunk //nolint:gosec // small
+			chunks[i], following[i], err = readChunk(ctx, js, stream, from, min(from+chunk-1, end))
 			return err
-		}
-		var messages []consumers.Stored
-		for _, c := range chunks {
-			messages = append(messages, c...)
-		}
-		last := min(max(following[perWindow-1], first+perWindow*chunk)-1, state.LastSeq) // what is deleted is stepped over
-		if err := f(messages, first, last); err != nil {
-			return err
-		}
-		first = last + 1
+		})
 	}
-	return nil
+	if err := group.Wait(); err != nil {
+		return window{}, err
+	}
+	w := window{first: first, last: min(max(following[perWindow-1], first+perWindow*chunk)-1, end)}
+	for _, c := range chunks {
+		w.messages = append(w.messages, c...)
+	}
+	return w, nil
 }
 
 // readChunk returns the messages from <= sequence <= to, and the sequence number of the first message after them.

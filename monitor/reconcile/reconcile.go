@@ -4,7 +4,6 @@ package reconcile
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"strconv"
@@ -186,50 +185,60 @@ func (r *run) messages(ctx context.Context, messages []consumers.Stored) error {
 	for _, v := range verdicts {
 		bySequence[v.Sequence] = append(bySequence[v.Sequence], v)
 	}
+	var open []consumers.Stored // without a verdict of their own
+	var events [][2]string
 	for _, m := range messages {
-		if err := r.message(ctx, m, bySequence[m.Sequence]); err != nil {
+		if r.settled(m, bySequence[m.Sequence]) {
+			continue
+		}
+		open = append(open, m)
+		if ev, err := m.Decode(); err == nil {
+			events = append(events, [2]string{ev.Source, ev.ID})
+		}
+	}
+	if len(open) == 0 {
+		return nil
+	}
+	digests, err := r.Store.EventDigests(ctx, events)
+	if err != nil {
+		return err
+	}
+	for _, m := range open {
+		id := "not an event"
+		if ev, err := m.Decode(); err == nil {
+			id = fmt.Sprintf("%s of %s", printable(ev.ID), printable(ev.Source))
+			if digests[[2]string{ev.Source, ev.ID}] == m.Digest() {
+				r.report.Repeats++
+				continue
+			}
+		}
+		if err := r.unsettled(ctx, m, id); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// message counts one message and its verdicts.
-func (r *run) message(ctx context.Context, m consumers.Stored, verdicts []postgres.SequenceVerdict) error {
+// settled counts a message that has a verdict, and reports whether it has.
+func (r *run) settled(m consumers.Stored, verdicts []postgres.SequenceVerdict) bool {
 	digest := m.Digest()
 	own := slices.DeleteFunc(verdicts, func(v postgres.SequenceVerdict) bool { return v.Digest != digest }) // of a stream that was made anew
 	switch {
+	case len(own) == 0:
+		return false
 	case len(own) > 1:
 		r.report.Several++
 		r.report.differ("message %d has %d verdicts", m.Sequence, len(own))
-		return nil
-	case len(own) == 1:
-		switch own[0].Outcome {
-		case postgres.OutcomeScore:
-			r.report.Scores++
-		case postgres.OutcomeSkip:
-			r.report.Skips++
-		case postgres.OutcomeRepeat:
-			r.report.Repeats++
-		default:
-			r.report.DeadLetters++
-		}
-		return nil
+	case own[0].Outcome == postgres.OutcomeScore:
+		r.report.Scores++
+	case own[0].Outcome == postgres.OutcomeSkip:
+		r.report.Skips++
+	case own[0].Outcome == postgres.OutcomeRepeat:
+		r.report.Repeats++
+	default:
+		r.report.DeadLetters++
 	}
-	id := "not an event"
-	if ev, err := m.Decode(); err == nil {
-		id = fmt.Sprintf("%s of %s", printable(ev.ID), printable(ev.Source))
-		_, found, err := r.Store.Lookup(ctx, ev.Source, ev.ID, digest)
-		var other *schema.Invalid // the identifier is another event's
-		if err != nil && !errors.As(err, &other) {
-			return err
-		}
-		if found {
-			r.report.Repeats++
-			return nil
-		}
-	}
-	return r.unsettled(ctx, m, id)
+	return true
 }
 
 // unsettled counts a message without a verdict by who will take it.

@@ -147,3 +147,23 @@ func (s *Store) Orphans(ctx context.Context, stream, subject string, above uint6
 	}
 	return n, nil
 }
+
+// EventDigests returns the digest of each event that has its verdict, by source and id. Events that have none are left out.
+func (s *Store) EventDigests(ctx context.Context, events [][2]string) (map[[2]string]string, error) {
+	sources, ids := make([]string, len(events)), make([]string, len(events))
+	for i, e := range events {
+		sources[i], ids[i] = e[0], e[1]
+	}
+	rows, err := s.pool.Query(ctx, `SELECT e.source, e.event_id, e.digest::text FROM unnest($1::text[], $2::text[]) AS i (source, event_id)
+		JOIN decuwatch.events e USING (source, event_id)`, sources, ids)
+	if err != nil {
+		return nil, fmt.Errorf("look up %d events: %w", len(events), err)
+	}
+	digests := make(map[[2]string]string, len(events))
+	var key [2]string
+	var digest string
+	if _, err := pgx.ForEachRow(rows, []any{&key[0], &key[1], &digest}, func() error { digests[key] = digest; return nil }); err != nil {
+		return nil, fmt.Errorf("look up %d events: %w", len(events), err)
+	}
+	return digests, nil
+}
