@@ -13,46 +13,10 @@ from pathlib import Path
 
 import torch
 
-from decuwatch_training.backbone import Autoencoder, Backbone, ContextUNet, build_compvis_autoencoder, build_compvis_unet
 from decuwatch_training.check import _worst
-from decuwatch_training.diffusion import NoiseSchedule
 from decuwatch_training.graphs import Graph, export_unet
+from decuwatch_training.paper import paper_backbone
 from decuwatch_training.tables import TableSettings, train_tables
-
-CIN256 = {
-    "image_size": 64,
-    "unet_config": {
-        "params": {
-            "in_channels": 3,
-            "out_channels": 3,
-            "model_channels": 192,
-            "attention_resolutions": [8, 4, 2],
-            "num_res_blocks": 2,
-            "channel_mult": [1, 2, 3, 5],
-            "num_heads": 1,
-            "use_spatial_transformer": True,
-            "transformer_depth": 1,
-            "context_dim": 512,
-        }
-    },
-    "first_stage_config": {
-        "target": "VQModelInterface",
-        "params": {
-            "embed_dim": 3,
-            "n_embed": 8192,
-            "ddconfig": {
-                "in_channels": 3,
-                "out_ch": 3,
-                "ch": 128,
-                "ch_mult": [1, 2, 4],
-                "num_res_blocks": 2,
-                "attn_resolutions": [],
-                "z_channels": 3,
-                "resolution": 256,
-            },
-        },
-    },
-}
 
 
 def main(directory: Path) -> None:
@@ -64,10 +28,8 @@ def main(directory: Path) -> None:
         print(f"{time.monotonic() - begun:7.1f} s  {peak:5.1f} GB at most  {what}", flush=True)
 
     torch.manual_seed(0)
-    unet = build_compvis_unet(CIN256)
-    autoencoder = build_compvis_autoencoder(CIN256["first_stage_config"])
-    backbone = Backbone(ContextUNet(unet), Autoencoder(autoencoder), NoiseSchedule(), (3, 64, 64), 512, 1.0, 0.0).freeze()
-    say(f"U-Net: {backbone.parameter_count():,} parameters; first stage: {sum(p.numel() for p in autoencoder.parameters()):,}")
+    backbone = paper_backbone()
+    say(f"U-Net: {backbone.parameter_count():,} parameters; first stage: {sum(p.numel() for p in backbone.autoencoder.parameters()):,}")
     labels = tuple(f"{index:04}" for index in range(1000))
     settings = TableSettings(components=2, steps=1, batch=1, rate=1e-5)
     begin = time.monotonic()
@@ -81,7 +43,7 @@ def main(directory: Path) -> None:
     latent, timestep, context = torch.randn(2, 3, 64, 64), torch.tensor([981, 1]), torch.randn(2, 1, 512)
     with torch.no_grad():
         wanted = backbone.denoiser(latent, timestep, context)
-    del backbone, unet
+    del backbone
     graph = Graph(directory / "unet.onnx")
     begin = time.monotonic()
     found = graph(latent, timestep, context)

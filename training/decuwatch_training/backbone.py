@@ -1,27 +1,30 @@
 """The frozen backbone in the field's formats: a denoiser that is conditioned on a context, an autoencoder, a schedule.
 
 Read from a diffusers directory (``unet/`` or ``transformer/``, ``vae/`` or ``vqvae/``, ``scheduler/``) or from a CompVis
-latent-diffusion checkpoint with its YAML configuration. Nothing is ever unpickled: ``.ckpt`` files go through torch's
-``weights_only`` reader.
+latent-diffusion checkpoint with its YAML configuration. It is carried out exactly as the library that it comes from would,
+or refused by name: every field of its configuration (configuration.py, compvis.py) and every tensor (weights.py).
 """
 
+import argparse
+import contextlib
 import hashlib
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-import yaml
 from diffusers import AutoencoderKL, DiTTransformer2DModel, UNet2DConditionModel, VQModel
-from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint, convert_ldm_vae_checkpoint, create_unet_diffusers_config_from_ldm
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from decuwatch_training.compvis import build_compvis_autoencoder as build_compvis_autoencoder
+from decuwatch_training.compvis import build_compvis_unet as build_compvis_unet
+from decuwatch_training.compvis import read_compvis
+from decuwatch_training.configuration import AUTOENCODERS, DENOISERS, SCHEDULERS, Configuration, Known, read_configuration, shorten
 from decuwatch_training.diffusion import NoiseSchedule
 from decuwatch_training.errors import TrainingError
-from decuwatch_training.files import read_json
+from decuwatch_training.weights import FLOATS, check_all_finite, load_exactly, read_folder, read_state_dict
 
 REFERENCE_FILE = "class_embeddings.safetensors"
 
@@ -131,191 +134,187 @@ class Backbone:
         return digest.hexdigest()
 
 
-def load_backbone(path: Path, config: Path | None = None) -> Backbone:
+def add_backbone_arguments(parser: argparse.ArgumentParser, which: str, required: bool = True) -> None:
+    """The arguments that name a backbone; ``backbone_of`` reads it."""
+    parser.add_argument("--backbone", type=Path, required=required, help=f"{which}: a diffusers directory, or a CompVis .ckpt or .safetensors file")
+    parser.add_argument("--backbone-config", type=Path, help="the CompVis checkpoint's YAML configuration")
+    parser.add_argument("--backbone-ema", choices=("use", "ignore"), help="the moving average of a CompVis checkpoint's weights; needed if it has one")
+
+
+def backbone_of(arguments: argparse.Namespace) -> Backbone:
+    """The backbone that the arguments name."""
+    return load_backbone(arguments.backbone, arguments.backbone_config, arguments.backbone_ema)
+
+
+def load_backbone(path: Path, config: Path | None = None, ema: str | None = None) -> Backbone:
     """Read a frozen backbone from a diffusers directory, or from a CompVis ``.ckpt``/``.safetensors`` with ``config``.
 
-    Raises TrainingError that names the file and what was expected of it.
+    ``ema`` says whether a CompVis checkpoint's averaged weights are used (``use``) or not (``ignore``). Images and latents have
+    gone through all networks once when this returns. Raises TrainingError that names the file and what was expected of it.
     """
     if path.is_dir():
-        return _load_diffusers(path).freeze()
-    if not path.exists():
-        raise TrainingError(f"{path}: no such backbone; expected a diffusers directory or a CompVis checkpoint")
-    if config is None:
-        raise TrainingError(f"{path}: a CompVis checkpoint needs its YAML configuration (--backbone-config)")
-    return load_compvis(path, config).freeze()
+        if config is not None or ema is not None:
+            raise TrainingError(f"{path}: --backbone-config and --backbone-ema are for CompVis checkpoints, this is a directory")
+        backbone = _load_diffusers(path).freeze()
+    else:
+        if not path.exists():
+            raise TrainingError(f"{path}: no such backbone; expected a diffusers directory or a CompVis checkpoint")
+        if config is None:
+            raise TrainingError(f"{path}: a CompVis checkpoint needs its YAML configuration (--backbone-config)")
+        backbone = _load_compvis(path, config, ema).freeze()
+    _try_out(backbone, path)
+    return backbone
 
 
 def _load_diffusers(path: Path) -> Backbone:
-    denoiser: ContextUNet | ContextDiT
-    context_dim: int
-    reference: Tensor | None
-    if (path / "unet" / "config.json").exists():
-        unet = _from_pretrained(UNet2DConditionModel, path / "unet")
-        denoiser, context_dim = ContextUNet(unet), unet_context_dim(unet, path / "unet")
-        model: Any = unet
-    elif (path / "transformer" / "config.json").exists():
-        model = _from_pretrained(DiTTransformer2DModel, path / "transformer")
-        context_dim = model.config.num_attention_heads * model.config.attention_head_dim
-        reference = dit_reference(model)
-        denoiser = ContextDiT(model)
-    else:
-        raise TrainingError(f"{path}: expected unet/config.json (UNet2DConditionModel) or transformer/config.json (DiTTransformer2DModel)")
-    autoencoder, scale, shift = _load_autoencoder(path)
-    scheduler = path / "scheduler" / "scheduler_config.json"
-    schedule = NoiseSchedule.from_diffusers(read_json(scheduler))
-    size = model.config.sample_size
+    folder, configuration = _part(path, DENOISERS)
+    model = _build(configuration, folder)
+    values, dit = configuration.values, configuration.kind is DiTTransformer2DModel
+    context_dim = values["num_attention_heads"] * values["attention_head_dim"] if dit else unet_context_dim(model, configuration.file)
+    reference = dit_reference(model, folder) if dit else None
+    denoiser = ContextDiT(model) if dit else ContextUNet(model)
+    folder, vae = _part(path, dict.fromkeys(("vae", "vqvae", "movq"), AUTOENCODERS))
+    autoencoder = _build(vae, folder)
+    latent_channels = vae.values.get("vq_embed_dim") or vae.values["latent_channels"]
+    if values["in_channels"] != latent_channels:
+        raise TrainingError(f"{configuration.file}: in_channels {values['in_channels']}: expected the latent channels of {vae.file}, {latent_channels}")
+    schedule = read_schedule(path / "scheduler" / "scheduler_config.json")
+    size = values["sample_size"]
     height, width = (size, size) if isinstance(size, int) else size
-    if isinstance(denoiser, ContextUNet) or (path / REFERENCE_FILE).exists():
-        reference = _read_reference(path / REFERENCE_FILE, context_dim)
-    return Backbone(denoiser, autoencoder, schedule, (model.config.in_channels, height, width), context_dim, scale, shift, reference)
+    own = read_reference(path / REFERENCE_FILE, context_dim)
+    scale, shift = float(vae.values["scaling_factor"]), float(vae.values.get("shift_factor") or 0.0)
+    latent_shape = (values["in_channels"], height, width)
+    return Backbone(denoiser, Autoencoder(autoencoder), schedule, latent_shape, context_dim, scale, shift, reference if own is None else own)
 
 
-def _from_pretrained(kind: Any, path: Path) -> Any:
+def _part(path: Path, known: Mapping[str, Mapping[str, Known]]) -> tuple[Path, Configuration]:
+    """The one folder of these names that the directory has, and its configuration."""
+    found = [path / name for name in known if (path / name / "config.json").exists()]
+    if len(found) != 1:
+        expected = " or ".join(f"{name}/config.json ({' or '.join(known[name])})" for name in known)
+        raise TrainingError(f"{path}: expected {expected}{', found ' + ' and '.join(folder.name for folder in found) if found else ''}")
+    return found[0], read_configuration(found[0] / "config.json", known[found[0].name])
+
+
+def read_schedule(file: Path) -> NoiseSchedule:
+    """The noise schedule of a ``scheduler_config.json``; DDIM samples it, whichever of the supported classes wrote it."""
+    values = read_configuration(file, SCHEDULERS).values
+    return NoiseSchedule(
+        train_timesteps=values["num_train_timesteps"],
+        beta_schedule=values["beta_schedule"],
+        beta_start=float(values["beta_start"]),
+        beta_end=float(values["beta_end"]),
+        prediction=values["prediction_type"],
+        timestep_spacing=values["timestep_spacing"],
+        steps_offset=values["steps_offset"],
+        set_alpha_to_one=values.get("set_alpha_to_one", True),
+    )
+
+
+def _build(configuration: Configuration, folder: Path) -> Any:
+    """The model of a configuration with the weights of its folder, each in its place."""
+    name = configuration.kind.__name__
+    fields = {key: value for key, value in configuration.values.items() if key in Known(configuration.kind, {}).library_defaults()}
+    with _warnings_refused(configuration.file):
+        try:
+            model = configuration.kind(**fields)
+        except Exception as err:  # diffusers and torch raise whatever their constructors run into
+            raise TrainingError(f"{configuration.file}: diffusers cannot build a {name} of these fields: {shorten(str(err))}") from err
+        weights, file = read_folder(folder, f"weights of a {name}")
+        # Attention of older VAEs has other names; diffusers renames it, over a tensor that is there under both.
+        renamed = model._fix_state_dict_keys_on_load(dict(weights))
+    if len(renamed) != len(weights):
+        twice = next(key for key in weights if key not in renamed)
+        raise TrainingError(f"{file}: {twice} is there under its newer name as well, expected one of them")
+    load_exactly(model, renamed, file, name)
+    return model
+
+
+@contextlib.contextmanager
+def _warnings_refused(file: Path) -> Iterator[None]:
+    """What diffusers only warns of is refused: a field or a weight that it does not use."""
+    warned: list[str] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: warned.append(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger("diffusers")
+    logger.addHandler(handler)
     try:
-        return kind.from_pretrained(str(path), local_files_only=True, low_cpu_mem_usage=False)
-    except (OSError, RuntimeError, ValueError, TypeError, SafetensorError) as err:
-        raise TrainingError(f"{path}: expected weights of a {kind.__name__} that fit its config.json: {err}") from err
-
-
-def _load_autoencoder(path: Path) -> tuple[Autoencoder, float, float]:
-    for folder in ("vae", "vqvae", "movq"):
-        config_file = path / folder / "config.json"
-        if config_file.exists():
-            config = read_json(config_file)
-            kinds = {"AutoencoderKL": AutoencoderKL, "VQModel": VQModel}
-            kind = kinds.get(config.get("_class_name", ""))
-            if kind is None:
-                raise TrainingError(f"{config_file}: _class_name {config.get('_class_name')!r}: expected AutoencoderKL or VQModel")
-            model = _from_pretrained(kind, path / folder)
-            return Autoencoder(model), float(config.get("scaling_factor") or 1.0), float(config.get("shift_factor") or 0.0)
-    raise TrainingError(f"{path}: expected vae/config.json (AutoencoderKL) or vqvae/config.json (VQModel)")
+        yield
+    finally:
+        logger.removeHandler(handler)
+    if warned:
+        raise TrainingError(f"{file}: diffusers warns: {shorten(warned[0])}")
 
 
 def unet_context_dim(unet: UNet2DConditionModel, where: Path) -> int:
-    """D of the U-Net's context. Raises TrainingError for one whose blocks differ or that takes none."""
+    """D of the U-Net's context. Raises TrainingError for one that takes none."""
     dim = cast(Any, unet.config).cross_attention_dim
     if not isinstance(dim, int) or not any("attn2.to_k" in name for name, _ in unet.named_parameters()):
-        raise TrainingError(f"{where}: expected a U-Net with cross-attention of one width, found cross_attention_dim {dim!r}")
+        raise TrainingError(f"{where}: down_block_types: expected a U-Net with cross-attention of one width, found cross_attention_dim {dim!r}")
     return dim
 
 
-def dit_reference(dit: DiTTransformer2DModel) -> Tensor:
+def dit_reference(dit: DiTTransformer2DModel, where: Path) -> Tensor:
     """The DiT's own label table [K + 1, 1, D] (its last row is the unconditional class), read before it is replaced.
 
-    Raises TrainingError where the blocks' tables differ: one context could not stand for them all.
+    Raises TrainingError if the blocks' tables differ: one context could not stand for them all.
     """
     tables = [cast(Tensor, cast(Any, block).norm1.emb.class_embedder.embedding_table.weight) for block in dit.transformer_blocks]
     if any(not torch.equal(tables[0], table) for table in tables[1:]):
-        raise TrainingError("transformer: every block has a label table of its own, expected one that they share")
+        raise TrainingError(f"{where}: class_embedder: every block has a label table of its own, expected one that they share")
     return tables[0].detach().clone()[:, None]
 
 
-def _read_reference(path: Path, dim: int) -> Tensor | None:
+def read_reference(path: Path, dim: int) -> Tensor | None:
+    """The backbone's own table, None if there is no such file. Raises TrainingError for another shape or type, and for a NaN."""
     if not path.exists():
         return None
-    reference = load_file(path).get("reference")
-    if reference is None or reference.dim() != 3 or reference.shape[-1] != dim:
-        raise TrainingError(f"{path}: expected a tensor 'reference' of shape [classes + 1, tokens, {dim}]")
-    return reference
+    tensors = read_state_dict(path, "the backbone's own table")
+    reference = tensors.get("reference")
+    if reference is None or reference.dim() != 3 or reference.shape[0] < 2 or reference.shape[1] < 1 or reference.shape[-1] != dim:
+        found = "none" if reference is None else list(reference.shape)
+        raise TrainingError(f"{path}: expected a tensor 'reference' of shape [classes + 1, tokens, {dim}], found {found}")
+    if len(tensors) > 1:
+        raise TrainingError(f"{path}: expected the tensor 'reference' alone, found {', '.join(sorted(tensors))}")
+    if reference.dtype not in FLOATS:
+        raise TrainingError(f"{path}: reference is {reference.dtype}, expected float32, float16 or bfloat16")
+    check_all_finite(tensors, path)
+    return reference.float()
 
 
-def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """The tensors of a ``.safetensors`` or ``.ckpt`` file; the latter is read with torch's weights-only unpickler."""
-    if path.suffix == ".safetensors":
-        try:
-            return load_file(path)
-        except SafetensorError as err:
-            raise TrainingError(f"{path}: not a safetensors file: {err}") from err
+def _load_compvis(path: Path, config: Path, ema: str | None) -> Backbone:
+    read = read_compvis(path, config, ema)
+    context_dim = unet_context_dim(read.unet, path)
+    reference = read.reference
+    if reference is not None:
+        if reference.shape[-1] != context_dim or len(reference) < 2:
+            raise TrainingError(f"{path}: cond_stage_model.embedding.weight {list(reference[:, 0].shape)}: expected [classes + 1, {context_dim}]")
+        check_all_finite({"cond_stage_model.embedding.weight": reference}, path)
+    channels = int(cast(Any, read.unet.config).in_channels)
+    shape = (channels, read.size, read.size)
+    return Backbone(ContextUNet(read.unet), Autoencoder(read.autoencoder), read.schedule, shape, context_dim, read.scale, 0.0, reference)
+
+
+@torch.no_grad()
+def _try_out(backbone: Backbone, path: Path) -> None:
+    """One pass of each network, so that what cannot run fails here and not after hours of training."""
+    latent = torch.randn(1, *backbone.latent_shape, generator=torch.Generator().manual_seed(0))
+    tokens = 1 if backbone.reference is None else backbone.reference.shape[1]
+    context, timestep = torch.zeros(1, tokens, backbone.context_dim), torch.tensor([backbone.schedule.train_timesteps - 1])
+    prediction = _passed(lambda: backbone.denoiser(latent, timestep, context), path, "the denoiser", latent.shape)
+    image = _passed(lambda: backbone.autoencoder(latent), path, "the decoder", None)
+    if image.shape[1] not in (1, 3) or image.shape[2] != image.shape[3]:
+        raise TrainingError(f"{path}: the decoder makes images of shape {list(image.shape[1:])}, expected squares of 1 or 3 channels")
+    _passed(lambda: backbone.autoencoder.encode(image), path, "the encoder", prediction.shape)
+
+
+def _passed(run: Callable[[], Tensor], path: Path, part: str, shape: torch.Size | None) -> Tensor:
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as err:  # torch raises UnpicklingError, RuntimeError, EOFError and others for a broken file
-        raise TrainingError(f"{path}: expected a checkpoint that holds tensors only (it is never unpickled freely): {err}") from err
-    state = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else None
-    if not isinstance(state, dict) or not state:
-        raise TrainingError(f"{path}: expected a dictionary of tensors, or one under 'state_dict'")
-    return {name: tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
-
-
-def load_compvis(path: Path, config: Path) -> Backbone:
-    """A latent-diffusion checkpoint (Rombach et al. 2022), for example cin256-v2 with its configuration file."""
-    try:
-        parameters = yaml.safe_load(config.read_text())["model"]["params"]
-        parameters["unet_config"]["params"].setdefault("transformer_depth", 1)
-        first_stage = parameters["first_stage_config"]
-    except (OSError, yaml.YAMLError, KeyError, TypeError) as err:
-        raise TrainingError(f"{config}: expected a latent-diffusion configuration with model.params.unet_config and first_stage_config: {err!r}") from err
-    state = read_state_dict(path)
-    latent_size = int(parameters["image_size"])
-    unet = build_compvis_unet(parameters)
-    _load_exactly(unet, convert_ldm_unet_checkpoint(dict(state), unet.config), path, "U-Net")
-    model = build_compvis_autoencoder(first_stage)
-    prefix = "first_stage_model."
-    inner = {name: tensor for name, tensor in state.items() if name.startswith(prefix)}
-    converted = convert_ldm_vae_checkpoint(inner, model.config)
-    if isinstance(model, VQModel):
-        converted["quantize.embedding.weight"] = inner.get(f"{prefix}quantize.embedding.weight")
-    _load_exactly(model, converted, path, "first stage")
-    scale = float(state["scale_factor"]) if "scale_factor" in state else float(parameters.get("scale_factor", 1.0))
-    schedule = NoiseSchedule(
-        train_timesteps=int(parameters.get("timesteps", 1000)),
-        beta_schedule="scaled_linear",
-        beta_start=float(parameters.get("linear_start", 1e-4)),
-        beta_end=float(parameters.get("linear_end", 2e-2)),
-        prediction={"eps": "epsilon", "x0": "sample", "v": "v_prediction"}[str(parameters.get("parameterization", "eps"))],
-    )
-    own = state.get("cond_stage_model.embedding.weight")
-    reference = None if own is None else own.detach().float().clone()[:, None]
-    context_dim = unet_context_dim(unet, path)
-    channels = int(cast(Any, unet.config).in_channels)
-    return Backbone(ContextUNet(unet), Autoencoder(model), schedule, (channels, latent_size, latent_size), context_dim, scale, 0.0, reference)
-
-
-def build_compvis_unet(parameters: Mapping[str, Any]) -> UNet2DConditionModel:
-    """The U-Net that a latent-diffusion configuration describes, with random weights."""
-    settings = dict(parameters["unet_config"]["params"])
-    settings.setdefault("transformer_depth", 1)
-    settings.setdefault("context_dim", None)
-    size = int(parameters["image_size"])
-    down_sampling = 2 ** (len(parameters["first_stage_config"]["params"]["ddconfig"]["ch_mult"]) - 1)
-    whole = {"model": {"params": {**parameters, "unet_config": {"params": settings}}}}
-    built = create_unet_diffusers_config_from_ldm(whole, {}, image_size=size * down_sampling)
-    built["sample_size"] = size
-    return UNet2DConditionModel(**built)
-
-
-def build_compvis_autoencoder(first_stage: Mapping[str, Any]) -> AutoencoderKL | VQModel:
-    """The first stage that a latent-diffusion configuration describes, with random weights: VQ or KL by its target's name."""
-    settings = first_stage["params"]
-    inner = settings["ddconfig"]
-    channels = [inner["ch"] * factor for factor in inner["ch_mult"]]
-    if inner.get("attn_resolutions"):
-        raise TrainingError(f"first_stage_config: attn_resolutions {inner['attn_resolutions']}: expected none (attention in the middle block only)")
-    shared = {
-        "in_channels": inner["in_channels"],
-        "out_channels": inner["out_ch"],
-        "down_block_types": ("DownEncoderBlock2D",) * len(channels),
-        "up_block_types": ("UpDecoderBlock2D",) * len(channels),
-        "block_out_channels": tuple(channels),
-        "layers_per_block": inner["num_res_blocks"],
-        "latent_channels": inner["z_channels"],
-        "sample_size": inner["resolution"],
-    }
-    if "VQ" in str(first_stage.get("target", "")):
-        return VQModel(**shared, num_vq_embeddings=settings["n_embed"], vq_embed_dim=settings["embed_dim"])
-    return AutoencoderKL(**shared)
-
-
-def _load_exactly(model: nn.Module, weights: Mapping[str, Tensor | None], path: Path, part: str) -> None:
-    """Load every weight, and refuse what is missing, left over or of another shape."""
-    expected = model.state_dict()
-    missing = [name for name in expected if weights.get(name) is None]
-    extra = [name for name in weights if name not in expected]
-    wrong = [
-        f"{name} {list(tensor.shape)}, expected {list(expected[name].shape)}"
-        for name, tensor in weights.items()
-        if tensor is not None and name in expected and tensor.shape != expected[name].shape
-    ]
-    for problem, names in (("lacks", missing), ("has besides", extra), ("has in another shape", wrong)):
-        if names:
-            raise TrainingError(f"{path}: the {part} {problem} {len(names)} tensors, the first: {names[0]}")
-    model.load_state_dict(dict(weights))
+        found = run()
+    except Exception as err:  # whatever torch runs into in a network that was built from another's configuration
+        raise TrainingError(f"{path}: {part} cannot run: {shorten(str(err))}") from err
+    if shape is not None and found.shape != shape:
+        raise TrainingError(f"{path}: {part} gives {list(found.shape)}, expected {list(shape)} (sample_size, in_channels and the autoencoder's levels)")
+    if not bool(torch.isfinite(found).all()):
+        raise TrainingError(f"{path}: {part} gives values that are not finite")
+    return found

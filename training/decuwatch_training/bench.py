@@ -14,7 +14,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from decuwatch_training.backbone import ContextUNet, load_backbone
+from decuwatch_training.backbone import ContextUNet, add_backbone_arguments, backbone_of
 from decuwatch_training.check import read_tables
 from decuwatch_training.diffusion import Denoiser, NoiseSchedule, Sampler, first_latent
 from decuwatch_training.files import read_json
@@ -26,7 +26,7 @@ from decuwatch_training.pretrain import PretrainSettings, build_unet
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``decuwatch-train bench``."""
     parser.add_argument("ensemble", type=Path, help="the ensemble's directory")
-    parser.add_argument("--backbone", type=Path, help="the backbone that it was exported from")
+    add_backbone_arguments(parser, "the backbone that it was exported from", required=False)
     parser.add_argument("--seeds", type=int, default=1, help="requests of one class that share a batch")
     parser.add_argument("--paper", action="store_true", help="the network is the paper's, with random weights")
     parser.add_argument("--device", default="cpu", help="of the network: cpu or cuda")
@@ -43,7 +43,7 @@ def run(arguments: argparse.Namespace) -> None:
     tables, _ = read_tables(arguments.ensemble, manifest)
     shape = tuple(manifest["latent"][side] for side in ("channels", "height", "width"))
     if arguments.backbone:
-        network = load_backbone(arguments.backbone).denoiser
+        network = backbone_of(arguments).denoiser
     elif arguments.paper:
         network = paper_backbone().denoiser
     else:

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from decuwatch_training.backbone import Backbone, load_backbone
+from decuwatch_training.backbone import Backbone, add_backbone_arguments, backbone_of
 from decuwatch_training.branch import contexts_of
 from decuwatch_training.diffusion import Sampler, first_latent
 from decuwatch_training.errors import TrainingError
@@ -27,13 +27,12 @@ TOLERANCE = {"fp32": 1e-4, "fp16": 2e-2}
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``decuwatch-train check``."""
     parser.add_argument("ensemble", type=Path, help="the ensemble's directory")
-    parser.add_argument("--backbone", type=Path, required=True, help="the backbone that it was exported from")
-    parser.add_argument("--backbone-config", type=Path, help="the CompVis checkpoint's YAML configuration")
+    add_backbone_arguments(parser, "the backbone that it was exported from")
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Check every manifest of the directory and print the errors that were found."""
-    backbone = load_backbone(arguments.backbone, arguments.backbone_config)
+    backbone = backbone_of(arguments)
     for name, error in check_directory(arguments.ensemble, backbone).items():
         print(f"{name:<28} {error:.1e}")
 

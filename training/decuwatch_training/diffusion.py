@@ -28,27 +28,6 @@ class NoiseSchedule:
     steps_offset: int = 1
     set_alpha_to_one: bool = False
 
-    @classmethod
-    def from_diffusers(cls, config: dict[str, Any]) -> "NoiseSchedule":
-        """Read a ``scheduler_config.json``; fields that it lacks keep diffusers' defaults for DDIMScheduler."""
-        schedule = cls(
-            train_timesteps=int(config.get("num_train_timesteps", 1000)),
-            beta_schedule=str(config.get("beta_schedule", "linear")),
-            beta_start=float(config.get("beta_start", 0.0001)),
-            beta_end=float(config.get("beta_end", 0.02)),
-            prediction=str(config.get("prediction_type", "epsilon")),
-            timestep_spacing=str(config.get("timestep_spacing", "leading")),
-            steps_offset=int(config.get("steps_offset", 0)),
-            set_alpha_to_one=bool(config.get("set_alpha_to_one", True)),
-        )
-        if config.get("trained_betas") is not None or config.get("rescale_betas_zero_snr"):
-            raise TrainingError("scheduler_config.json: trained_betas and rescale_betas_zero_snr cannot be written into an ensemble's manifest")
-        if schedule.beta_schedule not in ("scaled_linear", "linear", "squaredcos_cap_v2"):
-            raise TrainingError(f"scheduler_config.json: beta_schedule {schedule.beta_schedule!r}: expected scaled_linear, linear or squaredcos_cap_v2")
-        if schedule.prediction not in ("epsilon", "v_prediction", "sample"):
-            raise TrainingError(f"scheduler_config.json: prediction_type {schedule.prediction!r}: expected epsilon, v_prediction or sample")
-        return schedule
-
     def scheduler(self, steps: int | None = None) -> DDIMScheduler:
         """diffusers' scheduler with these settings, x0 never clipped, and ``steps`` inference steps if given.
 

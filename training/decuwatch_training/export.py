@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from decuwatch_training import __version__
-from decuwatch_training.backbone import Backbone, load_backbone
+from decuwatch_training.backbone import Backbone, add_backbone_arguments, backbone_of
 from decuwatch_training.branch import DEFAULT_PROFILE, check_profile, make_requests, profile_scores
 from decuwatch_training.check import check_directory
 from decuwatch_training.diffusion import Sampler
@@ -34,8 +34,7 @@ QUANTILES = (0.5, 0.9, 0.99, 0.999)
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``decuwatch-train export``."""
-    parser.add_argument("--backbone", type=Path, required=True, help="the backbone that the run was trained on")
-    parser.add_argument("--backbone-config", type=Path, help="the CompVis checkpoint's YAML configuration")
+    add_backbone_arguments(parser, "the backbone that the run was trained on")
     parser.add_argument("--run", type=Path, required=True, dest="run_directory", help="the directory that train wrote")
     parser.add_argument("--out", type=Path, required=True, help="the ensemble's directory")
     parser.add_argument("--name", required=True, help="the model's name in events: a-z 0-9 - _, beginning with a letter, at most 64 characters")
@@ -49,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Export and check; the directory appears only when both succeeded."""
-    backbone = load_backbone(arguments.backbone, arguments.backbone_config).to(pick_device())
+    backbone = backbone_of(arguments).to(pick_device())
     trained = load_run(arguments.run_directory, backbone)
     findings = trained.record["findings"]
     for finding in findings:

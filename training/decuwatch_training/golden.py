@@ -17,7 +17,7 @@ import diffusers
 import torch
 from torch import Tensor
 
-from decuwatch_training.backbone import load_backbone
+from decuwatch_training.backbone import add_backbone_arguments, backbone_of
 from decuwatch_training.check import read_tables
 from decuwatch_training.diffusion import Denoiser, NoiseSchedule, predict_guided
 from decuwatch_training.files import read_json, sha256_file, write_file
@@ -41,7 +41,7 @@ CASES: list[dict[str, Any]] = [
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``decuwatch-train golden``."""
     parser.add_argument("ensembles", type=Path, nargs="*", help="directories of ensembles, each of which gets a golden.json")
-    parser.add_argument("--backbone", type=Path, help="run the network in PyTorch, from this backbone; defaults to the exported graph in ONNX Runtime")
+    add_backbone_arguments(parser, "run the network in PyTorch, not the exported graph in ONNX Runtime, from this backbone", required=False)
     parser.add_argument("--arithmetic", type=Path, help="also write the file of the arithmetic alone")
     parser.add_argument("--sweeps", type=Path, help="also write the file of the schedules at every step count; takes minutes")
 
@@ -56,7 +56,7 @@ def run(arguments: argparse.Namespace) -> None:
         print(arguments.sweeps)
     for directory in arguments.ensembles:
         if arguments.backbone:
-            denoise, network = cast(Denoiser, load_backbone(arguments.backbone).denoiser), "PyTorch"
+            denoise, network = cast(Denoiser, backbone_of(arguments).denoiser), "PyTorch"
         else:
             denoise, network = cast(Denoiser, Graph(directory / "unet.onnx")), "ONNX Runtime"
         write_golden(directory, denoise, network)

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save, save_file
 from torch import Tensor
 
-from decuwatch_training.backbone import Backbone, load_backbone
+from decuwatch_training.backbone import Backbone, add_backbone_arguments, backbone_of
 from decuwatch_training.checkpoint import CHECKPOINT_FILE
 from decuwatch_training.data import Images, read_data
 from decuwatch_training.diagnostics import diagnose
@@ -32,8 +32,7 @@ LATENTS_IN_MEMORY = 1_000_000
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``decuwatch-train train``."""
     defaults = TableSettings()
-    parser.add_argument("--backbone", type=Path, required=True, help="a diffusers directory, or a CompVis .ckpt or .safetensors file")
-    parser.add_argument("--backbone-config", type=Path, help="the CompVis checkpoint's YAML configuration")
+    add_backbone_arguments(parser, "the frozen model")
     parser.add_argument("--data", type=Path, required=True, help="a directory: one folder of images a class, or Fashion-MNIST's files")
     parser.add_argument("--out", type=Path, required=True, help="the run's directory; its checkpoint stands beside it")
     parser.add_argument("--components", type=int, default=defaults.components, help="M, the tables of one ensemble")
@@ -70,7 +69,7 @@ def run(arguments: argparse.Namespace) -> None:
         seed=arguments.seed,
     )
     device = pick_device()
-    backbone = load_backbone(arguments.backbone, arguments.backbone_config).to(device)
+    backbone = backbone_of(arguments).to(device)
     settings.validate(backbone.reference)
     size, channels = image_shape_of(backbone)
     data = read_data(arguments.data, size, channels, arguments.held_out)

@@ -92,7 +92,7 @@ def test_a_dit_takes_the_context_in_place_of_its_label(tmp_path: Path, data: Dat
                 parameter.normal_(std=0.1)  # zero at birth, which would hide the condition
     dit.save_pretrained(source / "transformer")
     AutoencoderKL(**FIRST_STAGE).save_pretrained(source / "vae")
-    DDIMScheduler(beta_schedule="linear").save_pretrained(source / "scheduler")
+    DDIMScheduler(beta_schedule="linear", clip_sample=False).save_pretrained(source / "scheduler")
     backbone = load_backbone(source)
     assert isinstance(backbone.denoiser, ContextDiT)
     assert backbone.reference is not None
