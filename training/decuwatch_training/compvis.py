@@ -322,8 +322,10 @@ def _heads(settings: Mapping[str, Any], widths: list[int], where: str) -> tuple[
     name, divisor = ("num_heads", heads) if width_of_head == -1 else ("num_head_channels", width_of_head)
     if divisor == -1:
         raise TrainingError(f"{where}: num_heads -1: expected num_heads or num_head_channels")
-    if any(width % divisor for width in widths) or any(width % 32 for width in widths):
-        raise TrainingError(f"{where}: {name} {divisor}: expected a divisor of the widths {widths}, and 32 to be one")
+    if any(width % 32 for width in widths):
+        raise TrainingError(f"{where}: model_channels {settings['model_channels']}: expected 32 to divide the widths {widths}")
+    if any(width % divisor for width in widths):
+        raise TrainingError(f"{where}: {name} {divisor}: expected a divisor of the widths {widths}")
     return tuple(heads if width_of_head == -1 else width // width_of_head for width in widths)
 
 

@@ -40,7 +40,9 @@ def _spell(value: Any) -> str:
 
 def only(*values: Any) -> Rule:
     """One of these values, with their types: ``True`` is not 1."""
-    return Rule(" or ".join(_spell(value) for value in values), lambda found: any(type(found) is type(value) and found == value for value in values))
+    *others, last = (_spell(value) for value in values)
+    says = f"{', '.join(others)} or {last}" if others else last
+    return Rule(says, lambda found: any(type(found) is type(value) and found == value for value in values))
 
 
 def whole(low: int, high: int) -> Rule:
@@ -147,6 +149,8 @@ def _autoencoder_together(config: Mapping[str, Any]) -> Iterator[Problem]:
     yield from _groups(config)
     if config["out_channels"] != config["in_channels"]:
         yield "out_channels", f"in_channels, {config['in_channels']}"
+    if config.get("norm_type") == "spatial" and any(width % 32 for width in config["block_out_channels"]):
+        yield "norm_type", f"'group', since 'spatial' has groups of 32 and block_out_channels are {list(config['block_out_channels'])}"
 
 
 def _schedule_together(config: Mapping[str, Any]) -> Iterator[Problem]:
@@ -329,10 +333,16 @@ OLDER_SCHEDULE = {"timestep_values": only(None), "tensor_format": no_effect("the
 SCHEDULERS = {
     "DDIMScheduler": Known(DDIMScheduler, SCHEDULE_FIELDS | CLIPPING | TO_ONE, OLDER_SCHEDULE | PNDM_ONLY | DDPM_ONLY, _schedule_together),
     "DDPMScheduler": Known(DDPMScheduler, SCHEDULE_FIELDS | CLIPPING | DDPM_ONLY, OLDER_SCHEDULE | TO_ONE | PNDM_ONLY, _schedule_together),
-    "PNDMScheduler": Known(PNDMScheduler, SCHEDULE_FIELDS | TO_ONE | PNDM_ONLY, OLDER_SCHEDULE | CLIPPING | DDPM_ONLY, _schedule_together),
+    "PNDMScheduler": Known(
+        PNDMScheduler,
+        SCHEDULE_FIELDS | {"set_alpha_to_one": given(FLAG)} | PNDM_ONLY,
+        OLDER_SCHEDULE | CLIPPING | {"clip_sample": given(only(False))} | DDPM_ONLY,
+        _schedule_together,
+    ),
 }
 """The discrete noise schedules whose model DDIM samples. Another scheduler's model may be sampled with DDIM too, but that is for
-its owner to say, by saving a DDIMScheduler."""
+its owner to say, by saving a DDIMScheduler. A PNDMScheduler and the DDIMScheduler that diffusers makes of its file have other defaults,
+so the file must state those fields."""
 
 DENOISERS = {"unet": {"UNet2DConditionModel": UNET}, "transformer": {"DiTTransformer2DModel": DIT, "Transformer2DModel": TRANSFORMER_2D}}
 AUTOENCODERS = {"AutoencoderKL": AUTOENCODER_KL, "VQModel": VQ_MODEL}
@@ -363,8 +373,9 @@ def read_configuration(file: Path, known: Mapping[str, Known]) -> Configuration:
     defaults = chosen.library_defaults()
     for unlisted in defaults.keys() - chosen.fields.keys():
         raise TrainingError(f"{file}: {unlisted}: diffusers' {chosen.kind.__name__} has this field, and decuwatch-train does not know what it means")
-    older = {key: rule for key, rule in chosen.older.items() if key in config}
+    older = {key: rule for key, rule in chosen.older.items() if key in config or rule.required}
     rules = {key: rule for key, rule in chosen.fields.items() if key in defaults} | older
+    defaults = {key: value for key, value in defaults.items() if not rules[key].required}
     stated = {key: value for key, value in config.items() if key not in PRIVATE}
     values = check_fields(stated, rules, defaults, str(file))
     for key, expected in chosen.together(values | {"steps_offset": values.get("steps_offset", 0)}):

@@ -58,13 +58,22 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Parse a JSON file. Raises TrainingError that names the file when it is missing or broken."""
+    """Parse a JSON file. Raises TrainingError that names the file if it is missing or broken, or has a key twice."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_object)
     except FileNotFoundError as err:
         raise TrainingError(f"{path}: no such file") from err
-    except (json.JSONDecodeError, UnicodeDecodeError) as err:
+    except (ValueError, RecursionError) as err:  # ValueError: broken JSON, broken UTF-8, and what the hook refuses
         raise TrainingError(f"{path}: expected a JSON document: {err}") from err
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; plain readers keep the last of keys that come twice."""
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} comes twice")
+    return result
 
 
 @contextlib.contextmanager
