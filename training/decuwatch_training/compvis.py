@@ -241,6 +241,7 @@ def read_compvis(path: Path, config: Path, ema: str | None) -> CompVis:
         beta_start=float(checked["linear_start"]),
         beta_end=float(checked["linear_end"]),
         prediction=PREDICTIONS[checked["parameterization"]],
+        timestep_spacing="compvis",
     )
     _check_schedule(parts[""], schedule, path)
     scale = _scale(parts[""], checked, path, where)

@@ -5,7 +5,9 @@ Every graph is held against PyTorch before the directory takes its place; an exp
 
 import argparse
 import platform
+import re
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +59,11 @@ def run(arguments: argparse.Namespace) -> None:
         raise TrainingError(f"{arguments.run_directory}: {len(findings)} findings say that the tables are unsound (above); train anew, or give --force")
     profile = read_json(arguments.profile) if arguments.profile else DEFAULT_PROFILE
     backbone_record = arguments.backbone / "backbone.json"
-    provenance = read_json(backbone_record)["provenance"] if backbone_record.exists() else {"source": arguments.backbone.name}
+    provenance = {"source": arguments.backbone.name}
+    if backbone_record.exists():
+        provenance = read_json(backbone_record).get("provenance")
+        if not isinstance(provenance, dict):
+            raise TrainingError(f"{backbone_record}: provenance: expected an object, as pretrain writes it")
     export_ensemble(
         backbone, trained, arguments.out, arguments.name, arguments.precision, arguments.noise, profile, arguments.reference_seeds, provenance, arguments.golden
     )
@@ -84,6 +90,11 @@ def export_ensemble(
 ) -> None:
     """Write, check, and only then rename into place; ``golden`` adds golden.json, which the Go tests read."""
     check_profile(profile, backbone.schedule)
+    if not re.fullmatch(r"[a-z][a-z0-9_-]{0,63}", name):
+        raise TrainingError(f"--name {name!r}: expected 1 to 64 of a-z 0-9 - _, beginning with a letter")
+    for label, count in Counter(trained.labels).items():
+        if not 1 <= len(label) <= 128 or count > 1:
+            raise TrainingError(f"class {label!r}: expected a label of its own of 1 to 128 characters")
     if reference_seeds and profile["eta"] != 0:
         raise TrainingError(f"profile.eta {profile['eta']}: reference scores are computed at eta 0; leave them out with --reference-seeds 0")
     size, channels = image_shape_of(backbone)

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from decuwatch_training.errors import TrainingError
+
 
 def pick_device() -> torch.device:
     """The GPU where there is one, else the CPU."""
@@ -61,9 +63,9 @@ class Progress:
                 self.bar.update()
 
     def loss(self, value: Tensor | float) -> None:
-        """Show an exponentially smoothed loss. Raises FloatingPointError when it is not finite."""
+        """Show an exponentially smoothed loss. Raises TrainingError if it is not finite."""
         number = float(value)
         if not math.isfinite(number):
-            raise FloatingPointError(f"the loss is {number}")
+            raise TrainingError(f"the loss is {number} at step {self.bar.n}: expected a finite one; a lower --rate may keep it so")
         self.mean_loss = number if math.isnan(self.mean_loss) else 0.98 * self.mean_loss + 0.02 * number
         self.bar.set_postfix(loss=f"{self.mean_loss:.4f}", refresh=False)

@@ -27,6 +27,8 @@ from decuwatch_training.loop import pick_device
 from decuwatch_training.tables import TableSettings, train_tables
 
 LATENTS_IN_MEMORY = 1_000_000
+RECORD = {"labels", "data", "settings", "backbone_sha256", "training", "diagnostics", "findings"}
+"""What readers of a run.json need."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -132,10 +134,15 @@ def kept_latents(backbone: Backbone, digest: str, images: Images, beside: Path) 
     file = beside.with_name(f"{beside.name}.latents") / f"{key}.safetensors"
     if file.exists():
         try:
-            return load_file(file)["latents"]
+            latents = load_file(file)["latents"]
         except (SafetensorError, KeyError) as err:
             raise TrainingError(f"{file}: expected the latents of {len(images):,} images; delete it to encode them anew: {err}") from err
+        if latents.shape != (len(images), *backbone.latent_shape) or latents.dtype != torch.float32 or not bool(torch.isfinite(latents).all()):
+            raise TrainingError(f"{file}: expected {len(images):,} finite latents of shape {list(backbone.latent_shape)}; delete it to encode them anew")
+        return latents
     latents = torch.cat([backbone.encode(images.scaled(index)) for index in torch.arange(len(images)).split(1024)])
+    if not bool(torch.isfinite(latents).all()):
+        raise TrainingError(f"{beside}: the autoencoder gives latents that are not finite for images of {images.source}")
     content = save({"latents": latents.contiguous()})
     write_file(file, lambda aside: aside.write_bytes(content))
     return latents
@@ -158,6 +165,9 @@ def load_run(path: Path, backbone: Backbone) -> Run:
     Raises TrainingError that names the file for another backbone, another shape, a NaN or an infinity.
     """
     record = read_json(path / "run.json")
+    missing = RECORD - record.keys() if isinstance(record, dict) else RECORD
+    if missing:
+        raise TrainingError(f"{path / 'run.json'}: {min(missing)} is missing: expected the record that train writes")
     file = path / "tables.safetensors"
     try:
         tensors = load_file(file)
@@ -170,6 +180,8 @@ def load_run(path: Path, backbone: Backbone) -> Run:
         raise TrainingError(f"{file}: tables of shape {found}, expected [rotations, components, {len(labels) + 1}, tokens, {backbone.context_dim}]")
     if images.shape != (*tables.shape[:2], len(labels)):
         raise TrainingError(f"{file}: image counts of shape {list(images.shape)}, expected {[*tables.shape[:2], len(labels)]}")
+    if tables.dtype != torch.float32 or images.dtype != torch.int64:
+        raise TrainingError(f"{file}: tables of {tables.dtype} and image counts of {images.dtype}, expected float32 and int64")
     check_finite(tables, file)
     if record["backbone_sha256"] != backbone.digest():
         raise TrainingError(f"{path}: trained on another backbone (SHA-256 {record['backbone_sha256'][:12]}, this one is {backbone.digest()[:12]})")

@@ -332,6 +332,9 @@ def test_the_default_beta_schedule_is_compvis_own(checkpoint: tuple[Path, Path])
     config.write_text(yaml.safe_dump(content) + "# as OmegaConf reads it\n")
     schedule = load_backbone(path, config).schedule
     assert (schedule.beta_schedule, schedule.beta_start, schedule.beta_end, schedule.train_timesteps) == ("scaled_linear", 1e-4, 2e-2, 1000)
+    # CompVis' own sampler: range(0, 1000, 1000 // 30) + 1, and the first alpha after the last step.
+    assert schedule.scheduler(30).timesteps.tolist() == [t + 1 for t in range(0, 1000, 1000 // 30)][::-1]
+    assert not schedule.set_alpha_to_one
 
 
 def test_yaml_is_read_as_omegaconf_reads_it(checkpoint: tuple[Path, Path]) -> None:

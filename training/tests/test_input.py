@@ -9,12 +9,15 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from decuwatch_training.backbone import Backbone
+from decuwatch_training.branch import DEFAULT_PROFILE
 from decuwatch_training.cli import main
 from decuwatch_training.data import read_data
 from decuwatch_training.errors import TrainingError
+from decuwatch_training.export import export_ensemble
+from decuwatch_training.loop import Progress
 from decuwatch_training.tables import TableSettings, train_tables
 from decuwatch_training.tiny import tiny_run
-from decuwatch_training.train import load_run
+from decuwatch_training.train import kept_latents, load_run
 from tests.conftest import LABELS, patterns
 from tests.runs import save_run
 
@@ -101,6 +104,42 @@ def test_tables_that_do_not_fit(random_backbone: Backbone, tmp_path: Path) -> No
     file.write_bytes(b"broken")
     with pytest.raises(TrainingError, match=r"tables\.safetensors: expected the tables of a run"):
         load_run(path, random_backbone)
+
+
+def test_a_record_that_lacks_something(random_backbone: Backbone, tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    save_run(tiny_run(random_backbone, 3, 1), path)
+    (path / "run.json").write_text("{}")
+    with pytest.raises(TrainingError, match=r"run\.json: backbone_sha256 is missing"):
+        load_run(path, random_backbone)
+    save_run(tiny_run(random_backbone, 3, 1), tmp_path / "half")
+    file = tmp_path / "half" / "tables.safetensors"
+    tensors = load_file(file)
+    save_file({**tensors, "tables": tensors["tables"].half()}, file)
+    with pytest.raises(TrainingError, match=r"tables of torch\.float16 .* expected float32"):
+        load_run(tmp_path / "half", random_backbone)
+
+
+def test_latents_that_were_kept_are_checked(random_backbone: Backbone, tmp_path: Path) -> None:
+    images = patterns(2, 1)
+    wanted = kept_latents(random_backbone, "digest", images, tmp_path / "backbone")
+    assert torch.equal(kept_latents(random_backbone, "digest", images, tmp_path / "backbone"), wanted)
+    (file,) = (tmp_path / "backbone.latents").iterdir()
+    for broken in (wanted[1:], wanted * float("nan"), wanted.double()):
+        save_file({"latents": broken.contiguous()}, file)
+        with pytest.raises(TrainingError, match="expected 12 finite latents of shape"):
+            kept_latents(random_backbone, "digest", images, tmp_path / "backbone")
+
+
+def test_a_loss_that_is_not_finite() -> None:
+    with pytest.raises(TrainingError, match="the loss is nan at step 0"):
+        Progress("tables", 0, 10).loss(float("nan"))
+
+
+def test_a_name_that_readers_refuse(random_backbone: Backbone, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="--name 'My Model': expected"):
+        export_ensemble(random_backbone, tiny_run(random_backbone, 3, 1), tmp_path / "out", "My Model", "fp32", "torch-cpu", DEFAULT_PROFILE, 0, {})
+    assert not (tmp_path / "out").exists()
 
 
 def test_tables_of_another_backbone(random_backbone: Backbone, tmp_path: Path) -> None:
