@@ -146,6 +146,20 @@ func TestRetentionUsesTheServersClock(t *testing.T) {
 	if n := count(t, conn, `SELECT count(*) FROM decuwatch.canaries WHERE due_at BETWEEN now() + interval '50 minutes' AND now() + interval '70 minutes'`); n != 1 {
 		t.Error("a canary of the next hour is not due in an hour on the server's clock")
 	}
+	late := scoreVerdict(7, "late")
+	late.Score.Event.Time = now.UTC().Truncate(time.Microsecond)
+	late.Alerts = []schema.Alert{alert(late.Score, "late")}
+	mustRecord(t, s, late)
+	due, err := s.OutboxNext(ctx, postgres.SinkStream, 1, time.Minute)
+	if err != nil || len(due) != 1 {
+		t.Fatalf("%d messages are due, %v", len(due), err)
+	}
+	if err := s.OutboxFailed(ctx, due[0].ID, "why", time.Hour); err != nil {
+		t.Fatal(err)
+	}
+	if n := count(t, conn, `SELECT count(*) FROM decuwatch.outbox WHERE next_attempt_at BETWEEN now() + interval '50 minutes' AND now() + interval '70 minutes'`); n != 1 {
+		t.Error("a delivery that waits for an hour is not due in an hour on the server's clock")
+	}
 	job, found, err := s.NextEvidence(ctx, []string{ensembleDigest}, time.Minute)
 	if err != nil || !found {
 		t.Fatalf("%t, %v", found, err)
