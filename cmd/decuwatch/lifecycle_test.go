@@ -8,6 +8,7 @@ import (
 	"net/http/httptest"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -79,18 +80,21 @@ func TestReadyOnlyIfEveryPartIs(t *testing.T) {
 		holds("before the start", "/readyz", http.StatusServiceUnavailable,
 			"clock: not started\nensemble: not started\nnats: not started\npostgres: not started\npulling: not started\nstream: not started\nworkers: not started\n")
 		holds("alive", "/healthz", http.StatusOK, "alive\n")
+		var mu sync.Mutex // of what follows
 		checks, running, most := 0, 0, 0
 		var answer error
 		hang := make(chan struct{})
+		locked := func(f func()) { mu.Lock(); defer mu.Unlock(); f() }
 		close(hang)
 		for _, name := range parts {
 			h.set(name, func(context.Context) error { return nil })
 		}
 		h.set(partPostgres, func(context.Context) error {
-			checks++
-			running++
-			most = max(most, running)
-			<-hang
+			var wait chan struct{}
+			locked(func() { checks++; running++; most = max(most, running); wait = hang })
+			<-wait
+			mu.Lock()
+			defer mu.Unlock()
 			running--
 			return answer
 		})
@@ -98,10 +102,12 @@ func TestReadyOnlyIfEveryPartIs(t *testing.T) {
 		for range 1000 {
 			holds("everything works", "/readyz", http.StatusOK, "ready\n")
 		}
-		if checks != 1 {
-			t.Errorf("1000 requests caused %d checks", checks)
-		}
-		answer = errors.New("disk full")
+		locked(func() {
+			if checks != 1 {
+				t.Errorf("1000 requests caused %d checks", checks)
+			}
+			answer = errors.New("disk full")
+		})
 		settle(checkEvery)
 		holds("Postgres is full", "/readyz", http.StatusServiceUnavailable, "postgres: disk full\n")
 		want := "# HELP decuwatch_ready 1 while what the next verdict needs works, by part: clock, ensemble, nats, postgres, pulling, stream, workers.\n" +
@@ -116,15 +122,17 @@ func TestReadyOnlyIfEveryPartIs(t *testing.T) {
 		if err := testutil.GatherAndCompare(reg, strings.NewReader(want), "decuwatch_ready"); err != nil {
 			t.Error(err)
 		}
-		answer = nil
+		locked(func() { answer = nil })
 		settle(2 * time.Second)
 		holds("Postgres works again", "/readyz", http.StatusOK, "ready\n")
-		hang = make(chan struct{})
+		locked(func() { hang = make(chan struct{}) })
 		settle(time.Minute)
-		if _, body := page("/readyz"); !strings.HasPrefix(body, "postgres: its check has not returned for 5") || running != 1 || most != 1 {
-			t.Errorf("Postgres hangs: %q, %d checks at once", body, most)
-		}
-		close(hang)
+		locked(func() {
+			if _, body := page("/readyz"); !strings.HasPrefix(body, "postgres: its check has not returned for 5") || running != 1 || most != 1 {
+				t.Errorf("Postgres hangs: %q, %d checks at once", body, most)
+			}
+			close(hang)
+		})
 		settle(time.Second)
 		holds("Postgres does not hang any more", "/readyz", http.StatusOK, "ready\n")
 		stop()
