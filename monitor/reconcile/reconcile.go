@@ -185,38 +185,41 @@ func (r *run) messages(ctx context.Context, messages []consumers.Stored) error {
 	for _, v := range verdicts {
 		bySequence[v.Sequence] = append(bySequence[v.Sequence], v)
 	}
-	var open []consumers.Stored // without a verdict of their own
-	var events [][2]string
+	var open []event // without a verdict of their own
+	var ids [][2]string
 	for _, m := range messages {
 		if r.settled(m, bySequence[m.Sequence]) {
 			continue
 		}
-		open = append(open, m)
+		e := event{Stored: m, name: "not an event"}
 		if ev, err := m.Decode(); err == nil {
-			events = append(events, [2]string{ev.Source, ev.ID})
+			e.id, e.name = [2]string{ev.Source, ev.ID}, fmt.Sprintf("%s of %s", printable(ev.ID), printable(ev.Source))
+			ids = append(ids, e.id)
 		}
+		open = append(open, e)
 	}
 	if len(open) == 0 {
 		return nil
 	}
-	digests, err := r.Store.EventDigests(ctx, events)
+	digests, err := r.Store.EventDigests(ctx, ids)
 	if err != nil {
 		return err
 	}
-	for _, m := range open {
-		id := "not an event"
-		if ev, err := m.Decode(); err == nil {
-			id = fmt.Sprintf("%s of %s", printable(ev.ID), printable(ev.Source))
-			if digests[[2]string{ev.Source, ev.ID}] == m.Digest() {
-				r.report.Repeats++
-				continue
-			}
-		}
-		if err := r.unsettled(ctx, m, id); err != nil {
+	for _, e := range open {
+		if digests[e.id] == e.Digest() {
+			r.report.Repeats++
+		} else if err := r.unsettled(ctx, e.Stored, e.name); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// event is a message with what it says of its event.
+type event struct {
+	consumers.Stored
+	id   [2]string // source and id; empty if the message is not an event
+	name string    // for people
 }
 
 // settled counts a message that has a verdict, and reports whether it has.
