@@ -1,20 +1,28 @@
 """Training images: the user's own folders, or Fashion-MNIST in its own file format."""
 
+import argparse
 import gzip
-from dataclasses import dataclass
+import math
+import zlib
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import ImageColor
 from torch import Tensor
 
+from decuwatch_training.classes import class_folders, entries_of
 from decuwatch_training.errors import TrainingError
+from decuwatch_training.picture import Color, read_picture, shown
 
 FASHION_MNIST_LABELS = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
 )  # fmt: skip
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
+MAX_IDX_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -50,24 +58,46 @@ class DataSet:
 
     train: Images
     held_out: Images
+    folders: tuple[str, ...] = ()
+    """Names of the folders in the order of the classes; empty for Fashion-MNIST."""
+    changes: Mapping[str, int] = field(default_factory=dict)
+    """What was lost or changed when the images were read, and in how many of them."""
+
+    def describe(self) -> list[str]:
+        """The classes by index, where an index does not go without saying, and what became of the images: lines to print."""
+        held_out = torch.bincount(self.held_out.classes, minlength=len(self.train.labels)).tolist()
+        lines = []
+        for index, (label, count, rest) in enumerate(zip(self.train.labels, self.counts(), held_out, strict=True)):
+            folder = self.folders[index] if self.folders else label
+            named = "" if folder == label else f" (folder {folder})"
+            lines.append(f"class {index}: {label}{named}, {count} + {rest} held-out images")
+        for index, folder in enumerate(self.folders):
+            if folder.isascii() and folder.isdigit() and int(folder) != index and self.train.labels[index] == folder:
+                lines.append(f"WARNING: class index {index} is the folder {folder}; in events the index {index} and the label {folder!r} mean it")
+        total = len(self.train) + len(self.held_out)
+        lines += [f"images: {count:,} of {total:,} {change}" for change, count in self.changes.items()]
+        return lines
 
     def counts(self) -> list[int]:
         """Training images of each class."""
         return [int(count) for count in torch.bincount(self.train.classes, minlength=len(self.train.labels))]
 
 
-def read_data(path: Path, size: int = 32, channels: int = 3, held_out: float = 0.1) -> DataSet:
+def read_data(path: Path, size: int = 32, channels: int = 3, held_out: float = 0.1, listing: Path | None = None, background: Color | None = None) -> DataSet:
     """Read a directory: Fashion-MNIST's four files, or one folder of images a class.
 
-    ``size``, ``channels`` and ``held_out`` are for folders: images are scaled so that the shorter side has ``size``
-    pixels, cropped to the centre, and every ``1 / held_out``-th image of a class is held out. Raises TrainingError for
-    a missing directory, a class without images or a file that is no image.
+    The other arguments are for folders: images are scaled so that the shorter side has ``size`` pixels, cropped to the
+    centre, and every ``1 / held_out``-th image of a class is held out; ``listing`` fixes the classes, ``background``
+    is laid under transparent pixels. Raises TrainingError for a missing directory, a class without images or a file
+    that is not read as it should be.
     """
     if not path.is_dir():
         raise TrainingError(f"{path}: expected a directory with one folder of images a class, or Fashion-MNIST's files (Debian: dataset-fashion-mnist)")
     if (path / "train-images-idx3-ubyte.gz").exists():
+        if listing is not None:
+            raise TrainingError(f"--classes {shown(listing)}: the classes of Fashion-MNIST are fixed; expected folders of images")
         return read_fashion_mnist(path)
-    return read_folders(path, size, channels, held_out)
+    return read_folders(path, size, channels, held_out, listing, background)
 
 
 def read_fashion_mnist(path: Path) -> DataSet:
@@ -76,68 +106,77 @@ def read_fashion_mnist(path: Path) -> DataSet:
     for prefix in ("train", "t10k"):
         pixels = _read_idx(path / f"{prefix}-images-idx3-ubyte.gz", dimensions=3)
         classes = _read_idx(path / f"{prefix}-labels-idx1-ubyte.gz", dimensions=1)
-        if len(pixels) != len(classes):
-            raise TrainingError(f"{path}: {len(pixels)} {prefix} images but {len(classes)} labels")
-        padding = (32 - pixels.shape[1]) // 2
-        padded = np.pad(pixels, ((0, 0), (padding, padding), (padding, padding)))[:, None]
+        if len(pixels) != len(classes) or not len(classes):
+            raise TrainingError(f"{path}: {len(pixels)} {prefix} images but {len(classes)} labels, expected as many, and at least 1")
+        if pixels.shape[1:] != (28, 28):
+            raise TrainingError(f"{path}: {prefix} images of {pixels.shape[1]} x {pixels.shape[2]} pixels, expected 28 x 28")
+        if classes.max() >= len(FASHION_MNIST_LABELS):
+            raise TrainingError(f"{path}: {prefix} label {classes.max()}, expected 0 to {len(FASHION_MNIST_LABELS) - 1}")
+        padded = np.pad(pixels, ((0, 0), (2, 2), (2, 2)))[:, None]
         parts.append(Images(torch.from_numpy(padded), torch.from_numpy(classes.astype(np.int64)), FASHION_MNIST_LABELS, "fashion-mnist"))
-    return DataSet(*parts)
+    return DataSet(parts[0], parts[1])
 
 
 def _read_idx(path: Path, dimensions: int) -> np.ndarray:
     """One gzipped IDX file of unsigned bytes: magic 0x0000080d, d big-endian sizes, the values."""
+    header = 4 + 4 * dimensions
     try:
-        content = gzip.decompress(path.read_bytes())
+        with gzip.open(path) as file:
+            start = file.read(header)
+            if len(start) < header or start[:4] != bytes((0, 0, 8, dimensions)):
+                raise TrainingError(f"{path}: expected an IDX file of unsigned bytes with {dimensions} dimensions")
+            shape = tuple(int(value) for value in np.frombuffer(start, ">u4", dimensions, 4))
+            wanted = math.prod(shape)
+            if wanted > MAX_IDX_BYTES:
+                raise TrainingError(f"{path}: {wanted:,} values for shape {shape}, expected at most {MAX_IDX_BYTES:,}")
+            content = file.read(wanted + 1)
     except FileNotFoundError as err:
         raise TrainingError(f"{path}: no such file; Debian's package dataset-fashion-mnist has it") from err
-    except (OSError, EOFError) as err:
+    except (OSError, EOFError, zlib.error) as err:
         raise TrainingError(f"{path}: expected a gzipped IDX file: {err}") from err
-    header = 4 + 4 * dimensions
-    if len(content) < header or content[:4] != bytes((0, 0, 8, dimensions)):
-        raise TrainingError(f"{path}: expected an IDX file of unsigned bytes with {dimensions} dimensions")
-    shape = tuple(int(value) for value in np.frombuffer(content, ">u4", dimensions, 4))
-    if len(content) - header != int(np.prod(shape)):
-        raise TrainingError(f"{path}: expected {int(np.prod(shape))} values for shape {shape}, found {len(content) - header}")
-    return np.frombuffer(content, np.uint8, offset=header).reshape(shape).copy()
+    if len(content) != wanted:
+        raise TrainingError(f"{path}: expected {wanted} values for shape {shape}, found {'more' if len(content) > wanted else len(content)}")
+    return np.frombuffer(content, np.uint8).reshape(shape).copy()
 
 
-def read_folders(path: Path, size: int, channels: int, held_out: float) -> DataSet:
-    """One folder a class, in the order of their names; the folder's name is the label."""
+def read_folders(path: Path, size: int, channels: int, held_out: float, listing: Path | None = None, background: Color | None = None) -> DataSet:
+    """One folder a class, see ``class_folders``. Every file in one is read as an image, or refused by name."""
     if channels not in (1, 3):
         raise TrainingError(f"channels {channels}: expected 1 or 3")
     if not 0 < held_out < 1:
         raise TrainingError(f"held-out share {held_out}: expected more than 0 and less than 1")
-    folders = sorted(entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    if not folders:
-        raise TrainingError(f"{path}: expected one folder of images a class, found no folder")
+    folders = class_folders(path, listing)
     every = max(2, round(1 / held_out))
     pixels: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
     classes: tuple[list[int], list[int]] = ([], [])
+    notes: Counter[str] = Counter()
     for index, folder in enumerate(folders):
-        names = sorted(entry for entry in folder.iterdir() if entry.suffix.lower() in IMAGE_SUFFIXES)
-        if not names:
-            raise TrainingError(f"{folder}: a class without images; expected files that end in {', '.join(IMAGE_SUFFIXES)}")
-        for position, name in enumerate(names):
+        files = entries_of(folder.path)
+        if not files:
+            raise TrainingError(f"{shown(folder.path)}: a class without images")
+        for position, file in enumerate(files):
+            if file.is_dir():
+                raise TrainingError(f"{shown(file)}: a folder inside the folder of a class, expected images only")
             part = 1 if position % every == every - 1 else 0
-            pixels[part].append(_read_image(name, size, channels))
+            array, changes = read_picture(file, size, channels, background)
+            pixels[part].append(array)
             classes[part].append(index)
-    labels = tuple(folder.name for folder in folders)
+            notes.update(changes)
     if not classes[1]:
-        raise TrainingError(f"{path}: no class has the {every} images that holding out {held_out:g} of them takes")
+        raise TrainingError(f"{shown(path)}: no class has the {every} images that holding out {held_out:g} of them takes")
+    labels = tuple(folder.label for folder in folders)
+    names = tuple(folder.path.name for folder in folders)
     train, rest = (
         Images(torch.from_numpy(np.stack(images)), torch.tensor(indices), labels, str(path.name)) for images, indices in zip(pixels, classes, strict=True)
     )
-    return DataSet(train, rest)
+    return DataSet(train, rest, names, dict(sorted(notes.items())))
 
 
-def _read_image(path: Path, size: int, channels: int) -> np.ndarray:
+def background_color(text: str) -> Color:
+    """The argument of --background: a CSS name or #rrggbb. Raises argparse's error for anything else."""
     try:
-        with Image.open(path) as opened:
-            image = opened.convert("L" if channels == 1 else "RGB")
-            scale = size / min(image.size)
-            image = image.resize((max(size, round(image.width * scale)), max(size, round(image.height * scale))), Image.Resampling.BICUBIC)
-            left, top = (image.width - size) // 2, (image.height - size) // 2
-            array = np.asarray(image.crop((left, top, left + size, top + size)))
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as err:
-        raise TrainingError(f"{path}: not an image that can be read: {err}") from err
-    return array[None] if channels == 1 else np.ascontiguousarray(array.transpose(2, 0, 1))
+        color = ImageColor.getcolor(text, "RGB")
+    except ValueError as err:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a color: expected white, black, another CSS name or #rrggbb") from err
+    red, green, blue = cast(Color, color)
+    return red, green, blue

@@ -129,6 +129,7 @@ def export_ensemble(
                 manifest["reference"] = reference_scores(backbone, tables, trained.images[rotation], profile, reference_seeds)
             manifest["provenance"] = {
                 "data": trained.record["data"],
+                "folders": trained.record.get("folders", []),
                 "rotation": rotation,
                 "backbone": backbone_provenance,
                 "backbone_sha256": trained.record["backbone_sha256"],

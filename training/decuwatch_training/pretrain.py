@@ -6,6 +6,7 @@ trained table. A run that was broken off goes on from its last checkpoint when t
 
 import argparse
 import copy
+import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from decuwatch_training.backbone import REFERENCE_FILE, Autoencoder, Backbone, ContextUNet
 from decuwatch_training.checkpoint import CHECKPOINT_FILE, load_checkpoint, save_checkpoint
-from decuwatch_training.data import Images, read_data
+from decuwatch_training.data import Images, background_color, read_data
 from decuwatch_training.diffusion import NoiseSchedule
 from decuwatch_training.errors import TrainingError
 from decuwatch_training.files import staged_directory, write_json
@@ -48,6 +49,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``decuwatch-train pretrain``."""
     defaults = PretrainSettings()
     parser.add_argument("--data", type=Path, required=True, help="a directory: one folder of images a class, or Fashion-MNIST's files")
+    parser.add_argument("--classes", type=Path, help="a text file that fixes the classes: a folder's name on each line, or folder, tab and label")
+    parser.add_argument("--background", type=background_color, help="color under transparent pixels, such as white or #808080; none: refuse them")
     parser.add_argument("--out", type=Path, required=True, help="the backbone's directory; checkpoints stand beside it")
     parser.add_argument("--size", type=int, default=32, help="height and width of images from folders, in pixels")
     parser.add_argument("--image-channels", type=int, default=3, choices=(1, 3), help="of images from folders")
@@ -76,7 +79,9 @@ def run(arguments: argparse.Namespace) -> None:
         context_dim=arguments.context_dim,
         seed=arguments.seed,
     )
-    data = read_data(arguments.data, arguments.size, arguments.image_channels)
+    data = read_data(arguments.data, arguments.size, arguments.image_channels, listing=arguments.classes, background=arguments.background)
+    for line in data.describe():
+        print(line, file=sys.stderr if line.startswith("WARNING") else sys.stdout)
     backbone, record = pretrain(data.train, data.held_out, settings, arguments.out, arguments.checkpoint_every)
     save_backbone(backbone, data.train.labels, record, arguments.out)
     print(f"{arguments.out}: {backbone.parameter_count():,} parameters, held-out image error {record['autoencoder']['held_out_mse']:.4f}")

@@ -5,6 +5,8 @@ through the shared backbone at once. Each table has its own random generator for
 training it beside others or alone gives the same table, but for floating-point rounding.
 """
 
+import hashlib
+import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -173,7 +175,7 @@ def train_tables(
     # Weight of the prior by row: lambda / n_k of the mean loss; the unconditional row counts all images.
     counts = torch.tensor([[len(images) for images in chosen[r][m]] for r, m in training], dtype=torch.float32)
     prior = (settings.anchor / torch.cat([counts, counts.sum(1, keepdim=True)], 1).clamp(min=1e-3)).to(device)
-    own: dict[str, Any] = {name: str(value) for name, value in asdict(settings).items()} | {"backbone": backbone.digest(), "images": str(len(classes))}
+    own: dict[str, Any] = {name: str(value) for name, value in asdict(settings).items()} | {"backbone": backbone.digest(), "images": _digest(classes, labels)}
     first, clock = 0, Clock()
     if checkpoint is not None and (state := load_checkpoint(checkpoint, own)):
         tables.data.copy_(state["tables"])
@@ -260,6 +262,11 @@ class _Drawing:
         rows = torch.where(dropped, len(self.counts), self.classes[position])
         timestep = torch.randint(timesteps, (batch,), generator=generator)
         return self.pool[position], rows, timestep, torch.randn((batch, *shape), generator=generator)
+
+
+def _digest(classes: Tensor, labels: tuple[str, ...]) -> str:
+    """Says whether a run goes on with the same classes in the same order, and as many images of each."""
+    return hashlib.sha256(json.dumps([labels, classes.tolist()]).encode()).hexdigest()[:16]
 
 
 def _seed(seed: int, rotation: int, component: int, purpose: str) -> int:

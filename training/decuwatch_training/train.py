@@ -19,7 +19,7 @@ from torch import Tensor
 
 from decuwatch_training.backbone import Backbone, add_backbone_arguments, backbone_of
 from decuwatch_training.checkpoint import CHECKPOINT_FILE
-from decuwatch_training.data import Images, read_data
+from decuwatch_training.data import Images, background_color, read_data
 from decuwatch_training.diagnostics import diagnose
 from decuwatch_training.errors import TrainingError
 from decuwatch_training.files import read_json, staged_directory, write_file, write_json
@@ -36,6 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     defaults = TableSettings()
     add_backbone_arguments(parser, "the frozen model")
     parser.add_argument("--data", type=Path, required=True, help="a directory: one folder of images a class, or Fashion-MNIST's files")
+    parser.add_argument("--classes", type=Path, help="a text file that fixes the classes: a folder's name on each line, or folder, tab and label")
+    parser.add_argument("--background", type=background_color, help="color under transparent pixels, such as white or #808080; none: refuse them")
     parser.add_argument("--out", type=Path, required=True, help="the run's directory; its checkpoint stands beside it")
     parser.add_argument("--components", type=int, default=defaults.components, help="M, the tables of one ensemble")
     parser.add_argument("--bins", type=int, nargs="+", default=[], help="images of a class by bin, for example 1 10 100 5000; none: all there are")
@@ -74,7 +76,10 @@ def run(arguments: argparse.Namespace) -> None:
     backbone = backbone_of(arguments).to(device)
     settings.validate(backbone.reference)
     size, channels = image_shape_of(backbone)
-    data = read_data(arguments.data, size, channels, arguments.held_out)
+    data = read_data(arguments.data, size, channels, arguments.held_out, arguments.classes, arguments.background)
+    for line in data.describe():
+        print(line, file=sys.stderr if line.startswith("WARNING") else sys.stdout)
+    check_labels(data.train.labels, arguments.backbone)
     if data.train.shape != (channels, size, size):
         raise TrainingError(f"{arguments.data}: images of shape {list(data.train.shape)}, the backbone's autoencoder takes {[channels, size, size]}")
     tokens = arguments.context_tokens or (1 if backbone.reference is None else backbone.reference.shape[1])
@@ -101,6 +106,7 @@ def run(arguments: argparse.Namespace) -> None:
         print(f"WARNING: {finding}", file=sys.stderr)
     record = {
         "labels": list(data.train.labels),
+        "folders": list(data.folders),
         "data": data.train.source,
         "settings": asdict(settings),
         "backbone_sha256": before,
@@ -115,6 +121,17 @@ def run(arguments: argparse.Namespace) -> None:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, staged / "tables.safetensors")
         write_json(staged / "run.json", record)
     print(f"{arguments.out}: {tables} tables in {trained.seconds['wall_seconds']:.0f} s")
+
+
+def check_labels(labels: tuple[str, ...], backbone: Path) -> None:
+    """Raise TrainingError if the backbone was pretrained on other classes, or on the same ones in another order."""
+    file = backbone / "backbone.json"
+    known = read_json(file).get("labels") if file.exists() else None
+    if known is None or list(labels) == known:
+        return
+    index = next((index for index, pair in enumerate(zip(labels, known, strict=False)) if pair[0] != pair[1]), min(len(labels), len(known)))
+    found, expected = (f"{names[index]!r}" if index < len(names) else "no class" for names in (labels, known))
+    raise TrainingError(f"{file}: class {index} of the backbone is {expected}, of the data {found}; --classes can fix the order")
 
 
 def image_shape_of(backbone: Backbone) -> tuple[int, int]:
