@@ -84,7 +84,8 @@ type Config struct {
 	Standing *Standing
 
 	// Healthy reports whether what the handler depends on is there; it is asked after a failure. While it fails,
-	// nothing is pulled, and messages in flight are kept and tried again after. Nil is always healthy.
+	// nothing is pulled, and messages in flight are kept and tried again after; those that have waited for HandleTimeout go
+	// to another worker, unless Tries fails, too. Nil is always healthy.
 	Healthy func(context.Context) error
 
 	Tries Tries // counts attempts on messages. Nil counts those of this Run only
@@ -236,7 +237,7 @@ func Run(ctx context.Context, js jetstream.JetStream, cfg Config, h Handler, dea
 	defer stopTimer()
 
 	r := &runner{
-		js: js, cfg: cfg, handler: h, dead: dead,
+		js: js, conn: js.Conn(), cfg: cfg, handler: h, dead: dead,
 		rows: semaphore.NewWeighted(int64(cfg.MaxRows)),
 		gate: newGate(work, cfg.healthy, cfg.Logger, cfg.Metrics),
 		log:  cfg.Logger,
@@ -266,6 +267,7 @@ var errDrained = errors.New("the worker is stopping")
 // runner is what the loops of one Run share.
 type runner struct {
 	js       jetstream.JetStream
+	conn     connection
 	cfg      Config
 	handler  Handler
 	dead     DeadLetters
@@ -273,6 +275,12 @@ type runner struct {
 	gate     *gate
 	log      *slog.Logger
 	overruns sync.WaitGroup // watches over handlers
+}
+
+// connection is what the loops ask of the connection to NATS.
+type connection interface {
+	IsClosed() bool
+	IsConnected() bool
 }
 
 // loop is one durable consumer and what is done with its messages.
@@ -294,10 +302,10 @@ func (r *runner) consume(ctx, work context.Context, l loop) error {
 
 	retry := backoff{min: 100 * time.Millisecond, max: 5 * time.Second}
 	for ctx.Err() == nil {
-		if r.js.Conn().IsClosed() {
+		if r.conn.IsClosed() {
 			return fmt.Errorf("consumers: %w", nats.ErrConnectionClosed)
 		}
-		if !r.js.Conn().IsConnected() { // a request would wait for its timeout
+		if !r.conn.IsConnected() { // a request would wait for its timeout
 			r.cfg.Pulling.set(l.name, errNotConnected)
 			retry.wait(ctx)
 			continue
@@ -338,7 +346,7 @@ func (r *runner) pull(ctx, work context.Context, l loop, from source, slots *slo
 		if err != nil {
 			return err
 		}
-		if !r.js.Conn().IsConnected() {
+		if !r.conn.IsConnected() {
 			slots.give(n)
 			return errNotConnected
 		}

@@ -52,7 +52,7 @@ const (
 	acknowledge action = "ack"
 	bury        action = "dead_letter" // write a dead letter, then terminate
 	redeliver   action = "retry"       // after a delay
-	release     action = "release"     // at once: this worker stops
+	release     action = "release"     // soon, and to another worker: this one stops, or its device is away
 	abandon     action = "abandon"     // say nothing: the message was left to another worker
 )
 

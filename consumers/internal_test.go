@@ -297,3 +297,18 @@ func TestParseAck(t *testing.T) {
 		}
 	}
 }
+
+// A look that failed, because an answer was lost, is tried again soon; one that succeeded slowly is not.
+func TestUntilNextLook(t *testing.T) {
+	for _, x := range []struct {
+		took   time.Duration
+		looked bool
+		want   time.Duration
+	}{
+		{time.Millisecond, true, 5 * time.Second}, {2 * time.Second, true, 20 * time.Second}, {30 * time.Second, false, 5 * time.Second},
+	} {
+		if got := untilNextLook(5*time.Second, x.took, x.looked); got != x.want {
+			t.Errorf("after %s, looked %t: %s, want %s", x.took, x.looked, got, x.want)
+		}
+	}
+}

@@ -105,9 +105,8 @@ func (k *keeper) run(ctx, work context.Context) {
 	defer close(rounds)
 	for ctx.Err() == nil {
 		start := time.Now()
-		k.once(ctx, rounds)
-		// A stream of very many subjects takes long to look at.
-		wait := time.NewTimer(max(k.cfg.CheckInterval, 10*time.Since(start)))
+		looked := k.once(ctx, rounds)
+		wait := time.NewTimer(untilNextLook(k.cfg.CheckInterval, time.Since(start), looked))
 		select {
 		case <-wait.C:
 		case <-ctx.Done():
@@ -116,26 +115,37 @@ func (k *keeper) run(ctx, work context.Context) {
 	}
 }
 
-// once looks at the stream and hands what it found to the sweeper, unless that is still busy with an earlier round.
-func (k *keeper) once(ctx context.Context, rounds chan<- round) {
+// untilNextLook returns how long to wait after a look. A stream of very many subjects takes long to look at, and is looked
+// at less often. A look that failed took long because an answer was lost.
+func untilNextLook(interval, took time.Duration, looked bool) time.Duration {
+	if !looked {
+		return interval
+	}
+	return max(interval, 10*took)
+}
+
+// once looks at the stream and hands what it found to the sweeper, unless that is still busy with an earlier round. It
+// reports whether the look succeeded.
+func (k *keeper) once(ctx context.Context, rounds chan<- round) bool {
 	if !k.js.Conn().IsConnected() {
-		return
+		return false
 	}
 	r, err := k.look(ctx)
 	if errors.Is(err, jetstream.ErrStreamNotFound) || ctx.Err() != nil { // the loops make it
-		return
+		return false
 	}
 	if k.tell("keeper", err) && err != nil {
 		k.log.Warn("the stream cannot be checked", "stream", k.cfg.Stream, "err", err)
 	}
 	if err != nil {
-		return
+		return false
 	}
 	k.metrics.checked()
 	select {
 	case rounds <- r:
 	default:
 	}
+	return true
 }
 
 // tell reports whether what is said about a thing has changed.

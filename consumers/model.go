@@ -74,6 +74,9 @@ func (r *runner) attempt(work context.Context, l letter, invalid error, h *held)
 	if h.overran() && err != nil {
 		return decision{action: abandon} // the message is another worker's by now
 	}
+	if errors.Is(err, errGivenAway) {
+		return decision{action: release, reason: clean(err.Error()), delay: r.cfg.RetryDelay}
+	}
 	failed := 0
 	if !drained(work) && transient(err) {
 		var broken error
@@ -91,7 +94,7 @@ func (r *runner) attempt(work context.Context, l letter, invalid error, h *held)
 		}
 	}
 	if d.action == release {
-		r.handBack(work, l.delivery, place)
+		r.noteHandBack(work, l.delivery, place)
 	}
 	return d
 }
@@ -119,7 +122,7 @@ func (r *runner) admit(work context.Context, l letter, place place, h *held) (be
 		return false, fmt.Errorf("wait for %d rows: %w", rows, context.Cause(work))
 	}
 	defer r.rows.Release(rows)
-	if err := r.gate.wait(work); err != nil {
+	if err := r.keep(work, l, ordinary); err != nil {
 		return false, fmt.Errorf("wait for dependencies: %w", err)
 	}
 	r.cfg.Metrics.queue.Observe(time.Since(start).Seconds())
@@ -139,8 +142,28 @@ func (r *runner) admit(work context.Context, l letter, place place, h *held) (be
 		case r.gate.check(work):
 			return true, err
 		}
-		if gone := r.gate.wait(work); gone != nil {
+		if gone := r.keep(work, l, place); gone != nil {
 			return true, errors.Join(err, gone)
+		}
+	}
+}
+
+// errGivenAway says that a message was given to another worker, and that this is noted.
+var errGivenAway = errors.New("a dependency of this worker is away for too long: the message goes to another worker")
+
+// keep waits until the dependencies are back. What is away may be this worker's alone, such as its device. So a message that
+// has waited for as long as an attempt may take goes to another worker, if that can be noted: if not, the database is away,
+// and with it every worker.
+func (r *runner) keep(work context.Context, l letter, place place) error {
+	for {
+		wait, cancel := context.WithTimeoutCause(work, r.cfg.HandleTimeout, errGivenAway)
+		err := r.gate.wait(wait)
+		cancel()
+		switch {
+		case err == nil || drained(work):
+			return err
+		case r.handBack(work, l.delivery, place) == nil:
+			return errGivenAway
 		}
 	}
 }
@@ -209,7 +232,7 @@ func (r *runner) overrun(work context.Context, l letter, place place, h *held, a
 	doubt, cancel := context.WithTimeout(work, 2*probeTimeout)
 	defer cancel()
 	if r.gate.wait(doubt) != nil {
-		r.handBack(work, l.delivery, place)
+		r.noteHandBack(work, l.delivery, place)
 	}
 }
 
@@ -237,8 +260,12 @@ func (r *runner) write(work context.Context, f func(context.Context) error) erro
 			retry.wait(work)
 			continue
 		}
-		if gone := r.gate.wait(work); gone != nil {
-			return errors.Join(err, gone)
+		// What keeps the gate shut may be another dependency, which f does not need.
+		wait, cancel := context.WithTimeout(work, probeMost)
+		_ = r.gate.wait(wait) // whether it opened or not, f is tried again
+		cancel()
+		if drained(work) {
+			return errors.Join(err, context.Cause(work))
 		}
 	}
 }
@@ -265,7 +292,7 @@ func (r *runner) settle(work context.Context, msg *message, l letter, d decision
 		err = msg.nak(d.delay)
 	case release:
 		level = slog.LevelInfo
-		err = msg.nak(0)
+		err = msg.nak(d.delay)
 	}
 	if !r.log.Enabled(work, level) && err == nil {
 		return

@@ -106,14 +106,20 @@ func (r *runner) countFailure(work context.Context, d schema.Delivery, p place) 
 // handBackPatience bounds the note of a worker that has run out of time to stop.
 const handBackPatience = time.Second
 
-// handBack notes that the worker gives a message back because it stops. Without the note, the attempt counts as one that
-// ended without a word.
-func (r *runner) handBack(work context.Context, d schema.Delivery, p place) {
+// handBack notes that the worker gives a message back although nothing is wrong with it. Without the note, the attempt
+// counts as one that ended without a word.
+func (r *runner) handBack(work context.Context, d schema.Delivery, p place) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(work), handBackPatience)
 	defer cancel()
 	add := p.begins(-1)
 	add.HandedBack = 1
-	if _, err := r.cfg.Tries.Try(ctx, d, add); err != nil {
+	_, err := r.cfg.Tries.Try(ctx, d, add)
+	return err
+}
+
+// noteHandBack is handBack for a worker that cannot wait until the note is written.
+func (r *runner) noteHandBack(work context.Context, d schema.Delivery, p place) {
+	if err := r.handBack(work, d, p); err != nil {
 		r.log.Warn("that a message was handed back is not noted", "sequence", d.Sequence, "err", err)
 	}
 }
