@@ -177,7 +177,8 @@ func (r *Relay) round(ctx context.Context, s Sink) (int, error) {
 	// The lease covers the attempts of a whole batch, so that no other relay makes them too; recording them included. What
 	// a killed relay held is sent again after it.
 	lease := time.Duration((r.cfg.Batch+r.cfg.Concurrency-1)/r.cfg.Concurrency)*r.cfg.SendTimeout + recordTimeout
-	next, cancel := context.WithTimeout(ctx, recordTimeout)
+	// Taken although ctx may end meanwhile: what is leased to nobody would wait for the end of the lease.
+	next, cancel := context.WithTimeout(context.WithoutCancel(ctx), recordTimeout)
 	batch, err := r.outbox.OutboxNext(next, s.Name(), r.cfg.Batch, lease)
 	cancel()
 	if err != nil || len(batch) == 0 {
