@@ -10,7 +10,8 @@ func deviceScenarios() []scenario {
 	return []scenario{
 		{
 			name: "device-fails", quick: true, setup: shimmed,
-			does: "ONNX Runtime fails or returns NaN for 4 to 8 s: not ready, no dead letter, all events scored after; the next runs only, beside good ones: nothing lost",
+			does: "every run of ONNX Runtime fails or returns NaN for 4 to 8 s: not ready, no dead letter, all events " +
+				"scored after",
 			run: func(r *run) {
 				r.shim.Set(ortfault.OK)
 				w := r.worker(r.shim.Env()...)
@@ -33,7 +34,7 @@ func deviceScenarios() []scenario {
 		},
 		{
 			name: "device-hangs", setup: shimmed,
-			does: "ONNX Runtime hangs in one of two workers: the other takes its events within seconds, and the hung one says that it is not ready",
+			does: "ONNX Runtime hangs in one of two workers: the other takes its events, and the hung one is not ready",
 			run: func(r *run) {
 				r.flags = with(r.flags, "--consumers.handle-timeout=3s")
 				r.shim.Set(ortfault.OK)
@@ -57,7 +58,8 @@ func deviceScenarios() []scenario {
 		},
 		{
 			name: "device-hangs-sigterm", setup: shimmed,
-			does: "SIGTERM while ONNX Runtime hangs: the process ends within the drain timeout and a margin, and another worker takes over",
+			does: "SIGTERM while ONNX Runtime hangs: the process ends within the drain timeout and a margin, and " +
+				"another worker takes over",
 			run: func(r *run) {
 				r.flags = with(r.flags, "--consumers.handle-timeout=30s")
 				r.shim.Set(ortfault.OK)

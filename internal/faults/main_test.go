@@ -75,8 +75,8 @@ type scenario struct {
 	does string
 	// quick scenarios run in `go test`: they take seconds, and need neither root nor another binary.
 	quick bool
-	// kill scenarios are those whose faults hit at a moment that a seed draws: they are worth many seeds. The others run for a
-	// tenth of -seeds.
+	// kill scenarios are those whose faults hit at a moment that a seed draws: they are worth many seeds. The others run
+	// for a tenth of -seeds.
 	kill bool
 	// setup starts or finds the servers. t outlives the scenarios.
 	setup func(t *testing.T) *servers
@@ -149,8 +149,8 @@ func (s scenario) once(t *testing.T, on *servers, seed uint64) {
 	r := newRun(t, on, seed)
 	defer func() {
 		res := result{
-			Scenario: s.name, Seed: seed, Events: r.producer.count(), Alerts: r.alerts, Faults: r.faults, Redelivered: r.redelivered,
-			Drain: r.drain.Seconds(), Seconds: time.Since(began).Seconds(), Violations: r.violations,
+			Scenario: s.name, Seed: seed, Events: r.producer.count(), Alerts: r.alerts, Faults: r.faults,
+			Redelivered: r.redelivered, Drain: r.drain.Seconds(), Seconds: time.Since(began).Seconds(), Violations: r.violations,
 		}
 		if t.Failed() && len(res.Violations) == 0 {
 			res.Violations = []string{"the run broke off: see the log"}
@@ -197,8 +197,9 @@ func summarize() error {
 			redelivered += r.Redelivered
 			drain = max(drain, r.Drain)
 		}
-		seeds := rows[name]
-		fmt.Fprintf(w, "%s\t%d\t%d\t%d\t%d\t%d\t%.1fs\t%d-%d\n", name, len(seeds), events, faults, violations, redelivered, drain, seeds[0].Seed, seeds[len(seeds)-1].Seed)
+		first, last := rows[name][0].Seed, rows[name][len(rows[name])-1].Seed
+		fmt.Fprintf(w, "%s\t%d\t%d\t%d\t%d\t%d\t%.1fs\t%d-%d\n",
+			name, len(rows[name]), events, faults, violations, redelivered, drain, first, last)
 	}
 	if err := w.Flush(); err != nil {
 		return err

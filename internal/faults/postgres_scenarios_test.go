@@ -43,7 +43,8 @@ func postgresScenarios() []scenario {
 		},
 		{
 			name: "postgres-cut", kill: true, setup: plain,
-			does: "the network between worker and Postgres swallows one direction for up to 3 s, then is cut, two to five times: answers to commits are lost",
+			does: "the network between worker and Postgres swallows one direction for up to 3 s, then is cut, two to five times: " +
+				"answers to commits are lost",
 			run: func(r *run) {
 				r.worker()
 				stop := r.load()
@@ -53,7 +54,8 @@ func postgresScenarios() []scenario {
 					}
 					fromWorker, d := r.rng.IntN(2) == 0, r.between(10*time.Millisecond, 3*time.Second)
 					r.postgresProxy.silence(fromWorker, d)
-					r.broke("Postgres hears nothing of the worker (%t) or it nothing of Postgres for %s, then cut", fromWorker, d.Round(time.Millisecond))
+					r.broke("Postgres hears nothing of the worker (%t) or it nothing of Postgres for %s, then cut", fromWorker,
+						d.Round(time.Millisecond))
 				}
 				stop()
 				r.settle()
@@ -80,7 +82,8 @@ func postgresScenarios() []scenario {
 		},
 		{
 			name: "postgres-locked", quick: true, setup: plain,
-			does: "a table is locked for up to 6 s, longer than a commit may take: no dead letter, nothing acknowledged without a commit",
+			does: "a table is locked for up to 6 s, longer than a commit may take: no dead letter, nothing acknowledged " +
+				"without a commit",
 			run: func(r *run) {
 				w := r.worker()
 				stop := r.load()
@@ -102,7 +105,8 @@ func postgresScenarios() []scenario {
 		},
 		{
 			name: "postgres-read-only", quick: true, setup: plain,
-			does: "Postgres takes no writes, as after a failover to a replica: not ready within 30 s, nothing acknowledged without a commit",
+			does: "Postgres takes no writes, as after a failover to a replica: not ready within 30 s, nothing " +
+				"acknowledged without a commit",
 			run: func(r *run) {
 				w := r.worker()
 				stop := r.load()
@@ -123,7 +127,8 @@ func postgresScenarios() []scenario {
 		},
 		{
 			name: "postgres-full",
-			does: "Postgres' file system is full (a tmpfs of 200 MB; needs root): not ready within 30 s; after room is made, everything drains",
+			does: "Postgres' file system is full (a tmpfs of 200 MB; needs root): not ready within 30 s; after room is " +
+				"made, everything drains",
 			setup: func(t *testing.T) *servers {
 				dir := t.TempDir()
 				if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=200m,mode=755"); err != nil {
@@ -161,7 +166,8 @@ func postgresScenarios() []scenario {
 		},
 		{
 			name: "postgres-restored", setup: plain,
-			does: "Postgres is restored from a copy that is some verdicts old, by the steps of docs/operating.md: I after them",
+			does: "Postgres is restored from a copy that is some verdicts old, by the steps of docs/operating.md: I " +
+				"after them",
 			run: func(r *run) {
 				w := r.worker()
 				r.producer.publish(30)
@@ -260,8 +266,8 @@ func databaseName(t testing.TB, address string) string {
 	return c.Database
 }
 
-// afterRestore takes the steps of docs/operating.md after Postgres was restored: the consumers are made anew, from the
-// first message on.
+// afterRestore takes the steps of docs/operating.md after Postgres was restored: the consumers are made anew, from
+// the first message on.
 func (r *run) afterRestore() {
 	r.t.Helper()
 	r.eventually("delete the consumer", func(ctx context.Context) error {

@@ -132,7 +132,8 @@ func (p *producer) good() {
 // again publishes the latest event once more, past the stream's own deduplication.
 func (p *producer) again() {
 	p.next++
-	m := &nats.Msg{Subject: p.latest.Subject, Data: p.latest.Data, Header: nats.Header{"Content-Type": p.latest.Header["Content-Type"]}}
+	m := &nats.Msg{Subject: p.latest.Subject, Data: p.latest.Data, Header: nats.Header{}}
+	m.Header["Content-Type"] = p.latest.Header["Content-Type"]
 	m.Header.Set(schema.HeaderMessageID, fmt.Sprintf("again %d", p.next))
 	p.send(m, sent{kind: repeat})
 }
@@ -192,7 +193,8 @@ func (p *producer) send(m *nats.Msg, s sent) {
 
 // valid is the payload of an event; breaking returns it with one part replaced.
 var valid = `{"specversion":"1.0","type":"` + schema.TypeGenerationRequested + `","source":"` + source +
-	`","id":"x","time":"` + time.Now().UTC().Format(time.RFC3339) + `","datacontenttype":"application/json","data":{"model":"tiny","class":0,"seed":1}}`
+	`","id":"x","time":"` + time.Now().UTC().Format(time.RFC3339) +
+	`","datacontenttype":"application/json","data":{"model":"tiny","class":0,"seed":1}}`
 
 func breaking(old, new string) string {
 	changed := strings.Replace(valid, old, new, 1)
@@ -213,5 +215,8 @@ var corpus = []struct{ payload, field string }{
 	{breaking(`"seed":1`, `"seed":-1`), "data.seed"},
 	{breaking(`"seed":1`, `"seed":1,"prompt":"a cat"`), "data.prompt"},
 	{breaking(`"class":0`, `"class":1e99`), "data.class"},
-	{breaking(`"seed":1`, `"seed":1,"sampler":{"name":"ddim","steps":1000000000,"guidance_scale":1,"eta":0}`), "data.sampler.steps"},
+	{
+		breaking(`"seed":1`, `"seed":1,"sampler":{"name":"ddim","steps":1000000000,"guidance_scale":1,"eta":0}`),
+		"data.sampler.steps",
+	},
 }

@@ -19,8 +19,8 @@ type frame struct {
 	fromClient bool
 	// kind is the first word or byte of the frame: PUB, HPUB, MSG ... of NATS, the type byte of PostgreSQL.
 	kind string
-	// text is the subject of a NATS message, or the SQL that a PostgreSQL message is about: of the statement that it parses or
-	// binds, of a simple query, or the command tag that completes one.
+	// text is the subject of a NATS message, or the SQL that a PostgreSQL message is about: of the statement that it
+	// parses or binds, of a simple query, or the command tag that completes one.
 	text  string
 	reply string // subject that a NATS message asks its answer on
 	body  []byte // payload of a NATS message, with its headers; what follows the length of a PostgreSQL message
@@ -48,8 +48,8 @@ func (l *link) close() {
 	_ = l.server.Close()
 }
 
-// hook sees each frame before it is forwarded. It returns whether to drop the frame, and what to do once it is forwarded;
-// nil is nothing.
+// hook sees each frame before it is forwarded. It returns whether to drop the frame, and what to do once it is
+// forwarded; nil is nothing.
 type hook func(f *frame) (drop bool, after func())
 
 // proxy stands between clients and one server.
@@ -220,7 +220,8 @@ func readNATS(in *bufio.Reader, f *frame, _ bool) ([]byte, error) {
 		return line, nil
 	}
 	f.kind = strings.ToUpper(words[0])
-	// PUB subject [reply] size; MSG subject sid [reply] size; those that begin with H have the headers' size before the size.
+	// PUB subject [reply] size; MSG subject sid [reply] size; those that begin with H have the headers' size before the
+	// size.
 	words = words[1:]
 	fixed, replyAt := 2, 1
 	switch f.kind {

@@ -23,8 +23,12 @@ func publishRaw(address, subject, header string, payload []byte) (uint64, error)
 		return 0, err
 	}
 	const inbox = "_INBOX.raw"
-	fmt.Fprintf(conn, "CONNECT {\"verbose\":false,\"headers\":true,\"no_responders\":true}\r\nSUB %s 1\r\nHPUB %s %s %d %d\r\n%s%s\r\n",
+	const connect = `CONNECT {"verbose":false,"headers":true,"no_responders":true}`
+	_, err = fmt.Fprintf(conn, connect+"\r\nSUB %s 1\r\nHPUB %s %s %d %d\r\n%s%s\r\n",
 		inbox, subject, inbox, len(header), len(header)+len(payload), header, payload)
+	if err != nil {
+		return 0, err
+	}
 	in := bufio.NewReader(conn)
 	for {
 		var f frame

@@ -35,7 +35,8 @@ type servers struct {
 	shim     *ortfault.Shim // of scenarios that break the device
 }
 
-// shared are the servers that scenarios share because they never break them for longer than a run. TestFaults resets it.
+// shared are the servers that scenarios share because they never break them for longer than a run. TestFaults resets
+// it.
 var shared struct {
 	nats     *natstest.Server // inside this process
 	process  *natstest.Server // a child, which flushes before it acknowledges, as deploy/nats has it
@@ -194,7 +195,8 @@ func (r *run) workerOf(binary string, env ...string) *process {
 	if r.natsProxy != nil {
 		nats = "nats://" + r.natsProxy.address()
 	}
-	args := append([]string{"serve", "-e", tiny, "--nats.url=" + nats, "--postgres.url=" + through(r.t, r.postgresURL, r.postgresProxy.address())}, r.flags...)
+	postgres := through(r.t, r.postgresURL, r.postgresProxy.address())
+	args := append([]string{"serve", "-e", tiny, "--nats.url=" + nats, "--postgres.url=" + postgres}, r.flags...)
 	return start(r.t, binary, env, args...)
 }
 
@@ -236,8 +238,8 @@ func (r *run) violate(format string, args ...any) {
 	}
 }
 
-// within waits for a condition, and reports whether it came true in time. A run does not go on without it: if not, it is a
-// violation.
+// within waits for a condition, and reports whether it came true in time. A run does not go on without it: if not, it
+// is a violation.
 func (r *run) within(atMost time.Duration, what string, condition func() bool) bool {
 	r.t.Helper()
 	for end := time.Now().Add(atMost); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {

@@ -35,11 +35,13 @@ func throwaway() map[string]string {
 
 // durable are settings for servers that are.
 func durable() map[string]string {
-	return map[string]string{"shared_buffers": "64MB", "max_connections": "100", "wal_level": "minimal", "max_wal_senders": "0"}
+	return map[string]string{
+		"shared_buffers": "64MB", "max_connections": "100", "wal_level": "minimal", "max_wal_senders": "0",
+	}
 }
 
-// startDatabase starts a server in dir, or in a temporary directory if dir is "", with a migrated template whose thresholds
-// make every score an alert.
+// startDatabase starts a server in dir, or in a temporary directory if dir is "", with a migrated template whose
+// thresholds make every score an alert.
 func startDatabase(t testing.TB, dir string, settings map[string]string) *database {
 	t.Helper()
 	if dir == "" {
@@ -61,7 +63,8 @@ func startDatabase(t testing.TB, dir string, settings map[string]string) *databa
 	d.admin("ALTER DATABASE " + template + " SET search_path = ''")
 	address := d.server.DatabaseURL(template)
 	verb(t, 0, "migrate", "--postgres.url="+address)
-	verb(t, 0, "thresholds", "set", tiny, "--measurement=class_gap", "--value=1e-12", "--reason=every score fires", "--by=faults", "--postgres.url="+address)
+	verb(t, 0, "thresholds", "set", tiny, "--measurement=class_gap", "--value=1e-12", "--reason=every score fires",
+		"--by=faults", "--postgres.url="+address)
 	return d
 }
 

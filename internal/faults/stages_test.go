@@ -24,8 +24,8 @@ func deliveredEvent(f *frame) bool {
 // settles returns a stage's question: whether a frame acknowledges an event by a word.
 func settles(word string) func(*frame) bool {
 	return func(f *frame) bool {
-		return f.fromClient && f.kind == "PUB" && strings.HasPrefix(f.text, "$JS.ACK.") && strings.Contains(f.text, "."+eventStream+".") &&
-			strings.HasPrefix(string(f.body), word)
+		return f.fromClient && f.kind == "PUB" && strings.HasPrefix(f.text, "$JS.ACK.") &&
+			strings.Contains(f.text, "."+eventStream+".") && strings.HasPrefix(string(f.body), word)
 	}
 }
 
@@ -49,7 +49,9 @@ var stages = []stage{
 	{"leasing-alerts", false, 3, func(f *frame) bool {
 		return f.fromClient && strings.Contains(f.text, "UPDATE decuwatch.outbox o SET next_attempt_at")
 	}},
-	{"publishing-alert", true, 12, func(f *frame) bool { return f.fromClient && strings.HasPrefix(f.text, "uncertainty.alert.") }},
+	{"publishing-alert", true, 12, func(f *frame) bool {
+		return f.fromClient && strings.HasPrefix(f.text, "uncertainty.alert.")
+	}},
 	{"alert-delivered", false, 3, func(f *frame) bool {
 		return f.fromClient && strings.Contains(f.text, "UPDATE decuwatch.outbox SET delivered_at")
 	}},

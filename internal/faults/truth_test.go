@@ -17,8 +17,8 @@ import (
 	"github.com/decuwatch/decuwatch/schema"
 )
 
-// settle waits until the backlog has drained by itself, then holds the producer's log against Postgres and the stream of
-// alerts, and asks reconcile whether it sees the same.
+// settle waits until the backlog has drained by itself, then holds the producer's log against Postgres and the stream
+// of alerts, and asks reconcile whether it sees the same.
 func (r *run) settle() {
 	r.t.Helper()
 	r.settleWithin(deadline)
@@ -79,14 +79,17 @@ type found struct {
 }
 
 func (r *run) look() (*found, error) {
-	f := &found{verdicts: map[string][]string{}, letters: map[uint64][]string{}, scored: map[string]string{}, alerts: map[string]bool{}}
+	f := &found{
+		verdicts: map[string][]string{}, letters: map[uint64][]string{}, scored: map[string]string{}, alerts: map[string]bool{},
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
 	// A dead letter that does not settle the identity of an event is the message's, not the event's.
 	rows, err := r.pool.Query(ctx, `
 		SELECT 'v', event_id, 'score', ensemble_digest FROM decuwatch.scores
 		UNION ALL SELECT 'v', event_id, 'skip', reason FROM decuwatch.skips
-		UNION ALL SELECT 'v', event_id, 'dead_letter', kind FROM decuwatch.dead_letters WHERE event_id IS NOT NULL AND kind NOT IN ('invalid', 'duplicate_id')
+		UNION ALL SELECT 'v', event_id, 'dead_letter', kind FROM decuwatch.dead_letters
+			WHERE event_id IS NOT NULL AND kind NOT IN ('invalid', 'duplicate_id')
 		UNION ALL SELECT 'l', sequence::text, kind, field FROM decuwatch.dead_letters
 		UNION ALL SELECT 'a', id, kind, '' FROM decuwatch.alerts WHERE delivery = 'owed'`)
 	if err != nil {
@@ -202,7 +205,7 @@ func (r *run) waiting() (string, error) {
 		return "", err
 	}
 	if info := c.CachedInfo(); info.NumPending > 0 || info.NumAckPending > 0 {
-		return fmt.Sprintf("%d messages wait at the consumer, and %d for their acknowledgement", info.NumPending, info.NumAckPending), nil
+		return fmt.Sprintf("%d messages wait, and %d for their acknowledgement", info.NumPending, info.NumAckPending), nil
 	}
 	owed, err := r.query("SELECT sink || ' ' || count(*) FROM decuwatch.outbox WHERE delivered_at IS NULL GROUP BY sink")
 	if err != nil || len(owed) == 0 {
@@ -211,7 +214,8 @@ func (r *run) waiting() (string, error) {
 	return fmt.Sprintf("alerts are owed: %v", owed), nil
 }
 
-// exactlyOne holds what is found against the log in the other direction: one verdict, the right one, and no strangers.
+// exactlyOne holds what is found against the log in the other direction: one verdict, the right one, and no
+// strangers.
 func (r *run) exactlyOne() {
 	r.t.Helper()
 	f, err := r.look()
@@ -319,7 +323,8 @@ func (r *run) reconcile() (code int, said string) {
 	return code, p.tail(1000)
 }
 
-// objects changes something behind decuwatch's back and expects reconcile to see it. It ends a run: nothing is mended.
+// objects changes something behind decuwatch's back and expects reconcile to see it. It ends a run: nothing is
+// mended.
 func (r *run) objects() {
 	r.t.Helper()
 	if len(r.violations) > 0 {
@@ -360,13 +365,28 @@ func (r *run) deleteVerdict(ctx context.Context) error {
 	return nil
 }
 
+// deleteAlert purges the alerts of one class, but not the first in the stream: what is missing before it may have
+// left by age.
 func (r *run) deleteAlert(ctx context.Context) error {
 	stream, err := r.js.Stream(ctx, alertStream)
 	if err != nil {
 		return err
 	}
+	first, err := consumers.ReadStored(ctx, r.js, alertStream, 1, true)
+	if err != nil {
+		return err
+	}
 	state := stream.CachedInfo().State
-	return stream.DeleteMsg(ctx, state.FirstSeq+r.rng.Uint64N(state.LastSeq-state.FirstSeq+1))
+	for sequence := state.LastSeq; sequence > state.FirstSeq; sequence-- {
+		last, err := consumers.ReadStored(ctx, r.js, alertStream, sequence, false)
+		if err != nil {
+			return err
+		}
+		if last.Subject != first.Subject {
+			return stream.Purge(ctx, jetstream.WithPurgeSubject(last.Subject))
+		}
+	}
+	return errors.New("all alerts are of one class")
 }
 
 func (r *run) forgeAlert(ctx context.Context) error {
@@ -436,9 +456,11 @@ func (w *watcher) look() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	rows, err := w.r.query(`
-		SELECT e.event_id || '=' || e.outcome || ' ' || e.reason || ' ' || e.sequence || ' ' || e.recorded_at || ' ' || coalesce(s.class_gap::text || ' ' || s.seed, '')
+		SELECT e.event_id || '=' || e.outcome || ' ' || e.reason || ' ' || e.sequence || ' ' || e.recorded_at || ' ' ||
+			coalesce(s.class_gap::text || ' ' || s.seed, '')
 		FROM decuwatch.events e LEFT JOIN decuwatch.scores s USING (source, event_id)
-		UNION ALL SELECT 'message ' || sequence || '=' || kind || ' ' || field || ' ' || recorded_at FROM decuwatch.dead_letters`)
+		UNION ALL SELECT 'message ' || sequence || '=' || kind || ' ' || field || ' ' || recorded_at
+			FROM decuwatch.dead_letters`)
 	if err != nil {
 		return // Postgres is away: that is the fault
 	}

@@ -25,7 +25,8 @@ func workerScenarios() []scenario {
 		},
 		{
 			name: "worker-terminated", quick: true, kill: true, setup: plain,
-			does: "SIGTERM under load, one to three times: exit code 0 within the drain timeout, redelivered is at most what was in flight",
+			does: "SIGTERM under load, one to three times: exit code 0 within the drain timeout, redelivered is at most " +
+				"what was in flight",
 			run: func(r *run) {
 				r.flags = with(r.flags, "--consumers.ack-wait=30s")
 				stop := r.load()
@@ -91,8 +92,9 @@ func workerScenarios() []scenario {
 		},
 		{
 			name: "crash-loop", setup: plain,
-			does: "an event ends every worker that takes it, and a supervisor starts the next: its neighbors are scored, and it becomes a dead letter",
-			run:  crashLoop,
+			does: "an event ends every worker that takes it, and a supervisor starts the next: its neighbors are " +
+				"scored, and it becomes a dead letter",
+			run: crashLoop,
 		},
 		{
 			name: "no-descriptors", setup: plain,
@@ -149,7 +151,8 @@ func crashLoop(r *run) {
 	var mu sync.Mutex
 	var current *process
 	r.postgresProxy.setHook(func(f *frame) (bool, func()) {
-		if !f.fromClient || !strings.Contains(f.text, "INSERT INTO decuwatch.scores") || !strings.Contains(string(f.body), poison) {
+		if !f.fromClient || !strings.Contains(f.text, "INSERT INTO decuwatch.scores") ||
+			!strings.Contains(string(f.body), poison) {
 			return false, nil
 		}
 		mu.Lock()

@@ -94,8 +94,8 @@ func (p *process) kill() {
 	<-p.ended
 }
 
-// exit waits until the process has ended and returns its exit code, or -1 if it was killed, or -2 if it still runs after a
-// time.
+// exit waits until the process has ended and returns its exit code, or -1 if it was killed, or -2 if it still runs
+// after a time.
 func (p *process) exit(atMost time.Duration) int {
 	select {
 	case <-p.ended:
@@ -144,7 +144,8 @@ func workerFlags() []string {
 	return []string{
 		"--metrics.address=127.0.0.1:0", "--review.address=none", "--review.workers=0", "--scoring.threads=1",
 		"--consumers.ack-wait=1s", "--consumers.max-in-flight=16", "--consumers.retry-delay=50ms",
-		"--consumers.retry-max-delay=500ms", "--consumers.drain-timeout=10s", "--postgres.commit-timeout=2s", "--postgres.lock-timeout=1s",
+		"--consumers.retry-max-delay=500ms", "--consumers.drain-timeout=10s",
+		"--postgres.commit-timeout=2s", "--postgres.lock-timeout=1s",
 		// Every alert is sent, and there are no others than those on scores.
 		"--volume.class-per-hour=0", "--volume.model-per-hour=0", "--patrol.run-length=1e300",
 	}
