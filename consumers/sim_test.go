@@ -114,7 +114,7 @@ func newWorld(t *testing.T, seed uint64) *world {
 		Models: []string{"m"}, AckWait: 5 * time.Second, HandleTimeout: 10 * time.Second, DrainTimeout: 5 * time.Second,
 		MaxDeliver: 3 + r.IntN(3), MaxInFlight: 1 + r.IntN(30), MaxRows: 1 + r.IntN(100), PullExpiry: 2 * time.Second,
 		RetryMaxDelay: 8 * time.Second,
-		Logger: slog.New(slog.DiscardHandler), Tries: w,
+		Logger:        slog.New(slog.DiscardHandler), Tries: w,
 	}.WithDefaults()
 	plans := []plan{
 		planGood, planGood, planGood, planGood, planFlaky, planFailing, planPanics, planPermanent, planInvalid, planSlow,
