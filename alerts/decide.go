@@ -8,6 +8,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"maps"
+	"slices"
 	"strings"
 
 	"github.com/decuwatch/decuwatch/schema"
@@ -60,8 +61,8 @@ type Decision struct {
 // Decide holds a score against the thresholds. It is pure: the same score and table give the same decision.
 //
 // The thresholds of a measurement are those that were set for the score's model, ensemble digest and settings. The
-// class's own decide; where it has none, those of its cluster; where that has none, the model's. The absolute limit
-// applies beside them, so that a class that is always uncertain does not hide behind its own high threshold. An alert
+// class's own decide if it has any, of whichever severity; else those of its cluster; else the model's ([Table.Applicable]
+// has the rule). The absolute limit applies beside them, so that a class that is always uncertain does not hide behind its own high threshold. An alert
 // fires where the value is at least the threshold's; of those that fire the highest severity makes the alert, and
 // between equals the more specific.
 //
@@ -77,16 +78,13 @@ func Decide(s schema.Score, t *Table) Decision {
 		schema.Measurement
 	}{{schema.ClassGap, s.ClassGap}, {schema.RequestRisk, s.RequestRisk}} {
 		f := Finding{Measurement: m.name}
-		found := t.find(s.Event.Data.Model, s.Receipt.EnsembleDigest, s.Receipt.Settings, m.name, s.ClassIndex)
-		f.Fallback = found.fallback
+		applies := t.Applicable(s.Series(), m.name, s.ClassIndex)
+		f.Fallback = applies.Fallback
 		var fired *schema.Threshold
 		var decided float64
-		for _, th := range append(found.limit, found.thresholds...) {
-			number, bound := m.Value, th.Value
-			if m.Saturated && th.Distance != nil {
-				number, bound = m.MeanDistance, *th.Distance
-				f.Saturated = true
-			}
+		for _, th := range slices.Concat(applies.Limits, applies.Thresholds) {
+			number, bound, byDistance := Compared(m.Measurement, th)
+			f.Saturated = f.Saturated || byDistance
 			// The limit comes first, so that at equal severity the more specific threshold replaces it.
 			if number >= bound && (fired == nil || rank(th.Severity) >= rank(fired.Severity)) {
 				fired, decided = th, number
@@ -96,9 +94,9 @@ func Decide(s schema.Score, t *Table) Decision {
 		case fired != nil:
 			f.Reason, f.Severity = reasons[fired.Scope], fired.Severity
 			d.Alerts = append(d.Alerts, alert(s, m.name, m.Measurement, fired, decided))
-		case found.fallback == FallbackStale:
+		case applies.Fallback == FallbackStale:
 			f.Reason = ReasonStale
-		case len(found.limit)+len(found.thresholds) == 0:
+		case len(applies.All()) == 0:
 			f.Reason = ReasonNone
 		default:
 			f.Reason = ReasonBelow
@@ -106,6 +104,15 @@ func Decide(s schema.Score, t *Table) Decision {
 		d.Findings = append(d.Findings, f)
 	}
 	return d
+}
+
+// Compared returns the number of a measurement that decides against a threshold, and the bound that it is held against:
+// the mean distance if the measurement is saturated and the threshold has a distance, else the value.
+func Compared(m schema.Measurement, th *schema.Threshold) (number, bound float64, byDistance bool) {
+	if m.Saturated && th.Distance != nil {
+		return m.MeanDistance, *th.Distance, true
+	}
+	return m.Value, th.Value, false
 }
 
 // reasons are the reasons by the scope of the threshold that was reached.
@@ -122,10 +129,7 @@ func rank(severity string) int {
 }
 
 func alert(s schema.Score, name string, m schema.Measurement, th *schema.Threshold, decided float64) schema.Alert {
-	bound := th.Value
-	if m.Saturated && th.Distance != nil {
-		bound = *th.Distance
-	}
+	_, bound, _ := Compared(m, th)
 	return schema.Alert{
 		ID:          ID(s.Event.Source, s.Event.ID, s.Receipt.EnsembleDigest, name),
 		Kind:        KindScore,

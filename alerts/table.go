@@ -20,28 +20,27 @@ const (
 type Table struct {
 	size       int
 	last       int64                       // the highest id
-	thresholds map[key][]*schema.Threshold // of each scope, one for each severity
-	known      map[known]map[version]bool
+	thresholds map[key][]*schema.Threshold // of each scope, one for each severity, warn before critical
+	known      map[known]map[schema.Series]bool
 	newest     map[string]int64 // SetAt of the newest threshold, in Unix nanoseconds, by model
 }
 
 // key is what thresholds are found by.
 type key struct {
-	model, digest, settings, measurement, scope string
-	class                                       int // -1 for the scopes model and limit
+	series      schema.Series
+	measurement string
+	scope       string
+	class       int // -1 for the scopes model and limit
 }
 
 // known says that a model has thresholds of a measurement, of whichever ensemble and settings.
 type known struct{ model, measurement string }
 
-// version is what thresholds were set for.
-type version struct{ digest, settings string }
-
 // NewTable returns the table of the given thresholds. Where two have the same scope and severity, the one with the
 // higher id stands; where that one is withdrawn, none. The error names a threshold that cannot be: an unknown scope, measurement or severity, a number
 // that is not finite, a class that is missing or must not be there.
 func NewTable(thresholds []schema.Threshold) (*Table, error) {
-	t := &Table{thresholds: map[key][]*schema.Threshold{}, known: map[known]map[version]bool{}, newest: map[string]int64{}}
+	t := &Table{thresholds: map[key][]*schema.Threshold{}, known: map[known]map[schema.Series]bool{}, newest: map[string]int64{}}
 	sorted := slices.Clone(thresholds)
 	slices.SortStableFunc(sorted, func(a, b schema.Threshold) int { return int(min(max(a.ID-b.ID, -1), 1)) })
 	for i := range sorted {
@@ -49,7 +48,7 @@ func NewTable(thresholds []schema.Threshold) (*Table, error) {
 		if err := check(th); err != nil {
 			return nil, fmt.Errorf("threshold %d of model %s: %w", th.ID, th.Model, err)
 		}
-		k := key{th.Model, th.EnsembleDigest, th.Settings, th.Measurement, th.Scope, -1}
+		k := key{th.Series(), th.Measurement, th.Scope, -1}
 		if th.Class != nil {
 			k.class = *th.Class
 		}
@@ -63,13 +62,14 @@ func NewTable(thresholds []schema.Threshold) (*Table, error) {
 			continue
 		}
 		t.thresholds[k] = append(t.thresholds[k], th)
+		slices.SortFunc(t.thresholds[k], func(a, b *schema.Threshold) int { return rank(a.Severity) - rank(b.Severity) })
 		t.size++
 		if th.Scope != ScopeLimit {
 			k := known{th.Model, th.Measurement}
 			if t.known[k] == nil {
-				t.known[k] = map[version]bool{}
+				t.known[k] = map[schema.Series]bool{}
 			}
-			t.known[k][version{th.EnsembleDigest, th.Settings}] = true
+			t.known[k][th.Series()] = true
 		}
 		t.newest[th.Model] = max(t.newest[th.Model], th.SetAt.UnixNano())
 	}
@@ -106,35 +106,58 @@ func (t *Table) Len() int {
 	return t.size
 }
 
-// found is what applies to one measurement of one score.
-type found struct {
-	thresholds []*schema.Threshold // of the most specific scope that has any, one for each severity
-	limit      []*schema.Threshold
-	fallback   string
+// Applicable are the thresholds that apply to one measurement of the scores of one class.
+type Applicable struct {
+	Thresholds []*schema.Threshold // of the most specific scope that has any, warn before critical
+	Limits     []*schema.Threshold // absolute limits, which apply beside them, warn before critical
+	Fallback   string              // why the class's own thresholds do not decide; "" if they do
 }
 
-func (t *Table) find(model, digest, settings, measurement string, class int) found {
-	if t == nil {
-		return found{fallback: FallbackMissing}
+// Scope returns the scope whose thresholds decide, or "" if there is no threshold.
+func (a Applicable) Scope() string {
+	if len(a.Thresholds) == 0 {
+		return ""
 	}
-	k := key{model, digest, settings, measurement, ScopeLimit, -1}
-	f := found{limit: slices.Clip(t.thresholds[k])}
+	return a.Thresholds[0].Scope
+}
+
+// Of returns the threshold of a severity, limits aside, or nil.
+func (a Applicable) Of(severity string) *schema.Threshold {
+	for _, th := range a.Thresholds {
+		if th.Severity == severity {
+			return th
+		}
+	}
+	return nil
+}
+
+// All returns the thresholds and the limits.
+func (a Applicable) All() []*schema.Threshold { return slices.Concat(a.Thresholds, a.Limits) }
+
+// Applicable returns the thresholds that apply to a measurement of the scores of a class in a series. It is the only
+// place that knows the rule: the class's thresholds decide if it has any, of whichever severity; else those of its
+// cluster; else those of the model. Absolute limits apply beside them. Class -1 asks for the model's thresholds. A nil
+// table holds no thresholds.
+func (t *Table) Applicable(series schema.Series, measurement string, class int) Applicable {
+	if t == nil {
+		return Applicable{Fallback: FallbackMissing}
+	}
+	a := Applicable{Limits: t.thresholds[key{series, measurement, ScopeLimit, -1}]}
 	for _, s := range []struct {
 		scope    string
 		class    int
 		fallback string
 	}{{ScopeClass, class, ""}, {ScopeCluster, class, FallbackCluster}, {ScopeModel, -1, FallbackModel}} {
-		k.scope, k.class = s.scope, s.class
-		if f.thresholds = t.thresholds[k]; len(f.thresholds) > 0 {
-			f.fallback = s.fallback
-			return f
+		if a.Thresholds = t.thresholds[key{series, measurement, s.scope, s.class}]; len(a.Thresholds) > 0 {
+			a.Fallback = s.fallback
+			return a
 		}
 	}
-	f.fallback = FallbackMissing
-	for v := range t.known[known{model, measurement}] {
-		if v != (version{digest, settings}) {
-			f.fallback = FallbackStale
+	a.Fallback = FallbackMissing
+	for other := range t.known[known{series.Model, measurement}] {
+		if other != series {
+			a.Fallback = FallbackStale
 		}
 	}
-	return f
+	return a
 }

@@ -20,6 +20,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/decuwatch/decuwatch/alerts"
 	"github.com/decuwatch/decuwatch/schema"
 	"github.com/decuwatch/decuwatch/schema/postgres"
 )
@@ -509,6 +510,10 @@ func (p *Page) measures(ctx context.Context, c *reviewPage) error {
 	if err != nil {
 		return err
 	}
+	table, err := alerts.NewTable(thresholds)
+	if err != nil {
+		return err
+	}
 	for _, m := range []measurePage{
 		{Name: schema.ClassGap, Question: "Does the ensemble know this class?", Measurement: s.ClassGap},
 		{Name: schema.RequestRisk, Question: "How risky is this request within its class?", Measurement: s.RequestRisk},
@@ -536,7 +541,7 @@ func (p *Page) measures(ctx context.Context, c *reviewPage) error {
 		if m.N > 1 {
 			m.Higher = float64(below) / float64(m.N-1)
 		}
-		m.Bounds = bounds(thresholds, s, m.Name)
+		m.Bounds = bounds(table, s, m.Name, m.Measurement)
 		m.Fired = c.Alert != nil && c.Alert.Measurement == m.Name
 		m.Plot = distribution(class, all, m.Value, m.Bounds, s.ClassLabel)
 		c.Measures = append(c.Measures, m)
@@ -544,24 +549,14 @@ func (p *Page) measures(ctx context.Context, c *reviewPage) error {
 	return nil
 }
 
-// bounds returns the thresholds in force that a measurement of the score is held against: of each severity the class's, else its
-// cluster's, else the model's; and the absolute limit.
-func bounds(thresholds []schema.Threshold, s *schema.Score, measurement string) []bound {
+// bounds returns the thresholds that decide on a measurement of the score, warn before critical.
+func bounds(table *alerts.Table, s *schema.Score, measurement string, m schema.Measurement) []bound {
 	var list []bound
-	for _, severity := range []string{schema.SeverityWarn, schema.SeverityCritical} {
-		for _, scopes := range [][]string{{"class", "cluster", "model"}, {"limit"}} {
-			for _, scope := range scopes {
-				i := slices.IndexFunc(thresholds, func(t schema.Threshold) bool {
-					return t.Model == s.Event.Data.Model && t.EnsembleDigest == s.Receipt.EnsembleDigest && t.Settings == s.Receipt.Settings &&
-						t.Measurement == measurement && t.Severity == severity && t.Scope == scope && (t.Class == nil || *t.Class == s.ClassIndex)
-				})
-				if i >= 0 {
-					list = append(list, bound{thresholds[i].Value, severity, scope})
-					break
-				}
-			}
-		}
+	for _, th := range table.Applicable(s.Series(), measurement, s.ClassIndex).All() {
+		_, at, byDistance := alerts.Compared(m, th)
+		list = append(list, bound{Value: th.Value, Compared: at, ByDistance: byDistance, Severity: th.Severity, Scope: th.Scope})
 	}
+	slices.SortStableFunc(list, func(a, b bound) int { return -strings.Compare(a.Severity, b.Severity) })
 	return list
 }
 

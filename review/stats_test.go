@@ -167,8 +167,8 @@ func TestPlots(t *testing.T) {
 	}{
 		"nothing":   {nil, nil, 1, nil},
 		"one value": {[]float64{2, 2, 2}, []float64{2}, 2, nil},
-		"zero":      {[]float64{0, 0, 0.1}, nil, 0, []bound{{0.05, "warn", "class"}}},
-		"wide":      {[]float64{1e-7, 1e-5, 3}, []float64{1e-9, 1e4}, 1e3, []bound{{1, "warn", "class"}, {1.01, "critical", "limit"}}},
+		"zero":      {[]float64{0, 0, 0.1}, nil, 0, []bound{{Value: 0.05, Compared: 0.05, Severity: "warn", Scope: "class"}}},
+		"wide":      {[]float64{1e-7, 1e-5, 3}, []float64{1e-9, 1e4}, 1e3, []bound{{Value: 1, Compared: 1, Severity: "warn", Scope: "class"}, {Value: 1.01, Compared: 1.01, Severity: "critical", Scope: "limit"}}},
 		"negative":  {[]float64{-1e-9, 0.2}, nil, -1e-9, nil},
 	} {
 		p := distribution(c.class, c.all, c.score, c.bounds, "x")

@@ -249,12 +249,14 @@ func Calibrate(samples []Sample, o Options) ([]Result, error) {
 
 // Key is what the thresholds of one calibration have in common.
 type Key struct {
-	Model, EnsembleDigest, Settings, Measurement, Severity string
+	schema.Series
+	Measurement string
+	Severity    string
 }
 
 // Matches tells whether a threshold has the key.
 func (k Key) Matches(t schema.Threshold) bool {
-	return t.Model == k.Model && t.EnsembleDigest == k.EnsembleDigest && t.Settings == k.Settings && t.Measurement == k.Measurement && t.Severity == k.Severity
+	return t.Series() == k.Series && t.Measurement == k.Measurement && t.Severity == k.Severity
 }
 
 // Count returns by class how many of the samples the thresholds would have raised an alert on, of the key's measurement

@@ -173,7 +173,7 @@ func TestCalibrate(t *testing.T) {
 }
 
 func TestCount(t *testing.T) {
-	k := Key{Model: "m", EnsembleDigest: "d", Settings: "s", Measurement: schema.RequestRisk, Severity: schema.SeverityWarn}
+	k := Key{Series: schema.Series{Model: "m", EnsembleDigest: "d", Settings: "s"}, Measurement: schema.RequestRisk, Severity: schema.SeverityWarn}
 	class := 1
 	thresholds := []schema.Threshold{
 		{ID: 1, Model: "m", EnsembleDigest: "d", Settings: "s", Measurement: schema.RequestRisk, Severity: schema.SeverityWarn, Scope: alerts.ScopeModel, Value: 2},

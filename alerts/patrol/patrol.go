@@ -60,6 +60,11 @@ type Model struct {
 	Reference      drift.Reference // class gaps of those classes, frozen; where Empty no class's drift is told
 }
 
+// Series returns the series of the scores that the model's monitors store.
+func (m *Model) Series() schema.Series {
+	return schema.Series{Model: m.Name, EnsembleDigest: m.EnsembleDigest, Settings: m.Settings}
+}
+
 // Config is the configuration of a Patrol.
 type Config struct {
 	Every       time.Duration // Defaults to 1 minute
@@ -250,7 +255,7 @@ func (p *Patrol) Stale(ctx context.Context, now time.Time) error {
 				if t.Model != m.Name || t.Measurement != measurement || t.Scope == alerts.ScopeLimit {
 					continue
 				}
-				if t.EnsembleDigest == m.EnsembleDigest && t.Settings == m.Settings {
+				if t.Series() == m.Series() {
 					applies++
 				} else {
 					others++
@@ -323,7 +328,7 @@ func (p *Patrol) Shadow(ctx context.Context, now time.Time) error {
 		for _, measurement := range measurements {
 			ratio := 0.0
 			for _, t := range thresholds {
-				if t.Model != m.Name || t.EnsembleDigest != m.EnsembleDigest || t.Settings != m.Settings || t.Measurement != measurement ||
+				if t.Series() != m.Series() || t.Measurement != measurement ||
 					t.Scope != alerts.ScopeModel || t.Severity != schema.SeverityWarn || t.Alpha == nil || t.Value <= 0 {
 					continue
 				}

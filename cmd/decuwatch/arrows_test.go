@@ -37,7 +37,7 @@ var arrows = []struct {
 	{"monitor", []string{"schema", "scoring", "alerts"}, "the one sequence knows neither JetStream nor Postgres; cmd hands them over"},
 	{"monitor/reconcile", []string{"schema", "schema/postgres", "consumers"}, "both sides are read, and nobody writes"},
 	{"monitor/redeliver", []string{"schema", "schema/postgres", "consumers"}, "an operator's act, between the two sides"},
-	{"review", []string{"schema", "schema/postgres", "scoring", "scoring/ensemble"}, "review comes after the verdict and takes no part in it"},
+	{"review", []string{"schema", "schema/postgres", "alerts", "scoring", "scoring/ensemble"}, "review comes after the verdict and takes no part in it"},
 	{"internal/faults", nil, "the fault matrix, in tests only"},
 	{"deploy", nil, "files, held against the code by tests"},
 	{"cmd/decuwatch", []string{"schema", "schema/postgres", "schema/postgres/local", "scoring", "scoring/ensemble", "scoring/ort", "scoring/diffusion", "scoring/evaluation", "consumers", "alerts", "monitor", "monitor/reconcile", "monitor/redeliver", "review"}, "wires everything, tests' helpers excepted"},

@@ -232,10 +232,8 @@ func referenceThresholds(ctx context.Context, store *postgres.Store, e *ensemble
 	if err != nil {
 		return "", err
 	}
-	settings := e.Profile.Settings()
-	own := slices.DeleteFunc(list, func(t schema.Threshold) bool {
-		return t.Model != e.Name || t.EnsembleDigest != e.Digest || t.Settings != settings
-	})
+	series := seriesOf(e)
+	own := slices.DeleteFunc(list, func(t schema.Threshold) bool { return t.Series() != series })
 	if len(own) > 0 {
 		return fmt.Sprintf("%d, as they stood", len(own)), nil
 	}
@@ -253,7 +251,7 @@ func referenceThresholds(ctx context.Context, store *postgres.Store, e *ensemble
 			}
 			alpha := math.Round((1-q.quantile)*1e6) / 1e6
 			change.Thresholds = append(change.Thresholds, schema.Threshold{
-				Model: e.Name, EnsembleDigest: e.Digest, Settings: settings, Measurement: measurement, Scope: alerts.ScopeModel,
+				Model: e.Name, EnsembleDigest: e.Digest, Settings: series.Settings, Measurement: measurement, Scope: alerts.ScopeModel,
 				Severity: q.severity, Value: value, Origin: "reference", N: reference.N, Alpha: &alpha, SetBy: change.SetBy, Reason: change.Reason,
 			})
 			said = append(said, fmt.Sprintf("%s %s from %.4g", measurement, q.severity, value))
@@ -391,17 +389,18 @@ func (c *demoCmd) summary(ctx context.Context, s *streams, store *postgres.Store
 	if err != nil {
 		return err
 	}
-	bound := func(measurement string, class int) float64 {
-		best := math.NaN()
-		for _, t := range thresholds {
-			if t.Model != e.Name || t.EnsembleDigest != e.Digest || t.Settings != e.Profile.Settings() || t.Measurement != measurement || t.Class != nil && *t.Class != class {
-				continue
-			}
-			if !(t.Value >= best) {
-				best = t.Value
+	table, err := alerts.NewTable(thresholds)
+	if err != nil {
+		return err
+	}
+	bound := func(measurement string, class int) float64 { // the least that raises an alert
+		lowest := math.NaN()
+		for _, t := range table.Applicable(seriesOf(e), measurement, class).All() {
+			if !(t.Value >= lowest) {
+				lowest = t.Value
 			}
 		}
-		return best
+		return lowest
 	}
 	highest := 0.0
 	order := make([]int, 0, len(classes))
@@ -448,6 +447,11 @@ func (c *demoCmd) summary(ctx context.Context, s *streams, store *postgres.Store
 		printAlert(s.out, a, s.terminal)
 	}
 	return nil
+}
+
+// seriesOf returns the series of the scores that an ensemble makes with its fixed profile.
+func seriesOf(e *ensemble.Ensemble) schema.Series {
+	return schema.Series{Model: e.Name, EnsembleDigest: e.Digest, Settings: e.Profile.Settings()}
 }
 
 // number returns a number, or a dash for NaN.

@@ -92,7 +92,7 @@ func newPatrol(ctx context.Context, c PatrolConfig, engines map[string]*scoring.
 func calibratedReference(ctx context.Context, m patrol.Model, thresholds []schema.Threshold, store *postgres.Store) (drift.Reference, error) {
 	var newest *schema.Threshold
 	for i, t := range thresholds {
-		if t.Model == m.Name && t.EnsembleDigest == m.EnsembleDigest && t.Settings == m.Settings && t.Measurement == schema.ClassGap && t.Scope == alerts.ScopeModel &&
+		if t.Series() == m.Series() && t.Measurement == schema.ClassGap && t.Scope == alerts.ScopeModel &&
 			t.Origin == "calibrated" && t.WindowFrom != nil && t.WindowTo != nil && (newest == nil || t.ID > newest.ID) {
 			newest = &thresholds[i]
 		}

@@ -284,7 +284,7 @@ func warnWithoutThresholds(ctx context.Context, store *postgres.Store, engines m
 	}
 	for name, engine := range engines {
 		applies := func(t schema.Threshold) bool {
-			return t.Model == name && t.EnsembleDigest == engine.Ensemble().Digest && t.Settings == engine.Profile().Settings()
+			return t.Series() == schema.Series{Model: name, EnsembleDigest: engine.Ensemble().Digest, Settings: engine.Profile().Settings()}
 		}
 		if !slices.ContainsFunc(list, applies) {
 			log.Warn("no threshold applies to this ensemble and its settings: scores are stored, but raise no alert", "model", name,

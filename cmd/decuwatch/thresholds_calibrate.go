@@ -78,8 +78,9 @@ type calibrationLine struct {
 	Missing   int      `json:"missing"`   // scores that a threshold of the class's own would take more
 	Old       *float64 `json:"old"`       // value that decides now
 	OldScope  string   `json:"old_scope"` // "" where none does
-	New       float64  `json:"new"`
-	NewScope  string   `json:"new_scope"`
+	New       *float64 `json:"new"`
+	NewScope  string   `json:"new_scope"` // "" if no threshold of the severity decides
+	Deciding  string   `json:"deciding"`  // scope that decides then, with thresholds of whichever severity
 	Cluster   []int    `json:"cluster,omitempty"`
 	N         int      `json:"n"`
 	Achieved  float64  `json:"achieved"`
@@ -169,7 +170,7 @@ func (c *thresholdsCalibrateCmd) plan(ctx context.Context, store *postgres.Store
 	if err != nil {
 		return nil, err
 	}
-	key := calibration.Key{Model: p.Model, EnsembleDigest: p.EnsembleDigest, Settings: p.Settings, Measurement: p.Measurement, Severity: p.Severity}
+	key := calibration.Key{Series: p.series(), Measurement: p.Measurement, Severity: p.Severity}
 	p.set = c.thresholds(p, key, results, now)
 	if c.LimitAlpha != 0 {
 		limit, err := c.limit(p, samples, options)
@@ -210,6 +211,10 @@ func (c *thresholdsCalibrateCmd) thresholds(p *calibrationPlan, key calibration.
 		}
 	}
 	return set
+}
+
+func (p *calibrationPlan) series() schema.Series {
+	return schema.Series{Model: p.Model, EnsembleDigest: p.EnsembleDigest, Settings: p.Settings}
 }
 
 func (p *calibrationPlan) threshold(scope string, b calibration.Bound, alpha float64) schema.Threshold {
@@ -270,7 +275,14 @@ func (p *calibrationPlan) describe(key calibration.Key, e *ensemble.Ensemble, sa
 	for _, s := range samples {
 		scores[s.Class]++
 	}
-	old, set := deciding(key, now), deciding(key, then)
+	old, err := alerts.NewTable(now)
+	if err != nil {
+		return err
+	}
+	set, err := alerts.NewTable(then)
+	if err != nil {
+		return err
+	}
 	of := map[int]calibration.Result{}
 	for _, r := range results {
 		of[r.Class] = r
@@ -286,11 +298,13 @@ func (p *calibrationPlan) describe(key calibration.Key, e *ensemble.Ensemble, sa
 		} else {
 			l.Scores, l.Missing = r.Own, 0
 		}
-		if t, ok := old(class); ok {
+		if t := old.Applicable(key.Series, p.Measurement, class).Of(p.Severity); t != nil {
 			l.Old, l.OldScope = &t.Value, t.Scope
 		}
-		if t, ok := set(class); ok {
-			l.New, l.NewScope, l.N, l.Kept = t.Value, t.Scope, t.N, t.Origin == "manual"
+		applies := set.Applicable(key.Series, p.Measurement, class)
+		l.Deciding = applies.Scope()
+		if t := applies.Of(p.Severity); t != nil {
+			l.New, l.NewScope, l.N, l.Kept = &t.Value, t.Scope, t.N, t.Origin == "manual"
 			if t.Achieved != nil {
 				l.Achieved = *t.Achieved
 			}
@@ -310,24 +324,6 @@ func (p *calibrationPlan) describe(key calibration.Key, e *ensemble.Ensemble, sa
 	return nil
 }
 
-// deciding returns which threshold of a key decides on a class; class -1 asks for the model's.
-func deciding(key calibration.Key, thresholds []schema.Threshold) func(class int) (schema.Threshold, bool) {
-	newest := map[scopeKey]schema.Threshold{}
-	for _, t := range thresholds {
-		if k := scopeOf(t); key.Matches(t) && t.ID >= newest[k].ID {
-			newest[k] = t
-		}
-	}
-	return func(class int) (schema.Threshold, bool) {
-		for _, k := range []scopeKey{{alerts.ScopeClass, class}, {alerts.ScopeCluster, class}, {alerts.ScopeModel, -1}} {
-			if t, ok := newest[k]; ok && !t.Withdrawn {
-				return t, true
-			}
-		}
-		return schema.Threshold{}, false
-	}
-}
-
 func (p *calibrationPlan) print(out io.Writer) error {
 	fmt.Fprintf(out, "%s of %s (ensemble %.12s), %s at a false-alarm rate of %g, from %d scores of %s to %s\n\n", p.Measurement, p.Model, p.EnsembleDigest,
 		p.Severity, p.Alpha, p.Scores, p.WindowFrom.Format(time.DateTime), p.WindowTo.Format(time.DateTime))
@@ -342,8 +338,14 @@ func (p *calibrationPlan) print(out io.Writer) error {
 		if l.Old != nil {
 			old, oldScope = fmt.Sprintf("%.5g", *l.Old), l.OldScope
 		}
+		value, scope := "-", "-"
+		if l.New != nil {
+			value, scope = fmt.Sprintf("%.5g", *l.New), l.NewScope
+		}
 		remark := ""
 		switch {
+		case l.New == nil && l.Deciding != "":
+			remark = fmt.Sprintf("%s does not apply: the %s's thresholds of another severity decide", p.Severity, l.Deciding)
 		case l.Kept:
 			remark = "set by hand, stays (--replace-manual)"
 		case l.NewScope == alerts.ScopeCluster:
@@ -351,7 +353,7 @@ func (p *calibrationPlan) print(out io.Writer) error {
 		case l.Class != nil && l.NewScope == alerts.ScopeModel:
 			remark = fmt.Sprintf("the model's; %d more scores for one of its own", l.Missing)
 		}
-		fmt.Fprintf(w, "%s\t%d\t%s\t%s\t%.5g\t%s\t%d\t%.3g\t%d\t%d\t%s\n", name, l.Scores, old, oldScope, l.New, l.NewScope, l.N, l.Achieved, l.AlertsOld, l.AlertsNew, remark)
+		fmt.Fprintf(w, "%s\t%d\t%s\t%s\t%s\t%s\t%d\t%.3g\t%d\t%d\t%s\n", name, l.Scores, old, oldScope, value, scope, l.N, l.Achieved, l.AlertsOld, l.AlertsNew, remark)
 	}
 	if err := w.Flush(); err != nil {
 		return err
