@@ -256,7 +256,7 @@ func sessionOptions(config Config, graph Graph) (_ *onnx.SessionOptions, err err
 	if config.Basic {
 		level = onnx.GraphOptimizationLevelEnableBasic
 	}
-	err = errors.Join(
+	steps := []error{
 		options.SetExecutionMode(onnx.ExecutionModeSequential),
 		options.SetGraphOptimizationLevel(level),
 		options.SetIntraOpNumThreads(config.Threads),
@@ -264,18 +264,18 @@ func sessionOptions(config Config, graph Graph) (_ *onnx.SessionOptions, err err
 		options.SetCpuMemArena(!config.NoArena),
 		options.SetMemPattern(!config.NoPattern),
 		options.AddSessionConfigEntry("session.intra_op.allow_spinning", spinning),
-	)
+	}
 	if graph.Dir != "" {
-		err = errors.Join(err, options.AddSessionConfigEntry("session.model_external_initializers_file_folder_path", graph.Dir))
+		steps = append(steps, options.AddSessionConfigEntry("session.model_external_initializers_file_folder_path", graph.Dir))
 	}
 	switch provider {
 	case "tensorrt":
 		// Where TensorRT has no implementation of an operator, CUDA takes it.
-		err = errors.Join(err, appendTensorRT(options, config, graph, number), appendCUDA(options, config, number))
+		steps = append(steps, appendTensorRT(options, config, graph, number), appendCUDA(options, config, number))
 	case "cuda":
-		err = errors.Join(err, appendCUDA(options, config, number))
+		steps = append(steps, appendCUDA(options, config, number))
 	}
-	if err != nil {
+	if err := errors.Join(steps...); err != nil {
 		return nil, errors.Join(fmt.Errorf("set up device %s: %w", config.Device, err), options.Destroy())
 	}
 	return options, nil
