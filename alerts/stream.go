@@ -96,12 +96,15 @@ func (s *StreamSink) Ensure(ctx context.Context) error {
 	return nil
 }
 
-// Check returns an [ErrStreamConfig] if the stream has such settings now. A server that does not answer says nothing about
-// settings.
+// Check returns an [ErrStreamConfig] if the stream has such settings now, or the error of reading them. A stream that does
+// not exist yet has none.
 func (s *StreamSink) Check(ctx context.Context) error {
 	stream, err := s.js.Stream(ctx, s.cfg.Name)
-	if err != nil {
+	if errors.Is(err, jetstream.ErrStreamNotFound) {
 		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("read the settings of stream %s: %w", s.cfg.Name, err)
 	}
 	return checkStream(stream.CachedInfo().Config)
 }

@@ -90,8 +90,8 @@ func (r *runner) takeAdvisory(work context.Context, msg *message, h *held, act f
 	defer h.release()
 	var a advisory
 	if err := json.Unmarshal(msg.Payload, &a); err != nil || a.StreamSeq == 0 {
-		// No other delivery would be read either.
-		r.log.Error("advisory cannot be read", "subject", clean(msg.Subject), "err", errors.Join(err, msg.term("cannot be read")))
+		term := msg.term("cannot be read") // no other delivery would be read either
+		r.log.Error("advisory cannot be read", "subject", clean(msg.Subject), "err", errors.Join(err, term))
 		return
 	}
 	d, err := act(a)
@@ -108,8 +108,9 @@ func (r *runner) takeAdvisory(work context.Context, msg *message, h *held, act f
 	if d.action != release {
 		delay = max(delay, r.cfg.retryDelay(msg.delivered))
 	}
-	err = errors.Join(err, msg.nak(delay))
-	r.log.Warn("advisory is tried again", "subject", clean(msg.Subject), "sequence", a.StreamSeq, "reason", d.reason, "delay", delay, "err", err)
+	nak := msg.nak(delay)
+	r.log.Warn("advisory is tried again", "subject", clean(msg.Subject), "sequence", a.StreamSeq, "reason", d.reason,
+		"delay", delay, "err", errors.Join(err, nak))
 }
 
 // handleGivenUp handles a message that the server will not deliver again. Again is the number of the advisory's delivery.

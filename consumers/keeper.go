@@ -163,7 +163,11 @@ func (k *keeper) look(ctx context.Context) (round, error) {
 	if err != nil {
 		return round{}, errors.Join(err, context.Cause(ctx))
 	}
-	k.check(ctx, v)
+	advisories, err := k.advisories(ctx)
+	if err != nil {
+		return round{}, err
+	}
+	k.check(ctx, v, advisories)
 	r := round{view: v, owners: map[string]owner{}}
 	for subject := range v.State.Subjects {
 		ownership, since := k.owners.of(v, subject)
@@ -174,8 +178,13 @@ func (k *keeper) look(ctx context.Context) (round, error) {
 }
 
 // check holds the settings of streams and consumers against the rules. On a violation nothing is pulled until it is gone.
-func (k *keeper) check(ctx context.Context, v *View) {
-	err := errors.Join(k.cfg.checkStream(v.Config), k.checkAdvisories(ctx), k.checkConsumers(ctx, v))
+// A nil advisories means that their stream does not exist yet.
+func (k *keeper) check(ctx context.Context, v *View, advisories *jetstream.StreamConfig) {
+	errs := []error{k.cfg.checkStream(v.Config), k.checkConsumers(ctx, v)}
+	if advisories != nil {
+		errs = append(errs, checkSettings(*advisories, advisorySettings))
+	}
+	err := errors.Join(errs...)
 	if k.cfg.Standing.set(err) {
 		if err != nil {
 			k.log.Error("pulling stops: settings would lose events", "err", err)
@@ -196,12 +205,16 @@ func (k *keeper) check(ctx context.Context, v *View) {
 	}
 }
 
-func (k *keeper) checkAdvisories(ctx context.Context) error {
+// advisories returns the settings of the stream of advisories, nil before the loops that read it have made it.
+func (k *keeper) advisories(ctx context.Context) (*jetstream.StreamConfig, error) {
 	stream, err := k.js.Stream(ctx, AdvisoryStream(k.cfg.Stream))
-	if err != nil {
-		return nil // made by the loops that read it; a server that cannot be asked says nothing about settings
+	if errors.Is(err, jetstream.ErrStreamNotFound) {
+		return nil, nil
 	}
-	return checkSettings(stream.CachedInfo().Config, advisorySettings)
+	if err != nil {
+		return nil, fmt.Errorf("read the settings of stream %s: %w", AdvisoryStream(k.cfg.Stream), err)
+	}
+	return &stream.CachedInfo().Config, nil
 }
 
 // checkConsumers looks at the consumers of this worker's models. It restores what the server lets it restore.

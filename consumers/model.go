@@ -293,6 +293,7 @@ func (r *runner) settle(work context.Context, msg *message, l letter, d decision
 	case release:
 		level = slog.LevelInfo
 		err = msg.nak(d.delay)
+	case abandon: // the server delivers it again by itself
 	}
 	if !r.log.Enabled(work, level) && err == nil {
 		return

@@ -101,7 +101,7 @@ func (p *puller) pull(ctx context.Context, n int, take func(*message)) error {
 		}
 	}
 	if n == 0 || ended {
-		err = errors.Join(err, ignoreClosed(sub.Unsubscribe()))
+		err = errors.Join(err, unsubscribe(sub))
 	} else {
 		err = errors.Join(err, p.drain(sub, arrived, take))
 	}
@@ -131,6 +131,9 @@ func (p *puller) drain(sub *nats.Subscription, arrived <-chan *nats.Msg, take fu
 		}
 	}
 }
+
+// unsubscribe ends sub, if there is something left to end.
+func unsubscribe(sub *nats.Subscription) error { return ignoreClosed(sub.Unsubscribe()) }
 
 // ignoreClosed drops the errors that say that there is nothing left to end.
 func ignoreClosed(err error) error {

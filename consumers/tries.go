@@ -40,6 +40,7 @@ func (p place) rows(cost, all int) int64 {
 		cost = max(cost, all/watchedAtOnce)
 	case alone:
 		cost = all
+	case ordinary:
 	}
 	return int64(min(max(cost, 1), all))
 }
@@ -82,6 +83,7 @@ func (p place) begins(n int) schema.Tries {
 		return schema.Tries{Watched: n}
 	case alone:
 		return schema.Tries{Alone: n}
+	case ordinary:
 	}
 	return schema.Tries{}
 }

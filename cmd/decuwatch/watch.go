@@ -126,7 +126,7 @@ func (c *watchCmd) follow(ctx context.Context, s *streams, js jetstream.JetStrea
 		cancel()
 		switch {
 		case ctx.Err() != nil:
-			return nil // Ctrl-C is how watching ends
+			return nil //nolint:nilerr // Ctrl-C is how watching ends
 		case err == nil:
 			away, next = false, m.Sequence+1
 			if err := c.show(s, m, printed, log); err != nil {
