@@ -134,6 +134,23 @@ func (a Applicable) Of(severity string) *schema.Threshold {
 // All returns the thresholds and the limits.
 func (a Applicable) All() []*schema.Threshold { return slices.Concat(a.Thresholds, a.Limits) }
 
+// SetAside returns the thresholds of wider scopes that do not apply to a class, because the class or its cluster has
+// thresholds of its own: those of the cluster first, warn before critical.
+func (t *Table) SetAside(series schema.Series, measurement string, class int) []*schema.Threshold {
+	if t == nil {
+		return nil
+	}
+	cluster := t.thresholds[key{series, measurement, ScopeCluster, class}]
+	model := t.thresholds[key{series, measurement, ScopeModel, -1}]
+	switch t.Applicable(series, measurement, class).Scope() {
+	case ScopeClass:
+		return slices.Concat(cluster, model)
+	case ScopeCluster:
+		return slices.Clone(model)
+	}
+	return nil
+}
+
 // Applicable returns the thresholds that apply to a measurement of the scores of a class in a series. It is the only
 // place that knows the rule: the class's thresholds decide if it has any, of whichever severity; else those of its
 // cluster; else those of the model. Absolute limits apply beside them. Class -1 asks for the model's thresholds. A nil

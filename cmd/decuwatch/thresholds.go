@@ -93,7 +93,9 @@ type thresholdsSetCmd struct {
 }
 
 func (thresholdsSetCmd) Help() string {
-	return `Examples:
+	return `The most specific scope with any threshold decides: a class with a threshold of one severity no longer uses the model's thresholds of either severity. The output names what no longer applies. A critical threshold below the warn threshold of the same scope is refused.
+
+Examples:
 
   decuwatch thresholds set ensembles/fashion-mnist --measurement class_gap --value 0.04 --reason "99% of well-sampled classes"
   decuwatch thresholds set ensembles/fashion-mnist --measurement request_risk --class Bag --severity critical --value 0.5 --reason "incident 12"
@@ -101,7 +103,11 @@ func (thresholdsSetCmd) Help() string {
 }
 
 func (c *thresholdsSetCmd) Run(ctx context.Context, s *streams, log *slog.Logger) error {
-	t, err := c.threshold()
+	e, err := ensemble.Open(c.Ensemble)
+	if err != nil {
+		return err
+	}
+	t, err := c.threshold(e)
 	if err != nil {
 		return err
 	}
@@ -114,16 +120,59 @@ func (c *thresholdsSetCmd) Run(ctx context.Context, s *streams, log *slog.Logger
 	if err != nil {
 		return err
 	}
-	_, err = fmt.Fprintf(s.out, "threshold %d: %s of %s alerts as %s from %g\n", t.ID, t.Measurement, t.Model, t.Severity, t.Value)
-	return err
+	fmt.Fprintf(s.out, "threshold %d: %s of %s alerts as %s from %g\n", t.ID, t.Measurement, t.Model, t.Severity, t.Value)
+	list, err := store.Thresholds(ctx)
+	if err != nil {
+		return fmt.Errorf("the threshold is set, but what it sets aside is unknown: %w", err)
+	}
+	table, err := alerts.NewTable(list)
+	if err != nil {
+		return fmt.Errorf("the threshold is set, but what it sets aside is unknown: %w", err)
+	}
+	for _, line := range setAside(table, e, t.Series(), t.Measurement) {
+		if line.names(t) {
+			fmt.Fprintln(s.out, line)
+		}
+	}
+	return nil
+}
+
+// aside is a threshold that does not apply to some classes, because they have more specific ones.
+type aside struct {
+	threshold *schema.Threshold
+	classes   []int
+	labels    []string
+}
+
+// setAside returns the model's thresholds, and those of clusters, that do not apply to some classes.
+func setAside(table *alerts.Table, e *ensemble.Ensemble, series schema.Series, measurement string) []*aside {
+	var list []*aside
+	for class := range e.Classes {
+		for _, th := range table.SetAside(series, measurement, class) {
+			i := slices.IndexFunc(list, func(a *aside) bool { return a.threshold == th })
+			if i < 0 {
+				i = len(list)
+				list = append(list, &aside{threshold: th})
+			}
+			list[i].classes = append(list[i].classes, class)
+			list[i].labels = append(list[i].labels, fmt.Sprintf("%d %s", class, printable(e.Classes[class].Label)))
+		}
+	}
+	return list
+}
+
+// names tells whether the line is about the threshold t, or about its class.
+func (a *aside) names(t schema.Threshold) bool {
+	return a.threshold.ID == t.ID || t.Class != nil && slices.Contains(a.classes, *t.Class)
+}
+
+func (a *aside) String() string {
+	return fmt.Sprintf("the %s's %s threshold %g does not apply to classes with more specific thresholds: %s",
+		a.threshold.Scope, a.threshold.Severity, a.threshold.Value, strings.Join(a.labels, ", "))
 }
 
 // threshold returns what the flags say.
-func (c *thresholdsSetCmd) threshold() (schema.Threshold, error) {
-	e, err := ensemble.Open(c.Ensemble)
-	if err != nil {
-		return schema.Threshold{}, err
-	}
+func (c *thresholdsSetCmd) threshold(e *ensemble.Ensemble) (schema.Threshold, error) {
 	t := schema.Threshold{
 		Model: e.Name, EnsembleDigest: e.Digest, Settings: c.Settings, Measurement: c.Measurement, Scope: alerts.ScopeModel,
 		Severity: c.Severity, Value: c.Value, Distance: c.Distance, Origin: "manual", SetBy: c.By, Reason: strings.TrimSpace(c.Reason), SetAt: time.Now().UTC(),

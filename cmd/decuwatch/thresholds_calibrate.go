@@ -67,26 +67,29 @@ type calibrationPlan struct {
 	AlertsNew      int               `json:"alerts_new"`
 	Applied        int64             `json:"applied_change,omitempty"`
 
-	set []schema.Threshold
+	set   []schema.Threshold
+	aside []*aside // thresholds of the other severity that do not apply to some classes
 }
 
 // calibrationLine is what a plan says about the model or one class.
 type calibrationLine struct {
-	Class     *int     `json:"class,omitempty"` // nil for the model
-	Label     string   `json:"label"`
-	Scores    int      `json:"scores"`
-	Missing   int      `json:"missing"`   // scores that a threshold of the class's own would take more
-	Old       *float64 `json:"old"`       // value that decides now
-	OldScope  string   `json:"old_scope"` // "" where none does
-	New       *float64 `json:"new"`
-	NewScope  string   `json:"new_scope"` // "" if no threshold of the severity decides
-	Deciding  string   `json:"deciding"`  // scope that decides then, with thresholds of whichever severity
-	Cluster   []int    `json:"cluster,omitempty"`
-	N         int      `json:"n"`
-	Achieved  float64  `json:"achieved"`
-	AlertsOld int      `json:"alerts_old"`
-	AlertsNew int      `json:"alerts_new"`
-	Kept      bool     `json:"kept,omitempty"` // a threshold that was set by hand stays
+	Class    *int     `json:"class,omitempty"` // nil for the model
+	Label    string   `json:"label"`
+	Scores   int      `json:"scores"`
+	Missing  int      `json:"missing"`   // scores that a threshold of the class's own would take more
+	Old      *float64 `json:"old"`       // value that decides now
+	OldScope string   `json:"old_scope"` // "" where none does
+	New      *float64 `json:"new"`
+	NewScope string   `json:"new_scope"` // "" if no threshold of the severity decides
+	Deciding string   `json:"deciding"`  // scope that decides then, with thresholds of whichever severity
+	Cluster  []int    `json:"cluster,omitempty"`
+
+	SetAside  []schema.Threshold `json:"set_aside,omitempty"` // wider thresholds that do not apply to the class then
+	N         int                `json:"n"`
+	Achieved  float64            `json:"achieved"`
+	AlertsOld int                `json:"alerts_old"`
+	AlertsNew int                `json:"alerts_new"`
+	Kept      bool               `json:"kept,omitempty"` // a threshold that was set by hand stays
 }
 
 func (c *thresholdsCalibrateCmd) Run(ctx context.Context, s *streams, log *slog.Logger) error {
@@ -179,6 +182,9 @@ func (c *thresholdsCalibrateCmd) plan(ctx context.Context, store *postgres.Store
 		}
 		p.set = append(p.set, limit)
 	}
+	if err := schema.CheckChange(now, p.set); err != nil {
+		return nil, fmt.Errorf("calibrate %s of model %s: %w; nothing was changed", p.Measurement, p.Model, err)
+	}
 	return p, p.describe(key, e, samples, results, now, func() ([]calibration.Sample, error) { return read(to.Add(-week), to) })
 }
 
@@ -258,9 +264,10 @@ func (p *calibrationPlan) describe(key calibration.Key, e *ensemble.Ensemble, sa
 	}
 	p.WeekScores = len(recent)
 	// Ids order what replaces what; those of the plan are not known yet.
+	const planned = int64(1) << 62
 	then := slices.Clone(now)
 	for i, t := range p.set {
-		t.ID = 1<<62 + int64(i)
+		t.ID = planned + int64(i)
 		then = append(then, t)
 	}
 	before, err := calibration.Count(recent, key, now)
@@ -283,6 +290,8 @@ func (p *calibrationPlan) describe(key calibration.Key, e *ensemble.Ensemble, sa
 	if err != nil {
 		return err
 	}
+	// The table shows those of the plan's severity.
+	p.aside = slices.DeleteFunc(setAside(set, e, key.Series, p.Measurement), func(a *aside) bool { return a.threshold.Severity == p.Severity })
 	of := map[int]calibration.Result{}
 	for _, r := range results {
 		of[r.Class] = r
@@ -303,6 +312,13 @@ func (p *calibrationPlan) describe(key calibration.Key, e *ensemble.Ensemble, sa
 		}
 		applies := set.Applicable(key.Series, p.Measurement, class)
 		l.Deciding = applies.Scope()
+		for _, t := range set.SetAside(key.Series, p.Measurement, class) {
+			th := *t
+			if th.ID >= planned {
+				th.ID = 0
+			}
+			l.SetAside = append(l.SetAside, th)
+		}
 		if t := applies.Of(p.Severity); t != nil {
 			l.New, l.NewScope, l.N, l.Kept = &t.Value, t.Scope, t.N, t.Origin == "manual"
 			if t.Achieved != nil {
@@ -362,6 +378,12 @@ func (p *calibrationPlan) print(out io.Writer) error {
 		if t.Scope == alerts.ScopeLimit {
 			fmt.Fprintf(out, "\nabsolute limit (critical) for every class: %.5g, at a rate of %g\n", t.Value, *t.Alpha)
 		}
+	}
+	for i, a := range p.aside {
+		if i == 0 {
+			fmt.Fprintln(out)
+		}
+		fmt.Fprintln(out, a)
 	}
 	fmt.Fprintf(out, "\nAlerts on the %d scores of the last week: %d with the old thresholds, %d with the new.\n", p.WeekScores, p.AlertsOld, p.AlertsNew)
 	if p.Applied != 0 {

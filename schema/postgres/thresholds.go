@@ -68,7 +68,16 @@ func (r thresholdRow) threshold() schema.Threshold {
 
 // Thresholds returns the thresholds in force, in order of their id.
 func (s *Store) Thresholds(ctx context.Context) ([]schema.Threshold, error) {
-	rows, err := s.pool.Query(ctx, `SELECT row_to_json(t) FROM (
+	return thresholdsInForce(ctx, s.pool)
+}
+
+// querier is a connection, a pool or a transaction.
+type querier interface {
+	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
+}
+
+func thresholdsInForce(ctx context.Context, q querier) ([]schema.Threshold, error) {
+	rows, err := q.Query(ctx, `SELECT row_to_json(t) FROM (
 			SELECT DISTINCT ON (model, ensemble_digest, settings, measurement, scope, class_index, severity) *
 			FROM decuwatch.thresholds
 			ORDER BY model, ensemble_digest, settings, measurement, scope, class_index, severity, id DESC
@@ -106,7 +115,8 @@ func (s *Store) SetThreshold(ctx context.Context, t schema.Threshold) (schema.Th
 
 // SetThresholds sets thresholds that take effect together and returns the change as stored, its thresholds in their
 // order. Each replaces the one of the same key; one that is Withdrawn takes its key out of force. The monitors are
-// told by NOTIFY at the commit.
+// told by NOTIFY at the commit. The error wraps [schema.ErrContradiction] if a scope's critical threshold would stand
+// below its warn threshold; nothing is changed then.
 func (s *Store) SetThresholds(ctx context.Context, c ThresholdChange) (ThresholdChange, error) {
 	if len(c.Thresholds) == 0 {
 		return c, errors.New("set thresholds: none are given")
@@ -123,7 +133,8 @@ func (s *Store) SetThresholds(ctx context.Context, c ThresholdChange) (Threshold
 	return c, err
 }
 
-// lockThresholds lets one change in at a time, so that a rollback sees what it takes back.
+// lockThresholds lets one change in at a time, so that a rollback sees what it takes back and a change sees what it may
+// contradict.
 func lockThresholds(ctx context.Context, tx pgx.Tx) error {
 	_, err := tx.Exec(ctx, `SELECT pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtext('decuwatch.thresholds'))`)
 	return err
@@ -133,7 +144,14 @@ func insertChange(ctx context.Context, tx pgx.Tx, c ThresholdChange) (ThresholdC
 	if err := lockThresholds(ctx, tx); err != nil {
 		return c, err
 	}
-	err := tx.QueryRow(ctx, `INSERT INTO decuwatch.threshold_changes (kind, undoes, set_by, reason) VALUES ($1, nullif($2::bigint, 0), $3, $4) RETURNING id, set_at`,
+	inForce, err := thresholdsInForce(ctx, tx)
+	if err != nil {
+		return c, err
+	}
+	if err := schema.CheckChange(inForce, c.Thresholds); err != nil {
+		return c, err
+	}
+	err = tx.QueryRow(ctx, `INSERT INTO decuwatch.threshold_changes (kind, undoes, set_by, reason) VALUES ($1, nullif($2::bigint, 0), $3, $4) RETURNING id, set_at`,
 		c.Kind, c.Undoes, c.SetBy, clean(c.Reason)).Scan(&c.ID, &c.SetAt)
 	if err != nil {
 		return c, err
@@ -157,7 +175,8 @@ func insertChange(ctx context.Context, tx pgx.Tx, c ThresholdChange) (ThresholdC
 }
 
 // RollbackThresholds takes the newest change that still stands back, by setting what was in force before it; nothing
-// is deleted. Calling it again takes the change before that back. The error is ErrNotFound where there is none.
+// is deleted. Calling it again takes the change before that back. The error is ErrNotFound if there is none, and wraps
+// [schema.ErrContradiction] if what was in force contradicts itself, as versions without that check allowed.
 func (s *Store) RollbackThresholds(ctx context.Context, by, reason string) (ThresholdChange, error) {
 	var c ThresholdChange
 	err := s.begin(ctx, "roll back thresholds", func(tx pgx.Tx) error {
