@@ -73,12 +73,9 @@ type Decision struct {
 // A nil table holds no thresholds. Numbers of the score must be finite.
 func Decide(s schema.Score, t *Table) Decision {
 	var d Decision
-	for _, m := range []struct {
-		name string
-		schema.Measurement
-	}{{schema.ClassGap, s.ClassGap}, {schema.RequestRisk, s.RequestRisk}} {
-		f := Finding{Measurement: m.name}
-		applies := t.Applicable(s.Series(), m.name, s.ClassIndex)
+	for _, m := range s.Measurements() {
+		f := Finding{Measurement: m.Name}
+		applies := t.Applicable(s.Series(), m.Name, s.ClassIndex)
 		f.Fallback = applies.Fallback
 		var fired *schema.Threshold
 		var decided float64
@@ -93,7 +90,7 @@ func Decide(s schema.Score, t *Table) Decision {
 		switch {
 		case fired != nil:
 			f.Reason, f.Severity = reasons[fired.Scope], fired.Severity
-			d.Alerts = append(d.Alerts, alert(s, m.name, m.Measurement, fired, decided))
+			d.Alerts = append(d.Alerts, alert(s, m.Name, m.Measurement, fired, decided))
 		case applies.Fallback == FallbackStale:
 			f.Reason = ReasonStale
 		case len(applies.All()) == 0:

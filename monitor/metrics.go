@@ -85,7 +85,7 @@ func newMetrics(o Options) (*metrics, error) {
 		for _, reason := range alerts.Fallbacks() {
 			m.fallbacks.WithLabelValues(name, reason)
 		}
-		for _, measurement := range []string{schema.ClassGap, schema.RequestRisk} {
+		for _, measurement := range schema.MeasurementNames() {
 			m.saturated.WithLabelValues(name, measurement)
 			for _, class := range model.Classes {
 				m.scores.WithLabelValues(name, m.class(name, class), measurement)
@@ -168,13 +168,10 @@ func (m *metrics) score(v schema.Verdict, findings []alerts.Finding) {
 	s := v.Score
 	model := s.Event.Data.Model
 	m.event(model, outcomeScore, noReason)
-	for _, measured := range []struct {
-		name string
-		schema.Measurement
-	}{{schema.ClassGap, s.ClassGap}, {schema.RequestRisk, s.RequestRisk}} {
-		m.scores.WithLabelValues(model, m.class(model, s.ClassLabel), measured.name).Observe(measured.Value)
+	for _, measured := range s.Measurements() {
+		m.scores.WithLabelValues(model, m.class(model, s.ClassLabel), measured.Name).Observe(measured.Value)
 		if measured.Saturated {
-			m.saturated.WithLabelValues(model, measured.name).Inc()
+			m.saturated.WithLabelValues(model, measured.Name).Inc()
 		}
 	}
 	for _, f := range findings {

@@ -399,6 +399,12 @@ type measurePage struct {
 	Bounds []bound
 }
 
+// questions are what the measurements answer.
+var questions = map[string]string{
+	schema.ClassGap:    "Does the ensemble know this class?",
+	schema.RequestRisk: "How risky is this request within its class?",
+}
+
 func (p *Page) review(w http.ResponseWriter, r *http.Request, reviewer string) error {
 	return p.show(w, r, reviewer, r.PathValue("id"), nil)
 }
@@ -514,10 +520,8 @@ func (p *Page) measures(ctx context.Context, c *reviewPage) error {
 	if err != nil {
 		return err
 	}
-	for _, m := range []measurePage{
-		{Name: schema.ClassGap, Question: "Does the ensemble know this class?", Measurement: s.ClassGap},
-		{Name: schema.RequestRisk, Question: "How risky is this request within its class?", Measurement: s.RequestRisk},
-	} {
+	for _, measured := range s.Measurements() {
+		m := measurePage{Name: measured.Name, Question: questions[measured.Name], Measurement: measured.Measurement}
 		const most = 5000
 		since := time.Now().Add(-p.config.Window)
 		values := func(class *int) ([]float64, error) {

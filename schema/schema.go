@@ -62,6 +62,9 @@ const (
 	RequestRisk = "request_risk" // how risky is this request within its class
 )
 
+// MeasurementNames returns the names of the measurements of a score.
+func MeasurementNames() []string { return []string{ClassGap, RequestRisk} }
+
 // Measurement is one pairwise-distance measurement of a score.
 type Measurement struct {
 	Estimator    string      `json:"estimator"`     // paide-w2, paide-kl, paide-bhattacharyya, mean-w2, pixel-paide-w2
@@ -101,6 +104,17 @@ type Score struct {
 	RequestRisk Measurement `json:"request_risk"`
 	Receipt     Receipt     `json:"receipt"`
 	ScoredAt    time.Time   `json:"scored_at"`
+}
+
+// NamedMeasurement is a measurement of a score with its name.
+type NamedMeasurement struct {
+	Name string // ClassGap or RequestRisk
+	Measurement
+}
+
+// Measurements returns the score's measurements in the order of [MeasurementNames].
+func (s *Score) Measurements() []NamedMeasurement {
+	return []NamedMeasurement{{ClassGap, s.ClassGap}, {RequestRisk, s.RequestRisk}}
 }
 
 // Skip is the verdict on an event that was deliberately not scored.

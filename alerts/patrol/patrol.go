@@ -154,7 +154,7 @@ func New(c Config, models []Model, h History, t ThresholdSource, r Raiser) (*Pat
 		for _, reason := range []string{"class_budget", "model_budget", "cool_down"} {
 			p.held.WithLabelValues(m.Name, reason)
 		}
-		for _, measurement := range measurements {
+		for _, measurement := range schema.MeasurementNames() {
 			p.stale.WithLabelValues(m.Name, measurement)
 			p.shadow.WithLabelValues(m.Name, measurement)
 		}
@@ -168,8 +168,6 @@ func New(c Config, models []Model, h History, t ThresholdSource, r Raiser) (*Pat
 	}
 	return p, nil
 }
-
-var measurements = []string{schema.ClassGap, schema.RequestRisk}
 
 // Run patrols until ctx ends and returns nil. What fails is logged and tried again at the next turn.
 func (p *Patrol) Run(ctx context.Context) error {
@@ -249,7 +247,7 @@ func (p *Patrol) Stale(ctx context.Context, now time.Time) error {
 	}
 	var errs []error
 	for _, m := range p.models {
-		for _, measurement := range measurements {
+		for _, measurement := range schema.MeasurementNames() {
 			applies, others := 0, 0
 			for _, t := range thresholds {
 				if t.Model != m.Name || t.Measurement != measurement || t.Scope == alerts.ScopeLimit {
@@ -325,7 +323,7 @@ func (p *Patrol) Shadow(ctx context.Context, now time.Time) error {
 	}
 	var errs []error
 	for _, m := range p.models {
-		for _, measurement := range measurements {
+		for _, measurement := range schema.MeasurementNames() {
 			ratio := 0.0
 			for _, t := range thresholds {
 				if t.Series() != m.Series() || t.Measurement != measurement ||

@@ -239,7 +239,7 @@ func referenceThresholds(ctx context.Context, store *postgres.Store, e *ensemble
 	}
 	change := postgres.ThresholdChange{Kind: postgres.ChangeReference, SetBy: "demo", Reason: "quantiles of the ensemble's reference scores"}
 	var said []string
-	for _, measurement := range []string{schema.ClassGap, schema.RequestRisk} {
+	for _, measurement := range schema.MeasurementNames() {
 		reference, ok := e.Reference[measurement]
 		if !ok {
 			continue

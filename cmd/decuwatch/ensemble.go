@@ -54,7 +54,7 @@ func (c *ensembleInspectCmd) Run(s *streams) error {
 	if e.Profile.Reason != "" {
 		fmt.Fprintf(w, "reason\t%s\n", e.Profile.Reason)
 	}
-	for _, name := range []string{schema.ClassGap, schema.RequestRisk} {
+	for _, name := range schema.MeasurementNames() {
 		if r, ok := e.Reference[name]; ok {
 			fmt.Fprintf(w, "reference %s\tmean %.4g, 99%% quantile %.4g, of %d scores of well-sampled classes\n", name, r.Mean, r.Quantiles["0.99"], r.N)
 		}

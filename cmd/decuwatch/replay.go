@@ -72,9 +72,13 @@ func (c *replayCmd) Run(ctx context.Context, s *streams, log *slog.Logger) (err 
 		Source: stored.Event.Source, ID: stored.Event.ID, Tolerance: scoring.Tolerance, Floor: scoring.ToleranceFloor, Stored: *stored,
 		Recomputed: monitor.Compose(stored.Event, stored.ClassIndex, stored.ClassLabel, result, stored.Receipt.Deviations, stored.ScoredAt),
 	}
-	gap, risk := compare(r.Stored.ClassGap, r.Recomputed.ClassGap), compare(r.Stored.RequestRisk, r.Recomputed.RequestRisk)
-	r.Difference = max(gap.difference, risk.difference)
-	r.Agrees = gap.agrees && risk.agrees && r.Recomputed.Receipt.Carrier == stored.Receipt.Carrier
+	r.Agrees = r.Recomputed.Receipt.Carrier == stored.Receipt.Carrier
+	recomputed := r.Recomputed.Measurements()
+	for i, m := range r.Stored.Measurements() {
+		c := compare(m.Measurement, recomputed[i].Measurement)
+		r.Difference = max(r.Difference, c.difference)
+		r.Agrees = r.Agrees && c.agrees
+	}
 	if c.JSON {
 		err = writeJSON(s.out, r)
 	} else {
@@ -151,11 +155,10 @@ func (r replayed) print(s *streams) error {
 	fmt.Fprintf(w, "ensemble\t%s %s\n", r.Stored.Event.Data.Model, r.Stored.Receipt.EnsembleDigest)
 	fmt.Fprintf(w, "settings\t%s, class %q, seed %d, carrier %d\n", r.Stored.Receipt.Settings, r.Stored.ClassLabel, r.Stored.Receipt.Seed, r.Stored.Receipt.Carrier)
 	fmt.Fprintf(w, "\t\nmeasurement\tstored\trecomputed\trelative difference\n")
-	for _, m := range []struct {
-		name string
-		a, b schema.Measurement
-	}{{schema.ClassGap, r.Stored.ClassGap, r.Recomputed.ClassGap}, {schema.RequestRisk, r.Stored.RequestRisk, r.Recomputed.RequestRisk}} {
-		fmt.Fprintf(w, "%s\t%.9g\t%.9g\t%.2g\n", m.name, m.a.Value, m.b.Value, compare(m.a, m.b).difference)
+	recomputed := r.Recomputed.Measurements()
+	for i, m := range r.Stored.Measurements() {
+		again := recomputed[i].Measurement
+		fmt.Fprintf(w, "%s\t%.9g\t%.9g\t%.2g\n", m.Name, m.Value, again.Value, compare(m.Measurement, again).difference)
 	}
 	if err := w.Flush(); err != nil {
 		return err

@@ -159,17 +159,14 @@ func (r scoreRow) score() *schema.Score {
 
 // checkScore names the first number of a score that is not finite.
 func checkScore(s *schema.Score) error {
-	for _, m := range []struct {
-		name string
-		schema.Measurement
-	}{{schema.ClassGap, s.ClassGap}, {schema.RequestRisk, s.RequestRisk}} {
+	for _, m := range s.Measurements() {
 		numbers := append([]float64{m.Value, m.UpperBound, m.MeanDistance}, m.Shares...)
 		for _, row := range m.Distances {
 			numbers = append(numbers, row...)
 		}
 		for _, x := range numbers {
 			if !finite(x) {
-				return fmt.Errorf("%s holds %g: %w", m.name, x, ErrNotFinite)
+				return fmt.Errorf("%s holds %g: %w", m.Name, x, ErrNotFinite)
 			}
 		}
 	}
