@@ -20,8 +20,8 @@ type Ledger interface {
 	// included, in order of sequence.
 	Settled(ctx context.Context, stream string, from, to uint64) ([]schema.Settled, error)
 	// Known reports whether a message has its verdict, or repeats an event that has; a repeat is recorded. The error is a
-	// *schema.Invalid if source and id belong to another event.
-	Known(ctx context.Context, source, id string, d schema.Delivery) (bool, error)
+	// *schema.Invalid if the identity is that of another event.
+	Known(ctx context.Context, of schema.Identity, d schema.Delivery) (bool, error)
 	// Position returns how far the stream that was made at the given moment has been swept. A stream that is not known is
 	// begun at first.
 	Position(ctx context.Context, stream string, created time.Time, first uint64) (uint64, error)

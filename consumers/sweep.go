@@ -248,7 +248,7 @@ func (s *sweeper) accountMessage(ctx, work context.Context, r round, m Stored, r
 	}
 	model := strings.TrimPrefix(m.Subject, subjectPrefix)
 	if ev, err := m.Decode(); err == nil {
-		known, err := s.cfg.Ledger.Known(ctx, ev.Source, ev.ID, schema.Delivery{Stream: s.cfg.Stream, Sequence: m.Sequence, Time: m.Time, Delivered: 1, Digest: digest})
+		known, err := s.cfg.Ledger.Known(ctx, ev.Identity(), schema.Delivery{Stream: s.cfg.Stream, Sequence: m.Sequence, Time: m.Time, Delivered: 1, Digest: digest})
 		var other *schema.Invalid // the identifier is another event's, which its handler will find
 		if known || err != nil && !errors.As(err, &other) {
 			return known, err

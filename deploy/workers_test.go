@@ -69,7 +69,7 @@ func (undecided) Decide(schema.Score) alerts.Decision { return alerts.Decision{}
 type recorder struct{ *postgres.Store }
 
 func (r recorder) Recorded(ctx context.Context, ev schema.Event, d schema.Delivery) (bool, error) {
-	known, err := r.Known(ctx, ev.Source, ev.ID, d)
+	known, err := r.Known(ctx, ev.Identity(), d)
 	return known, err
 }
 

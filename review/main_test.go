@@ -113,7 +113,7 @@ func (b *bench) commit(score schema.Score, r request) string {
 	v := schema.Verdict{Delivery: schema.Delivery{Stream: "GENERATION", Sequence: uint64(b.n), Delivered: 1, Digest: hex.EncodeToString(digest[:])}, Score: &score, Sampled: r.sampled}
 	id := ""
 	if r.sampled {
-		id = postgres.SampleID(ev.Source, ev.ID)
+		id = postgres.SampleID(ev.Identity())
 	}
 	if r.alert != "" {
 		reason := "model_threshold"

@@ -458,7 +458,7 @@ func (p *Page) load(ctx context.Context, v postgres.Review) (c reviewPage, err e
 		}
 		c.Alert = &alert
 	}
-	c.Score, err = p.store.ScoreByID(ctx, v.Source, v.EventID)
+	c.Score, err = p.store.ScoreByID(ctx, v.Identity())
 	if err != nil && !errors.Is(err, postgres.ErrNotFound) {
 		return c, err
 	}

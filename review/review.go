@@ -198,7 +198,7 @@ func (d *Desk) tell(ctx context.Context, r postgres.Review, c Change, at time.Ti
 		ReviewID: r.ID, AlertID: r.AlertID, Version: r.Version + 1, State: r.State, Verdict: r.Verdict, Reviewer: c.Actor, Comment: c.Comment,
 		Source: r.Source, EventID: r.EventID, EventTime: r.EventTime.UTC(), Model: r.Model, ClassIndex: r.ClassIndex, ClassLabel: r.ClassLabel, At: at,
 	}
-	score, err := d.store.ScoreByID(ctx, r.Source, r.EventID)
+	score, err := d.store.ScoreByID(ctx, r.Identity())
 	if err != nil && !errors.Is(err, postgres.ErrNotFound) { // retention may have dropped it
 		return schema.OutboxMessage{}, err
 	}

@@ -27,9 +27,9 @@ func AlertSubject(a Alert) string {
 	return "uncertainty.alert." + a.Model + "." + a.Severity + "." + class
 }
 
-// MessageID returns the Nats-Msg-Id of an event: its source and id with a space between, which neither part of the
-// key can imitate, for a source holds no space.
-func MessageID(e Event) string { return e.Source + " " + e.ID }
+// MessageID returns the Nats-Msg-Id of an event: its source, model and id with spaces between. Only an id may hold a
+// space, so no other event has the same.
+func MessageID(e Event) string { return e.Source + " " + e.Data.Model + " " + e.ID }
 
 // structured is a CloudEvent in structured mode.
 type structured struct {

@@ -13,7 +13,7 @@ type Publisher interface {
 	PublishMsg(ctx context.Context, msg *nats.Msg, opts ...jetstream.PublishOpt) (*jetstream.PubAck, error)
 }
 
-// Publish publishes one generation event and returns when JetStream has stored it. The event's source and id become
+// Publish publishes one generation event and returns when JetStream has stored it. The event's source, model and id become
 // its Nats-Msg-Id, so that publishing again after an error stores it once (PubAck.Duplicate tells) as long as the
 // stream's duplicate window lasts; beyond that the monitor itself keeps the first verdict on an event.
 //

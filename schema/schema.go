@@ -10,7 +10,7 @@ const (
 )
 
 // Event is one generation request of a production service: the attributes of its CloudEvent that decuwatch
-// keeps, and its data. Source and ID together identify it for ever.
+// keeps, and its data. Source, ID and the model that it names identify it for ever.
 type Event struct {
 	Source      string    // who generated, a URI reference
 	ID          string    // unique within Source
@@ -19,6 +19,13 @@ type Event struct {
 	TraceState  string
 	Data        Generation
 }
+
+// Identity names one event. The model is part of it: whoever may publish events of one model only cannot take the identity
+// of an event of another.
+type Identity struct{ Source, ID, Model string }
+
+// Identity returns what names the event.
+func (e Event) Identity() Identity { return Identity{Source: e.Source, ID: e.ID, Model: e.Data.Model} }
 
 // Generation is the data of an event: everything that is needed to rerun the request.
 type Generation struct {

@@ -368,7 +368,7 @@ func (c *demoCmd) summary(ctx context.Context, s *streams, store *postgres.Store
 	classes := make([]classSummary, len(e.Classes))
 	rows, alerted := 0, 0
 	for _, p := range events {
-		recorded, found, err := store.Lookup(ctx, p.event.Source, p.event.ID, p.digest)
+		recorded, found, err := store.Lookup(ctx, p.event.Identity(), p.digest)
 		if err != nil {
 			return err
 		}

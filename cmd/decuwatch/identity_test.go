@@ -2,6 +2,8 @@ package main
 
 import (
 	"fmt"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -85,6 +87,84 @@ func TestOneSubjectCannotSilenceAnother(t *testing.T) {
 		t.Errorf("scored are %v", got)
 	}
 	if got := b.query("SELECT event_id FROM decuwatch.alerts WHERE kind = 'score' ORDER BY event_id"); !slices.Equal(got, []string{"corrected", "e000001", "victim"}) {
+		t.Errorf("alerts are on %v", got)
+	}
+	w.stop()
+	if w := start(t, nil, "reconcile", "--nats.url="+b.natsURL, "--postgres.url="+b.pgURL); w.wait().ExitCode() != 0 {
+		t.Errorf("reconcile: %s\n%s", w.cmd.ProcessState, w.tail())
+	}
+}
+
+// renamed returns the directory of the ensemble of the tests under another name.
+func renamed(t *testing.T, name string) string {
+	t.Helper()
+	dir := t.TempDir()
+	if err := os.CopyFS(dir, os.DirFS(faultEnsemble)); err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(dir, "ensemble.json")
+	manifest, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := strings.Replace(string(manifest), `"name": "`+faultModel+`"`, `"name": "`+name+`"`, 1)
+	if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+// Valid events of another model with an event's source and id take nothing from it, whether they come before it or after, and
+// the same bytes are known to be a repeat. Events that came before their model was served are scored when they come again.
+func TestOneModelCannotSilenceAnother(t *testing.T) {
+	s := natstest.Start(t)
+	b := newBench(t, s.URL(), pgtest.URL(t))
+	b.stream()
+	w := b.worker()
+	ours, theirs := schema.SubjectGeneration(faultModel), schema.SubjectGeneration("other")
+	early, resent := identityEvent(t, "early", "other"), identityEvent(t, "resent", "other")
+	b.put(theirs, early)
+	b.put(theirs, resent)
+	b.until("nobody takes the other model's events", func() bool {
+		return len(b.query("SELECT kind FROM decuwatch.dead_letters WHERE kind = 'unknown_model'")) == 2
+	})
+	w.stop()
+
+	b.flags = append(b.flags, "-e", renamed(t, "other"))
+	w = b.worker()
+	scored := func(want ...string) {
+		t.Helper()
+		b.until(strings.Join(want, ", ")+" are scored", func() bool {
+			got := b.query("SELECT event_id || ' ' || model FROM decuwatch.scores ORDER BY 1")
+			return slices.Equal(got, want)
+		})
+	}
+	b.put(theirs, resent)
+	redeliver := start(t, nil, "redeliver", "--model=other", "--kind=unknown_model", "--apply", "--to=1", "--nats.url="+b.natsURL, "--postgres.url="+b.pgURL)
+	if redeliver.wait().ExitCode() != 0 {
+		t.Errorf("redeliver: %s", redeliver.tail())
+	}
+	scored("early other", "resent other")
+
+	attacks := map[string]string{"before": identityEvent(t, "before", "other"), "later": identityEvent(t, "later", "other")}
+	victims := map[string]string{"before": identityEvent(t, "before", faultModel), "later": identityEvent(t, "later", faultModel)}
+	b.put(theirs, attacks["before"])
+	b.put(ours, victims["later"])
+	scored("before other", "early other", "later "+faultModel, "resent other")
+	for range 2 { // the second time all are repeats
+		b.put(theirs, attacks["before"])
+		b.put(ours, victims["before"])
+		b.put(theirs, attacks["later"])
+		b.put(ours, victims["later"])
+	}
+	scored("before other", "before "+faultModel, "early other", "later other", "later "+faultModel, "resent other")
+	b.until("the others are repeats", func() bool {
+		return len(b.query("SELECT model FROM decuwatch.repeats")) == 6
+	})
+	if got := b.query("SELECT kind FROM decuwatch.dead_letters WHERE kind <> 'unknown_model'"); len(got) > 0 {
+		t.Errorf("dead letters: %v", got)
+	}
+	if got := b.query("SELECT event_id FROM decuwatch.alerts WHERE kind = 'score' ORDER BY 1"); !slices.Equal(got, []string{"before", "later"}) {
 		t.Errorf("alerts are on %v", got)
 	}
 	w.stop()

@@ -20,6 +20,7 @@ import (
 type replayCmd struct {
 	ID       string         `arg:"" help:"Id of the event."`
 	Source   string         `placeholder:"SOURCE" help:"Source of the event; required where several sources used the id."`
+	Model    string         `placeholder:"NAME" help:"Model of the event; required if several models have an event of the id."`
 	JSON     bool           `name:"json" help:"Print the comparison as JSON."`
 	Scoring  ScoringConfig  `embed:"" prefix:"scoring." group:"Scoring"`
 	Postgres PostgresConfig `embed:"" prefix:"postgres." group:"Postgres"`
@@ -51,7 +52,7 @@ func (c *replayCmd) Run(ctx context.Context, s *streams, log *slog.Logger) (err 
 		return err
 	}
 	defer store.Close()
-	stored, err := store.ScoreByID(ctx, c.Source, c.ID)
+	stored, err := store.ScoreByID(ctx, schema.Identity{Source: c.Source, ID: c.ID, Model: c.Model})
 	if errors.Is(err, postgres.ErrNotFound) {
 		return fmt.Errorf("no score is stored: %w", err)
 	}

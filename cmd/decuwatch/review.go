@@ -286,7 +286,7 @@ func (c *reviewShowCmd) Run(ctx context.Context, s *streams, log *slog.Logger) e
 		if shown.History, err = store.ReviewHistory(ctx, r.ID); err != nil {
 			return err
 		}
-		if shown.Score, err = store.ScoreByID(ctx, r.Source, r.EventID); err != nil && !errors.Is(err, postgres.ErrNotFound) {
+		if shown.Score, err = store.ScoreByID(ctx, r.Identity()); err != nil && !errors.Is(err, postgres.ErrNotFound) {
 			return err
 		}
 		if r.AlertID != "" {

@@ -297,7 +297,7 @@ func warnWithoutThresholds(ctx context.Context, store *postgres.Store, engines m
 type recorder struct{ *postgres.Store }
 
 func (r recorder) Recorded(ctx context.Context, ev schema.Event, d schema.Delivery) (bool, error) {
-	known, err := r.Known(ctx, ev.Source, ev.ID, d)
+	known, err := r.Known(ctx, ev.Identity(), d)
 	if err == nil && !known {
 		err = r.CheckAge(ev.Time, d.Time)
 	}

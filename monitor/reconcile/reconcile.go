@@ -186,14 +186,14 @@ func (r *run) messages(ctx context.Context, messages []consumers.Stored) error {
 		bySequence[v.Sequence] = append(bySequence[v.Sequence], v)
 	}
 	var open []event // without a verdict of their own
-	var ids [][2]string
+	var ids []schema.Identity
 	for _, m := range messages {
 		if r.settled(m, bySequence[m.Sequence]) {
 			continue
 		}
 		e := event{Stored: m, name: "not an event"}
 		if ev, err := m.Decode(); err == nil {
-			e.id, e.name = [2]string{ev.Source, ev.ID}, fmt.Sprintf("%s of %s", printable(ev.ID), printable(ev.Source))
+			e.id, e.name = ev.Identity(), fmt.Sprintf("%s of %s", printable(ev.ID), printable(ev.Source))
 			ids = append(ids, e.id)
 		}
 		open = append(open, e)
@@ -218,8 +218,8 @@ func (r *run) messages(ctx context.Context, messages []consumers.Stored) error {
 // event is a message with what it says of its event.
 type event struct {
 	consumers.Stored
-	id   [2]string // source and id; empty if the message is not an event
-	name string    // for people
+	id   schema.Identity // zero if the message is not an event
+	name string          // for people
 }
 
 // settled counts a message that has a verdict, and reports whether it has.

@@ -26,7 +26,7 @@ type worker struct {
 }
 
 func (w worker) Handle(ctx context.Context, ev schema.Event, d schema.Delivery) error {
-	if known, err := w.Known(ctx, ev.Source, ev.ID, d); known || err != nil {
+	if known, err := w.Known(ctx, ev.Identity(), d); known || err != nil {
 		return err
 	}
 	if w.fail != nil {

@@ -26,8 +26,9 @@ func (s *Store) Samples(ctx context.Context, model, ensembleDigest, settings, me
 	rows, err := s.pool.Query(ctx, `SELECT class_index, `+measurement+`, `+measurement+`_mean_distance, `+measurement+`_saturated
 		FROM decuwatch.scores s
 		WHERE model = $1 AND ensemble_digest = $2 AND settings = $3 AND event_time >= $4 AND event_time < $5
-		AND NOT EXISTS (SELECT FROM decuwatch.canaries c WHERE c.source = s.source AND c.event_id = s.event_id)
-		AND NOT EXISTS (SELECT FROM decuwatch.reviews r WHERE r.verdict = 'confirmed' AND r.source = s.source AND r.event_id = s.event_id)`,
+		AND NOT EXISTS (SELECT FROM decuwatch.canaries c WHERE c.source = s.source AND c.event_id = s.event_id AND c.model = s.model)
+		AND NOT EXISTS (SELECT FROM decuwatch.reviews r
+			WHERE r.verdict = 'confirmed' AND r.source = s.source AND r.event_id = s.event_id AND r.model = s.model)`,
 		model, ensembleDigest, settings, from, to)
 	if err != nil {
 		return nil, fmt.Errorf("read scores: %w", err)

@@ -37,7 +37,7 @@ type EvidenceFile struct {
 // false where there is none. The attempt counts from here on: a job whose worker died is taken again when its lease ends.
 func (s *Store) NextEvidence(ctx context.Context, ensembleDigests []string, lease time.Duration) (EvidenceJob, bool, error) {
 	var job EvidenceJob
-	var source, eventID string
+	var source, eventID, model string
 	var eventTime time.Time
 	var digest string
 	err := s.pool.QueryRow(ctx, `
@@ -49,15 +49,15 @@ func (s *Store) NextEvidence(ctx context.Context, ensembleDigests []string, leas
 			UPDATE decuwatch.evidence_jobs j SET attempts = attempts + 1, next_attempt_at = clock_timestamp() + $2::interval
 			FROM due WHERE j.review_id = due.review_id RETURNING j.review_id, j.attempts
 		)
-		SELECT t.review_id, t.attempts, r.source, r.event_id, r.event_time, r.ensemble_digest FROM taken t JOIN decuwatch.reviews r ON r.id = t.review_id`,
-		notNil(ensembleDigests), lease).Scan(&job.ReviewID, &job.Attempt, &source, &eventID, &eventTime, &digest)
+		SELECT t.review_id, t.attempts, r.source, r.event_id, r.model, r.event_time, r.ensemble_digest FROM taken t JOIN decuwatch.reviews r ON r.id = t.review_id`,
+		notNil(ensembleDigests), lease).Scan(&job.ReviewID, &job.Attempt, &source, &eventID, &model, &eventTime, &digest)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return job, false, nil
 	}
 	if err != nil {
 		return job, false, fmt.Errorf("take an evidence job: %w", err)
 	}
-	r, err := s.standing(ctx, eventRow{Source: source, EventID: eventID, EventTime: eventTime, EnsembleDigest: &digest, Outcome: OutcomeScore})
+	r, err := s.standing(ctx, eventRow{Source: source, EventID: eventID, Model: model, EventTime: eventTime, EnsembleDigest: &digest, Outcome: OutcomeScore})
 	if err != nil {
 		return job, true, fmt.Errorf("read the score of evidence job %s: %w", job.ReviewID, err)
 	}

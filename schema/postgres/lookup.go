@@ -13,28 +13,29 @@ import (
 // Lookup returns the verdict that stands on an event, so that a redelivery need not be scored again; false where
 // there is none. The error is *schema.Invalid on the field id where the identifier has a verdict on an event of
 // another digest.
-func (s *Store) Lookup(ctx context.Context, source, id, digest string) (Recorded, bool, error) {
+func (s *Store) Lookup(ctx context.Context, of schema.Identity, digest string) (Recorded, bool, error) {
 	var row eventRow
-	err := s.pool.QueryRow(ctx, `SELECT row_to_json(e) FROM decuwatch.events e WHERE source = $1 AND event_id = $2`, source, id).Scan(&row)
+	err := s.pool.QueryRow(ctx, `SELECT row_to_json(e) FROM decuwatch.events e WHERE source = $1 AND event_id = $2 AND model = $3`,
+		of.Source, of.ID, of.Model).Scan(&row)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return Recorded{}, false, nil
 	}
 	if err != nil {
-		return Recorded{}, false, fmt.Errorf("look up event %s: %w", id, err)
+		return Recorded{}, false, fmt.Errorf("look up event %s: %w", of.ID, err)
 	}
 	if row.Digest != digest {
 		return Recorded{}, false, usedTwice(row.Outcome)
 	}
 	r, err := s.standing(ctx, row)
 	if err != nil {
-		return Recorded{}, false, fmt.Errorf("look up event %s: %w", id, err)
+		return Recorded{}, false, fmt.Errorf("look up event %s: %w", of.ID, err)
 	}
 	return r, true, nil
 }
 
 // Known reports whether a message needs no work: it has its verdict, or it repeats an event that has. A repeat is recorded
-// as settled first. The error is *schema.Invalid on the field id if source and id belong to another event.
-func (s *Store) Known(ctx context.Context, source, id string, d schema.Delivery) (bool, error) {
+// as settled first. The error is *schema.Invalid on the field id if the identity is that of another event.
+func (s *Store) Known(ctx context.Context, of schema.Identity, d schema.Delivery) (bool, error) {
 	var settled bool
 	var digest, outcome *string
 	err := s.pool.QueryRow(ctx, `SELECT
@@ -42,11 +43,11 @@ func (s *Store) Known(ctx context.Context, source, id string, d schema.Delivery)
 			OR EXISTS (SELECT FROM decuwatch.dead_letters WHERE stream = $3 AND sequence = $4 AND digest = $5)
 			OR EXISTS (SELECT FROM decuwatch.repeats WHERE stream = $3 AND sequence = $4 AND digest = $5),
 			e.digest::text, e.outcome
-		FROM (SELECT) AS one LEFT JOIN decuwatch.events e ON e.source = $1 AND e.event_id = $2`,
-		source, id, d.Stream, int64(d.Sequence), d.Digest).Scan(&settled, &digest, &outcome)
+		FROM (SELECT) AS one LEFT JOIN decuwatch.events e ON e.source = $1 AND e.event_id = $2 AND e.model = $6`,
+		of.Source, of.ID, d.Stream, int64(d.Sequence), d.Digest, of.Model).Scan(&settled, &digest, &outcome)
 	switch {
 	case err != nil:
-		return false, fmt.Errorf("look up event %s: %w", id, err)
+		return false, fmt.Errorf("look up event %s: %w", of.ID, err)
 	case settled:
 		return true, nil
 	case digest == nil:
@@ -54,17 +55,18 @@ func (s *Store) Known(ctx context.Context, source, id string, d schema.Delivery)
 	case *digest != d.Digest:
 		return false, usedTwice(*outcome)
 	}
-	_, err = s.pool.Exec(ctx, `INSERT INTO decuwatch.repeats (`+repeatColumns+`) VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT DO NOTHING`,
-		d.Stream, int64(d.Sequence), d.Digest, source, id, d.Delivered)
+	_, err = s.pool.Exec(ctx, `INSERT INTO decuwatch.repeats (`+repeatColumns+`) VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT DO NOTHING`,
+		d.Stream, int64(d.Sequence), d.Digest, of.Source, of.ID, of.Model, d.Delivered)
 	if err != nil {
-		return false, fmt.Errorf("record repeat of event %s: %w", id, err)
+		return false, fmt.Errorf("record repeat of event %s: %w", of.ID, err)
 	}
 	return true, nil
 }
 
 // usedTwice is the refusal of an identifier that belongs to another event.
 func usedTwice(outcome string) *schema.Invalid {
-	return &schema.Invalid{Field: "id", Reason: fmt.Sprintf("source and id are those of a different event, which has its verdict (%s); give each event an id of its own", outcome)}
+	return &schema.Invalid{Field: "id", Reason: fmt.Sprintf(
+		"source and id are those of a different event of this model, which has its verdict (%s); give each event an id of its own", outcome)}
 }
 
 // standing returns the verdict that a row of the ledger stands for.
@@ -75,15 +77,16 @@ func (s *Store) standing(ctx context.Context, e eventRow) (Recorded, error) {
 	}
 	var row scoreRow
 	err := s.pool.QueryRow(ctx, `SELECT row_to_json(s) FROM decuwatch.scores s
-		WHERE event_time = $1 AND source = $2 AND event_id = $3 AND ensemble_digest = $4`,
-		e.EventTime, e.Source, e.EventID, text(e.EnsembleDigest)).Scan(&row)
+		WHERE event_time = $1 AND source = $2 AND event_id = $3 AND ensemble_digest = $4 AND model = $5`,
+		e.EventTime, e.Source, e.EventID, text(e.EnsembleDigest), e.Model).Scan(&row)
 	if err != nil && !errors.Is(err, pgx.ErrNoRows) {
 		return Recorded{}, err
 	}
 	if err == nil {
 		r.Score = row.score()
 	}
-	rows, err := s.pool.Query(ctx, `SELECT id FROM decuwatch.alerts WHERE source = $1 AND event_id = $2 AND kind = 'score' ORDER BY measurement, id`, e.Source, e.EventID)
+	rows, err := s.pool.Query(ctx, `SELECT id FROM decuwatch.alerts WHERE source = $1 AND event_id = $2 AND model = $3 AND kind = 'score'
+		ORDER BY measurement, id`, e.Source, e.EventID, e.Model)
 	if err != nil {
 		return Recorded{}, err
 	}
@@ -92,47 +95,51 @@ func (s *Store) standing(ctx context.Context, e eventRow) (Recorded, error) {
 }
 
 // ScoreByID returns the score of an event, with the digest of the message that it was made from. The error is
-// ErrNotFound where there is none. An empty source finds the event by its id alone, if only one source used it.
-func (s *Store) ScoreByID(ctx context.Context, source, id string) (*schema.Score, error) {
+// ErrNotFound where there is none. An empty source or model is left out of the search; the error says so if several events
+// are found.
+func (s *Store) ScoreByID(ctx context.Context, of schema.Identity) (*schema.Score, error) {
 	rows, err := s.pool.Query(ctx, `SELECT row_to_json(e) FROM decuwatch.events e
-		WHERE event_id = $1 AND ($2 = '' OR source = $2) LIMIT 2`, id, source)
+		WHERE event_id = $1 AND ($2 = '' OR source = $2) AND ($3 = '' OR model = $3) ORDER BY source, model LIMIT 2`, of.ID, of.Source, of.Model)
 	if err != nil {
-		return nil, fmt.Errorf("read score of event %s: %w", id, err)
+		return nil, fmt.Errorf("read score of event %s: %w", of.ID, err)
 	}
 	found, err := pgx.CollectRows(rows, pgx.RowTo[eventRow])
 	if err != nil {
-		return nil, fmt.Errorf("read score of event %s: %w", id, err)
+		return nil, fmt.Errorf("read score of event %s: %w", of.ID, err)
 	}
 	switch {
 	case len(found) == 0:
-		return nil, s.refusedEvent(ctx, source, id)
+		return nil, s.refusedEvent(ctx, of)
+	case len(found) > 1 && found[0].Source == found[1].Source:
+		return nil, fmt.Errorf("event %s: several models have an event of this id (%s, %s), name the model", of.ID, found[0].Model, found[1].Model)
 	case len(found) > 1:
-		return nil, fmt.Errorf("event %s: several sources used this id (%s, %s), name the source", id, found[0].Source, found[1].Source)
+		return nil, fmt.Errorf("event %s: several sources used this id (%s, %s), name the source", of.ID, found[0].Source, found[1].Source)
 	case found[0].Outcome != OutcomeScore:
-		return nil, fmt.Errorf("event %s: its verdict is %s (%s): %w", id, found[0].Outcome, found[0].Reason, ErrNotFound)
+		return nil, fmt.Errorf("event %s: its verdict is %s (%s): %w", of.ID, found[0].Outcome, found[0].Reason, ErrNotFound)
 	}
 	r, err := s.standing(ctx, found[0])
 	if err != nil {
-		return nil, fmt.Errorf("read score of event %s: %w", id, err)
+		return nil, fmt.Errorf("read score of event %s: %w", of.ID, err)
 	}
 	if r.Score == nil {
-		return nil, fmt.Errorf("event %s: its score was dropped by retention: %w", id, ErrNotFound)
+		return nil, fmt.Errorf("event %s: its score was dropped by retention: %w", of.ID, ErrNotFound)
 	}
 	return r.Score, nil
 }
 
 // refusedEvent returns why the ledger does not know an event: no message named it, or only messages that were refused.
-func (s *Store) refusedEvent(ctx context.Context, source, id string) error {
+func (s *Store) refusedEvent(ctx context.Context, of schema.Identity) error {
 	var kind, field, reason string
 	err := s.pool.QueryRow(ctx, `SELECT kind, field, reason FROM decuwatch.dead_letters
-		WHERE event_id = $1 AND source IS NOT NULL AND ($2 = '' OR source = $2) ORDER BY recorded_at DESC LIMIT 1`, id, source).Scan(&kind, &field, &reason)
+		WHERE event_id = $1 AND source IS NOT NULL AND ($2 = '' OR source = $2) AND ($3 = '' OR model = $3)
+		ORDER BY recorded_at DESC LIMIT 1`, of.ID, of.Source, of.Model).Scan(&kind, &field, &reason)
 	switch {
 	case errors.Is(err, pgx.ErrNoRows):
-		return fmt.Errorf("event %s: %w", id, ErrNotFound)
+		return fmt.Errorf("event %s: %w", of.ID, ErrNotFound)
 	case err != nil:
-		return fmt.Errorf("read dead letter of event %s: %w", id, err)
+		return fmt.Errorf("read dead letter of event %s: %w", of.ID, err)
 	}
-	return fmt.Errorf("event %s: its verdict is %s (%s: %s %s): %w", id, OutcomeDeadLetter, kind, field, reason, ErrNotFound)
+	return fmt.Errorf("event %s: its verdict is %s (%s: %s %s): %w", of.ID, OutcomeDeadLetter, kind, field, reason, ErrNotFound)
 }
 
 // SequenceVerdict is the verdict that one message of a stream got.

@@ -181,7 +181,7 @@ func (s *Store) AlertsSent(ctx context.Context, since time.Time) (map[string]boo
 }
 
 // SampleID returns the id of the review of an event that was drawn at random: it looks like an alert's.
-func SampleID(source, id string) string {
-	sum := sha256.Sum256([]byte("sample\n" + source + "\n" + id))
+func SampleID(of schema.Identity) string {
+	sum := sha256.Sum256([]byte("sample\n" + of.Source + "\n" + of.Model + "\n" + of.ID))
 	return hex.EncodeToString(sum[:16])
 }

@@ -143,7 +143,7 @@ func (s *Store) ClassSequences(ctx context.Context, model, ensembleDigest, setti
 			SELECT event_time, source, event_id, class_gap FROM decuwatch.scores s
 			WHERE s.model = $1 AND s.class_index = k.class_index AND s.ensemble_digest = $2 AND s.settings = $3
 			AND s.event_time > greatest($4, a.event_time + $5::interval)
-			AND NOT EXISTS (SELECT FROM decuwatch.canaries c WHERE c.source = s.source AND c.event_id = s.event_id)
+			AND NOT EXISTS (SELECT FROM decuwatch.canaries c WHERE c.source = s.source AND c.event_id = s.event_id AND c.model = s.model)
 			ORDER BY s.event_time DESC, s.source DESC, s.event_id DESC LIMIT $6
 		) s
 		ORDER BY k.class_index, s.event_time, s.source, s.event_id`, model, ensembleDigest, settings, since, quiet, limit)
@@ -178,7 +178,7 @@ func (s *Store) Tail(ctx context.Context, model, ensembleDigest, settings, measu
 	}
 	err = s.pool.QueryRow(ctx, `SELECT coalesce(percentile_disc(1 - $6::float8) WITHIN GROUP (ORDER BY `+measurement+`::float8), 0), count(*) FROM decuwatch.scores s
 		WHERE model = $1 AND ensemble_digest = $2 AND settings = $3 AND class_index = ANY ($4) AND event_time >= $5
-		AND NOT EXISTS (SELECT FROM decuwatch.canaries c WHERE c.source = s.source AND c.event_id = s.event_id)`,
+		AND NOT EXISTS (SELECT FROM decuwatch.canaries c WHERE c.source = s.source AND c.event_id = s.event_id AND c.model = s.model)`,
 		model, ensembleDigest, settings, classes, since, alpha).Scan(&value, &n)
 	if err != nil {
 		return 0, 0, fmt.Errorf("read tail of scores: %w", err)

@@ -147,11 +147,11 @@ func TestFirstVerdictStands(t *testing.T) {
 			t.Errorf("the first score did not come back:\n got %+v\nwant %+v", second.Score, first.Score)
 		}
 	}
-	looked, ok, err := s.Lookup(testContext(t), v.Score.Event.Source, "one", digestOf("one"))
+	looked, ok, err := s.Lookup(testContext(t), event("one").Identity(), digestOf("one"))
 	if err != nil || !ok || !reflect.DeepEqual(looked.Score, v.Score) {
 		t.Errorf("lookup: %+v %t %v", looked, ok, err)
 	}
-	if _, ok, err := s.Lookup(testContext(t), v.Score.Event.Source, "two", digestOf("two")); ok || err != nil {
+	if _, ok, err := s.Lookup(testContext(t), event("two").Identity(), digestOf("two")); ok || err != nil {
 		t.Errorf("lookup of an event without verdict: %t %v", ok, err)
 	}
 	for table, want := range map[string]int{"events": 1, "scores": 1, "alerts": 1, "outbox": 1, "reviews": 1, "evidence_jobs": 1, "dead_letters": 0, "class_hour_parts": 1, "outcome_hour_parts": 1} {
@@ -170,7 +170,7 @@ func TestIdentifierUsedTwice(t *testing.T) {
 	if _, err := s.Record(testContext(t), v); !errors.As(err, &invalid) || invalid.Field != "id" {
 		t.Fatalf("got %v, want Invalid on id", err)
 	}
-	if _, _, err := s.Lookup(testContext(t), v.Score.Event.Source, "one", v.Delivery.Digest); !errors.As(err, &invalid) || invalid.Field != "id" {
+	if _, _, err := s.Lookup(testContext(t), event("one").Identity(), v.Delivery.Digest); !errors.As(err, &invalid) || invalid.Field != "id" {
 		t.Fatalf("lookup: got %v, want Invalid on id", err)
 	}
 	letter := schema.Verdict{Delivery: v.Delivery, DeadLetter: &schema.DeadLetter{Event: &v.Score.Event, Kind: "duplicate_id", Field: "id", Reason: invalid.Reason, Payload: []byte("x")}}

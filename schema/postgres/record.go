@@ -36,13 +36,14 @@ type Recorded struct {
 
 // Record commits a verdict and returns when it is durable. Calls that run at the same time share one transaction.
 //
-// The ledger claims source and id for the verdict on an event. A dead letter claims them only if its message came on the
-// subject of the event's own model and is not merely invalid: nobody can settle the events of others, and a producer may
-// send an event again, corrected. A message that repeats an event is recorded as settled.
+// The ledger claims source, id and model for the verdict on an event. A dead letter claims them only if its message came on
+// the subject of the event's own model, is not merely invalid, and was taken by a worker: nobody can settle the events of
+// others, a producer may send an event again, corrected, and events that nobody took may be sent again. A message that
+// repeats an event is recorded as settled.
 //
-// The first verdict on an event stands: where the ledger holds one for the same source, id and digest, nothing is
+// The first verdict on an event stands: where the ledger holds one for the same source, id, model and digest, nothing is
 // written and the first is returned, with First false. Where it holds one of another digest, an identifier was used
-// for two different events: a score or a skip is refused with *schema.Invalid on the field id (the caller makes a
+// for two different events of one model: a score or a skip is refused with *schema.Invalid on the field id (the caller makes a
 // dead letter of it), and a dead letter is written under its stream, sequence and digest. A message that could not
 // be decoded has that key only.
 //
@@ -108,9 +109,14 @@ type call struct {
 // key orders calls, so that transactions take locks in one order and cannot wait for each other in a circle.
 func (c *call) key() string {
 	if c.event != nil {
-		return "e" + c.event.Source + "\n" + c.event.EventID
+		return "e" + c.event.Source + "\n" + c.event.EventID + "\n" + c.event.Model
 	}
 	return fmt.Sprintf("m%s\n%020d\n%s", c.deadLetter.Stream, c.deadLetter.Sequence, c.deadLetter.Digest)
+}
+
+// claims reports whether the verdict takes the identity of its event.
+func (c *call) claims() bool {
+	return c.event != nil && (c.deadLetter == nil || !slices.Contains(untaken, c.deadLetter.Kind))
 }
 
 // prepare checks a verdict and makes its rows, in the caller's goroutine.
@@ -134,7 +140,7 @@ func (s *Store) prepare(ctx context.Context, v schema.Verdict) (*call, error) {
 		}
 		if v.Sampled && len(v.Alerts) == 0 {
 			c.reviews = append(c.reviews, reviewRow{
-				ID: SampleID(event.Source, event.ID), Kind: "sample", Source: row.Source, EventID: row.EventID, EventTime: row.EventTime,
+				ID: SampleID(event.Identity()), Kind: "sample", Source: row.Source, EventID: row.EventID, EventTime: row.EventTime,
 				Model: row.Model, EnsembleDigest: row.EnsembleDigest, ClassIndex: row.ClassIndex, ClassLabel: row.ClassLabel,
 			})
 		}
@@ -153,7 +159,7 @@ func (s *Store) prepare(ctx context.Context, v schema.Verdict) (*call, error) {
 	}
 	if v.DeadLetter != nil {
 		set++
-		if claims(v.DeadLetter) {
+		if ofItsModel(v.DeadLetter) {
 			event = v.DeadLetter.Event
 		}
 		c.deadLetter = newDeadLetterRow(v)
@@ -178,9 +184,13 @@ func (s *Store) prepare(ctx context.Context, v schema.Verdict) (*call, error) {
 // corrected.
 const kindInvalid = "invalid"
 
-// claims reports whether a dead letter is the verdict on its event, not only on its message. Whoever may publish on one
+// untaken are the kinds of dead letters of messages that no worker took. They say nothing about the event, so they do not
+// claim it: sent again when somebody scores its model, it gets its verdict.
+var untaken = []string{"unknown_model", "orphaned"}
+
+// ofItsModel reports whether a dead letter is about its event, not only about its message. Whoever may publish on one
 // subject must not settle the events of another, so only a message on the subject of its own model is.
-func claims(l *schema.DeadLetter) bool {
+func ofItsModel(l *schema.DeadLetter) bool {
 	return l.Event != nil && l.Kind != kindInvalid && (l.Subject == "" || l.Subject == schema.SubjectGeneration(l.Event.Data.Model))
 }
 
@@ -339,19 +349,19 @@ func (s *Store) write(ctx context.Context, tx pgx.Tx, round []*call) error {
 	if err := boundPayloads(ctx, tx, round); err != nil {
 		return err
 	}
-	byKey := make(map[[2]string]*call, len(round))
+	byKey := make(map[schema.Identity]*call, len(round))
 	var events []*eventRow
 	for _, c := range round {
 		c.won, c.stands, c.err = false, nil, nil
 		if c.event != nil {
-			byKey[[2]string{c.event.Source, c.event.EventID}] = c
+			byKey[c.event.identity()] = c
 			events = append(events, c.event)
 		}
 	}
 	if err := s.claim(ctx, tx, events, byKey); err != nil {
 		return err
 	}
-	// Letters of their own key: messages that could not be decoded, and identifiers used twice.
+	// Letters of their own key: messages that could not be decoded or that nobody took, and identifiers used twice.
 	var letters []*deadLetterRow
 	byMessage := map[string]*call{}
 	for _, c := range round {
@@ -361,7 +371,7 @@ func (s *Store) write(ctx context.Context, tx pgx.Tx, round []*call) error {
 				continue
 			}
 			c.stands = nil
-		} else if c.event != nil {
+		} else if c.event != nil && (c.claims() || c.stands != nil) {
 			continue
 		}
 		letters = append(letters, c.deadLetter)
@@ -412,7 +422,7 @@ func boundPayloads(ctx context.Context, tx pgx.Tx, round []*call) error {
 
 // claim inserts into the ledger; a call whose event is there already learns the verdict that stands. A score of an event
 // that is older than scores are kept is refused.
-func (s *Store) claim(ctx context.Context, tx pgx.Tx, events []*eventRow, byKey map[[2]string]*call) error {
+func (s *Store) claim(ctx context.Context, tx pgx.Tx, events []*eventRow, byKey map[schema.Identity]*call) error {
 	if len(events) == 0 {
 		return nil
 	}
@@ -423,14 +433,15 @@ func (s *Store) claim(ctx context.Context, tx pgx.Tx, events []*eventRow, byKey 
 	rows, err := tx.Query(ctx, `INSERT INTO decuwatch.events (`+eventColumns+`)
 		SELECT `+eventColumns+` FROM json_populate_recordset(NULL::decuwatch.events, $1) i
 		WHERE (outcome <> 'score' OR event_time >= now() - $2::interval)
+		AND NOT (outcome = 'dead_letter' AND reason = ANY ($3))
 		AND NOT EXISTS (SELECT FROM decuwatch.dead_letters d WHERE d.stream = i.stream AND d.sequence = i.sequence AND d.digest = i.digest)
-		ORDER BY source, event_id ON CONFLICT DO NOTHING RETURNING source, event_id`, input, s.config.Maintenance.Scores)
+		ORDER BY source, event_id, model ON CONFLICT DO NOTHING RETURNING source, event_id, model`, input, s.config.Maintenance.Scores, untaken)
 	if err != nil {
 		return err
 	}
 	won := 0
-	var key [2]string
-	_, err = pgx.ForEachRow(rows, []any{&key[0], &key[1]}, func() error {
+	var key schema.Identity
+	_, err = pgx.ForEachRow(rows, []any{&key.Source, &key.ID, &key.Model}, func() error {
 		byKey[key].won = true
 		won++
 		return nil
@@ -439,13 +450,13 @@ func (s *Store) claim(ctx context.Context, tx pgx.Tx, events []*eventRow, byKey 
 		return err
 	}
 	rows, err = tx.Query(ctx, `SELECT row_to_json(e) FROM decuwatch.events e
-		JOIN json_populate_recordset(NULL::decuwatch.events, $1) i USING (source, event_id)`, input)
+		JOIN json_populate_recordset(NULL::decuwatch.events, $1) i USING (source, event_id, model)`, input)
 	if err != nil {
 		return err
 	}
 	var row eventRow
 	_, err = pgx.ForEachRow(rows, []any{&row}, func() error {
-		if c := byKey[[2]string{row.Source, row.EventID}]; !c.won {
+		if c := byKey[row.identity()]; !c.won {
 			stands := row
 			c.stands = &stands
 		}
@@ -456,13 +467,13 @@ func (s *Store) claim(ctx context.Context, tx pgx.Tx, events []*eventRow, byKey 
 		return err
 	}
 	// The message may have a dead letter that does not claim its event.
-	rows, err = tx.Query(ctx, `SELECT i.source, i.event_id, d.kind FROM decuwatch.dead_letters d
+	rows, err = tx.Query(ctx, `SELECT i.source, i.event_id, i.model, d.kind FROM decuwatch.dead_letters d
 		JOIN json_populate_recordset(NULL::decuwatch.events, $1) i USING (stream, sequence, digest)`, input)
 	if err != nil {
 		return err
 	}
 	var kind string
-	_, err = pgx.ForEachRow(rows, []any{&key[0], &key[1], &kind}, func() error {
+	_, err = pgx.ForEachRow(rows, []any{&key.Source, &key.ID, &key.Model, &kind}, func() error {
 		if c := byKey[key]; !c.won && (c.stands == nil || c.stands.Digest != c.event.Digest) {
 			stands := *c.event
 			stands.Outcome, stands.Reason = OutcomeDeadLetter, kind
@@ -479,7 +490,7 @@ func (s *Store) claim(ctx context.Context, tx pgx.Tx, events []*eventRow, byKey 
 	}
 	for _, c := range byKey {
 		switch {
-		case c.won || c.stands != nil:
+		case c.won || c.stands != nil || !c.claims():
 		case c.score != nil && c.event.EventTime.Before(oldest):
 			c.err = s.tooOld(c.event.EventTime, oldest)
 		default: // deleted by retention between the two statements
@@ -503,7 +514,7 @@ func recordRepeats(ctx context.Context, tx pgx.Tx, round []*call) error {
 		if c.stands.Stream != c.event.Stream || c.stands.Sequence != c.event.Sequence {
 			repeats = append(repeats, repeatRow{
 				Stream: c.event.Stream, Sequence: c.event.Sequence, Digest: c.event.Digest,
-				Source: c.event.Source, EventID: c.event.EventID, Delivered: c.event.Delivered,
+				Source: c.event.Source, EventID: c.event.EventID, Model: c.event.Model, Delivered: c.event.Delivered,
 			})
 		}
 	}
@@ -680,7 +691,7 @@ func (b *batch) review(reviews []reviewRow) {
 	}
 	b.Queue(`WITH opened AS (
 			INSERT INTO decuwatch.reviews (`+reviewColumns+`) SELECT `+reviewColumns+` FROM json_populate_recordset(NULL::decuwatch.reviews, $1) i
-			WHERE NOT EXISTS (SELECT FROM decuwatch.canaries c WHERE c.source = i.source AND c.event_id = i.event_id)
+			WHERE NOT EXISTS (SELECT FROM decuwatch.canaries c WHERE c.source = i.source AND c.event_id = i.event_id AND c.model = i.model)
 			ON CONFLICT DO NOTHING RETURNING id
 		) INSERT INTO decuwatch.evidence_jobs (review_id) SELECT id FROM opened ON CONFLICT DO NOTHING`, input)
 }

@@ -315,7 +315,7 @@ func TestEventsOlderThanScoresAreKept(t *testing.T) {
 	if err := s.MaintainOnce(ctx); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := s.ScoreByID(ctx, "", "young"); err != nil {
+	if _, err := s.ScoreByID(ctx, schema.Identity{ID: "young"}); err != nil {
 		t.Errorf("the score was dropped right after it was written: %v", err)
 	}
 	// Before any work, by the stream's time.
@@ -332,7 +332,7 @@ func TestEventsOlderThanScoresAreKept(t *testing.T) {
 	old := event("old")
 	old.Time = time.Now().UTC().Add(-31 * day).Truncate(time.Microsecond)
 	mustRecord(t, s, schema.Verdict{Delivery: delivery(1, "old"), DeadLetter: &schema.DeadLetter{Event: &old, Kind: "invalid", Field: "time", Reason: invalid.Reason}})
-	if _, err := s.ScoreByID(ctx, "", "old"); !errors.Is(err, postgres.ErrNotFound) || !strings.Contains(err.Error(), "dead_letter (invalid: time ") {
+	if _, err := s.ScoreByID(ctx, schema.Identity{ID: "old"}); !errors.Is(err, postgres.ErrNotFound) || !strings.Contains(err.Error(), "dead_letter (invalid: time ") {
 		t.Errorf("%v, want the verdict", err)
 	}
 	for _, year := range []int{1970, 2200} {

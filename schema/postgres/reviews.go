@@ -52,6 +52,11 @@ type Review struct {
 	EvidenceError    string `json:"evidence_error"` // why the last attempt failed
 }
 
+// Identity returns what names the review's event.
+func (r *Review) Identity() schema.Identity {
+	return schema.Identity{Source: r.Source, ID: r.EventID, Model: r.Model}
+}
+
 // reviewQuery selects Reviews as r.
 const reviewQuery = `SELECT row_to_json(x) FROM (
 	SELECT r.id, r.kind, coalesce(r.alert_id, '') AS alert_id, r.source, r.event_id, r.event_time, r.model, r.ensemble_digest, r.class_index, r.class_label,
@@ -277,14 +282,14 @@ func (s *Store) TallyReviews(ctx context.Context, model string, class *int, from
 			SELECT coalesce(sum(n), 0)::bigint AS n FROM decuwatch.class_hour_parts
 			WHERE hour >= $3 AND hour < $4 AND ($1 = '' OR model = $1) AND ($2::integer IS NULL OR class_index = $2)
 		), alerted AS (
-			SELECT count(DISTINCT (source, event_id)) AS n FROM decuwatch.alerts a
+			SELECT count(DISTINCT (source, event_id, model)) AS n FROM decuwatch.alerts a
 			WHERE kind = 'score' AND event_time >= $3 AND event_time < $4 AND ($1 = '' OR model = $1) AND ($2::integer IS NULL OR class_index = $2)
-			AND NOT EXISTS (SELECT FROM decuwatch.canaries c WHERE c.source = a.source AND c.event_id = a.event_id)
+			AND NOT EXISTS (SELECT FROM decuwatch.canaries c WHERE c.source = a.source AND c.event_id = a.event_id AND c.model = a.model)
 		), reviewed AS (
 			SELECT * FROM decuwatch.reviews
 			WHERE event_time >= $3 AND event_time < $4 AND ($1 = '' OR model = $1) AND ($2::integer IS NULL OR class_index = $2)
 		), events AS (
-			SELECT bool_or(verdict IN ('confirmed', 'expected')) AS is_true FROM reviewed WHERE kind = 'alert' AND verdict IS NOT NULL GROUP BY source, event_id
+			SELECT bool_or(verdict IN ('confirmed', 'expected')) AS is_true FROM reviewed WHERE kind = 'alert' AND verdict IS NOT NULL GROUP BY source, event_id, model
 		)
 		SELECT scored.n, alerted.n,
 			count(*) FILTER (WHERE kind = 'alert' AND verdict = 'confirmed'), count(*) FILTER (WHERE kind = 'alert' AND verdict = 'expected'),

@@ -29,6 +29,11 @@ type eventRow struct {
 	Delivered      int       `json:"delivered"`
 }
 
+// identity returns what names the row's event.
+func (r *eventRow) identity() schema.Identity {
+	return schema.Identity{Source: r.Source, ID: r.EventID, Model: r.Model}
+}
+
 const eventColumns = `source, event_id, digest, outcome, reason, event_time, model, ensemble_digest, stream, sequence, delivered`
 
 // repeatRow is a row of repeats.
@@ -38,10 +43,11 @@ type repeatRow struct {
 	Digest    string `json:"digest"`
 	Source    string `json:"source"`
 	EventID   string `json:"event_id"`
+	Model     string `json:"model"`
 	Delivered int    `json:"delivered"`
 }
 
-const repeatColumns = `stream, sequence, digest, source, event_id, delivered`
+const repeatColumns = `stream, sequence, digest, source, event_id, model, delivered`
 
 // requested is the column scores.requested.
 type requested struct {

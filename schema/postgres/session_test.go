@@ -73,7 +73,7 @@ func works(t testing.TB, address string) {
 	v.Alerts = []schema.Alert{alert(v.Score, "a")}
 	v.Score.ClassGap.Value = 0.1 + 0.2 // its 17th digit counts
 	mustRecord(t, s, v)
-	if stored, err := s.ScoreByID(ctx, "", "one"); err != nil || stored.ClassGap.Value != v.Score.ClassGap.Value {
+	if stored, err := s.ScoreByID(ctx, schema.Identity{ID: "one"}); err != nil || stored.ClassGap.Value != v.Score.ClassGap.Value {
 		t.Errorf("%v came back, %v", stored, err)
 	}
 	if got, err := s.OutboxNext(ctx, postgres.SinkStream, 10, time.Minute); err != nil || len(got) != 1 {

@@ -3,6 +3,7 @@ package postgres_test
 import (
 	"errors"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/decuwatch/decuwatch/schema"
@@ -37,12 +38,12 @@ func TestDeadLettersClaimOnlyTheirOwn(t *testing.T) {
 					t.Errorf("the message has a second verdict: %+v", r)
 				}
 			}
-			if known, err := s.Known(testContext(t), ev.Source, ev.ID, delivery(1, "wrong")); !known || err != nil {
+			if known, err := s.Known(testContext(t), ev.Identity(), delivery(1, "wrong")); !known || err != nil {
 				t.Errorf("the message itself: known %t, %v", known, err)
 			}
 			// The same bytes on the right subject, and a corrected event.
 			for _, message := range []string{"wrong", "right"} {
-				if known, err := s.Known(testContext(t), ev.Source, ev.ID, delivery(2, message)); known || err != nil {
+				if known, err := s.Known(testContext(t), ev.Identity(), delivery(2, message)); known || err != nil {
 					t.Errorf("%s on its own subject: known %t, %v", message, known, err)
 				}
 			}
@@ -85,15 +86,15 @@ func TestSettledSequences(t *testing.T) {
 	}
 	ev := event("one")
 	for range 2 {
-		if known, err := s.Known(testContext(t), ev.Source, ev.ID, delivery(6, "one")); !known || err != nil {
+		if known, err := s.Known(testContext(t), ev.Identity(), delivery(6, "one")); !known || err != nil {
 			t.Fatalf("a repeat: known %t, %v", known, err)
 		}
 	}
-	if known, err := s.Known(testContext(t), ev.Source, "two", delivery(7, "two")); known || err != nil {
+	if known, err := s.Known(testContext(t), event("two").Identity(), delivery(7, "two")); known || err != nil {
 		t.Errorf("a new event: known %t, %v", known, err)
 	}
 	var invalid *schema.Invalid
-	if _, err := s.Known(testContext(t), ev.Source, ev.ID, delivery(8, "another")); !errors.As(err, &invalid) || invalid.Field != "id" {
+	if _, err := s.Known(testContext(t), ev.Identity(), delivery(8, "another")); !errors.As(err, &invalid) || invalid.Field != "id" {
 		t.Errorf("another event's identifier: %v", err)
 	}
 	if _, err := s.Record(testContext(t), schema.Verdict{Delivery: delivery(8, "another"), Score: score("one", 0.3, 0.1)}); !errors.As(err, &invalid) {
@@ -152,5 +153,94 @@ func TestTries(t *testing.T) {
 	}
 	if got, err := s.Try(testContext(t), delivery(1, "another stream's"), schema.Tries{}); err != nil || got != (schema.Tries{}) {
 		t.Errorf("another message of that sequence: %+v, %v", got, err)
+	}
+}
+
+// of returns the verdict on an event of another model that has the same source and id.
+func of(model string, v schema.Verdict) schema.Verdict {
+	v.Delivery.Digest = digestOf(model + v.Score.Event.ID)
+	v.Score.Event.Data.Model = model
+	v.Score.Receipt.EnsembleDigest = digestOf(model)
+	return v
+}
+
+// Events of two models that share source and id each get their own verdict, in one transaction or in two, and each is known
+// for itself alone.
+func TestModelsDoNotShareIdentities(t *testing.T) {
+	s, conn := open(t, postgres.Config{})
+	ours, theirs := scoreVerdict(1, "one"), of("other", scoreVerdict(2, "one"))
+	ours.Sampled, theirs.Sampled = true, true
+	for _, v := range []schema.Verdict{ours, theirs} {
+		ev := v.Score.Event
+		if known, err := s.Known(testContext(t), ev.Identity(), v.Delivery); known || err != nil {
+			t.Errorf("%s before its verdict: known %t, %v", ev.Data.Model, known, err)
+		}
+		if r := mustRecord(t, s, v); !r.First {
+			t.Errorf("%s: %+v", ev.Data.Model, r)
+		}
+		if r := mustRecord(t, s, v); r.First {
+			t.Errorf("%s: a second verdict", ev.Data.Model)
+		}
+		r, found, err := s.Lookup(testContext(t), ev.Identity(), v.Delivery.Digest)
+		if err != nil || !found || r.Score == nil || r.Score.Event.Data.Model != ev.Data.Model {
+			t.Errorf("%s: %+v, %v", ev.Data.Model, r, err)
+		}
+		again := v.Delivery
+		again.Sequence += 10
+		if known, err := s.Known(testContext(t), ev.Identity(), again); !known || err != nil {
+			t.Errorf("%s sent again: known %t, %v", ev.Data.Model, known, err)
+		}
+		if score, err := s.ScoreByID(testContext(t), ev.Identity()); err != nil || score.Event.Data.Model != ev.Data.Model {
+			t.Errorf("%s: %v", ev.Data.Model, err)
+		}
+	}
+	if _, err := s.ScoreByID(testContext(t), schema.Identity{ID: "one"}); err == nil || !strings.Contains(err.Error(), "name the model") {
+		t.Errorf("an id of two models: %v", err)
+	}
+	for _, skip := range []string{"fashion-mnist", "other"} {
+		ev := event("skipped")
+		ev.Data.Model = skip
+		v := schema.Verdict{Delivery: delivery(uint64(20+len(skip)), skip), Skip: &schema.Skip{Event: ev, Reason: "noise"}}
+		if r := mustRecord(t, s, v); !r.First {
+			t.Errorf("skip of %s: %+v", skip, r)
+		}
+	}
+	for table, want := range map[string]int{"scores": 2, "reviews": 2, "skips": 2, "events": 4, "repeats": 2} {
+		if n := count(t, conn, `SELECT count(*) FROM decuwatch.`+table+` WHERE model IN ('fashion-mnist', 'other')`); n != want {
+			t.Errorf("%d rows of %s, want %d", n, table, want)
+		}
+	}
+}
+
+// A dead letter of a message that nobody took is no verdict on its event: sent again, or redelivered, it is scored. The
+// redelivery takes the dead letter out of the counts, whatever hour they are of.
+func TestUntakenEventsStayOpen(t *testing.T) {
+	for _, kind := range []string{"unknown_model", "orphaned"} {
+		s, conn := open(t, postgres.Config{})
+		ev := event("one")
+		mustRecord(t, s, letter(1, "one", "generation.requested.fashion-mnist", kind, &ev))
+		if r := mustRecord(t, s, letter(1, "one", "generation.requested.fashion-mnist", "given_up", &ev)); r.First || r.Reason != kind {
+			t.Errorf("%s: a second verdict on the message: %+v", kind, r)
+		}
+		id := count(t, conn, `SELECT id FROM decuwatch.dead_letters`)
+		if _, err := s.Redeliver(testContext(t), int64(id), "alice"); err != nil {
+			t.Fatal(err)
+		}
+		if n := count(t, conn, `SELECT sum(n) FROM decuwatch.outcome_hour_parts WHERE outcome = 'dead_letter'`); n != 0 {
+			t.Errorf("%s: %d dead letters are counted after the redelivery", kind, n)
+		}
+		if n := count(t, conn, `SELECT count(*) FROM (SELECT FROM decuwatch.outcome_hour_parts GROUP BY hour HAVING sum(n) <> 0) x`); n != 0 {
+			t.Errorf("%s: %d hours are off", kind, n)
+		}
+		if known, err := s.Known(testContext(t), ev.Identity(), delivery(2, "one")); known || err != nil {
+			t.Errorf("%s sent again: known %t, %v", kind, known, err)
+		}
+		if r := mustRecord(t, s, scoreVerdict(2, "one")); !r.First {
+			t.Errorf("%s sent again: %+v", kind, r)
+		}
+		// Once more while nobody takes the model: it repeats the score.
+		if r := mustRecord(t, s, letter(3, "one", "generation.requested.fashion-mnist", kind, &ev)); r.First || r.Outcome != postgres.OutcomeScore {
+			t.Errorf("%s of an event that is scored: %+v", kind, r)
+		}
 	}
 }

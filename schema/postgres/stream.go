@@ -148,21 +148,22 @@ func (s *Store) Orphans(ctx context.Context, stream, subject string, above uint6
 	return n, nil
 }
 
-// EventDigests returns the digest of each event that has its verdict, by source and id. Events that have none are left out.
-func (s *Store) EventDigests(ctx context.Context, events [][2]string) (map[[2]string]string, error) {
-	sources, ids := make([]string, len(events)), make([]string, len(events))
+// EventDigests returns the digest of each event that has its verdict, Events that have none are left out.
+func (s *Store) EventDigests(ctx context.Context, events []schema.Identity) (map[schema.Identity]string, error) {
+	sources, ids, models := make([]string, len(events)), make([]string, len(events)), make([]string, len(events))
 	for i, e := range events {
-		sources[i], ids[i] = e[0], e[1]
+		sources[i], ids[i], models[i] = e.Source, e.ID, e.Model
 	}
-	rows, err := s.pool.Query(ctx, `SELECT e.source, e.event_id, e.digest::text FROM unnest($1::text[], $2::text[]) AS i (source, event_id)
-		JOIN decuwatch.events e USING (source, event_id)`, sources, ids)
+	rows, err := s.pool.Query(ctx, `SELECT e.source, e.event_id, e.model, e.digest::text
+		FROM unnest($1::text[], $2::text[], $3::text[]) AS i (source, event_id, model)
+		JOIN decuwatch.events e USING (source, event_id, model)`, sources, ids, models)
 	if err != nil {
 		return nil, fmt.Errorf("look up %d events: %w", len(events), err)
 	}
-	digests := make(map[[2]string]string, len(events))
-	var key [2]string
+	digests := make(map[schema.Identity]string, len(events))
+	var key schema.Identity
 	var digest string
-	if _, err := pgx.ForEachRow(rows, []any{&key[0], &key[1], &digest}, func() error { digests[key] = digest; return nil }); err != nil {
+	if _, err := pgx.ForEachRow(rows, []any{&key.Source, &key.ID, &key.Model, &digest}, func() error { digests[key] = digest; return nil }); err != nil {
 		return nil, fmt.Errorf("look up %d events: %w", len(events), err)
 	}
 	return digests, nil
