@@ -164,7 +164,7 @@ func of(model string, v schema.Verdict) schema.Verdict {
 	return v
 }
 
-// Events of two models that share source and id each get their own verdict, in one transaction or in two, and each is known
+// Events of two models that share source and id each get their own verdict, and each is known
 // for itself alone.
 func TestModelsDoNotShareIdentities(t *testing.T) {
 	s, conn := open(t, postgres.Config{})
