@@ -61,7 +61,9 @@ func publish(ctx context.Context, o Options, l postgres.StoredLetter, msg *nats.
 	if err != nil {
 		return 0, err
 	}
-	ack, err := o.JetStream.PublishMsg(ctx, msg, jetstream.WithMsgID(fmt.Sprintf("decuwatch-redelivery-%d", id)), jetstream.WithExpectStream(l.Stream))
+	// Without a message id: a producer could use the same one first, and the stream would drop this message as its
+	// duplicate. A message that a failed run published already is a repeat of the event, which does no harm.
+	ack, err := o.JetStream.PublishMsg(ctx, msg, jetstream.WithExpectStream(l.Stream))
 	if err != nil {
 		return 0, err
 	}
