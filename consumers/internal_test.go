@@ -12,6 +12,8 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"github.com/nats-io/nats.go/jetstream"
+
 	"github.com/decuwatch/decuwatch/schema"
 )
 
@@ -312,3 +314,40 @@ func TestUntilNextLook(t *testing.T) {
 		}
 	}
 }
+
+// A request whose answer is lost is sent again, for a limited time; a refusal is an answer.
+func TestAgain(t *testing.T) {
+	refused := &jetstream.APIError{Code: 404, Description: "no message found"}
+	busy := &jetstream.APIError{Code: 503, Description: "no leader"}
+	for name, x := range map[string]struct {
+		answers []error // nil is a success, errSilent no answer
+		tries   int
+		atMost  time.Duration
+		want    error
+	}{
+		"well":            {[]error{nil}, 1, 0, nil},
+		"lost once":       {[]error{errSilent, nil}, 2, askTimeout + time.Second, nil},
+		"without leader":  {[]error{busy, busy, nil}, 3, 3 * time.Second, nil},
+		"refused":         {[]error{refused}, 1, 0, refused},
+		"no such stream":  {[]error{jetstream.ErrStreamNotFound}, 1, 0, jetstream.ErrStreamNotFound},
+		"never an answer": {[]error{errSilent, errSilent, errSilent, errSilent}, 4, 4 * (askTimeout + time.Second), context.DeadlineExceeded},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			start, tries := time.Now(), 0
+			err := again(t.Context(), func(ctx context.Context) error {
+				answer := x.answers[tries]
+				tries++
+				if answer == errSilent { //nolint:errorlint // a marker
+					<-ctx.Done()
+					return ctx.Err()
+				}
+				return answer
+			})
+			if took := time.Since(start); !errors.Is(err, x.want) || tries != x.tries || took > x.atMost {
+				t.Errorf("%s: %v after %d tries and %s, want %v after %d and at most %s", name, err, tries, took, x.want, x.tries, x.atMost)
+			}
+		})
+	}
+}
+
+var errSilent = errors.New("no answer")

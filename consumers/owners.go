@@ -2,7 +2,6 @@ package consumers
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"math"
 	"strings"
@@ -24,33 +23,30 @@ type View struct {
 // ReadView asks the server for the stream, then for its consumers. An answer that is not complete is an error; the
 // consumers that the server itself could not ask are in Missing.
 func ReadView(ctx context.Context, js jetstream.JetStream, name string) (*View, error) {
-	stream, err := js.Stream(ctx, name)
-	if err != nil {
-		return nil, fmt.Errorf("read stream %s: %w", name, err)
-	}
-	info, err := stream.Info(ctx, jetstream.WithSubjectFilter(subjectPrefix+">"))
+	var info *jetstream.StreamInfo
+	err := again(ctx, func(ctx context.Context) error {
+		stream, err := js.Stream(ctx, name)
+		if err != nil {
+			return err
+		}
+		info, err = stream.Info(ctx, jetstream.WithSubjectFilter(subjectPrefix+">"))
+		return err
+	})
 	if err != nil {
 		return nil, fmt.Errorf("read stream %s: %w", name, err)
 	}
 	v := &View{Time: info.TimeStamp, Created: info.Created, Config: info.Config, State: info.State, Consumers: map[string]jetstream.ConsumerInfo{}}
 	for offset, total := 0, 1; offset < total; {
 		var page struct {
-			Error     *jetstream.APIError      `json:"error"`
+			answer
 			Total     int                      `json:"total"`
 			Consumers []jetstream.ConsumerInfo `json:"consumers"`
 			Missing   []string                 `json:"missing"`
 			Offline   map[string]string        `json:"offline"`
 		}
 		request := fmt.Appendf(nil, `{"offset":%d}`, offset)
-		reply, err := js.Conn().RequestWithContext(ctx, jetstream.DefaultAPIPrefix+"CONSUMER.LIST."+name, request)
-		if err != nil {
+		if err := ask(ctx, js, "CONSUMER.LIST."+name, request, &page); err != nil {
 			return nil, fmt.Errorf("list consumers of %s: %w", name, err)
-		}
-		if err := json.Unmarshal(reply.Data, &page); err != nil {
-			return nil, fmt.Errorf("list consumers of %s: %w", name, err)
-		}
-		if page.Error != nil {
-			return nil, fmt.Errorf("list consumers of %s: %w", name, page.Error)
 		}
 		for _, c := range page.Consumers {
 			v.Consumers[c.Name] = c

@@ -3,6 +3,7 @@ package consumers
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"time"
 
@@ -55,12 +56,8 @@ func readStored(ctx context.Context, js jetstream.JetStream, stream string, sequ
 	if err != nil {
 		return Stored{}, err
 	}
-	reply, err := js.Conn().RequestWithContext(ctx, jetstream.DefaultAPIPrefix+"STREAM.MSG.GET."+stream, body)
-	if err != nil {
-		return Stored{}, fmt.Errorf("read message %d of %s: %w", sequence, stream, err)
-	}
-	var answer struct {
-		Error   *jetstream.APIError `json:"error"`
+	var found struct {
+		answer
 		Message *struct {
 			Subject  string    `json:"subject"`
 			Sequence uint64    `json:"seq"`
@@ -69,17 +66,18 @@ func readStored(ctx context.Context, js jetstream.JetStream, stream string, sequ
 			Time     time.Time `json:"time"`
 		} `json:"message"`
 	}
-	switch err := json.Unmarshal(reply.Data, &answer); {
-	case err != nil:
-		return Stored{}, fmt.Errorf("read message %d of %s: %w", sequence, stream, err)
-	case answer.Error != nil && answer.Error.ErrorCode == jetstream.JSErrCodeMessageNotFound:
-		return Stored{}, fmt.Errorf("read message %d of %s: %w", sequence, stream, jetstream.ErrMsgNotFound)
-	case answer.Error != nil:
-		return Stored{}, fmt.Errorf("read message %d of %s: %w", sequence, stream, answer.Error)
-	case answer.Message == nil:
-		return Stored{}, fmt.Errorf("read message %d of %s: %w", sequence, stream, jetstream.ErrInvalidJetStreamResponse)
+	err = ask(ctx, js, "STREAM.MSG.GET."+stream, body, &found)
+	var refusal *jetstream.APIError
+	switch {
+	case errors.As(err, &refusal) && refusal.ErrorCode == jetstream.JSErrCodeMessageNotFound:
+		err = jetstream.ErrMsgNotFound
+	case err == nil && found.Message == nil:
+		err = jetstream.ErrInvalidJetStreamResponse
 	}
-	m := answer.Message
+	if err != nil {
+		return Stored{}, fmt.Errorf("read message %d of %s: %w", sequence, stream, err)
+	}
+	m := found.Message
 	s := Stored{Subject: m.Subject, Sequence: m.Sequence, Time: m.Time, Payload: m.Data}
 	if header, err := nats.DecodeHeadersMsg(m.Header); err == nil {
 		s.Header = header

@@ -2,7 +2,6 @@ package consumers
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
@@ -304,22 +303,15 @@ func (s *sweeper) purge(ctx, _ context.Context, r round) error {
 			return err
 		}
 	}
-	var answer struct {
-		Error  *jetstream.APIError `json:"error"`
-		Purged uint64              `json:"purged"`
+	var purged struct {
+		answer
+		Messages uint64 `json:"purged"`
 	}
-	reply, err := s.js.Conn().RequestWithContext(ctx, jetstream.DefaultAPIPrefix+"STREAM.PURGE."+s.cfg.Stream, fmt.Appendf(nil, `{"seq":%d}`, last+1))
-	if err == nil {
-		err = json.Unmarshal(reply.Data, &answer)
-	}
-	if err == nil && answer.Error != nil {
-		err = answer.Error
-	}
-	if err != nil {
+	if err := ask(ctx, s.js, "STREAM.PURGE."+s.cfg.Stream, fmt.Appendf(nil, `{"seq":%d}`, last+1), &purged); err != nil {
 		return fmt.Errorf("purge settled messages up to %d: %w", last, err)
 	}
-	s.cfg.Metrics.keeper.purged.Add(float64(answer.Purged))
-	s.log.Debug("settled messages were purged", "stream", s.cfg.Stream, "messages", answer.Purged, "last", last)
+	s.cfg.Metrics.keeper.purged.Add(float64(purged.Messages))
+	s.log.Debug("settled messages were purged", "stream", s.cfg.Stream, "messages", purged.Messages, "last", last)
 	return nil
 }
 

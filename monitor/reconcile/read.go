@@ -3,8 +3,6 @@ package reconcile
 import (
 	"context"
 	"errors"
-	"fmt"
-	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
 	"golang.org/x/sync/errgroup"
@@ -17,9 +15,6 @@ import (
 const (
 	chunk     = 64
 	perWindow = 32
-
-	requestTimeout = 5 * time.Second
-	requestTries   = 4
 )
 
 // readAll calls f with the messages that the stream held at the time of state, window by window, in order. Each call says
@@ -89,7 +84,7 @@ func readWindow(ctx context.Context, js jetstream.JetStream, stream string, firs
 func readChunk(ctx context.Context, js jetstream.JetStream, stream string, from, to uint64) ([]consumers.Stored, uint64, error) {
 	var messages []consumers.Stored
 	for from <= to {
-		m, err := read(ctx, js, stream, from)
+		m, err := consumers.ReadStored(ctx, js, stream, from, true)
 		if errors.Is(err, jetstream.ErrMsgNotFound) {
 			return messages, 1 << 63, nil
 		}
@@ -103,25 +98,4 @@ func readChunk(ctx context.Context, js jetstream.JetStream, stream string, from,
 		from = m.Sequence + 1
 	}
 	return messages, from, nil
-}
-
-// read reads the first message from a sequence number on. A server that does not answer is asked again.
-func read(ctx context.Context, js jetstream.JetStream, stream string, sequence uint64) (m consumers.Stored, err error) {
-	for try := range requestTries {
-		asking, cancel := context.WithTimeoutCause(ctx, requestTimeout, fmt.Errorf("read message %d of %s timed out after %s", sequence, stream, requestTimeout))
-		m, err = consumers.ReadStored(asking, js, stream, sequence, true)
-		if err != nil && asking.Err() != nil {
-			err = fmt.Errorf("%w: %w", context.Cause(asking), err)
-		}
-		cancel()
-		if err == nil || errors.Is(err, jetstream.ErrMsgNotFound) || ctx.Err() != nil {
-			return m, err
-		}
-		select {
-		case <-time.After(100 * time.Millisecond << try):
-		case <-ctx.Done():
-			return m, context.Cause(ctx)
-		}
-	}
-	return m, err
 }
