@@ -1,5 +1,6 @@
 # The fault matrix of docs/reliability.md, with real processes. SEEDS=100 runs every kill scenario with 100 seeds and the others
-# with 10; SCENARIO=name,name chooses; SEED=n replays one run; REPORT=file.json keeps the results; OLD is the revision of the
+# with 10; SCENARIO=name,name chooses; SEED=n begins with that seed, and without SEEDS replays
+# one run; REPORT=file.json keeps the results; OLD is the revision of the
 # older worker in a rolling upgrade. The scenario postgres-full needs root, for a small file system.
 OLD = $(or $(shell git describe --tags --abbrev=0 2>/dev/null),HEAD~1)
 

@@ -21,7 +21,7 @@ import (
 var (
 	flagAll      = flag.Bool("all", false, "run every scenario, not only the quick ones")
 	flagScenario = flag.String("scenario", "", "run the scenarios of these names, separated by commas")
-	flagSeed     = flag.Uint64("seed", 0, "replay one seed; 0 draws the first one")
+	flagSeed     = flag.Uint64("seed", 0, "first seed; 0 draws one")
 	flagSeeds    = flag.Int("seeds", 0, "runs of each scenario; 0 is one of each")
 	flagReport   = flag.String("report", "", "write the results to this file as JSON")
 	flagBinary   = flag.String("binary", "", "test this decuwatch instead of building it")
@@ -84,14 +84,10 @@ type scenario struct {
 }
 
 func (s scenario) runs() int {
-	switch {
-	case *flagSeed != 0 || *flagSeeds == 0:
-		return 1
-	case s.kill:
-		return *flagSeeds
-	default:
-		return max(1, *flagSeeds/10)
+	if s.kill {
+		return max(1, *flagSeeds)
 	}
+	return max(1, *flagSeeds/10)
 }
 
 func scenarios() []scenario {
