@@ -218,9 +218,10 @@ func ValidModel(name string) bool {
 
 // Run consumes the configured models' events until ctx ends, then drains: it stops pulling, lets messages in flight
 // come to their verdict for at most Config.DrainTimeout, and gives the rest back for another worker. It returns nil
-// after a drain, else why it could not go on: a configuration out of bounds, or a stream that exists with settings
-// under which events would be lost ([ErrStreamConfig]), or no room for a new stream ([NoRoom]), or a connection that was closed for good. While NATS cannot be
-// reached it waits and tries again.
+// after a drain, else why it could not go on: a configuration out of bounds, or a stream that at the start has settings
+// under which events would be lost ([ErrStreamConfig]), or no room for a new stream ([NoRoom]), or a connection that was
+// closed for good. While NATS cannot be reached it waits and tries again. If settings go bad later, it pulls nothing until
+// they are good again, and Config.Standing says why.
 func Run(ctx context.Context, js jetstream.JetStream, cfg Config, h Handler, dead DeadLetters) error {
 	cfg = cfg.WithDefaults()
 	if err := cfg.Validate(); err != nil {
@@ -300,6 +301,7 @@ func (r *runner) consume(ctx, work context.Context, l loop) error {
 	defer beats.stop()
 	defer slots.wait()
 
+	began := false // settings that are bad from the start are refused, later ones are waited out
 	retry := backoff{min: 100 * time.Millisecond, max: 5 * time.Second}
 	for ctx.Err() == nil {
 		if r.conn.IsClosed() {
@@ -314,7 +316,7 @@ func (r *runner) consume(ctx, work context.Context, l loop) error {
 		from, err := l.open(setup)
 		done()
 		switch {
-		case errors.Is(err, ErrStreamConfig), NoRoom(err):
+		case errors.Is(err, ErrStreamConfig) && !began, NoRoom(err):
 			return err
 		case err != nil:
 			if ctx.Err() == nil {
@@ -322,6 +324,7 @@ func (r *runner) consume(ctx, work context.Context, l loop) error {
 			}
 			r.cfg.Pulling.set(l.name, err)
 		default:
+			began = true
 			err = r.pull(ctx, work, l, from, slots, beats, &retry)
 			if ctx.Err() == nil {
 				r.log.Warn("pulling was interrupted", "consumer", l.name, "err", err)

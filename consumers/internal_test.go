@@ -351,3 +351,37 @@ func TestAgain(t *testing.T) {
 }
 
 var errSilent = errors.New("no answer")
+
+// TestOrphansAfterAnOutageOfEverything has a worker start when the server was restarted, or workers of another model were down
+// for longer than the grace: their events are theirs, if they come within the time that this worker watches.
+func TestOrphansAfterAnOutageOfEverything(t *testing.T) {
+	start := time.Date(2026, 1, 10, 12, 0, 0, 0, time.UTC)
+	long := start.Add(-30 * time.Hour)
+	const grace = 24 * time.Hour
+	subject := schema.SubjectGeneration("other")
+	for _, c := range []struct {
+		name   string
+		used   *time.Time // what the server remembers
+		buried time.Duration
+	}{
+		{"the workers were down", &long, orphanWatch},
+		{"the server was restarted, or has a new leader", nil, grace},
+	} {
+		o := newOwners([]string{"mine"}, time.Minute)
+		v := func(after time.Duration) *View {
+			return &View{Time: start.Add(after), State: jetstream.StreamState{Subjects: map[string]uint64{subject: 1}}, Consumers: map[string]jetstream.ConsumerInfo{
+				Durable("other"): {
+					Created: start.Add(-720 * time.Hour), TimeStamp: start.Add(after), Delivered: jetstream.SequenceInfo{Last: c.used},
+					Config: jetstream.ConsumerConfig{Durable: Durable("other"), FilterSubject: subject},
+				},
+			}}
+		}
+		o.of(v(0), subject)
+		for _, after := range []time.Duration{time.Second, c.buried - time.Second, c.buried} {
+			at := v(after)
+			if due := o.of(at, subject).due(at.Time, grace); due != (after == c.buried) {
+				t.Errorf("%s: after %s its events become dead letters: %t", c.name, after, due)
+			}
+		}
+	}
+}

@@ -82,6 +82,7 @@ type round struct {
 type owner struct {
 	Ownership
 	since time.Time
+	seen  time.Time // since when this process has seen that nobody does
 }
 
 func newKeeper(r *runner) *keeper {
@@ -170,8 +171,7 @@ func (k *keeper) look(ctx context.Context) (round, error) {
 	k.check(ctx, v, advisories)
 	r := round{view: v, owners: map[string]owner{}}
 	for subject := range v.State.Subjects {
-		ownership, since := k.owners.of(v, subject)
-		r.owners[subject] = owner{ownership, since}
+		r.owners[subject] = k.owners.of(v, subject)
 	}
 	k.owners.forget(v)
 	return r, k.measure(ctx, r)
@@ -188,10 +188,12 @@ func (k *keeper) check(ctx context.Context, v *View, advisories *jetstream.Strea
 	if k.cfg.Standing.set(err) {
 		if err != nil {
 			k.log.Error("pulling stops: settings would lose events", "err", err)
-			k.gate.check(ctx)
 		} else {
 			k.log.Info("the settings of stream and consumers lose no event")
 		}
+	}
+	if err != nil {
+		k.gate.check(ctx) // in each round: the one before may have run out of time
 	}
 	for _, w := range weaknesses(v.Config) {
 		if k.tell(w, errors.New(w)) {
@@ -251,7 +253,7 @@ func (k *keeper) measure(ctx context.Context, r round) error {
 		}
 		models[model] = true
 		subject := schema.SubjectGeneration(model)
-		ownership, _ := k.owners.of(v, subject)
+		ownership := k.owners.of(v, subject).Ownership
 		oldest, err := k.oldest(ctx, v, c, subject)
 		errs = append(errs, err)
 		orphans := 0

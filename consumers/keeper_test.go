@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -474,5 +475,120 @@ func TestSettledMessagesArePurged(t *testing.T) {
 	natstest.Until(t, "old messages are purged", func() bool {
 		info, err := stream.Info(t.Context())
 		return err == nil && info.State.Msgs == 0
+	})
+}
+
+// TestBadSettingsWhileRunningAreWaitedOut has a worker make sure of its consumer while a setting is bad: it is not ready and
+// waits, as when it finds the setting by itself.
+func TestBadSettingsWhileRunningAreWaitedOut(t *testing.T) {
+	js := natstest.Start(t).JetStream()
+	k := newKept(t, js)
+	k.cfg.CheckInterval = time.Hour // after the first look
+	k.cfg.Pulling = &consumers.Pulling{}
+	stream := ensure(t, js)
+	w := k.run()
+	publish(t, js, "before")
+	k.becomes("skip")
+	natstest.Until(t, "every loop pulls", func() bool { return k.cfg.Pulling.Err() == nil })
+
+	good := stream.CachedInfo().Config
+	bad := good
+	bad.AllowRollup, bad.DenyPurge = true, false
+	if _, err := js.UpdateStream(t.Context(), bad); err != nil {
+		t.Fatal(err)
+	}
+	if err := stream.DeleteConsumer(t.Context(), consumers.Durable(model)); err != nil {
+		t.Fatal(err)
+	}
+	natstest.Until(t, "the worker names the setting", func() bool {
+		err := k.cfg.Pulling.Err()
+		return errors.Is(err, consumers.ErrStreamConfig) && strings.Contains(err.Error(), "allow_rollup_hdrs is true")
+	})
+	if err := js.DeleteStream(t.Context(), "GENERATION"); err != nil { // rollups cannot be forbidden again
+		t.Fatal(err)
+	}
+	ensure(t, js)
+	publish(t, js, "after")
+	natstest.Until(t, "the event has its verdict", func() bool { return k.ids("skip")["after"] })
+	if err := w.wait(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// ids returns the ids of events that have a verdict with the given outcome or kind of dead letter.
+func (k *kept) ids(outcome string) map[string]bool {
+	k.t.Helper()
+	list, err := k.store.VerdictsBySequence(k.t.Context(), "GENERATION", 1, 1<<40)
+	if err != nil {
+		k.t.Fatal(err)
+	}
+	ids := map[string]bool{}
+	for _, v := range list {
+		if v.Outcome == outcome || v.Reason == outcome {
+			ids[v.ID] = true
+		}
+	}
+	return ids
+}
+
+// TestStreamRestoredFromACopy restores the stream from a copy: it counts on from the copy's end, and the messages that get
+// sequence numbers for the second time need their verdicts too.
+func TestStreamRestoredFromACopy(t *testing.T) {
+	server := natstest.Start(t)
+	k := newKept(t, server.JetStream())
+	ensure(t, k.js)
+	w := k.run()
+	k.publishTo("nobody", "n1", "n2")
+	k.becomes("unknown_model", "unknown_model")
+	if err := w.wait(); err != nil {
+		t.Fatal(err)
+	}
+	server.Stop()
+	copied := t.TempDir()
+	if err := os.CopyFS(copied, os.DirFS(server.StoreDir())); err != nil {
+		t.Fatal(err)
+	}
+	server.Restart()
+	k.js = server.JetStream()
+	w = k.run()
+	k.publishTo("nobody", "n3", "n4", "n5")
+	publish(t, k.js, "ours")
+	k.becomes("unknown_model", "unknown_model", "unknown_model", "unknown_model", "unknown_model", "skip")
+	k.sweptTo(6)
+	if err := w.wait(); err != nil {
+		t.Fatal(err)
+	}
+
+	server.Stop()
+	if err := os.RemoveAll(server.StoreDir()); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.CopyFS(server.StoreDir(), os.DirFS(copied)); err != nil {
+		t.Fatal(err)
+	}
+	server.Restart()
+	k.js = server.JetStream()
+	k.cfg.KeepSettled = time.Nanosecond // what is taken for settled is purged at once
+	k.publishTo("nobody", "m3", "m4", "m5", "m6", "m7")
+	k.run()
+	natstest.Until(t, "every new message has its verdict", func() bool {
+		found := k.ids("unknown_model")
+		return found["m3"] && found["m4"] && found["m5"] && found["m6"] && found["m7"]
+	})
+}
+
+// sweptTo waits until the stream's position is at least a sequence number.
+func (k *kept) sweptTo(want uint64) {
+	k.t.Helper()
+	stream, err := k.js.Stream(k.t.Context(), "GENERATION")
+	if err != nil {
+		k.t.Fatal(err)
+	}
+	natstest.Until(k.t, "the stream is swept", func() bool {
+		position, _, err := k.store.SweptTo(k.t.Context(), "GENERATION", stream.CachedInfo().Created)
+		if err != nil {
+			k.t.Fatal(err)
+		}
+		return position >= want
 	})
 }

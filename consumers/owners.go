@@ -148,10 +148,13 @@ type owners struct {
 	quiet  time.Duration        // see View.Owner
 	pulled map[string]time.Time // by subject: when somebody was last seen to pull, by the server's clock
 	absent map[string]time.Time // by subject: since when it has no consumer, by the server's clock
+	idle   map[string]time.Time // by subject: since when this process sees that nobody pulls, by the server's clock
 }
 
 func newOwners(models []string, quiet time.Duration) *owners {
-	o := &owners{own: map[string]bool{}, quiet: quiet, pulled: map[string]time.Time{}, absent: map[string]time.Time{}}
+	o := &owners{
+		own: map[string]bool{}, quiet: quiet, pulled: map[string]time.Time{}, absent: map[string]time.Time{}, idle: map[string]time.Time{},
+	}
 	for _, m := range models {
 		o.own[m] = true
 	}
@@ -160,10 +163,27 @@ func newOwners(models []string, quiet time.Duration) *owners {
 
 // of says who takes the subject's events, and since when nobody does. The models of this process are owned, even before
 // their consumers stand.
-func (o *owners) of(v *View, subject string) (Ownership, time.Time) {
+func (o *owners) of(v *View, subject string) owner {
 	if o.own[strings.TrimPrefix(subject, subjectPrefix)] {
-		return Owned, time.Time{}
+		return owner{Ownership: Owned}
 	}
+	ownership, since := o.at(v, subject)
+	if ownership != Orphaned {
+		delete(o.idle, subject)
+		return owner{Ownership: ownership, since: since, seen: since}
+	}
+	if _, ok := o.idle[subject]; !ok {
+		o.idle[subject] = v.Time
+	}
+	seen := o.idle[subject]
+	if c := v.Consumers[Durable(strings.TrimPrefix(subject, subjectPrefix))]; c.Delivered.Last == nil && c.AckFloor.Last == nil {
+		since = seen // a server that was restarted, or a new leader, has forgotten when the consumer was used
+	}
+	return owner{Ownership: ownership, since: since, seen: seen}
+}
+
+// at is of by the view and by when somebody was last seen to pull.
+func (o *owners) at(v *View, subject string) (Ownership, time.Time) {
 	ownership, since := v.Owner(subject, o.quiet)
 	if ownership == Unowned {
 		// The consumer may have been deleted a moment ago, with events on it that are older.
@@ -187,7 +207,7 @@ func (o *owners) of(v *View, subject string) (Ownership, time.Time) {
 
 // forget drops what is remembered of subjects that have left the stream.
 func (o *owners) forget(v *View) {
-	for _, m := range []map[string]time.Time{o.pulled, o.absent} {
+	for _, m := range []map[string]time.Time{o.pulled, o.absent, o.idle} {
 		for subject := range m {
 			if _, ok := v.State.Subjects[subject]; !ok {
 				delete(m, subject)

@@ -20,6 +20,10 @@ const (
 	burials     = 16          // dead letters that are written at once
 	clockSpread = time.Minute // by which the server's clock and the ledger's may differ
 	fullShare   = 0.75        // of the stream's limit, above which everything settled is purged
+
+	// What this process must itself have seen of an orphaned consumer. After an outage of everything, workers of other
+	// models may start first.
+	orphanWatch = 10 * time.Minute
 )
 
 // sweeper walks the stream: messages that nobody takes become dead letters, each sequence number is held against the
@@ -28,6 +32,7 @@ type sweeper struct {
 	*runner
 	buriedTo map[string]uint64 // by subject that nobody takes: each of its messages up to here has its verdict
 	stranded uint64            // message that was acknowledged and had no verdict in the last round
+	restored bool              // see setBack
 }
 
 func newSweeper(r *runner) *sweeper { return &sweeper{runner: r, buriedTo: map[string]uint64{}} }
@@ -76,10 +81,15 @@ func (s *sweeper) verdict(subject string, o owner, now time.Time) (decision, tim
 	return d, s.cfg.UnownedGrace
 }
 
+// due reports whether nobody came for long enough.
+func (o owner) due(now time.Time, grace time.Duration) bool {
+	return now.Sub(o.since) >= grace && now.Sub(o.seen) >= min(grace, orphanWatch)
+}
+
 // burySubject makes dead letters of the subject's messages for which nobody came within the grace, oldest first.
 func (s *sweeper) burySubject(ctx, work context.Context, r round, subject string, o owner) error {
 	d, grace := s.verdict(subject, o, r.view.Time)
-	if r.view.Time.Sub(o.since) < grace {
+	if !o.due(r.view.Time, grace) {
 		return nil
 	}
 	position, err := s.position(ctx, r.view)
@@ -129,7 +139,47 @@ func (s *sweeper) position(ctx context.Context, v *View) (uint64, error) {
 	if s.cfg.Ledger == nil {
 		return max(v.State.FirstSeq, 1) - 1, nil
 	}
-	return s.cfg.Ledger.Position(ctx, s.cfg.Stream, v.Created, max(v.State.FirstSeq, 1)-1)
+	first := max(v.State.FirstSeq, 1) - 1
+	position, err := s.cfg.Ledger.Position(ctx, s.cfg.Stream, v.Created, first)
+	if err != nil || position <= first {
+		return position, err
+	}
+	back, err := s.setBack(ctx, v, position)
+	if err != nil {
+		return 0, err
+	}
+	if back {
+		return first, nil
+	}
+	return position, nil
+}
+
+// setBack reports whether the stream was restored from a copy that is older than its position: it counts on from the copy's
+// end, and gives sequence numbers to new messages that were swept before. Until the message at the position has its verdict,
+// which the ledger shows by its digest, nothing below the position is taken for swept.
+func (s *sweeper) setBack(ctx context.Context, v *View, position uint64) (bool, error) {
+	back := v.State.LastSeq < position
+	if !back {
+		m, err := ReadNext(ctx, s.js, s.cfg.Stream, position, ">")
+		if errors.Is(err, jetstream.ErrMsgNotFound) || err == nil && m.Sequence != position {
+			return false, nil
+		}
+		if err != nil {
+			return false, err
+		}
+		rows, err := s.settled(ctx, v, position, position)
+		if err != nil {
+			return false, err
+		}
+		back = !slices.Contains(rows[position].digests, m.Digest())
+	}
+	if back && !s.restored {
+		s.log.Error("the stream was set back: it holds other messages than it did, and each is looked at again",
+			"stream", s.cfg.Stream, "last", v.State.LastSeq, "swept_to", position)
+		clear(s.buriedTo)
+	}
+	s.restored = back
+	return back, nil
 }
 
 // account holds each sequence number that was not swept yet against the ledger, up to the first message that still waits

@@ -101,6 +101,15 @@ var (
 	errHost      = errors.New("this page is not known under that name")
 )
 
+// checkHeader returns an error unless value is one name. A proxy that adds its header to one that a visitor sent may join
+// the two by a comma.
+func (a *access) checkHeader(value string) error {
+	if strings.Contains(value, ",") {
+		return fmt.Errorf("%w: the header %s is %q: a comma joins headers, and which of them the proxy has checked is not known", errForm, a.Header, value)
+	}
+	return checkName(value)
+}
+
 // who returns the reviewer's name.
 func (a *access) who(r *http.Request) (string, error) {
 	if a.Header != "" {
@@ -112,7 +121,7 @@ func (a *access) who(r *http.Request) (string, error) {
 		if name == "" {
 			return "", errNoHeader
 		}
-		return name, checkName(name)
+		return name, a.checkHeader(name)
 	}
 	name, signed := a.session(r)
 	if a.Token == "" {
