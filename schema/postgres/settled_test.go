@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/decuwatch/decuwatch/schema"
 	"github.com/decuwatch/decuwatch/schema/postgres"
@@ -243,4 +244,42 @@ func TestUntakenEventsStayOpen(t *testing.T) {
 			t.Errorf("%s of an event that is scored: %+v", kind, r)
 		}
 	}
+}
+
+// TestForgottenMessagesAreNotLost holds what reconcile takes for lost against retention: a message whose row was deleted is none.
+func TestForgottenMessagesAreNotLost(t *testing.T) {
+	s, conn := open(t, postgres.Config{})
+	var least string
+	if err := conn.QueryRow(testContext(t), `SELECT decuwatch.least_retention('events')::text`).Scan(&least); err != nil {
+		t.Fatal(err)
+	}
+	created := time.Now().Add(-365 * 24 * time.Hour).Truncate(time.Microsecond)
+	if _, err := s.Position(testContext(t), "GENERATION", created, 0); err != nil {
+		t.Fatal(err)
+	}
+	accounted := func(want uint64) {
+		t.Helper()
+		if from, known, err := s.AccountedFrom(testContext(t), "GENERATION", created); from != want || !known || err != nil {
+			t.Errorf("accounted from %d (%t, %v), want %d", from, known, err, want)
+		}
+	}
+	mustRecord(t, s, scoreVerdict(5, "old"))
+	mustRecord(t, s, letter(6, "junk", "generation.requested.fashion-mnist", "invalid", nil))
+	accounted(1)
+	ages := func(age string) {
+		t.Helper()
+		sudo(t, conn, `UPDATE decuwatch.events SET recorded_at = now() - interval '`+age+`'`, `UPDATE decuwatch.dead_letters SET recorded_at = now() - interval '`+age+`'`)
+	}
+	ages(least + " -1 minute")
+	accounted(1)
+	ages(least + " 1 second") // from here on a row may go at any moment
+	accounted(7)
+	deleted := 0
+	if err := conn.QueryRow(testContext(t), `SELECT decuwatch.delete_old('events', decuwatch.least_retention('events'))`).Scan(&deleted); err != nil || deleted == 0 {
+		t.Fatalf("%d rows deleted, %v", deleted, err)
+	}
+	if n := count(t, conn, `SELECT count(*) FROM decuwatch.events`); n != 0 {
+		t.Fatalf("%d rows are left", n)
+	}
+	accounted(7)
 }
