@@ -76,6 +76,9 @@ func (r *runner) terminated() loop {
 				if err != nil {
 					return d, err
 				}
+				if known, err := r.goneSettled(work, l); known || err != nil {
+					return decision{action: acknowledge}, err
+				}
 				if strings.HasPrefix(a.Reason, buriedPrefix) { // it was counted when it was terminated
 					return d, r.writeDeadLetter(work, l, d)
 				}
@@ -119,7 +122,20 @@ func (r *runner) handleGivenUp(work context.Context, model string, a advisory, a
 	if err != nil {
 		return decision{}, err
 	}
+	if known, err := r.goneSettled(work, l); known || err != nil {
+		return decision{action: acknowledge}, err
+	}
 	return r.attempt(work, l, invalid, h), nil
+}
+
+// goneSettled reports whether a message has left the stream and has its verdict: a settled one may be purged before the
+// advisory on it is read, and without the message its verdict cannot be known by its digest.
+func (r *runner) goneSettled(work context.Context, l letter) (bool, error) {
+	if !l.delivery.Time.IsZero() || r.cfg.Ledger == nil {
+		return false, nil
+	}
+	rows, err := r.cfg.Ledger.Settled(work, r.cfg.Stream, l.delivery.Sequence, l.delivery.Sequence)
+	return len(rows) > 0, err
 }
 
 // buriedPrefix begins the reason with which this program terminates a message, after its dead letter was committed.

@@ -39,6 +39,7 @@ type recorder struct {
 	handle func(context.Context, schema.Event, schema.Delivery) error // nil returns nil
 	rows   int
 	refuse atomic.Pointer[error] // what DeadLetter returns
+	whole  error                 // what DeadLetter returns for one that holds anything of its message
 }
 
 func newRecorder() *recorder {
@@ -66,6 +67,9 @@ func (r *recorder) Rows(schema.Event) int { return r.rows }
 func (r *recorder) DeadLetter(_ context.Context, v schema.Verdict) error {
 	if err := r.refuse.Load(); err != nil {
 		return *err
+	}
+	if l := v.DeadLetter; r.whole != nil && (l.Event != nil || len(l.Payload) > 0) {
+		return r.whole
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -448,6 +452,29 @@ func TestPoison(t *testing.T) {
 
 // A message on a subject that no consumer takes becomes a dead letter; one that another worker's consumer takes is
 // left to it.
+// TestRefusedDeadLetter has the database refuse what a message holds: the message gets its verdict all the same, once.
+func TestRefusedDeadLetter(t *testing.T) {
+	js := natstest.Start(t).JetStream()
+	stream := ensure(t, js)
+	r := newRecorder()
+	r.whole = errors.New("invalid byte sequence (SQLSTATE 22021)")
+	r.handle = func(context.Context, schema.Event, schema.Delivery) error {
+		return consumers.Permanent(errors.New("no such class"), "unknown_class")
+	}
+	run(t, js, config(), r)
+	publish(t, js, "poison")
+	settled(t, stream)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	l := r.letters[1].DeadLetter
+	if l == nil || l.Kind != "unknown_class" || !strings.Contains(l.Reason, "no such class") || !strings.Contains(l.Reason, "SQLSTATE 22021") {
+		t.Errorf("dead letter is %+v", l)
+	}
+	if n := len(r.handled["poison"]); n != 1 {
+		t.Errorf("handled %d times", n)
+	}
+}
+
 func TestUnownedSubjects(t *testing.T) {
 	js := natstest.Start(t).JetStream()
 	stream := ensure(t, js)

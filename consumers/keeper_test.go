@@ -592,3 +592,37 @@ func (k *kept) sweptTo(want uint64) {
 		return position >= want
 	})
 }
+
+// TestTerminatedThenPurged reads the advisory on a terminated message after the message was purged: it has its one verdict.
+func TestTerminatedThenPurged(t *testing.T) {
+	js := natstest.Start(t).JetStream()
+	k := newKept(t, js)
+	stream := ensure(t, js)
+	w := k.run()
+	if _, err := js.Publish(t.Context(), schema.SubjectGeneration(model), []byte("junk")); err != nil {
+		t.Fatal(err)
+	}
+	k.becomes("invalid")
+	k.sweptTo(1)
+	advisories, err := js.Stream(t.Context(), consumers.AdvisoryStream("GENERATION"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	acknowledged := func() bool {
+		c, err := advisories.Consumer(t.Context(), "terminated-decuwatch")
+		return err == nil && c.CachedInfo().NumPending == 0 && c.CachedInfo().NumAckPending == 0 && c.CachedInfo().Delivered.Stream > 0
+	}
+	natstest.Until(t, "the advisory is acknowledged", acknowledged)
+	if err := w.wait(); err != nil {
+		t.Fatal(err)
+	}
+	if err := stream.Purge(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := advisories.DeleteConsumer(t.Context(), "terminated-decuwatch"); err != nil { // the advisory comes again
+		t.Fatal(err)
+	}
+	k.run()
+	natstest.Until(t, "the advisory is acknowledged again", acknowledged)
+	k.becomes("invalid")
+}

@@ -216,11 +216,22 @@ func (r *runner) bury(work context.Context, l letter, d decision) error {
 	return err
 }
 
+// writeDeadLetter writes the message's dead letter. If a healthy database refuses what the message holds, it writes one without
+// any of that: a message that can be neither scored nor buried would be tried for as long as the stream keeps it.
 func (r *runner) writeDeadLetter(work context.Context, l letter, d decision) error {
 	v := schema.Verdict{Delivery: l.delivery, DeadLetter: &schema.DeadLetter{
 		Event: l.event, Source: l.source, EventID: l.id, Subject: clean(l.subject), Payload: clip(l.payload), Field: d.field, Reason: d.reason, Kind: d.kind,
 	}}
-	return r.write(work, func(ctx context.Context) error { return r.dead.DeadLetter(ctx, v) })
+	put := func(ctx context.Context) error { return r.dead.DeadLetter(ctx, v) }
+	err := r.write(work, put)
+	if err == nil || drained(work) {
+		return err
+	}
+	r.log.Error("a dead letter is refused, and is written without what the message holds", "sequence", l.delivery.Sequence, "kind", d.kind, "err", err)
+	v.DeadLetter = &schema.DeadLetter{
+		Subject: clean(l.subject), Kind: d.kind, Reason: clean(fmt.Sprintf("%s (written without what the message holds, which was refused: %v)", d.reason, err)),
+	}
+	return r.write(work, put)
 }
 
 // overrun leaves a message whose handler does not return to another worker, and pauses pulling. If the dependencies stay
