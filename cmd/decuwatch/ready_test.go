@@ -3,10 +3,12 @@ package main
 import (
 	"context"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"syscall"
 	"testing"
@@ -290,6 +292,78 @@ func TestClocksAreCompared(t *testing.T) {
 }
 
 // A worker whose clock is not the database's is not ready, and says by how much and against whom.
+// TestEveryPartHasARunbook holds the parts of readiness against the table that tells operators what to look at.
+func TestEveryPartHasARunbook(t *testing.T) {
+	text, err := os.ReadFile("../../docs/operating.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, section, _ := strings.Cut(string(text), "### DecuwatchNotReady")
+	section, _, _ = strings.Cut(section, "\n### ")
+	listed := map[string]bool{}
+	for _, row := range regexp.MustCompile("(?m)^\\| `([a-z]+)` \\| .+ \\| .+ \\|$").FindAllStringSubmatch(section, -1) {
+		listed[row[1]] = true
+	}
+	for _, part := range parts {
+		if !listed[part] {
+			t.Errorf("docs/operating.md does not say what to look at if %s is not ready", part)
+		}
+		delete(listed, part)
+	}
+	for part := range listed {
+		t.Errorf("docs/operating.md tells of a part %s, which there is not", part)
+	}
+}
+
+// TestNotReadyWithAWrongClockOfJetStream has every answer of a real server say that it was given years later.
+func TestNotReadyWithAWrongClockOfJetStream(t *testing.T) {
+	server := natstest.Start(t)
+	b := newBench(t, server.URL(), pgtest.URL(t))
+	b.natsURL = "nats://" + shiftAnswers(t, server.Address())
+	w := b.worker()
+	mux := metricsAddress(t, w)
+	notReady(t, mux, "clock: this worker's clock is ", "behind jetstream's, at most 30s is allowed")
+	if _, metrics := get(t, mux+"/metrics"); !strings.Contains(metrics, `decuwatch_clock_offset_seconds{against="jetstream"} -`) {
+		t.Error("the metric does not say so")
+	}
+	w.stop()
+}
+
+// shiftAnswers passes connections on to a NATS server and returns the address to connect to. The server's answers have the year
+// of their time changed, in as many bytes.
+func shiftAnswers(t *testing.T, server string) string {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	said := regexp.MustCompile(`"ts":"20\d\d-`)
+	go func() {
+		for {
+			client, err := l.Accept()
+			if err != nil {
+				return
+			}
+			upstream, err := net.Dial("tcp", server)
+			if err != nil {
+				client.Close()
+				return
+			}
+			go func() { _, _ = io.Copy(upstream, client); upstream.Close() }() // ends with either side
+			go func() {
+				defer client.Close()
+				for buf := make([]byte, 1<<20); ; {
+					n, err := upstream.Read(buf)
+					if _, failed := client.Write(said.ReplaceAll(buf[:n], []byte(`"ts":"2071-`))); err != nil || failed != nil {
+						return
+					}
+				}
+			}()
+		}
+	}()
+	return l.Addr().String()
+}
+
 func TestNotReadyWithAWrongClock(t *testing.T) {
 	server := natstest.Start(t)
 	url := pgtest.ShiftedURL(t, -time.Hour)
