@@ -308,7 +308,7 @@ func (s *Store) commitRound(round []*call) {
 			break
 		}
 	}
-	if len(round) > 1 && Refused(err) {
+	if len(round) > 1 && (Refused(err) || ofOneRow(err)) {
 		for _, c := range round {
 			s.commitRound([]*call{c})
 		}
@@ -761,6 +761,13 @@ func refused(err error) bool {
 func Refused(err error) bool {
 	var invalid *schema.Invalid
 	return errors.As(err, &invalid) || errors.Is(err, ErrNotFinite) || refused(err)
+}
+
+// ofOneRow tells an error that the contents of one row may have caused, although it does not say so: a limit, a trigger's
+// exception, a page that cannot be read. The other rows are then written without it.
+func ofOneRow(err error) bool {
+	var e *pgconn.PgError
+	return errors.As(err, &e) && len(e.Code) == 5 && slices.Contains([]string{"21", "44", "54", "P0", "XX"}, e.Code[:2])
 }
 
 // collided tells an error that goes away when the transaction is tried again: a deadlock or a serialization failure.

@@ -3,6 +3,7 @@ package postgres_test
 import (
 	"fmt"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
 
@@ -78,5 +79,46 @@ func TestDatabaseThatFails(t *testing.T) {
 				mustRecord(t, s, v)
 			}
 		})
+	}
+}
+
+// TestOneRowThatFails has the server fail on one row with an error that says nothing about it: the verdicts beside it are written.
+func TestOneRowThatFails(t *testing.T) {
+	s, conn := open(t, postgres.Config{Committers: 1})
+	for _, sql := range []string{
+		`CREATE FUNCTION decuwatch.fail() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RAISE program_limit_exceeded; END'`,
+		`CREATE TRIGGER fail BEFORE INSERT ON decuwatch.events FOR EACH ROW WHEN (NEW.event_id = 'poison') EXECUTE FUNCTION decuwatch.fail()`,
+		`BEGIN`, `LOCK TABLE decuwatch.events`, // so that the next verdicts wait for one another, and share a transaction
+	} {
+		if _, err := conn.Exec(testContext(t), sql); err != nil {
+			t.Fatal(err)
+		}
+	}
+	const n = 20
+	failed := make(chan error, n)
+	for i := range n {
+		id := fmt.Sprint("good", i)
+		if i == n/2 {
+			id = "poison"
+		}
+		go func() {
+			_, err := s.Record(testContext(t), scoreVerdict(uint64(i+1), id))
+			if (id == "poison") == (err == nil) {
+				failed <- fmt.Errorf("%s: %v", id, err)
+			} else {
+				failed <- nil
+			}
+		}()
+	}
+	for waiting, end := 0, time.Now().Add(30*time.Second); waiting == 0 && time.Now().Before(end); {
+		waiting = count(t, conn, `SELECT count(*) FROM pg_catalog.pg_locks WHERE NOT granted AND database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())`)
+	}
+	if _, err := conn.Exec(testContext(t), `COMMIT`); err != nil {
+		t.Fatal(err)
+	}
+	for range n {
+		if err := <-failed; err != nil {
+			t.Error(err)
+		}
 	}
 }
