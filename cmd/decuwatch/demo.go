@@ -118,7 +118,7 @@ func (c *demoCmd) Run(ctx context.Context, s *streams) (err error) {
 
 	served := make(chan serving, 1)
 	life.run("serve", func(ctx context.Context) error {
-		return serve(ctx, cfg, log, nil, func(s serving) { served <- s })
+		return serve(ctx, cfg, log, func(s serving) { served <- s })
 	})
 	var up serving
 	select {

@@ -145,19 +145,3 @@ func TestReadyOnlyIfEveryPartIs(t *testing.T) {
 		}
 	})
 }
-
-func TestFailpointsAreRead(t *testing.T) {
-	if f, err := newFailpoint(""); f != nil || err != nil {
-		t.Errorf("none: %v, %v", f, err)
-	}
-	for _, stage := range failpoints() {
-		if f, err := newFailpoint(stage + ":3"); err != nil || f.stage != stage || f.left.Load() != 3 {
-			t.Errorf("%s:3: %v, %v", stage, f, err)
-		}
-	}
-	for _, wrong := range []string{"nowhere", "scored:0", "scored:x"} {
-		if _, err := newFailpoint(wrong); err == nil {
-			t.Errorf("%q is accepted", wrong)
-		}
-	}
-}

@@ -76,7 +76,7 @@ func newLoop(t *testing.T) *loop {
 	ctx, cancel := context.WithCancel(context.Background())
 	up, down := make(chan serving, 1), make(chan error, 1)
 	go func() {
-		down <- serve(ctx, l.cfg, slog.New(slog.DiscardHandler), nil, func(s serving) { up <- s })
+		down <- serve(ctx, l.cfg, slog.New(slog.DiscardHandler), func(s serving) { up <- s })
 	}()
 	t.Cleanup(func() {
 		cancel()

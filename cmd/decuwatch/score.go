@@ -89,7 +89,7 @@ func (c *scoreCmd) Run(ctx context.Context, s *streams, log *slog.Logger) (err e
 		if _, _, err := schema.Encode(ev); err != nil { // the bounds of an event
 			return usageError{err}
 		}
-		score, skip, err := monitor.ScoreOnce(ctx, models(engines, c.Scoring, nil)[name], ev)
+		score, skip, err := monitor.ScoreOnce(ctx, models(engines, c.Scoring)[name], ev)
 		if err != nil {
 			return err
 		}

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"os"
 	"runtime"
 	"slices"
 	"time"
@@ -37,11 +36,7 @@ Examples:
 
 // Run serves until ctx ends.
 func (c *serveCmd) Run(ctx context.Context, log *slog.Logger) error {
-	fail, err := newFailpoint(os.Getenv("DECUWATCH_FAILPOINT"))
-	if err != nil {
-		return err
-	}
-	return serve(ctx, c.Config, log, fail, nil)
+	return serve(ctx, c.Config, log, nil)
 }
 
 // serving is what a running monitor tells about itself.
@@ -52,7 +47,7 @@ type serving struct {
 }
 
 // serve wires the monitor and runs it until ctx ends or a part of it fails. Started is called once when everything runs.
-func serve(ctx context.Context, c Config, log *slog.Logger, fail *failpoint, started func(serving)) (err error) {
+func serve(ctx context.Context, c Config, log *slog.Logger, started func(serving)) (err error) {
 	if err := c.validate(); err != nil {
 		return err
 	}
@@ -108,7 +103,6 @@ func serve(ctx context.Context, c Config, log *slog.Logger, fail *failpoint, sta
 	sinkNames := make([]string, len(sinks))
 	for i, s := range sinks {
 		sinkNames[i] = s.Name()
-		sinks[i] = failingSink{s, fail}
 	}
 	if c.Postgres.Migrate {
 		err := postgres.Migrate(ctx, c.Postgres.URL)
@@ -166,7 +160,7 @@ func serve(ctx context.Context, c Config, log *slog.Logger, fail *failpoint, sta
 
 	// The events' way in.
 	m, err := monitor.New(monitor.Options{
-		Models: models(engines, c.Scoring, fail), Decider: failingDecider{thresholds, fail}, Recorder: failingRecorder{recorder{store}, fail},
+		Models: models(engines, c.Scoring), Decider: thresholds, Recorder: recorder{store},
 		Registerer: reg, MaxClassSeries: c.Metrics.MaxClassSeries, SampleShare: c.Review.Share, Tracer: tracer, Log: log,
 		DeadLetterKinds: []string{consumers.KindInvalid, consumers.KindFailed, consumers.KindGivenUp, consumers.KindOrphaned},
 	})
@@ -182,8 +176,7 @@ func serve(ctx context.Context, c Config, log *slog.Logger, fail *failpoint, sta
 	health.set(partPulling, func(ctx context.Context) error {
 		return errors.Join(consuming.Pulling.Err(), ready.paused(ctx, names))
 	})
-	handler := failingHandler{m, fail}
-	life.run("consumers", func(ctx context.Context) error { return room(consumers.Run(ctx, js, consuming, handler, handler)) })
+	life.run("consumers", func(ctx context.Context) error { return room(consumers.Run(ctx, js, consuming, m, m)) })
 
 	// What people look at.
 	page, err := serveReview(c.Review, store, engines, reg, log, life)
@@ -236,11 +229,11 @@ func openEngines(c ScoringConfig, reg prometheus.Registerer, log *slog.Logger, l
 }
 
 // models returns how the events of each model are scored.
-func models(engines map[string]*scoring.Engine, c ScoringConfig, fail *failpoint) map[string]monitor.Model {
+func models(engines map[string]*scoring.Engine, c ScoringConfig) map[string]monitor.Model {
 	list := map[string]monitor.Model{}
 	for name, engine := range engines {
 		list[name] = monitor.Model{
-			Scorer: failingScorer{engine, fail}, Classes: labels(engine), Profile: engine.Profile(),
+			Scorer: engine, Classes: labels(engine), Profile: engine.Profile(),
 			Diffusion:   engine.Ensemble().Diffusion,
 			AsRequested: c.Profile == scoring.ProfileAsRequested, SkipUnreproducible: c.Unreproducible == unreproducibleSkip,
 		}

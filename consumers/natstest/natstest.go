@@ -31,8 +31,9 @@ const childEnv = "DECUWATCH_NATSTEST_SERVER"
 
 // Options say how a server runs.
 type Options struct {
-	SyncAlways bool // flush each write to disk before it is acknowledged. Defaults to the server's interval
-	Process    bool // run as a child process, which Kill ends by SIGKILL; the test binary's TestMain must call RunIfChild
+	Dir        string // of the store. Defaults to a temporary directory
+	SyncAlways bool   // flush each write to disk before it is acknowledged. Defaults to the server's interval
+	Process    bool   // run as a child process, which Kill ends by SIGKILL; the test binary's TestMain must call RunIfChild
 }
 
 // Server is one nats-server with JetStream on disk. It keeps its port and its store over restarts.
@@ -66,7 +67,10 @@ func Start(t testing.TB) *Server {
 // StartWith starts a server as o says and stops it when the test ends.
 func StartWith(t testing.TB, o Options) *Server {
 	t.Helper()
-	dir := storeDir(t)
+	dir := o.Dir
+	if dir == "" {
+		dir = storeDir(t)
+	}
 	s := &Server{t: t, opts: options{Dir: dir, Port: FreePort(t), SyncAlways: o.SyncAlways, process: o.Process, Name: "natstest"}}
 	s.start()
 	t.Cleanup(s.Stop)

@@ -2,6 +2,7 @@ package faults
 
 import (
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"math/rand/v2"
@@ -10,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"text/tabwriter"
@@ -49,7 +51,8 @@ func campaign(m *testing.M) int {
 	signal.Notify(interrupted, os.Interrupt, syscall.SIGTERM)
 	go func() {
 		<-interrupted
-		_ = os.RemoveAll(dir)
+		fmt.Println("interrupted:")
+		_ = errors.Join(summarize(), os.RemoveAll(dir)) // there is nobody left to tell
 		os.Exit(1)
 	}()
 	if decuwatch = *flagBinary; decuwatch == "" {
@@ -137,7 +140,10 @@ type result struct {
 	Violations  []string `json:"violations"`
 }
 
-var results []result
+var (
+	reporting sync.Mutex
+	results   []result
+)
 
 // once runs a scenario with one seed and reports it.
 func (s scenario) once(t *testing.T, on *servers, seed uint64) {
@@ -151,6 +157,8 @@ func (s scenario) once(t *testing.T, on *servers, seed uint64) {
 		if t.Failed() && len(res.Violations) == 0 {
 			res.Violations = []string{"the run broke off: see the log"}
 		}
+		reporting.Lock()
+		defer reporting.Unlock()
 		results = append(results, res)
 		verdict := "ok"
 		if len(res.Violations) > 0 {
@@ -170,6 +178,8 @@ func (s scenario) once(t *testing.T, on *servers, seed uint64) {
 
 // summarize prints one line for each scenario, and writes the report.
 func summarize() error {
+	reporting.Lock()
+	defer reporting.Unlock()
 	if len(results) == 0 {
 		return nil
 	}

@@ -43,7 +43,7 @@ func natsScenarios() []scenario {
 			},
 		},
 		{
-			name: "nats-leader-killed", kill: true,
+			name: "nats-leader-killed", quick: true, kill: true,
 			does: "SIGKILL of the stream's leader in a cluster of three, one to three times, under load",
 			setup: func(t *testing.T) *servers {
 				return &servers{
@@ -90,8 +90,40 @@ func natsScenarios() []scenario {
 			},
 		},
 		{
-			name: "nats-full-disk", setup: plain,
-			does: "JetStream's store is full (max_bytes of the stream): producers are refused, nothing acknowledged is lost",
+			name: "nats-full-disk",
+			does: "JetStream's file system is full (a tmpfs of 48 MB; needs root): publishing is refused and the worker is not " +
+				"ready; after room is made and the server restarted, everything that was acknowledged drains",
+			setup: func(t *testing.T) *servers {
+				dir := tmpfs(t, "48m")
+				return &servers{
+					nats:     natstest.StartWith(t, natstest.Options{Process: true, SyncAlways: true, Dir: dir}),
+					database: anyDatabase(t),
+					small:    true,
+				}
+			},
+			run: func(r *run) {
+				w := r.worker()
+				stop := r.load()
+				if !r.working(10) {
+					return
+				}
+				ballast := fill(r.t, r.nats.StoreDir())
+				r.broke("JetStream's file system is full")
+				r.notReady(w)
+				r.sleep(0, 3*time.Second)
+				if err := os.Remove(ballast); err != nil {
+					r.t.Fatal(err)
+				}
+				r.nats.Restart()
+				r.mend()
+				stop()
+				r.settle()
+				r.readyAgain(w)
+			},
+		},
+		{
+			name: "stream-full", setup: plain,
+			does: "the stream of events is full (max_bytes): producers are refused, nothing that was acknowledged is lost",
 			run: func(r *run) {
 				full := r.limitStream(64 << 10)
 				refused := 0
@@ -122,7 +154,7 @@ func natsScenarios() []scenario {
 			},
 		},
 		{
-			name: "alerts-refused", setup: plain,
+			name: "alerts-refused", quick: true, setup: plain,
 			does: "publishing alerts fails for longer than the stream's duplicate window, in both directions: each " +
 				"alert arrives",
 			run: func(r *run) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -42,7 +43,7 @@ func postgresScenarios() []scenario {
 			},
 		},
 		{
-			name: "postgres-cut", kill: true, setup: plain,
+			name: "postgres-cut", quick: true, kill: true, setup: plain,
 			does: "the network between worker and Postgres swallows one direction for up to 3 s, then is cut, two to five times: " +
 				"answers to commits are lost",
 			run: func(r *run) {
@@ -130,16 +131,7 @@ func postgresScenarios() []scenario {
 			does: "Postgres' file system is full (a tmpfs of 200 MB; needs root): not ready within 30 s; after room is " +
 				"made, everything drains",
 			setup: func(t *testing.T) *servers {
-				dir := t.TempDir()
-				if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=200m,mode=755"); err != nil {
-					t.Fatalf("mount a small file system: %v (run as root)", err)
-				}
-				t.Cleanup(func() {
-					if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
-						t.Error(err)
-					}
-				})
-				return &servers{nats: plain(t).nats, database: startDatabase(t, dir, durable())}
+				return &servers{nats: plain(t).nats, database: startDatabase(t, tmpfs(t, "200m"), durable())}
 			},
 			run: func(r *run) {
 				w := r.worker()
@@ -147,7 +139,7 @@ func postgresScenarios() []scenario {
 				if !r.working(10) {
 					return
 				}
-				ballast := r.fill()
+				ballast := fill(r.t, r.database.options.Dir)
 				r.broke("Postgres' file system is full")
 				r.notReady(w)
 				if err := os.Remove(ballast); err != nil {
@@ -235,12 +227,27 @@ func (r *run) readyAgain(w *process) {
 	r.within(30*time.Second, "the worker is ready again", func() bool { ready, _ := w.ready(); return ready })
 }
 
-// fill takes all that is left of the database's file system, and returns the file that does.
-func (r *run) fill() string {
-	r.t.Helper()
-	file, err := os.Create(r.database.options.Dir + "/ballast")
+// tmpfs mounts a small file system and returns its directory.
+func tmpfs(t *testing.T, size string) string {
+	t.Helper()
+	dir := t.TempDir()
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "mode=755,size="+size); err != nil {
+		t.Fatalf("mount a small file system: %v (run as root)", err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	})
+	return dir
+}
+
+// fill takes all that is left of a file system, and returns the file that does.
+func fill(t testing.TB, dir string) string {
+	t.Helper()
+	file, err := os.Create(filepath.Join(dir, "ballast"))
 	if err != nil {
-		r.t.Fatal(err)
+		t.Fatal(err)
 	}
 	defer file.Close()
 	block := make([]byte, 1<<20)
@@ -250,7 +257,7 @@ func (r *run) fill() string {
 		case errors.Is(err, unix.ENOSPC):
 			size /= 2
 		case err != nil:
-			r.t.Fatal(err)
+			t.Fatal(err)
 		}
 	}
 	return file.Name()

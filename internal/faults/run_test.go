@@ -25,6 +25,8 @@ const (
 
 	eventStream = "GENERATION"
 	alertStream = "UNCERTAINTY"
+
+	smallStream = 8 << 20 // bytes of each stream on a small disk
 )
 
 // servers are what the runs of one scenario share.
@@ -33,6 +35,7 @@ type servers struct {
 	cluster  *natstest.Cluster // instead of nats
 	database *database
 	shim     *ortfault.Shim // of scenarios that break the device
+	small    bool           // NATS has a small disk
 }
 
 // shared are the servers that scenarios share because they never break them for longer than a run. TestFaults resets
@@ -93,6 +96,7 @@ type run struct {
 	natsProxy, postgresProxy *proxy // what workers connect to; natsProxy is nil with a cluster
 	js                       jetstream.JetStream
 	pool                     *pgxpool.Pool
+	ensemble                 string
 	flags                    []string
 	replicas                 int
 	producer                 *producer
@@ -110,13 +114,16 @@ type run struct {
 
 func newRun(t *testing.T, on *servers, seed uint64) *run {
 	t.Helper()
-	r := &run{servers: on, t: t, seed: seed, rng: rand.New(rand.NewPCG(seed, 1)), flags: workerFlags(), replicas: 1}
+	r := &run{servers: on, t: t, seed: seed, rng: rand.New(rand.NewPCG(seed, 1)), ensemble: tiny, flags: workerFlags(), replicas: 1}
 	if on.cluster != nil {
 		r.natsURL, r.replicas = on.cluster.URL(), 3
 		r.flags = append(r.flags, "--stream.replicas=3", "--alerts.replicas=3")
 	} else {
 		r.natsURL = on.nats.URL()
 		r.natsProxy = natsProxy(t, on.nats.Address())
+	}
+	if on.small {
+		r.flags = append(r.flags, fmt.Sprintf("--stream.max-bytes=%d", smallStream), fmt.Sprintf("--alerts.max-bytes=%d", smallStream))
 	}
 	var err error
 	if r.js, err = jetstream.New(natstest.Connect(t, r.natsURL)); err != nil {
@@ -163,7 +170,11 @@ func (r *run) wipe() {
 func (r *run) makeStream() {
 	r.t.Helper()
 	r.eventually("make the stream", func(ctx context.Context) error {
-		_, err := consumers.EnsureStream(ctx, r.js, consumers.Config{Models: []string{model}, Replicas: r.replicas})
+		c := consumers.Config{Models: []string{model}, Replicas: r.replicas}
+		if r.small {
+			c.MaxBytes = smallStream
+		}
+		_, err := consumers.EnsureStream(ctx, r.js, c)
 		return err
 	})
 }
@@ -196,7 +207,7 @@ func (r *run) workerOf(binary string, env ...string) *process {
 		nats = "nats://" + r.natsProxy.address()
 	}
 	postgres := through(r.t, r.postgresURL, r.postgresProxy.address())
-	args := append([]string{"serve", "-e", tiny, "--nats.url=" + nats, "--postgres.url=" + postgres}, r.flags...)
+	args := append([]string{"serve", "-e", r.ensemble, "--nats.url=" + nats, "--postgres.url=" + postgres}, r.flags...)
 	return start(r.t, binary, env, args...)
 }
 

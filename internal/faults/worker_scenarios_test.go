@@ -1,6 +1,9 @@
 package faults
 
 import (
+	"errors"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"syscall"
@@ -91,7 +94,12 @@ func workerScenarios() []scenario {
 			},
 		},
 		{
-			name: "crash-loop", setup: plain,
+			name: "two-ensembles", setup: plain,
+			does: "two workers score one model with different ensembles: one of them says that it is not ready and names both",
+			run:  twoEnsembles,
+		},
+		{
+			name: "crash-loop", quick: true, setup: plain,
 			does: "an event ends every worker that takes it, and a supervisor starts the next: its neighbors are " +
 				"scored, and it becomes a dead letter",
 			run: crashLoop,
@@ -193,6 +201,47 @@ func (r *run) died(w *process, id string) bool {
 		return err == nil && len(letters) == 1
 	})
 	return dead
+}
+
+// twoEnsembles starts a second worker with another ensemble of the same name.
+func twoEnsembles(r *run) {
+	first := r.worker()
+	stop := r.load()
+	if !r.working(10) {
+		return
+	}
+	other := r.t.TempDir()
+	if err := os.CopyFS(other, os.DirFS(tiny)); err != nil {
+		r.t.Fatal(err)
+	}
+	manifest, err := os.OpenFile(filepath.Join(other, "ensemble.json"), os.O_APPEND|os.O_WRONLY, 0)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	_, err = manifest.WriteString("\n") // the same numbers under another digest
+	if err := errors.Join(err, manifest.Close()); err != nil {
+		r.t.Fatal(err)
+	}
+	verb(r.t, 0, "thresholds", "set", other, "--measurement=class_gap", "--value=1e-12", "--reason=every score fires",
+		"--by=faults", "--postgres.url="+r.postgresURL)
+	r.ensemble = other
+	second := r.worker()
+	r.broke("a second worker scores the model with another ensemble")
+	if !r.working(20) {
+		return
+	}
+	r.within(time.Minute, "a worker reports the other one's ensemble", func() bool {
+		for _, w := range []*process{first, second} {
+			if ready, said := w.ready(); !ready && strings.Contains(said, "is scored here with ensemble") {
+				return true
+			}
+		}
+		return false
+	})
+	r.terminate(second)
+	stop()
+	r.settle()
+	r.readyAgain(first)
 }
 
 // inFlight is the consumers.max-in-flight of workerFlags.
