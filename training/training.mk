@@ -3,9 +3,10 @@
 # Where an ensemble is built; a run that was broken off goes on from its checkpoints there. Remove it to begin from scratch.
 ENSEMBLE_BUILD ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/decuwatch/ensemble-fashion-mnist
 EVALUATE ?= --seeds 8 --rollouts-up-to 20
+DATA_CARD ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/decuwatch/data-card-fashion-mnist
 DECUWATCH_TRAIN = PYTHONPATH=training "$$(training/setup)/bin/python" -m decuwatch_training
 
-.PHONY: ensemble check-ensemble evaluate-ensemble ensemble-experiments test-training lock-training
+.PHONY: ensemble check-ensemble evaluate-ensemble ensemble-experiments data-card test-training lock-training
 
 ensemble: ## train ensembles/fashion-mnist from scratch and export it
 	@data=$$(training/fetch-fashion-mnist) && \
@@ -23,6 +24,11 @@ evaluate-ensemble: ## the tables and plots of docs/evaluation.md
 
 ensemble-experiments: ## the comparison of training regimes in docs/evaluation.md
 	@training/experiments "$(ENSEMBLE_BUILD)"
+
+data-card: ## the data card of docs/training.md: a copy of the data with one class spoiled by duplicates and one by wrong labels
+	@data=$$(training/fetch-fashion-mnist) && rm -rf "$(DATA_CARD)" && \
+	PYTHONPATH=training "$$(training/setup)/bin/python" training/spoil.py "$$data" "$(DATA_CARD)/images" && \
+	$(DECUWATCH_TRAIN) inspect "$(DATA_CARD)/images" --size 32 --show 6 --out "$(DATA_CARD)"
 
 test-training: ## ruff, mypy and pytest of training/
 	@venv=$$(training/setup) && cd training && \

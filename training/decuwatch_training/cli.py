@@ -15,6 +15,7 @@ from decuwatch_training.errors import TrainingError
 VERBS = {
     "pretrain": "train an autoencoder and a class-conditional latent diffusion backbone",
     "convert": "convert a Lightning checkpoint to safetensors without running its code",
+    "inspect": "say what the images of each class are worth, and which files to look at",
     "train": "train M class-embedding tables on a frozen backbone",
     "export": "write the ensemble directory that decuwatch reads",
     "check": "hold ONNX Runtime against PyTorch on an exported ensemble",

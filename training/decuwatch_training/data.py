@@ -33,6 +33,8 @@ class Images:
     classes: Tensor
     labels: tuple[str, ...]
     source: str
+    files: tuple[str, ...] = ()
+    """Where each image was read from, within the data's directory, printable; empty for images made in memory."""
 
     def __len__(self) -> int:
         return len(self.classes)
@@ -78,16 +80,24 @@ class DataSet:
         lines += [f"images: {count:,} of {total:,} {change}" for change, count in self.changes.items()]
         return lines
 
+    def together(self) -> Images:
+        """All images, the held-out ones last."""
+        train, rest = self.train, self.held_out
+        pixels, classes = torch.cat([train.pixels, rest.pixels]), torch.cat([train.classes, rest.classes])
+        return Images(pixels, classes, train.labels, train.source, train.files + rest.files)
+
     def counts(self) -> list[int]:
         """Training images of each class."""
         return [int(count) for count in torch.bincount(self.train.classes, minlength=len(self.train.labels))]
 
 
-def read_data(path: Path, size: int = 32, channels: int = 3, held_out: float = 0.1, listing: Path | None = None, background: Color | None = None) -> DataSet:
+def read_data(
+    path: Path, size: int = 32, channels: int = 3, held_out: float | None = 0.1, listing: Path | None = None, background: Color | None = None
+) -> DataSet:
     """Read a directory: Fashion-MNIST's four files, or one folder of images a class.
 
     The other arguments are for folders: images are scaled so that the shorter side has ``size`` pixels, cropped to the
-    centre, and every ``1 / held_out``-th image of a class is held out; ``listing`` fixes the classes, ``background``
+    centre, and every ``1 / held_out``-th image of a class is held out (None: no image is); ``listing`` fixes the classes, ``background``
     is laid under transparent pixels. Raises TrainingError for a missing directory, a class without images or a file
     that is not read as it should be.
     """
@@ -113,7 +123,8 @@ def read_fashion_mnist(path: Path) -> DataSet:
         if classes.max() >= len(FASHION_MNIST_LABELS):
             raise TrainingError(f"{path}: {prefix} label {classes.max()}, expected 0 to {len(FASHION_MNIST_LABELS) - 1}")
         padded = np.pad(pixels, ((0, 0), (2, 2), (2, 2)))[:, None]
-        parts.append(Images(torch.from_numpy(padded), torch.from_numpy(classes.astype(np.int64)), FASHION_MNIST_LABELS, "fashion-mnist"))
+        files = tuple(f"{prefix}-images-idx3-ubyte.gz[{position}]" for position in range(len(classes)))
+        parts.append(Images(torch.from_numpy(padded), torch.from_numpy(classes.astype(np.int64)), FASHION_MNIST_LABELS, "fashion-mnist", files))
     return DataSet(parts[0], parts[1])
 
 
@@ -139,16 +150,17 @@ def _read_idx(path: Path, dimensions: int) -> np.ndarray:
     return np.frombuffer(content, np.uint8).reshape(shape).copy()
 
 
-def read_folders(path: Path, size: int, channels: int, held_out: float, listing: Path | None = None, background: Color | None = None) -> DataSet:
+def read_folders(path: Path, size: int, channels: int, held_out: float | None, listing: Path | None = None, background: Color | None = None) -> DataSet:
     """One folder a class, see ``class_folders``. Every file in one is read as an image, or refused by name."""
     if channels not in (1, 3):
         raise TrainingError(f"channels {channels}: expected 1 or 3")
-    if not 0 < held_out < 1:
+    if held_out is not None and not 0 < held_out < 1:
         raise TrainingError(f"held-out share {held_out}: expected more than 0 and less than 1")
     folders = class_folders(path, listing)
-    every = max(2, round(1 / held_out))
+    every = 0 if held_out is None else max(2, round(1 / held_out))
     pixels: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
     classes: tuple[list[int], list[int]] = ([], [])
+    read: tuple[list[str], list[str]] = ([], [])
     notes: Counter[str] = Counter()
     for index, folder in enumerate(folders):
         files = entries_of(folder.path)
@@ -157,17 +169,20 @@ def read_folders(path: Path, size: int, channels: int, held_out: float, listing:
         for position, file in enumerate(files):
             if file.is_dir():
                 raise TrainingError(f"{shown(file)}: a folder inside the folder of a class, expected images only")
-            part = 1 if position % every == every - 1 else 0
+            part = 1 if every and position % every == every - 1 else 0
             array, changes = read_picture(file, size, channels, background)
             pixels[part].append(array)
             classes[part].append(index)
+            read[part].append(shown(file.relative_to(path)))
             notes.update(changes)
-    if not classes[1]:
+    if every and not classes[1]:
         raise TrainingError(f"{shown(path)}: no class has the {every} images that holding out {held_out:g} of them takes")
     labels = tuple(folder.label for folder in folders)
     names = tuple(folder.path.name for folder in folders)
+    nothing = np.empty((0, channels, size, size), np.uint8)
     train, rest = (
-        Images(torch.from_numpy(np.stack(images)), torch.tensor(indices), labels, str(path.name)) for images, indices in zip(pixels, classes, strict=True)
+        Images(torch.from_numpy(np.stack(images) if images else nothing), torch.tensor(indices, dtype=torch.int64), labels, str(path.name), tuple(files))
+        for images, indices, files in zip(pixels, classes, read, strict=True)
     )
     return DataSet(train, rest, names, dict(sorted(notes.items())))
 

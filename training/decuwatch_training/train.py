@@ -19,7 +19,9 @@ from torch import Tensor
 
 from decuwatch_training.backbone import Backbone, add_backbone_arguments, backbone_of
 from decuwatch_training.checkpoint import CHECKPOINT_FILE
+from decuwatch_training.contactsheet import write_card
 from decuwatch_training.data import Images, background_color, read_data
+from decuwatch_training.datacard import DataCard, data_card
 from decuwatch_training.diagnostics import diagnose
 from decuwatch_training.errors import TrainingError
 from decuwatch_training.files import read_json, staged_directory, write_file, write_json
@@ -53,6 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rate", type=float, default=defaults.rate, help="Adam's peak learning rate")
     parser.add_argument("--seed", type=int, default=defaults.seed, help="of starts, images, order and noise")
     parser.add_argument("--held-out", type=float, default=0.1, help="share of a folder's images that no table sees")
+    parser.add_argument("--no-data-card", action="store_true", help="do not compare the training images with each other")
     parser.add_argument("--checkpoint-every", type=int, default=100, help="steps between checkpoints")
 
 
@@ -94,6 +97,10 @@ def run(arguments: argparse.Namespace) -> None:
             f"{arguments.data}: {len(data.train):,} images; at most {LATENTS_IN_MEMORY:,} latents are held in memory: give fewer images a class"
         )
     latents = kept_latents(backbone, before, data.train, arguments.backbone)
+    card: DataCard | None = None
+    if not arguments.no_data_card:
+        card = data_card(data.train, latents, {"kind": "latents", "backbone_sha256": before}, settings.seed, progress=True)
+        print(card.table())
     checkpoint = arguments.out.with_name(f"{arguments.out.name}.checkpoints") / CHECKPOINT_FILE
     trained = train_tables(backbone, latents, data.train.classes, data.train.labels, settings, tokens, checkpoint, arguments.checkpoint_every, device)
     if backbone.digest() != before:
@@ -115,11 +122,14 @@ def run(arguments: argparse.Namespace) -> None:
         "frozen_parameters": backbone.parameter_count(),
         "diagnostics": diagnosis.classes,
         "findings": diagnosis.findings,
+        "data_card": None if card is None else card.numbers(),
     }
     with staged_directory(arguments.out) as staged:
         tensors = {"tables": trained.tables, "start": trained.start, "images": trained.images, "updates": trained.updates}
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, staged / "tables.safetensors")
         write_json(staged / "run.json", record)
+        if card is not None:
+            write_card(card, staged)
     print(f"{arguments.out}: {tables} tables in {trained.seconds['wall_seconds']:.0f} s")
 
 
