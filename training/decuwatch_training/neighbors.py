@@ -45,7 +45,7 @@ def search(points: Tensor, contents: Tensor, k: int, radius: float, block: int =
     """The k nearest neighbors of every point by Euclidean distance, and the groups of points nearer than ``radius``.
 
     points float32 [n, D]; contents int64 [n], from 0 to n - 1, equal if two points show the same picture. Points of one content are
-    in one group and never each other's neighbors. Memory: two blocks of distances, 4 block^2 bytes each.
+    in one group and never each other's neighbors. Memory grows with n D, n k and block^2.
     """
     count = len(points)
     if not count:
