@@ -12,8 +12,8 @@ import (
 )
 
 const (
-	askTimeout = 5 * time.Second // for one answer
-	askTries   = 4
+	askTimeout  = 5 * time.Second  // for one answer
+	askPatience = 20 * time.Second // after which nothing is asked again; longer than an election takes
 )
 
 // answer is what JetStream's API answers: a refusal, or what embeds this.
@@ -42,22 +42,21 @@ func ask(ctx context.Context, js jetstream.JetStream, api string, request []byte
 	})
 }
 
-// again calls f until it succeeds or is refused, each time with askTimeout, at most askTries times.
+// again calls f until it succeeds or is refused, each time with askTimeout, until askPatience has passed.
 func again(ctx context.Context, f func(ctx context.Context) error) (err error) {
 	retry := backoff{min: 100 * time.Millisecond, max: time.Second}
-	for range askTries {
+	for start := time.Now(); ; {
 		try, cancel := context.WithTimeoutCause(ctx, askTimeout, fmt.Errorf("no answer after %s", askTimeout))
 		err = f(try)
 		if err != nil && try.Err() != nil {
 			err = fmt.Errorf("%w: %w", context.Cause(try), err)
 		}
 		cancel()
-		if err == nil || ctx.Err() != nil || refused(err) {
+		if err == nil || ctx.Err() != nil || refused(err) || time.Since(start) > askPatience {
 			return err
 		}
 		retry.wait(ctx)
 	}
-	return err
 }
 
 // refused reports whether an error is the server's answer, and would be its answer again.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -328,9 +329,10 @@ func TestAgain(t *testing.T) {
 		"well":            {[]error{nil}, 1, 0, nil},
 		"lost once":       {[]error{errSilent, nil}, 2, askTimeout + time.Second, nil},
 		"without leader":  {[]error{busy, busy, nil}, 3, 3 * time.Second, nil},
+		"an election":     {append(slices.Repeat([]error{busy}, 10), nil), 11, 10 * time.Second, nil},
 		"refused":         {[]error{refused}, 1, 0, refused},
 		"no such stream":  {[]error{jetstream.ErrStreamNotFound}, 1, 0, jetstream.ErrStreamNotFound},
-		"never an answer": {[]error{errSilent, errSilent, errSilent, errSilent}, 4, 4 * (askTimeout + time.Second), context.DeadlineExceeded},
+		"never an answer": {[]error{errSilent, errSilent, errSilent, errSilent}, 4, askPatience + askTimeout, context.DeadlineExceeded},
 	} {
 		synctest.Test(t, func(t *testing.T) {
 			start, tries := time.Now(), 0

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -124,6 +125,26 @@ func TestFaults(t *testing.T) {
 				t.Run(fmt.Sprintf("seed=%d", seed), func(t *testing.T) { s.once(t, on, seed) })
 			}
 		})
+	}
+}
+
+// Every scenario has its row in docs/reliability.md, and every row its scenario.
+func TestScenariosAreDocumented(t *testing.T) {
+	page, err := os.ReadFile("../../docs/reliability.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var rows, names []string
+	for _, m := range regexp.MustCompile("(?m)^\\| `([a-z-]+)` \\| [^0-9]").FindAllStringSubmatch(string(page), -1) {
+		rows = append(rows, m[1])
+	}
+	for _, s := range scenarios() {
+		names = append(names, s.name)
+	}
+	slices.Sort(rows)
+	slices.Sort(names)
+	if !slices.Equal(rows, names) {
+		t.Errorf("docs/reliability.md describes\n%q\nand the scenarios are\n%q", rows, names)
 	}
 }
 

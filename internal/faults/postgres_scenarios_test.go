@@ -5,14 +5,11 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
-	"strings"
 	"testing"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 	"golang.org/x/sys/unix"
-
-	"github.com/decuwatch/decuwatch/consumers"
 )
 
 func postgresScenarios() []scenario {
@@ -44,8 +41,8 @@ func postgresScenarios() []scenario {
 		},
 		{
 			name: "postgres-cut", quick: true, kill: true, setup: plain,
-			does: "the network between worker and Postgres swallows one direction for up to 3 s, then is cut, two to five times: " +
-				"answers to commits are lost",
+			does: "the network between worker and Postgres swallows one direction for up to 3 s, then is cut, two to five " +
+				"times: answers to commits are lost",
 			run: func(r *run) {
 				r.worker()
 				stop := r.load()
@@ -277,17 +274,15 @@ func databaseName(t testing.TB, address string) string {
 // the first message on.
 func (r *run) afterRestore() {
 	r.t.Helper()
-	r.eventually("delete the consumer", func(ctx context.Context) error {
+	r.eventually("delete the consumers", func(ctx context.Context) error {
 		s, err := r.js.Stream(ctx, eventStream)
 		if err != nil {
 			return err
 		}
 		names := s.ConsumerNames(ctx)
 		for name := range names.Name() {
-			if strings.Contains(name, "decuwatch") && name != consumers.Durable("") {
-				if err := s.DeleteConsumer(ctx, name); err != nil {
-					return err
-				}
+			if err := s.DeleteConsumer(ctx, name); err != nil {
+				return err
 			}
 		}
 		return names.Err()

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -114,7 +115,8 @@ type run struct {
 
 func newRun(t *testing.T, on *servers, seed uint64) *run {
 	t.Helper()
-	r := &run{servers: on, t: t, seed: seed, rng: rand.New(rand.NewPCG(seed, 1)), ensemble: tiny, flags: workerFlags(), replicas: 1}
+	r := &run{servers: on, t: t, seed: seed, rng: rand.New(rand.NewPCG(seed, 1))}
+	r.ensemble, r.flags, r.replicas = tiny, workerFlags(), 1
 	if on.cluster != nil {
 		r.natsURL, r.replicas = on.cluster.URL(), 3
 		r.flags = append(r.flags, "--stream.replicas=3", "--alerts.replicas=3")
@@ -123,7 +125,8 @@ func newRun(t *testing.T, on *servers, seed uint64) *run {
 		r.natsProxy = natsProxy(t, on.nats.Address())
 	}
 	if on.small {
-		r.flags = append(r.flags, fmt.Sprintf("--stream.max-bytes=%d", smallStream), fmt.Sprintf("--alerts.max-bytes=%d", smallStream))
+		bytes := strconv.Itoa(smallStream)
+		r.flags = append(r.flags, "--stream.max-bytes="+bytes, "--alerts.max-bytes="+bytes)
 	}
 	var err error
 	if r.js, err = jetstream.New(natstest.Connect(t, r.natsURL)); err != nil {

@@ -57,11 +57,7 @@ func streamScenarios() []scenario {
 				if !w.running() {
 					r.violate("the worker has ended: %s", w.tail(500))
 				}
-				f, err := r.look()
-				if err != nil {
-					r.violate("look at what is stored: %v", err)
-					return
-				}
+				f := r.lookUntil()
 				for _, s := range append(old, r.producer.sent()...) {
 					if s.kind == good && len(f.verdicts[s.id]) != 1 {
 						r.violate("event %s has the verdicts %v", s.id, f.verdicts[s.id])
@@ -96,11 +92,7 @@ func streamScenarios() []scenario {
 				if !r.idle() {
 					return
 				}
-				f, err := r.look()
-				if err != nil {
-					r.violate("look at what is stored: %v", err)
-					return
-				}
+				f := r.lookUntil()
 				if n := len(r.missing(f)); n != lost {
 					r.violate("%d verdicts are missing, %d messages were purged", n, lost)
 				}

@@ -80,7 +80,8 @@ type found struct {
 
 func (r *run) look() (*found, error) {
 	f := &found{
-		verdicts: map[string][]string{}, letters: map[uint64][]string{}, scored: map[string]string{}, alerts: map[string]bool{},
+		verdicts: map[string][]string{}, letters: map[uint64][]string{}, scored: map[string]string{},
+		alerts: map[string]bool{},
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
@@ -214,15 +215,22 @@ func (r *run) waiting() (string, error) {
 	return fmt.Sprintf("alerts are owed: %v", owed), nil
 }
 
+// lookUntil looks until the servers answer: a leader may just have changed.
+func (r *run) lookUntil() *found {
+	r.t.Helper()
+	var f *found
+	r.eventually("look at what is stored", func(context.Context) (err error) {
+		f, err = r.look()
+		return err
+	})
+	return f
+}
+
 // exactlyOne holds what is found against the log in the other direction: one verdict, the right one, and no
 // strangers.
 func (r *run) exactlyOne() {
 	r.t.Helper()
-	f, err := r.look()
-	if err != nil {
-		r.violate("look at what is stored: %v", err)
-		return
-	}
+	f := r.lookUntil()
 	want := map[string]string{} // outcome by id
 	letters := map[uint64][]string{}
 	clashes := map[string]map[uint64]bool{}
