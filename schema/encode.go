@@ -51,7 +51,7 @@ type structured struct {
 func Encode(e Event) (header map[string][]string, payload []byte, err error) {
 	payload, err = json.Marshal(structured{
 		SpecVersion: "1.0", Type: TypeGenerationRequested, Source: e.Source, ID: e.ID,
-		Time: e.Time.UTC().Format(time.RFC3339Nano), DataContentType: "application/json",
+		Time: formatTime(e.Time), DataContentType: "application/json",
 		TraceParent: e.TraceParent, TraceState: e.TraceState, Data: e.Data,
 	})
 	if err != nil {
@@ -69,6 +69,20 @@ func Encode(e Event) (header map[string][]string, payload []byte, err error) {
 		return nil, nil, invalid(field, "would not arrive as it is: it is not UTF-8, or malformed")
 	}
 	return header, payload, nil
+}
+
+// formatTime writes a time in UTC. The format bounds the year as it is written, so that the hours around 2020 to 2099
+// take a zone in which they have one of these years.
+func formatTime(t time.Time) string {
+	const widest = 24*60*60 - 60 // seconds of the largest offset, 23:59
+	t = t.UTC()
+	switch t.Year() {
+	case 2019:
+		t = t.In(time.FixedZone("", widest))
+	case 2100:
+		t = t.In(time.FixedZone("", -widest))
+	}
+	return t.Format(time.RFC3339Nano)
 }
 
 // difference returns the field in which the event that was decoded differs from the one that was encoded, or "".
