@@ -185,6 +185,7 @@ func TestWrongValuesAreRefused(t *testing.T) {
 		"model that is no name":    {at("keda.model", "Fashion MNIST"), "model"},
 		"port out of range":        {at("networkPolicy.natsPort", 70000), "natsPort"},
 		"enabled as text":          {at("gpu.enabled", "true"), "enabled"},
+		"GPU as a limit":           {at("resources.limits", map[string]any{"nvidia.com/gpu": 1}), "gpu.count"},
 		"pull policy":              {at("image.pullPolicy", "Sometimes"), "pullPolicy"},
 		"empty secret":             {at("postgres.urlSecret.name", ""), "name"},
 	} {
@@ -196,6 +197,32 @@ func TestWrongValuesAreRefused(t *testing.T) {
 	d := into[appsv1.Deployment](t, renderChart(t, c, at("image.digest", digest)), "Deployment")
 	if image := d.Spec.Template.Spec.Containers[0].Image; image != "decuwatch@"+digest {
 		t.Errorf("image %s", image)
+	}
+}
+
+// TestResourcesOfAnyShapeTakeTheGPU renders quantities that are left out; the GPU joins what is left.
+func TestResourcesOfAnyShapeTakeTheGPU(t *testing.T) {
+	c := loadChart(t)
+	for name, resources := range map[string]any{
+		"defaults":  map[string]any{},
+		"no limits": map[string]any{"limits": map[string]any{"memory": nil}},
+		"nothing": map[string]any{"limits": map[string]any{"memory": nil}, "requests": map[string]any{"memory": nil,
+			"cpu": nil}},
+		"numbers": map[string]any{"limits": map[string]any{"memory": 4294967296, "cpu": 2}},
+		"null":    map[string]any{"limits": nil, "requests": nil},
+	} {
+		for _, gpu := range []bool{false, true} {
+			d := into[appsv1.Deployment](t, renderChart(t, c, map[string]any{"resources": resources,
+				"gpu": map[string]any{"enabled": gpu, "count": 2}, "image": map[string]any{"tag": "cuda"}}), "Deployment")
+			got := d.Spec.Template.Spec.Containers[0].Resources
+			limit, request := got.Limits["nvidia.com/gpu"], got.Requests["nvidia.com/gpu"]
+			if want := map[bool]int64{true: 2}[gpu]; limit.Value() != want || request.Value() != want {
+				t.Errorf("%s: %s and %s GPUs, want %d", name, &limit, &request, want)
+			}
+			if cpu := got.Limits.Cpu(); name != "numbers" && !cpu.IsZero() {
+				t.Errorf("%s: the limits have a CPU, %s", name, cpu)
+			}
+		}
 	}
 }
 

@@ -94,6 +94,11 @@ DECUWATCH_REVIEW_URL: {{ .Values.review.url | quote }}
 {{- if and .Values.gpu.enabled (not .Values.image.digest) (regexMatch "(^|[-_.])cpu([-_.]|$)" .Values.image.tag) -}}
 {{- fail (printf "image.tag is %s, which is the image for CPUs, but gpu.enabled is true: use the cuda image" .Values.image.tag) -}}
 {{- end -}}
+{{- range $kind, $quantities := .Values.resources -}}
+{{- if hasKey ($quantities | default dict) $.Values.gpu.resource -}}
+{{- fail (printf "resources.%s.%s is what the chart sets; use gpu.enabled and gpu.count" $kind $.Values.gpu.resource) -}}
+{{- end -}}
+{{- end -}}
 {{- if and .Values.keda.enabled (gt (int64 .Values.keda.minReplicas) (int64 .Values.keda.maxReplicas)) -}}
 {{- fail (printf "keda.minReplicas is %d, which is more than keda.maxReplicas, %d" (int64 .Values.keda.minReplicas) (int64 .Values.keda.maxReplicas)) -}}
 {{- end -}}
