@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import hashlib
 import logging
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,9 +25,11 @@ from decuwatch_training.compvis import read_compvis
 from decuwatch_training.configuration import AUTOENCODERS, DENOISERS, SCHEDULERS, Configuration, Known, read_configuration, shorten
 from decuwatch_training.diffusion import NoiseSchedule
 from decuwatch_training.errors import TrainingError
+from decuwatch_training.files import read_json
 from decuwatch_training.weights import FLOATS, check_all_finite, load_exactly, read_folder, read_state_dict
 
 REFERENCE_FILE = "class_embeddings.safetensors"
+INDEX_FILE = "model_index.json"
 
 
 class ContextUNet(nn.Module):
@@ -162,12 +165,14 @@ def load_backbone(path: Path, config: Path | None = None, ema: str | None = None
         if config is None:
             raise TrainingError(f"{path}: a CompVis checkpoint needs its YAML configuration (--backbone-config)")
         backbone = _load_compvis(path, config, ema).freeze()
-    _try_out(backbone, path)
+    with _warnings_refused(path):
+        _try_out(backbone, path)
     return backbone
 
 
 def _load_diffusers(path: Path) -> Backbone:
     folder, configuration = _part(path, DENOISERS)
+    _check_index(path, folder.name, configuration)
     model = _build(configuration, folder)
     values, dit = configuration.values, configuration.kind is DiTTransformer2DModel
     context_dim = values["num_attention_heads"] * values["attention_head_dim"] if dit else unet_context_dim(model, configuration.file)
@@ -185,6 +190,47 @@ def _load_diffusers(path: Path) -> Backbone:
     scale, shift = float(vae.values["scaling_factor"]), float(vae.values.get("shift_factor") or 0.0)
     latent_shape = (values["in_channels"], height, width)
     return Backbone(denoiser, Autoencoder(autoencoder), schedule, latent_shape, context_dim, scale, shift, reference if own is None else own)
+
+
+def _check_index(path: Path, denoiser: str, configuration: Configuration) -> None:
+    """Hold a pipeline's ``model_index.json``, if there is one, against the parts: a part that another was exchanged for.
+
+    A DiT's ``id2label`` must have one label for each class. Raises TrainingError that names the field.
+    """
+    file = path / INDEX_FILE
+    if not file.exists():
+        return
+    index = read_json(file)
+    if not isinstance(index, dict):
+        raise TrainingError(f"{file}: expected a JSON object with _class_name, found {shorten(index)}")
+    name = index.get("_class_name")
+    if not isinstance(name, str):
+        raise TrainingError(f"{file}: _class_name {shorten(name)}: expected the class of a pipeline")
+    for part in ("unet", "transformer", "vae", "vqvae", "movq", "scheduler"):
+        config = path / part / ("scheduler_config.json" if part == "scheduler" else "config.json")
+        stated = index.get(part)
+        if stated in (None, [None, None]):
+            if config.exists() and part != "scheduler":
+                raise TrainingError(f"{file}: {part} {shorten(stated)}: expected the class of {config}, or no such file")
+            continue
+        if not config.exists():
+            raise TrainingError(f"{config}: no such file; {INDEX_FILE} has {part} {shorten(stated)}")
+        own = read_json(config)
+        own = own.get("_class_name") if isinstance(own, dict) else None
+        same = {own, "Transformer2DModel"} if own == "DiTTransformer2DModel" else {own}
+        same |= {"DiTTransformer2DModel"} if own == "Transformer2DModel" else set()
+        if not isinstance(stated, list) or len(stated) != 2 or stated[1] not in same:
+            raise TrainingError(f"{file}: {part} {shorten(stated)}: expected the class of {config}, {shorten(own)}")
+    if "id2label" in index:
+        classes = configuration.values.get("num_embeds_ada_norm")
+        _check_names(file, index["id2label"], None if denoiser == "unet" else classes)
+
+
+def _check_names(file: Path, names: Any, classes: int | None) -> None:
+    rows = range(len(names) if classes is None else classes) if isinstance(names, dict) else ()
+    if not isinstance(names, dict) or set(names) != {str(row) for row in rows} or not all(isinstance(label, str) for label in names.values()):
+        count = "the classes" if classes is None else f"{classes} classes (num_embeds_ada_norm)"
+        raise TrainingError(f"{file}: id2label: expected a label for each of {count}, by index from 0")
 
 
 def _part(path: Path, known: Mapping[str, Mapping[str, Known]]) -> tuple[Path, Configuration]:
@@ -230,20 +276,27 @@ def _build(configuration: Configuration, folder: Path) -> Any:
     return model
 
 
+LATER = (DeprecationWarning, FutureWarning, PendingDeprecationWarning)
+
+
 @contextlib.contextmanager
 def _warnings_refused(file: Path) -> Iterator[None]:
-    """What diffusers only warns of is refused: a field or a weight that it does not use."""
+    """What diffusers and torch only warn of is refused: a field or a weight that they do not use, a shape that they stretch."""
     warned: list[str] = []
     handler = logging.Handler(logging.WARNING)
     handler.emit = lambda record: warned.append(record.getMessage())  # type: ignore[method-assign]
     logger = logging.getLogger("diffusers")
     logger.addHandler(handler)
     try:
-        yield
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("default")
+            yield
     finally:
         logger.removeHandler(handler)
+    # A deprecation says what a later library does, not what this one did.
+    warned += [str(entry.message) for entry in caught if not issubclass(entry.category, (*LATER, ImportWarning, ResourceWarning))]
     if warned:
-        raise TrainingError(f"{file}: diffusers warns: {shorten(warned[0])}")
+        raise TrainingError(f"{file}: a library warns: {shorten(warned[0])}")
 
 
 def unet_context_dim(unet: UNet2DConditionModel, where: Path) -> int:

@@ -15,9 +15,8 @@ import torch
 from torch import Tensor
 
 from decuwatch_training.backbone import ContextUNet, add_backbone_arguments, backbone_of
-from decuwatch_training.check import read_tables
 from decuwatch_training.diffusion import Denoiser, NoiseSchedule, Sampler, first_latent
-from decuwatch_training.files import read_json
+from decuwatch_training.manifest import read_manifest, read_tables
 from decuwatch_training.paide import estimate
 from decuwatch_training.paper import paper_backbone
 from decuwatch_training.pretrain import PretrainSettings, build_unet
@@ -39,7 +38,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Print what is timed, then a rate for each line of standard input."""
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    manifest = read_json(arguments.ensemble / "ensemble.json")
+    manifest = read_manifest(arguments.ensemble / "ensemble.json")
     tables, _ = read_tables(arguments.ensemble, manifest)
     shape = tuple(manifest["latent"][side] for side in ("channels", "height", "width"))
     if arguments.backbone:

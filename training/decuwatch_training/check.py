@@ -9,16 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from decuwatch_training.backbone import Backbone, add_backbone_arguments, backbone_of
 from decuwatch_training.branch import contexts_of
 from decuwatch_training.diffusion import Sampler, first_latent
 from decuwatch_training.errors import TrainingError
-from decuwatch_training.files import read_json, sha256_file
 from decuwatch_training.graphs import Graph
+from decuwatch_training.manifest import manifests_of, read_manifest, read_tables
 
 TOLERANCE = {"fp32": 1e-4, "fp16": 2e-2}
 """Largest relative error of a row. fp16 carries 11 bits; its errors add up along a trajectory."""
@@ -37,34 +35,6 @@ def run(arguments: argparse.Namespace) -> None:
         print(f"{name:<28} {error:.1e}")
 
 
-def manifests_of(directory: Path) -> list[Path]:
-    """``ensemble.json`` and its rotations. Raises TrainingError where there is none."""
-    first = directory / "ensemble.json"
-    if not first.is_file():
-        raise TrainingError(f"{first}: no such manifest")
-    return [first, *sorted(directory.glob("rotation-*.json"))]
-
-
-def read_tables(directory: Path, manifest: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
-    """Tables [M, K + 1, T, D] and the reference table [K + 1, T, D] of one manifest, shapes and values checked."""
-    file = directory / manifest["files"]["tables"]["path"]
-    try:
-        tensors = load_file(file)
-    except (OSError, SafetensorError) as err:
-        raise TrainingError(f"{file}: expected the ensemble's tables: {err}") from err
-    rows, tokens, dim = len(manifest["classes"]) + 1, manifest["context"]["tokens"], manifest["context"]["dim"]
-    tables = tensors.get("tables")
-    if tables is None:
-        raise TrainingError(f"{file}: expected a tensor 'tables'")
-    expected = [manifest["components"], rows, dim] if tokens == 1 else [manifest["components"], rows, tokens, dim]
-    if list(tables.shape) != expected:
-        raise TrainingError(f"{file}: tables of shape {list(tables.shape)}, expected {expected}")
-    if not bool(torch.isfinite(tables).all()):
-        raise TrainingError(f"{file}: tables hold a value that is not finite")
-    reference = tensors.get("reference")
-    return tables.view(manifest["components"], rows, tokens, dim), None if reference is None else reference.view(rows, tokens, dim)
-
-
 def check_directory(directory: Path, backbone: Backbone, rows: int = 32) -> dict[str, float]:
     """Worst relative errors by what was compared. Raises TrainingError for the first that is out of tolerance."""
     errors: dict[str, float] = {}
@@ -73,11 +43,7 @@ def check_directory(directory: Path, backbone: Backbone, rows: int = 32) -> dict
     backbone.to(torch.device("cpu"))
     try:
         for path in manifests_of(directory):
-            manifest = read_json(path)
-            for entry in [*(manifest["files"][part] for part in ("unet", "decoder", "tables")), *manifest["files"].get("external", [])]:
-                file = directory / entry["path"]
-                if file.stat().st_size != entry["size"] or sha256_file(file) != entry["sha256"]:
-                    raise TrainingError(f"{file}: size or SHA-256 is not what {path.name} says")
+            manifest = read_manifest(path)
             tables, _ = read_tables(directory, manifest)
             for part in ("unet", "decoder"):
                 if part not in graphs:

@@ -27,6 +27,11 @@ VERBS = {
     "tiny": "write a random-weight ensemble for tests of readers of the format",
 }
 
+OF_THE_USER = {
+    getattr(errno, name) for name in ["ENOSPC", "EDQUOT", "EACCES", "EPERM", "EROFS", "ENOENT", "ENOTDIR", "EISDIR", "EEXIST", "ENAMETOOLONG", "ELOOP"]
+}
+"""What the operating system says of a path that the user gave; another error is a fault of the program."""
+
 
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """Shows defaults, and the module's docstring as it stands."""
@@ -53,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"decuwatch-train {arguments.verb}: {err}", file=sys.stderr)
         return 1
     except OSError as err:
-        if err.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR):
+        if err.errno not in OF_THE_USER:
             raise
         print(f"decuwatch-train {arguments.verb}: {os.strerror(err.errno or 0)}: {err.filename or err}", file=sys.stderr)
         return 1

@@ -252,7 +252,7 @@ def _read_yaml(config: Path) -> dict[str, Any]:
     """``model.params``, the keys around it checked."""
     try:
         content = yaml.load(config.read_text(encoding="utf-8"), Loader=_Loader)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as err:
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError, yaml.YAMLError) as err:  # PyYAML lets most through
         raise TrainingError(f"{config}: expected a latent-diffusion configuration in YAML: {shorten(str(err))}") from err
     if not isinstance(content, dict):
         raise TrainingError(f"{config}: expected a latent-diffusion configuration with model.params, found {shorten(content)}")

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from decuwatch_training.check import manifests_of
 from decuwatch_training.errors import TrainingError
 from decuwatch_training.figures import draw_densities, draw_frontier
-from decuwatch_training.files import read_json, write_file, write_json
+from decuwatch_training.files import write_file, write_json
+from decuwatch_training.manifest import manifests_of, read_manifest
 from decuwatch_training.measure import Plan, Shard, measure
 from decuwatch_training.quality import (
     Cells,
@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Measure, compare, recommend, write."""
     paths = manifests_of(arguments.ensemble)
-    manifest = read_json(paths[0])
+    manifest = read_manifest(paths[0])
     plan = Plan(arguments.seeds, tuple(arguments.steps), tuple(arguments.guidance), arguments.rollouts_up_to)
     shards = measure(paths, plan, arguments.work or arguments.out / "shards")
     evaluation = compare(shards, manifest["components"], arguments.production_guidance)

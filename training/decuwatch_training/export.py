@@ -5,7 +5,6 @@ Every graph is held against PyTorch before the directory takes its place; an exp
 
 import argparse
 import platform
-import re
 import sys
 from collections import Counter
 from pathlib import Path
@@ -28,9 +27,9 @@ from decuwatch_training.files import read_json, sha256_file, staged_directory, w
 from decuwatch_training.golden import write_golden
 from decuwatch_training.graphs import DECODER_NAMES, OPSET, UNET_NAMES, export_decoder, export_unet
 from decuwatch_training.loop import pick_device
+from decuwatch_training.manifest import FORMAT, NAME
 from decuwatch_training.train import Run, image_shape_of, load_run
 
-FORMAT = "decuwatch-ensemble/1"
 QUANTILES = (0.5, 0.9, 0.99, 0.999)
 
 
@@ -90,7 +89,7 @@ def export_ensemble(
 ) -> None:
     """Write, check, and only then rename into place; ``golden`` adds golden.json, which the Go tests read."""
     check_profile(profile, backbone.schedule)
-    if not re.fullmatch(r"[a-z][a-z0-9_-]{0,63}", name):
+    if not NAME.fullmatch(name):
         raise TrainingError(f"--name {name!r}: expected 1 to 64 of a-z 0-9 - _, beginning with a letter")
     for label, count in Counter(trained.labels).items():
         if not 1 <= len(label) <= 128 or count > 1:
@@ -105,9 +104,7 @@ def export_ensemble(
         for rotation, tables in enumerate(trained.tables):
             tables_file = staged / ("tables.safetensors" if rotation == 0 else f"tables-{rotation}.safetensors")
             save_file(_tensors(tables, backbone.reference), tables_file)
-            files: dict[str, Any] = {"unet": _entry(unet_files[0]), "decoder": _entry(decoder_files[0]), "tables": _entry(tables_file)}
-            if external := [_entry(file) for file in unet_files[1:] + decoder_files[1:]]:
-                files["external"] = external
+            files = {"unet": _entry(*unet_files), "decoder": _entry(*decoder_files), "tables": _entry(tables_file)}
             manifest: dict[str, Any] = {
                 "format": FORMAT,
                 "name": name,
@@ -155,8 +152,10 @@ def export_ensemble(
             write_golden(staged, lambda *inputs: backbone.denoiser(*(tensor.to(device) for tensor in inputs)).cpu(), "PyTorch")
 
 
-def _entry(path: Path) -> dict[str, Any]:
-    return {"path": path.name, "size": path.stat().st_size, "sha256": sha256_file(path)}
+def _entry(path: Path, *external: Path) -> dict[str, Any]:
+    """A file of the manifest, and what a graph keeps beside it."""
+    entry: dict[str, Any] = {"path": path.name, "size": path.stat().st_size, "sha256": sha256_file(path)}
+    return entry | {"external": [_entry(file) for file in external]} if external else entry
 
 
 def _tensors(tables: Tensor, reference: Tensor | None) -> dict[str, Tensor]:

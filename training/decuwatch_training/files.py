@@ -83,6 +83,8 @@ def staged_directory(target: Path) -> Iterator[Path]:
     A reader never sees a half-written ``target``. Raises TrainingError for a full disk.
     """
     target = target.absolute()
+    if target.exists() and not target.is_dir():
+        raise TrainingError(f"{target}: a file, expected a directory to write")
     target.parent.mkdir(parents=True, exist_ok=True)
     staged = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
     try:

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from decuwatch_training.backbone import add_backbone_arguments, backbone_of
-from decuwatch_training.check import read_tables
 from decuwatch_training.diffusion import Denoiser, NoiseSchedule, predict_guided
-from decuwatch_training.files import read_json, sha256_file, write_file
+from decuwatch_training.files import sha256_file, write_file
 from decuwatch_training.graphs import Graph
+from decuwatch_training.manifest import read_manifest, read_tables
 from decuwatch_training.paide import ESTIMATORS, estimate, squared_distances
 from decuwatch_training.sweeps import sweeps
 
@@ -58,7 +58,7 @@ def run(arguments: argparse.Namespace) -> None:
         if arguments.backbone:
             denoise, network = cast(Denoiser, backbone_of(arguments).denoiser), "PyTorch"
         else:
-            denoise, network = cast(Denoiser, Graph(directory / "unet.onnx")), "ONNX Runtime"
+            denoise, network = cast(Denoiser, Graph(directory / read_manifest(directory / "ensemble.json")["files"]["unet"]["path"])), "ONNX Runtime"
         write_golden(directory, denoise, network)
         print(directory / FILE)
 
@@ -71,7 +71,7 @@ def carrier(key: str, components: int) -> int:
 @torch.no_grad()
 def write_golden(directory: Path, denoise: Denoiser, network: str) -> None:
     """Write golden.json of the directory's ``ensemble.json``; ``network`` says what computed the predictions."""
-    manifest = read_json(directory / "ensemble.json")
+    manifest = read_manifest(directory / "ensemble.json")
     tables, _ = read_tables(directory, manifest)
     schedule = NoiseSchedule(**manifest["diffusion"])
     shape = tuple(manifest["latent"][side] for side in ("channels", "height", "width"))

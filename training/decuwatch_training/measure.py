@@ -6,6 +6,8 @@ points are computed from the shards afterwards.
 """
 
 import math
+import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +19,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from decuwatch_training.branch import Branch, branched_means, contexts_of, make_requests, step_variance
-from decuwatch_training.check import read_tables
+from decuwatch_training.configuration import shorten
 from decuwatch_training.diffusion import Denoiser, NoiseSchedule, Sampler
 from decuwatch_training.errors import TrainingError
-from decuwatch_training.files import read_json, sha256_file, write_file
+from decuwatch_training.files import write_file
 from decuwatch_training.graphs import Graph
+from decuwatch_training.manifest import inputs_digest, read_manifest, read_tables
 from decuwatch_training.paide import estimate
 
 FRACTIONS = {"first": 0.0, "25%": 0.25, "50%": 0.5, "75%": 0.75, "last": 1.0}
@@ -81,26 +84,34 @@ def measure(paths: list[Path], plan: Plan, work: Path, batch_rows: int = 320) ->
     """Every shard of the plan, those that ``work`` holds already read from there."""
     graphs: dict[str, Graph] = {}
     shards = []
+    manifests = [read_manifest(path) for path in paths]
+    _check_rotations(paths, manifests)
     total = len(paths) * len(plan.steps) * len(plan.guidance)
     with tqdm(total=total, desc="evaluate", unit="shard") as bar:
-        for rotation, path in enumerate(paths):
-            manifest = read_json(path)
-            digest = manifest["files"]["unet"]["sha256"]
-            if digest not in graphs:
-                file = path.parent / manifest["files"]["unet"]["path"]
-                if sha256_file(file) != digest:
-                    raise TrainingError(f"{file}: SHA-256 is not what {path.name} says")
-                graphs[digest] = Graph(file)
-            tables_digest = manifest["files"]["tables"]["sha256"]
+        for rotation, (path, manifest) in enumerate(zip(paths, manifests, strict=True)):
+            unet = manifest["files"]["unet"]
+            if unet["sha256"] not in graphs:
+                graphs[unet["sha256"]] = Graph(path.parent / unet["path"])
+            inputs = inputs_digest(manifest)[:16]
             for steps in plan.steps:
                 for guidance in plan.guidance:
-                    name = f"{tables_digest[:16]}-S{steps}-g{guidance:g}-n{plan.seeds}-r{plan.rollouts_up_to}.npz"
+                    name = f"{inputs}-S{steps}-g{guidance:g}-n{plan.seeds}-r{plan.rollouts_up_to}.npz"
                     file = work / name
                     if not file.exists():
-                        _run_shard(path, manifest, graphs[digest], plan, steps, guidance, file, batch_rows)
-                    shards.append(_read_shard(file, rotation, steps, guidance))
+                        _run_shard(path, manifest, graphs[unet["sha256"]], plan, steps, guidance, file, batch_rows)
+                    shards.append(_read_shard(file, manifest, plan, rotation, steps, guidance))
                     bar.update()
     return shards
+
+
+def _check_rotations(paths: list[Path], manifests: list[dict[str, Any]]) -> None:
+    """Rotations are compared class by class: they differ in their tables and in the images that those saw."""
+    for path, manifest in zip(paths, manifests, strict=True):
+        for field in ("components", "latent", "context", "diffusion"):
+            if manifest[field] != manifests[0][field]:
+                raise TrainingError(f"{path}: {field}: expected that of {paths[0].name}")
+        if [entry["label"] for entry in manifest["classes"]] != [entry["label"] for entry in manifests[0]["classes"]]:
+            raise TrainingError(f"{path}: classes: expected the labels of {paths[0].name}")
 
 
 def _in_batches(denoise: Denoiser, rows: int) -> Denoiser:
@@ -148,21 +159,31 @@ def _savez(path: Path, arrays: dict[str, np.ndarray]) -> None:
         np.savez(file, allow_pickle=False, **arrays)
 
 
-def _read_shard(path: Path, rotation: int, steps: int, guidance: float) -> Shard:
+def _read_shard(path: Path, manifest: dict[str, Any], plan: Plan, rotation: int, steps: int, guidance: float) -> Shard:
+    """A shard that was kept. Raises TrainingError for one that is not what ``_run_shard`` writes."""
     try:
         with np.load(path, allow_pickle=False) as stored:
             arrays = dict(stored)
-    except (OSError, ValueError) as err:
-        raise TrainingError(f"{path}: not a shard that can be read; delete it to measure it anew: {err}") from err
-    keyed: dict[str, dict[tuple[int, int], np.ndarray]] = {"distances": {}, "pixel": {}, "variance": {}}
-    for name, array in arrays.items():
-        kind, _, key = name.partition("-")
-        if kind in keyed:
-            step, _, rollout = key.partition("-")
-            keyed[kind][int(step), int(rollout)] = array
+    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile, zlib.error) as err:
+        raise TrainingError(f"{path}: not a shard that can be read; delete it to measure it anew: {shorten(str(err))}") from err
+    sampler = Sampler(NoiseSchedule(**manifest["diffusion"]), steps, guidance)
+    requests, components = plan.seeds * len(manifest["classes"]), manifest["components"]
+    shapes: dict[str, tuple[int, ...]] = {"count": (), "error": (requests, components)}
+    shapes |= dict.fromkeys(("classes", "carriers", "bins"), (requests,))
+    branches = [(branch.step, branch.rollout) for branch in plan.branches(sampler.count)]
+    for step, rollout in branches:
+        shapes[f"distances-{step}-{rollout}"] = (requests, components * (components - 1) // 2)
+        shapes[f"pixel-{step}-{rollout}"], shapes[f"variance-{step}-{rollout}"] = (requests,), ()
+    for name in shapes.keys() | arrays.keys():
+        if name not in arrays or arrays[name].shape != shapes.get(name) or arrays[name].dtype.kind not in "if":
+            raise TrainingError(f"{path}: {shorten(name)}: not what a shard holds; delete it to measure it anew")
+        if name != "error" and not np.isfinite(arrays[name]).all():
+            raise TrainingError(f"{path}: {name} holds a value that is not finite; delete it to measure it anew")
+    if arrays["count"] != sampler.count or not np.isin(arrays["carriers"], range(components)).all():
+        raise TrainingError(f"{path}: count or carriers: not those of {steps} steps; delete it to measure it anew")
+    distances, pixel = ({key: arrays[f"{kind}-{key[0]}-{key[1]}"] for key in branches} for kind in ("distances", "pixel"))
+    variance = {key: float(arrays[f"variance-{key[0]}-{key[1]}"]) for key in branches}
     error = arrays["error"]
     carrier_error = error[np.arange(len(error)), arrays["carriers"]]
-    variance = {key: float(value) for key, value in keyed["variance"].items()}
-    count = int(arrays.get("count", steps))
     sampled = (arrays["classes"], arrays["bins"], arrays["carriers"])
-    return Shard(rotation, steps, count, guidance, *sampled, keyed["distances"], keyed["pixel"], variance, carrier_error, error)
+    return Shard(rotation, steps, sampler.count, guidance, *sampled, distances, pixel, variance, carrier_error, error)

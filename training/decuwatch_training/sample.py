@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from decuwatch_training.check import manifests_of, read_tables
 from decuwatch_training.diffusion import NoiseSchedule, Sampler, first_latent
 from decuwatch_training.errors import TrainingError
-from decuwatch_training.files import read_json, write_file
+from decuwatch_training.files import write_file
 from decuwatch_training.graphs import Graph
+from decuwatch_training.manifest import manifests_of, read_manifest, read_tables
 
 matplotlib.use("agg")
 import matplotlib.pyplot as plt
@@ -44,7 +44,7 @@ def run(arguments: argparse.Namespace) -> None:
 @torch.no_grad()
 def draw_grid(path: Path, out: Path, seed: int, steps: int, guidance: float, with_reference: bool, chosen: list[int] | None) -> None:
     """One manifest's grid, by its ONNX graphs alone."""
-    manifest = read_json(path)
+    manifest = read_manifest(path)
     tables, reference = read_tables(path.parent, manifest)
     if with_reference:
         if reference is None:

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save, save_file
 from torch import Tensor
 
-from decuwatch_training.backbone import Backbone, add_backbone_arguments, backbone_of
+from decuwatch_training.backbone import INDEX_FILE, Backbone, add_backbone_arguments, backbone_of
 from decuwatch_training.checkpoint import CHECKPOINT_FILE
 from decuwatch_training.contactsheet import write_card
 from decuwatch_training.data import Images, background_color, read_data
@@ -135,13 +135,41 @@ def run(arguments: argparse.Namespace) -> None:
 
 def check_labels(labels: tuple[str, ...], backbone: Path) -> None:
     """Raise TrainingError if the backbone was pretrained on other classes, or on the same ones in another order."""
+    _check_pipeline_labels(labels, backbone / INDEX_FILE)
     file = backbone / "backbone.json"
-    known = read_json(file).get("labels") if file.exists() else None
+    record = read_json(file) if file.exists() else {}
+    if not isinstance(record, dict):
+        raise TrainingError(f"{file}: expected an object, as pretrain writes it")
+    known = record.get("labels")
+    if known is not None and (not isinstance(known, list) or not all(isinstance(label, str) for label in known)):
+        raise TrainingError(f"{file}: labels: expected a list of texts, as pretrain writes it")
     if known is None or list(labels) == known:
         return
     index = next((index for index, pair in enumerate(zip(labels, known, strict=False)) if pair[0] != pair[1]), min(len(labels), len(known)))
     found, expected = (f"{names[index]!r}" if index < len(names) else "no class" for names in (labels, known))
     raise TrainingError(f"{file}: class {index} of the backbone is {expected}, of the data {found}; --classes can fix the order")
+
+
+def _check_pipeline_labels(labels: tuple[str, ...], file: Path) -> None:
+    """Hold the data's classes against a DiT pipeline's ``id2label``, whose labels are synonyms with commas between them.
+
+    Folders may have names of their own; a label that the pipeline has must have the pipeline's index.
+    """
+    if not file.exists():
+        return
+    known = read_json(file).get("id2label")
+    if known is None:
+        return
+    if len(labels) != len(known):
+        raise TrainingError(f"{file}: id2label has {len(known)} classes, the data {len(labels)}")
+    places: dict[str, set[int]] = {}
+    for index, names in known.items():
+        for name in (names, *names.split(",")):
+            places.setdefault(name.strip().casefold(), set()).add(int(index))
+    for index, label in enumerate(labels):
+        expected = places.get(label.casefold())
+        if expected is not None and index not in expected:
+            raise TrainingError(f"{file}: id2label has {label!r} at {min(expected)}, the data at {index}; --classes can fix the order")
 
 
 def image_shape_of(backbone: Backbone) -> tuple[int, int]:

@@ -4,6 +4,7 @@ Nothing is ever unpickled freely: ``.ckpt`` and ``.bin`` files go through torch'
 """
 
 import shlex
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,9 @@ def read_state_dict(path: Path, what: str = "tensors") -> dict[str, Tensor]:
         except (OSError, SafetensorError) as err:
             raise TrainingError(f"{path}: expected {what} in a safetensors file: {shorten(str(err))}") from err
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
+        with warnings.catch_warnings():  # of the pickle's protocol; what comes out is checked tensor by tensor
+            warnings.simplefilter("ignore")
+            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
     except Exception as err:  # torch raises UnpicklingError, RuntimeError, EOFError and others for a broken file
         target = shlex.quote(str(path.with_suffix(".safetensors")))
         raise TrainingError(

@@ -4,6 +4,7 @@ import json
 import math
 import pickle
 import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from decuwatch_training.backbone import REFERENCE_FILE, load_backbone, read_sche
 from decuwatch_training.cli import main
 from decuwatch_training.configuration import AUTOENCODERS, DENOISERS, SCHEDULERS
 from decuwatch_training.errors import TrainingError
+from decuwatch_training.train import check_labels
 from tests.test_formats import FIRST_STAGE, UNET, LatentDiffusionNames, compvis_configuration
 from tests.test_sweep import STEM, diffusers_directory, edit
 
@@ -147,6 +149,76 @@ def test_an_older_dit_is_read_and_another_transformer_is_not(tmp_path: Path) -> 
     assert load_backbone(path).context_dim == 16
     edit(path / "transformer" / "config.json", lambda config: config.pop("norm_type"))
     refused(path, "transformer/config.json: norm_type 'layer_norm' (the default of a missing field)", "ada_norm_zero")
+
+
+def pipeline(path: Path, **changes: Any) -> None:
+    """What diffusers' own pipeline writes beside the parts."""
+    index = {
+        "_class_name": "StableDiffusionPipeline",
+        "_diffusers_version": "0.8.0",
+        "requires_safety_checker": False,
+        "feature_extractor": [None, None],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "scheduler": ["diffusers", "DDIMScheduler"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }
+    (path / "model_index.json").write_text(json.dumps(index | changes))
+
+
+def test_a_pipelines_index_agrees_with_its_parts(backbone: Path) -> None:
+    pipeline(backbone)
+    load_backbone(backbone)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"scheduler": ["diffusers", "PNDMScheduler"]}, "model_index.json: scheduler ['diffusers', 'PNDMScheduler']: expected the class of"),
+        ({"unet": ["diffusers", "UNet2DModel"]}, "model_index.json: unet"),
+        ({"vae": ["diffusers", "AutoencoderTiny"]}, "model_index.json: vae"),
+        ({"vae": [None, None]}, "model_index.json: vae"),
+        ({"unet": "UNet2DConditionModel"}, "model_index.json: unet"),
+        ({"transformer": ["diffusers", "DiTTransformer2DModel"]}, "transformer/config.json: no such file; model_index.json has transformer"),
+        ({"_class_name": None}, "model_index.json: _class_name None"),
+        ({"id2label": ["tench"]}, "model_index.json: id2label"),
+        ({"id2label": {"0": "tench", "2": "shark"}}, "model_index.json: id2label"),
+    ],
+)
+def test_a_pipelines_index_that_contradicts_its_parts(backbone: Path, changes: dict[str, Any], message: str) -> None:
+    pipeline(backbone, **changes)
+    refused(backbone, message)
+
+
+def test_a_dit_pipelines_labels(tmp_path: Path) -> None:
+    path = diffusers_directory(tmp_path, "transformer2d", "kl", "ddim")
+    names = ["tench, Tinca tinca", "goldfish, Carassius auratus", "crane", "hen", "drake", "crane, machine"]
+    index = {"_class_name": "DiTPipeline", "transformer": ["diffusers", "Transformer2DModel"], "vae": ["diffusers", "AutoencoderKL"]}
+    index |= {"scheduler": ["diffusers", "DDIMScheduler"]}
+
+    def write(labels: list[str]) -> None:
+        (path / "model_index.json").write_text(json.dumps({**index, "id2label": {str(row): label for row, label in enumerate(labels)}}))
+
+    write(names)
+    load_backbone(path)
+    check_labels(("Tench", "goldfish", "n02", "hen", "drake", "Crane"), path)
+    with pytest.raises(TrainingError, match="id2label has 'hen' at 3, the data at 2"):
+        check_labels(("tench", "goldfish", "hen", "crane", "drake", "other"), path)
+    with pytest.raises(TrainingError, match="id2label has 6 classes, the data 2"):
+        check_labels(("tench", "goldfish"), path)
+    write(names[:5])
+    refused(path, "id2label: expected a label for each of 6 classes (num_embeds_ada_norm)")
+
+
+def test_what_torch_only_warns_of_is_refused(backbone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = UNet2DConditionModel.forward
+
+    def forward(self: Any, *arguments: Any, **named: Any) -> Any:
+        warnings.warn("a target size that is different to the input size", UserWarning, stacklevel=1)
+        return honest(self, *arguments, **named)
+
+    monkeypatch.setattr(UNet2DConditionModel, "forward", forward)
+    refused(backbone, "a library warns:", "a target size that is different")
 
 
 def test_two_denoisers_or_two_autoencoders_are_ambiguous(backbone: Path) -> None:
@@ -346,6 +418,13 @@ def test_yaml_is_read_as_omegaconf_reads_it(checkpoint: tuple[Path, Path]) -> No
     refused(path, "'linear_start' comes twice", config=config)
     config.write_text("- a list")
     refused(path, "config.yaml", config=config)
+
+
+@pytest.mark.parametrize("value", ["2020-13-45", "!!int x", "!!timestamp x", "[" * 3000, "!!float x", "*unknown", "!!python/name:os.system"])
+def test_yaml_that_the_reader_cannot_take(checkpoint: tuple[Path, Path], value: str) -> None:
+    path, config = checkpoint
+    config.write_text(f"model: {value}\n")
+    refused(path, "config.yaml: expected a latent-diffusion configuration in YAML", config=config)
 
 
 def test_heads_by_their_width_are_carried_out(checkpoint: tuple[Path, Path]) -> None:

@@ -15,13 +15,14 @@ from safetensors.torch import load_file
 from decuwatch_training import export as export_module
 from decuwatch_training.backbone import Backbone
 from decuwatch_training.branch import DEFAULT_PROFILE, Branch, branched_means, contexts_of, make_requests
-from decuwatch_training.check import check_directory, manifests_of
+from decuwatch_training.check import check_directory
 from decuwatch_training.cli import main
 from decuwatch_training.diffusion import NoiseSchedule, Sampler, predict_guided
 from decuwatch_training.errors import TrainingError
 from decuwatch_training.export import export_ensemble
 from decuwatch_training.files import sha256_file
 from decuwatch_training.graphs import Graph
+from decuwatch_training.manifest import manifests_of
 from decuwatch_training.tiny import tiny_backbone, tiny_run
 from decuwatch_training.train import Run
 
