@@ -53,7 +53,13 @@ func campaign(m *testing.M) int {
 	go func() {
 		<-interrupted
 		fmt.Println("interrupted:")
-		_ = errors.Join(summarize(), os.RemoveAll(dir)) // there is nobody left to tell
+		reporting.Lock()
+		undo := undone
+		reporting.Unlock()
+		for _, f := range undo {
+			_ = f() // there is nobody left to tell
+		}
+		_ = errors.Join(summarize(), os.RemoveAll(dir))
 		os.Exit(1)
 	}()
 	if decuwatch = *flagBinary; decuwatch == "" {
@@ -164,7 +170,15 @@ type result struct {
 var (
 	reporting sync.Mutex
 	results   []result
+	undone    []func() error // what an interruption must still undo; doing it twice does nothing
 )
+
+// interruption has f called if the campaign is interrupted, which runs no cleanup of its tests.
+func interruption(f func() error) {
+	reporting.Lock()
+	defer reporting.Unlock()
+	undone = append(undone, f)
+}
 
 // once runs a scenario with one seed and reports it.
 func (s scenario) once(t *testing.T, on *servers, seed uint64) {

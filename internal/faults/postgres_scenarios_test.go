@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"sync"
 	"testing"
 	"time"
 
@@ -231,8 +232,10 @@ func tmpfs(t *testing.T, size string) string {
 	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "mode=755,size="+size); err != nil {
 		t.Fatalf("mount a small file system: %v (run as root)", err)
 	}
+	unmount := sync.OnceValue(func() error { return unix.Unmount(dir, unix.MNT_DETACH) })
+	interruption(unmount)
 	t.Cleanup(func() {
-		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
+		if err := unmount(); err != nil {
 			t.Error(err)
 		}
 	})
