@@ -25,11 +25,6 @@ const (
 	ReasonStale   = "stale_threshold"   // the model has thresholds, but of another ensemble or other settings
 )
 
-// Reasons lists all reasons of a finding.
-func Reasons() []string {
-	return []string{ReasonClass, ReasonCluster, ReasonModel, ReasonLimit, ReasonBelow, ReasonNone, ReasonStale}
-}
-
 // Reasons why a class's own threshold did not decide.
 const (
 	FallbackCluster = "cluster" // its cluster's did

@@ -110,7 +110,7 @@ func (s *StreamSink) Check(ctx context.Context) error {
 }
 
 // checkStream returns an [ErrStreamConfig] that names each setting under which alerts would be lost. Dropping the oldest
-// alerts is none: Postgres keeps them.
+// alerts is allowed: Postgres keeps them.
 func checkStream(c jetstream.StreamConfig) error {
 	var errs []error
 	for _, s := range []struct {

@@ -93,7 +93,7 @@ func (r *runner) takeAdvisory(work context.Context, msg *message, h *held, act f
 	defer h.release()
 	var a advisory
 	if err := json.Unmarshal(msg.Payload, &a); err != nil || a.StreamSeq == 0 {
-		term := msg.term("cannot be read") // no other delivery would be read either
+		term := msg.term("cannot be read") // retrying will not help
 		r.log.Error("advisory cannot be read", "subject", clean(msg.Subject), "err", errors.Join(err, term))
 		return
 	}

@@ -242,7 +242,7 @@ func TestBackoffDoubles(t *testing.T) {
 	})
 }
 
-// Where a message is handled follows from what is known of the attempts on it. Failures and stops never send it anywhere.
+// What is known of the attempts on a message decides whether it is isolated. Failures and stops never isolate it.
 func TestPlaceOf(t *testing.T) {
 	for _, x := range []struct {
 		name      string

@@ -32,7 +32,6 @@ func (m *message) delivery() schema.Delivery {
 // acknowledger tells the server what becomes of one delivery.
 type acknowledger interface {
 	progress() error                     // it is still being worked on: AckWait begins again
-	ack() error                          // it is done; the server may not hear it
 	doubleAck(ctx context.Context) error // it is done; nil as soon as the server has it
 	nak(delay time.Duration) error       // deliver it again, after delay
 	term(reason string) error            // never deliver it again
@@ -208,8 +207,6 @@ type natsAck struct {
 }
 
 func (a natsAck) progress() error { return a.nc.Publish(a.reply, []byte("+WPI")) }
-
-func (a natsAck) ack() error { return a.nc.Publish(a.reply, []byte("+ACK")) }
 
 func (a natsAck) doubleAck(ctx context.Context) error {
 	_, err := a.nc.RequestWithContext(ctx, a.reply, []byte("+ACK"))

@@ -144,7 +144,7 @@ func transformText(t *jetstream.SubjectTransformConfig) string {
 }
 
 // checkConsumer returns an error that names each setting of a consumer with which it would skip events, acknowledge them
-// unseen, give them to nobody, or be forgotten. A pause is none of them: it is an operator's act, and reported as such.
+// unseen, give them to nobody, or be forgotten. A pause is an operator's act and is reported separately.
 func checkConsumer(got jetstream.ConsumerConfig, subject string) error {
 	filters := got.FilterSubjects
 	if got.FilterSubject != "" {

@@ -357,11 +357,6 @@ func (d *simDelivery) settle(word string) error {
 	return nil
 }
 
-func (d *simDelivery) ack() error {
-	d.hear("ack", func() { _ = d.settle("ack") })
-	return nil
-}
-
 func (d *simDelivery) doubleAck(ctx context.Context) error {
 	heard := d.hear("ack", func() { _ = d.settle("ack") })
 	if !heard || d.faulty(8, "ack answer", d.sequence, d.delivery, time.Since(d.born)) {

@@ -116,8 +116,8 @@ func New(o Options) (*Monitor, error) {
 }
 
 // Handle brings one delivered event to its verdict and returns nil once that is committed. An event that has its verdict
-// keeps it, at no cost in rows. The error is permanent, with a method DeadLetterKind() string, where no other delivery would end
-// better; any other may be tried again.
+// keeps it, at no cost in rows. The error has a method DeadLetterKind() string if retrying will not help; any other error
+// may be tried again.
 func (m *Monitor) Handle(ctx context.Context, ev schema.Event, d schema.Delivery) (err error) {
 	ctx, end := m.consume(ctx, ev, d)
 	defer func() { end(err) }()

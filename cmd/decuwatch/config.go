@@ -374,7 +374,7 @@ func (c AlertsConfig) validate() error {
 	)
 }
 
-// webAddress returns an error if an address is given that is none of HTTP.
+// webAddress returns an error if an address is given that is not an HTTP address.
 func webAddress(setting, address string) error {
 	if address == "" {
 		return nil
@@ -787,7 +787,7 @@ Each setting has one name, and three places where it can stand; each beats the o
 
 Unknown names and names given twice in the file are errors, and so are values that do not fit. The error names the
 setting, its bound, and the line of the file or the environment variable that gave the value. An environment variable
-that is named like a setting but is none is reported at the start.
+that only looks like a setting is reported at the start.
 
 Durations are written as ` + "`90s`, `20m`, `168h`" + `. In the environment and in flags the items of a list are
 separated by commas.

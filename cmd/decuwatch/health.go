@@ -47,7 +47,7 @@ type part struct {
 	check   func(context.Context) error
 	err     error
 	checked time.Time // end of the last check
-	began   time.Time // of the check in progress; zero: there is none
+	began   time.Time // of the check in progress; zero if no check runs
 	due     time.Time
 }
 

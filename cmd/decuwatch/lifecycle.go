@@ -37,8 +37,8 @@ func newLifecycle(ctx context.Context, log *slog.Logger) *lifecycle {
 // exitMargin is how much longer than its drain a process takes to end, at most.
 const exitMargin = 10 * time.Second
 
-// bound has the process exit, with a log line that names what hangs, if it still runs so long after it should end: a C
-// call that does not return holds nothing up.
+// bound ends the process, with a log line that names what hangs, if it still runs limit after it should have ended. A C
+// call that does not return cannot hold it up.
 func (l *lifecycle) bound(limit time.Duration) {
 	context.AfterFunc(l.ctx, func() {
 		timer := time.NewTimer(limit)

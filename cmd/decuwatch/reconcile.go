@@ -32,20 +32,12 @@ Example:
 }
 
 func (c *reconcileCmd) Run(ctx context.Context, s *streams, log *slog.Logger) error {
-	nc, err := c.NATS.connect("reconcile", false, log)
-	if err != nil {
-		return err
-	}
-	defer nc.Close()
-	js, err := jetstream.New(nc)
-	if err != nil {
-		return err
-	}
-	store, err := postgres.Open(ctx, c.Postgres.config(log))
-	if err != nil {
-		return err
-	}
-	defer store.Close()
+	return withServers(ctx, "reconcile", c.NATS, c.Postgres, log, func(js jetstream.JetStream, store *postgres.Store) error {
+		return c.reconcile(ctx, s, js, store)
+	})
+}
+
+func (c *reconcileCmd) reconcile(ctx context.Context, s *streams, js jetstream.JetStream, store *postgres.Store) error {
 	bar := progress(s, 0, "reconciling")
 	r, err := reconcile.Run(ctx, reconcile.Options{
 		JetStream: js, Store: store, Events: c.Stream.Name, Alerts: c.Alerts.Stream, From: c.From,

@@ -57,20 +57,12 @@ func (c *redeliverCmd) Run(ctx context.Context, s *streams, log *slog.Logger) er
 	if err := c.validate(); err != nil {
 		return err
 	}
-	nc, err := c.NATS.connect("redeliver", false, log)
-	if err != nil {
-		return err
-	}
-	defer nc.Close()
-	js, err := jetstream.New(nc)
-	if err != nil {
-		return err
-	}
-	store, err := postgres.Open(ctx, c.Postgres.config(log))
-	if err != nil {
-		return err
-	}
-	defer store.Close()
+	return withServers(ctx, "redeliver", c.NATS, c.Postgres, log, func(js jetstream.JetStream, store *postgres.Store) error {
+		return c.redeliver(ctx, s, js, store)
+	})
+}
+
+func (c *redeliverCmd) redeliver(ctx context.Context, s *streams, js jetstream.JetStream, store *postgres.Store) error {
 	by := cmp.Or(c.By, userName())
 	kinds := c.Kind
 	if len(kinds) == 0 {
@@ -78,7 +70,7 @@ func (c *redeliverCmd) Run(ctx context.Context, s *streams, log *slog.Logger) er
 	}
 	can, cannot := 0, 0
 	left := slices.Clone(c.IDs)
-	err = redeliver.Run(ctx, redeliver.Options{
+	err := redeliver.Run(ctx, redeliver.Options{
 		JetStream: js, Store: store, By: by, Apply: c.Apply,
 		Query: postgres.LetterQuery{Stream: c.Stream.Name, Model: c.Model, Kinds: kinds, From: c.From, To: c.To, IDs: c.IDs},
 	}, func(r redeliver.Result) error {

@@ -34,20 +34,12 @@ func (c *republishCmd) Run(ctx context.Context, s *streams, log *slog.Logger) er
 	if err := c.Postgres.validate(); err != nil {
 		return err
 	}
-	nc, err := c.NATS.connect("republish", false, log)
-	if err != nil {
-		return err
-	}
-	defer nc.Close()
-	js, err := jetstream.New(nc)
-	if err != nil {
-		return err
-	}
-	store, err := postgres.Open(ctx, c.Postgres.config(log))
-	if err != nil {
-		return err
-	}
-	defer store.Close()
+	return withServers(ctx, "republish", c.NATS, c.Postgres, log, func(js jetstream.JetStream, store *postgres.Store) error {
+		return c.republish(ctx, s, js, store)
+	})
+}
+
+func (c *republishCmd) republish(ctx context.Context, s *streams, js jetstream.JetStream, store *postgres.Store) error {
 	missing, err := unpublished(ctx, js, store, c.Alerts)
 	if err != nil {
 		return err
