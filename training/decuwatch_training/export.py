@@ -23,7 +23,7 @@ from decuwatch_training.branch import DEFAULT_PROFILE, check_profile, make_reque
 from decuwatch_training.check import check_directory
 from decuwatch_training.diffusion import Sampler
 from decuwatch_training.errors import TrainingError
-from decuwatch_training.files import read_json, sha256_file, staged_directory, write_json
+from decuwatch_training.files import check_replaceable, read_json, sha256_file, staged_directory, write_json
 from decuwatch_training.golden import write_golden
 from decuwatch_training.graphs import DECODER_NAMES, OPSET, UNET_NAMES, export_decoder, export_unet
 from decuwatch_training.loop import pick_device
@@ -31,6 +31,14 @@ from decuwatch_training.manifest import FORMAT, NAME
 from decuwatch_training.train import Run, image_shape_of, load_run
 
 QUANTILES = (0.5, 0.9, 0.99, 0.999)
+ENSEMBLE_FILES = (
+    "ensemble.json",
+    "rotation-*.json",
+    "golden.json",
+    "tables.safetensors",
+    "tables-*.safetensors",
+    *(f"{graph}.onnx{data}" for graph in ("unet", "decoder") for data in ("", ".data")),
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,6 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Export and check; the directory appears only when both succeeded."""
+    check_replaceable(arguments.out, ENSEMBLE_FILES)
     backbone = backbone_of(arguments).to(pick_device())
     trained = load_run(arguments.run_directory, backbone)
     findings = trained.record["findings"]
@@ -98,7 +107,7 @@ def export_ensemble(
         raise TrainingError(f"profile.eta {profile['eta']}: reference scores are computed at eta 0; leave them out with --reference-seeds 0")
     size, channels = image_shape_of(backbone)
     tokens = trained.tables.shape[3]
-    with staged_directory(out) as staged:
+    with staged_directory(out, ENSEMBLE_FILES) as staged:
         unet_files = export_unet(backbone, tokens, staged / "unet.onnx", precision)
         decoder_files = export_decoder(backbone, staged / "decoder.onnx", precision)
         for rotation, tables in enumerate(trained.tables):

@@ -2,12 +2,13 @@
 
 import contextlib
 import errno
+import fnmatch
 import hashlib
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,15 +77,31 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return result
 
 
-@contextlib.contextmanager
-def staged_directory(target: Path) -> Iterator[Path]:
-    """A fresh directory beside ``target`` that replaces it when the block ends without an error, and vanishes otherwise.
+def check_replaceable(target: Path, owned: Sequence[str]) -> None:
+    """Raise TrainingError unless ``target`` is missing, empty, or holds nothing but an earlier result of the same command.
 
-    A reader never sees a half-written ``target``. Raises TrainingError for a full disk.
+    ``owned`` has a pattern for each file that the command writes, relative to ``target``. An earlier result has the first
+    of them, and each of its files matches a pattern.
     """
-    target = target.absolute()
     if target.exists() and not target.is_dir():
         raise TrainingError(f"{target}: a file, expected a directory to write")
+    names = sorted(str(path.relative_to(target)) for path in target.rglob("*") if path.is_symlink() or not path.is_dir())
+    if names and owned[0] not in names:
+        raise TrainingError(f"{target}: has files but no {owned[0]}, so it is not an earlier result; give a new or an empty directory")
+    for name in names:
+        if not any(fnmatch.fnmatchcase(name, each) and name.count("/") == each.count("/") for each in owned):
+            raise TrainingError(f"{target}: {name} would be lost; move it, or give another directory")
+
+
+@contextlib.contextmanager
+def staged_directory(target: Path, owned: Sequence[str]) -> Iterator[Path]:
+    """A fresh directory beside ``target`` that replaces it if the block ends without an error, and is removed otherwise.
+
+    A reader never sees a half-written ``target``. Raises TrainingError for a full disk, and for a ``target`` with files
+    of somebody else (see ``check_replaceable``), before the block and again before it is replaced.
+    """
+    target = target.absolute()
+    check_replaceable(target, owned)
     target.parent.mkdir(parents=True, exist_ok=True)
     staged = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
     try:
@@ -92,6 +109,7 @@ def staged_directory(target: Path) -> Iterator[Path]:
         staged.chmod(0o755)
         for entry in staged.rglob("*"):
             entry.chmod(0o755 if entry.is_dir() else 0o644)
+        check_replaceable(target, owned)
         if target.exists():
             former = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.former."))
             target.rename(former / target.name)

@@ -21,8 +21,18 @@ from decuwatch_training.checkpoint import CHECKPOINT_FILE, load_checkpoint, save
 from decuwatch_training.data import Images, background_color, read_data
 from decuwatch_training.diffusion import NoiseSchedule
 from decuwatch_training.errors import TrainingError
-from decuwatch_training.files import staged_directory, write_json
+from decuwatch_training.files import check_replaceable, staged_directory, write_json
 from decuwatch_training.loop import Clock, Progress, cosine_rate, mixed_precision, pick_device
+
+BACKBONE_FILES = (
+    "backbone.json",
+    REFERENCE_FILE,
+    "unet/config.json",
+    "unet/diffusion_pytorch_model*",
+    "vae/config.json",
+    "vae/diffusion_pytorch_model*",
+    "scheduler/scheduler_config.json",
+)
 
 
 @dataclass(frozen=True)
@@ -68,6 +78,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Train both networks and write the backbone's directory."""
+    check_replaceable(arguments.out, BACKBONE_FILES)
     settings = PretrainSettings(
         autoencoder_steps=arguments.autoencoder_steps,
         autoencoder_channels=tuple(arguments.autoencoder_channels),
@@ -255,7 +266,7 @@ def save_backbone(backbone: Backbone, labels: tuple[str, ...], record: dict[str,
     if not isinstance(backbone.denoiser, ContextUNet) or backbone.reference is None:
         raise TrainingError("a pretrained backbone has a U-Net and its own table")
     reference = backbone.reference
-    with staged_directory(out) as staged:
+    with staged_directory(out, BACKBONE_FILES) as staged:
         backbone.denoiser.unet.save_pretrained(staged / "unet")
         backbone.autoencoder.model.save_pretrained(staged / "vae")
         backbone.schedule.scheduler().save_pretrained(staged / "scheduler")

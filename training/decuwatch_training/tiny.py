@@ -8,7 +8,8 @@ import torch
 from decuwatch_training.backbone import Autoencoder, Backbone, ContextUNet
 from decuwatch_training.branch import DEFAULT_PROFILE
 from decuwatch_training.diffusion import NoiseSchedule
-from decuwatch_training.export import export_ensemble
+from decuwatch_training.export import ENSEMBLE_FILES, export_ensemble
+from decuwatch_training.files import check_replaceable
 from decuwatch_training.pretrain import PretrainSettings, build_autoencoder, build_unet
 from decuwatch_training.train import Run
 
@@ -26,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Write the ensemble and check it."""
+    check_replaceable(arguments.out, ENSEMBLE_FILES)
     backbone = tiny_backbone(arguments.classes, arguments.context_tokens, arguments.seed)
     trained = tiny_run(backbone, arguments.components, arguments.seed)
     profile = DEFAULT_PROFILE | {

@@ -24,13 +24,14 @@ from decuwatch_training.data import Images, background_color, read_data
 from decuwatch_training.datacard import DataCard, data_card
 from decuwatch_training.diagnostics import diagnose
 from decuwatch_training.errors import TrainingError
-from decuwatch_training.files import read_json, staged_directory, write_file, write_json
+from decuwatch_training.files import check_replaceable, read_json, staged_directory, write_file, write_json
 from decuwatch_training.loop import pick_device
 from decuwatch_training.tables import TableSettings, train_tables
 
 LATENTS_IN_MEMORY = 1_000_000
 RECORD = {"labels", "data", "settings", "backbone_sha256", "training", "diagnostics", "findings"}
 """What readers of a run.json need."""
+RUN_FILES = ("run.json", "tables.safetensors", "datacard.json", "datacard.html")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -75,6 +76,7 @@ def run(arguments: argparse.Namespace) -> None:
         rate=arguments.rate,
         seed=arguments.seed,
     )
+    check_replaceable(arguments.out, RUN_FILES)
     device = pick_device()
     backbone = backbone_of(arguments).to(device)
     settings.validate(backbone.reference)
@@ -124,7 +126,7 @@ def run(arguments: argparse.Namespace) -> None:
         "findings": diagnosis.findings,
         "data_card": None if card is None else card.numbers(),
     }
-    with staged_directory(arguments.out) as staged:
+    with staged_directory(arguments.out, RUN_FILES) as staged:
         tensors = {"tables": trained.tables, "start": trained.start, "images": trained.images, "updates": trained.updates}
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, staged / "tables.safetensors")
         write_json(staged / "run.json", record)

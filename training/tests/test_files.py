@@ -1,14 +1,19 @@
 """What stood there before survives whatever goes wrong."""
 
 import errno
+import re
 from pathlib import Path
 
 import pytest
 import torch
 
 from decuwatch_training.checkpoint import load_checkpoint, save_checkpoint
+from decuwatch_training.cli import main
 from decuwatch_training.errors import TrainingError
+from decuwatch_training.export import ENSEMBLE_FILES
 from decuwatch_training.files import is_disk_full, staged_directory, write_file, write_json
+from decuwatch_training.pretrain import BACKBONE_FILES
+from decuwatch_training.train import RUN_FILES
 
 
 def full(_: Path) -> None:
@@ -55,7 +60,7 @@ def test_a_directory_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     target = tmp_path / "ensemble"
 
     def write_half() -> None:
-        with staged_directory(target) as staged:
+        with staged_directory(target, ["one"]) as staged:
             (staged / "one").write_text("1")
             raise RuntimeError("halfway")
 
@@ -63,12 +68,56 @@ def test_a_directory_appears_whole_or_not_at_all(tmp_path: Path) -> None:
         write_half()
     assert list(tmp_path.iterdir()) == []
     for value in ("1", "2"):
-        with staged_directory(target) as staged:
+        with staged_directory(target, ["one"]) as staged:
             (staged / "one").write_text(value)
-    with pytest.raises(TrainingError, match="no space left"), staged_directory(target) as staged:
+    with pytest.raises(TrainingError, match="no space left"), staged_directory(target, ["one"]) as staged:
         full(staged)
     assert (target / "one").read_text() == "2"
     assert [entry.name for entry in tmp_path.iterdir()] == ["ensemble"]
+
+
+COMMANDS = {
+    "pretrain": (["--data", "missing"], BACKBONE_FILES),
+    "train": (["--data", "missing", "--backbone", "missing"], RUN_FILES),
+    "export": (["--backbone", "missing", "--run", "missing", "--name", "tiny"], ENSEMBLE_FILES),
+    "tiny": ([], ENSEMBLE_FILES),
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["notes.txt"], "has files but no"),
+        (["FIRST", "notes.txt"], "notes.txt would be lost"),
+        (["FIRST", "images/FIRST"], "images/.* would be lost"),
+        (["FIRST", ".git/config"], ".git/config would be lost"),
+    ],
+)
+def test_files_of_others_are_never_replaced(command: str, names: list[str], expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments, owned = COMMANDS[command]
+    out = tmp_path / "out"
+    for name in (name.replace("FIRST", owned[0]) for name in names):
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).write_text("mine")
+    before = sorted(out.rglob("*"))
+    assert main([command, *arguments, "--out", str(out)]) == 1
+    assert re.search(expected, capsys.readouterr().err)
+    assert sorted(out.rglob("*")) == before
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_a_file_that_comes_while_the_command_runs_is_kept(tmp_path: Path) -> None:
+    def write() -> None:
+        with staged_directory(tmp_path / "out", ["one"]) as staged:
+            (staged / "one").write_text("1")
+            (tmp_path / "out").mkdir()
+            (tmp_path / "out" / "notes.txt").write_text("mine")
+
+    with pytest.raises(TrainingError, match="has files but no one"):
+        write()
+    assert (tmp_path / "out" / "notes.txt").read_text() == "mine"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["out"]
 
 
 def test_numbers_that_are_not_finite_are_never_written(tmp_path: Path) -> None:
