@@ -37,6 +37,8 @@ func (s *slots) take(ctx context.Context, n int) (int, error) {
 func (s *slots) give(n int) { s.free.Release(int64(n)) }
 
 // wait waits until all slots are free. No slot may be taken after.
+//
+//nolint:contextcheck // messages are finished although pulling has ended
 func (s *slots) wait() { _ = s.free.Acquire(context.Background(), int64(s.size)) }
 
 // heartbeats tells the server at an interval that the messages held are still being worked on.

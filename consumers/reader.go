@@ -111,6 +111,8 @@ func (p *puller) pull(ctx context.Context, n int, take func(*message)) error {
 }
 
 // drain ends the request and takes what the server had sent by then.
+//
+//nolint:contextcheck // it runs after the caller's context has ended
 func (p *puller) drain(sub *nats.Subscription, arrived <-chan *nats.Msg, take func(*message)) error {
 	err := sub.Drain()
 	ctx, cancel := context.WithTimeout(context.Background(), drainPatience)

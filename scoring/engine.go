@@ -127,6 +127,8 @@ const maxPlans = 256
 const decoderRows = 8
 
 // Open verifies the ensemble, loads its graphs, runs them once and starts the sampler.
+//
+//nolint:contextcheck // loading graphs cannot be cut short
 func Open(o Options) (_ *Engine, err error) {
 	o = o.WithDefaults()
 	if err := o.validate(); err != nil {

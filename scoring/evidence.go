@@ -166,7 +166,7 @@ func (e *Engine) runDecoder(ctx context.Context, rows int) (left bool, err error
 		return false, err
 	case <-ctx.Done():
 		go func() {
-			<-ended
+			<-ended //nolint:errcheck // the caller has its answer
 			<-e.decoding
 		}()
 		return true, errors.Join(ctx.Err(), e.decoder.Terminate())

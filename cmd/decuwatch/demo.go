@@ -72,7 +72,7 @@ func (c *demoCmd) Run(ctx context.Context, s *streams) (err error) {
 	if err != nil {
 		return err
 	}
-	defer logFile.Close()
+	defer logFile.Close() //nolint:errcheck // a lost line is no reason to fail
 	log := slog.New(slog.NewTextHandler(logFile, nil))
 	slog.SetDefault(log)
 	life := newLifecycle(ctx, log)
@@ -124,7 +124,7 @@ func (c *demoCmd) Run(ctx context.Context, s *streams) (err error) {
 	select {
 	case up = <-served:
 	case <-life.ctx.Done():
-		return errors.Join(context.Cause(life.ctx), fmt.Errorf("see %s", logFile.Name()))
+		return errors.Join(context.Cause(life.ctx), fmt.Errorf("see %s", logFile.Name())) //nolint:contextcheck // life.ctx ends with ctx
 	}
 	say("monitor", "serving, http://%s/metrics", up.metrics)
 	say("review", "http://%s/", up.review)
@@ -139,17 +139,17 @@ func (c *demoCmd) Run(ctx context.Context, s *streams) (err error) {
 		return err
 	}
 	fmt.Fprintln(s.out)
-	events, took, err := c.requests(life.ctx, js, store, e, s)
+	events, took, err := c.requests(life.ctx, js, store, e, s) //nolint:contextcheck // life.ctx ends with ctx
 	if err != nil {
-		return errors.Join(err, context.Cause(life.ctx))
+		return errors.Join(err, context.Cause(life.ctx)) //nolint:contextcheck // life.ctx ends with ctx
 	}
-	if err := owesNothing(life.ctx, store); err != nil {
+	if err := owesNothing(life.ctx, store); err != nil { //nolint:contextcheck // life.ctx ends with ctx
 		return err
 	}
-	if err := c.summary(life.ctx, s, store, e, events, took); err != nil {
+	if err := c.summary(life.ctx, s, store, e, events, took); err != nil { //nolint:contextcheck // life.ctx ends with ctx
 		return err
 	}
-	r, err := reconcile.Run(life.ctx, reconcile.Options{JetStream: js, Store: store, Events: cfg.Stream.Name, Alerts: cfg.Alerts.Stream})
+	r, err := reconcile.Run(life.ctx, reconcile.Options{JetStream: js, Store: store, Events: cfg.Stream.Name, Alerts: cfg.Alerts.Stream}) //nolint:contextcheck // life.ctx ends with ctx
 	if err != nil {
 		return err
 	}
@@ -165,7 +165,7 @@ func (c *demoCmd) Run(ctx context.Context, s *streams) (err error) {
 	}
 	fmt.Fprintf(s.out, "\nEverything stays up, and alerts appear below as they come. Ctrl-C ends it.\n\n")
 	watch := &watchCmd{NATS: cfg.NATS, Alerts: cfg.Alerts, quiet: true}
-	return watch.Run(life.ctx, s, log)
+	return watch.Run(life.ctx, s, log) //nolint:contextcheck // life.ctx ends with ctx
 }
 
 // prepare makes the directory and takes it for this process.

@@ -59,6 +59,8 @@ func (l *lifecycle) undo(name string, f func() error) {
 
 // run starts a part that runs until its context ends. When the program ends it is told so and waited for. A part that
 // ends by itself ends the program.
+//
+//nolint:contextcheck // a part outlives the context of whoever starts it
 func (l *lifecycle) run(name string, f func(context.Context) error) {
 	// Not below l.ctx: the part ends when its turn comes.
 	ctx, cancel := context.WithCancel(context.WithoutCancel(l.ctx))

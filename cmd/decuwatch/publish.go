@@ -102,7 +102,7 @@ func (c *publishCmd) events(stdin io.Reader) ([]schema.Event, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer f.Close()
+	defer f.Close() //nolint:errcheck // only read
 	return c.lines(f, c.File)
 }
 

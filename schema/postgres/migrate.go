@@ -111,7 +111,9 @@ func migrate(ctx context.Context, url string, run func(*sql.DB, *goose.Provider)
 	if _, err := conn.ExecContext(ctx, `SELECT pg_catalog.pg_advisory_lock($1)`, int64(migrationLock)); err != nil {
 		return fmt.Errorf("migrate: wait for the lock: %w", err)
 	}
-	defer conn.ExecContext(context.WithoutCancel(ctx), `SELECT pg_catalog.pg_advisory_unlock($1)`, int64(migrationLock))
+	defer func() { // the end of the session unlocks, too
+		_, _ = conn.ExecContext(context.WithoutCancel(ctx), `SELECT pg_catalog.pg_advisory_unlock($1)`, int64(migrationLock))
+	}()
 	if _, err := conn.ExecContext(ctx, `CREATE SCHEMA IF NOT EXISTS decuwatch`); err != nil {
 		return fmt.Errorf("migrate: %w", err)
 	}

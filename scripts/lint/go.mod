@@ -4,6 +4,9 @@ go 1.26.0
 
 require (
 	github.com/gostaticanalysis/nilerr v0.1.2
+	github.com/jingyugao/rowserrcheck v1.1.1
+	github.com/kisielk/errcheck v1.30.0
+	github.com/kkHAIKE/contextcheck v1.1.6
 	github.com/nishanths/exhaustive v0.17.1
 	github.com/polyfloyd/go-errorlint v1.8.0
 	github.com/ryanrolds/sqlclosecheck v0.6.0

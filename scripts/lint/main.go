@@ -1,11 +1,15 @@
 // Command lint runs the analyzers that find real faults and that go vet and staticcheck do not have. It is a tool for
-// go vet: see make lint. A diagnostic is accepted with a comment on its line, //nolint:NAME // the reason.
+// go vet: see make lint. A diagnostic is accepted with a comment on its line, //nolint:NAME // the reason. contextcheck
+// also accepts it above a function whose work must outlive the caller's context.
 package main
 
 import (
 	"strings"
 
 	"github.com/gostaticanalysis/nilerr"
+	"github.com/jingyugao/rowserrcheck/passes/rowserr"
+	"github.com/kisielk/errcheck/errcheck"
+	"github.com/kkHAIKE/contextcheck"
 	"github.com/nishanths/exhaustive/passes/exhaustive"
 	"github.com/polyfloyd/go-errorlint/errorlint"
 	"github.com/ryanrolds/sqlclosecheck/pkg/analyzer"
@@ -16,20 +20,37 @@ import (
 	"github.com/decuwatch/decuwatch/scripts/lint/joined"
 )
 
+// ignored are functions whose error is of no use: output for people, and the end of what was only read.
+var ignored = []string{
+	"fmt.Fprint", "fmt.Fprintf", "fmt.Fprintln",
+	"(io.Closer).Close", "(net.Conn).Close", "(net.Listener).Close", "(*os.Root).Close",
+	"(*database/sql.DB).Close", "(*database/sql.Conn).Close", "(*database/sql.Rows).Close",
+	"(*github.com/jackc/pgx/v5.Conn).Close",
+}
+
 func main() {
-	// Only our own enumerations; a default case covers what a switch does not name.
-	for name, value := range map[string]string{"d": "true", "typeonly": `^github\.com/decuwatch/`} {
-		if err := exhaustive.Analyzer.Flags.Set(name, value); err != nil {
-			panic(err)
-		}
-	}
+	errcheck.DefaultExcludedSymbols = append(errcheck.DefaultExcludedSymbols, ignored...)
+	context := contextcheck.NewAnalyzer(contextcheck.Configuration{})
+	// Rows of pgx are read by its functions, which check Err, and not by loops.
+	rows := rowserr.NewAnalyzer()
+	// Only our own functions and enumerations; a default case covers what a switch does not name.
+	set(context, "pkgprefix", "github.com/decuwatch/")
+	set(exhaustive.Analyzer, "typeonly", `^github\.com/decuwatch/`)
+	set(exhaustive.Analyzer, "d", "true")
 	analyzers := []*analysis.Analyzer{
-		joined.Analyzer, errorlint.NewAnalyzer(), nilerr.Analyzer, analyzer.NewAnalyzer(), bodyclose.Analyzer, exhaustive.Analyzer,
+		joined.Analyzer, errcheck.Analyzer, errorlint.NewAnalyzer(), nilerr.Analyzer, context, rows, analyzer.NewAnalyzer(),
+		bodyclose.Analyzer, exhaustive.Analyzer,
 	}
 	for _, a := range analyzers {
 		a.Run = accepting(a)
 	}
 	unitchecker.Main(analyzers...)
+}
+
+func set(a *analysis.Analyzer, flag, value string) {
+	if err := a.Flags.Set(flag, value); err != nil {
+		panic(err)
+	}
 }
 
 // accepting returns a's Run without the diagnostics in tests and on lines that say //nolint:NAME.
@@ -51,7 +72,8 @@ func accepting(a *analysis.Analyzer) func(*analysis.Pass) (any, error) {
 		}
 		report := pass.Report
 		pass.Report = func(d analysis.Diagnostic) {
-			if at := pass.Fset.Position(d.Pos); !strings.HasSuffix(at.Filename, "_test.go") && !accepted[at.Filename][at.Line] {
+			at := pass.Fset.Position(d.Pos)
+			if !strings.HasSuffix(at.Filename, "_test.go") && !accepted[at.Filename][at.Line] {
 				report(d)
 			}
 		}

@@ -91,7 +91,7 @@ func Start(ctx context.Context, o Options) (*Server, error) {
 		if err != nil {
 			return nil, fmt.Errorf("start postgres: %w", err)
 		}
-		defer s.opts.Log.Close() // the child has its own copy
+		defer s.opts.Log.Close() //nolint:errcheck // the child has its own copy
 	}
 	began := time.Now()
 	for attempt := 0; ; attempt++ {
@@ -115,12 +115,10 @@ func Start(ctx context.Context, o Options) (*Server, error) {
 		return nil, fmt.Errorf("start postgres in %s: %w", dir, err)
 	}
 	if err := os.WriteFile(filepath.Join(dir, "port"), []byte(strconv.Itoa(s.port)+"\n"), 0o600); err != nil {
-		s.Stop()
-		return nil, fmt.Errorf("start postgres: %w", err)
+		return nil, errors.Join(fmt.Errorf("start postgres: %w", err), s.Stop())
 	}
 	if err := s.createDatabase(ctx); err != nil {
-		s.Stop()
-		return nil, err
+		return nil, errors.Join(err, s.Stop())
 	}
 	return s, nil
 }
@@ -151,7 +149,7 @@ func (s *Server) Stop() error {
 	if s.ended {
 		return nil
 	}
-	s.cmd.Process.Signal(syscall.SIGINT) // "fast" shutdown
+	_ = s.cmd.Process.Signal(syscall.SIGINT) // "fast" shutdown
 	timer := time.AfterFunc(time.Minute, func() { s.killGroup() })
 	err := s.cmd.Wait()
 	timer.Stop()
@@ -171,13 +169,13 @@ func (s *Server) Kill() {
 	s.opts.Remove = false
 	// The first process is stopped before its children are listed, so that it makes no more of them. They have process
 	// groups of their own.
-	s.cmd.Process.Signal(syscall.SIGSTOP)
+	_ = s.cmd.Process.Signal(syscall.SIGSTOP)
 	children := childrenOf(s.cmd.Process.Pid)
-	s.cmd.Process.Kill()
+	_ = s.cmd.Process.Kill()
 	for _, pid := range children {
-		syscall.Kill(pid, syscall.SIGKILL)
+		_ = syscall.Kill(pid, syscall.SIGKILL)
 	}
-	s.cmd.Wait()
+	_ = s.cmd.Wait()
 	s.end()
 	s.opts.Remove = remove
 }
@@ -203,15 +201,15 @@ func childrenOf(pid int) []int {
 	return children
 }
 
-func (s *Server) killGroup() { syscall.Kill(-s.cmd.Process.Pid, syscall.SIGKILL) }
+func (s *Server) killGroup() { _ = syscall.Kill(-s.cmd.Process.Pid, syscall.SIGKILL) }
 
 func (s *Server) end() {
 	s.ended = true
-	syscall.Kill(-s.janitor.Process.Pid, syscall.SIGKILL)
-	s.janitor.Wait()
-	s.pipe.Close()
+	_ = syscall.Kill(-s.janitor.Process.Pid, syscall.SIGKILL)
+	_ = s.janitor.Wait()
+	_ = s.pipe.Close()
 	if s.opts.Remove {
-		os.RemoveAll(s.opts.Dir)
+		_ = os.RemoveAll(s.opts.Dir)
 	}
 }
 
@@ -405,7 +403,7 @@ func (s *Server) launch(ctx context.Context, bin string, attr *syscall.SysProcAt
 	}
 	if err := s.startJanitor(attr); err != nil {
 		s.killGroup()
-		s.cmd.Wait()
+		_ = s.cmd.Wait()
 		return err
 	}
 	for {
@@ -443,7 +441,7 @@ func (s *Server) startJanitor(attr *syscall.SysProcAttr) error {
 	if err != nil {
 		return err
 	}
-	defer read.Close()
+	defer read.Close() //nolint:errcheck // nothing is written to it
 	const script = `read _
 kill -INT "$1" 2>/dev/null
 [ -n "$2" ] || exit 0
@@ -459,8 +457,7 @@ rm -rf "$2"`
 	s.janitor.Stdin = read
 	s.janitor.SysProcAttr = attr
 	if err := s.janitor.Start(); err != nil {
-		write.Close()
-		return err
+		return errors.Join(err, write.Close())
 	}
 	s.pipe = write
 	return nil

@@ -3,6 +3,7 @@ package pgtest
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/url"
 	"os"
@@ -141,16 +142,13 @@ func start(ctx context.Context) (*local.Server, error) {
 		"fsync": "off", "full_page_writes": "off", "max_connections": "200", "shared_buffers": "64MB", "wal_level": "minimal", "max_wal_senders": "0",
 	}})
 	if err != nil {
-		os.RemoveAll(dir)
-		return nil, err
+		return nil, errors.Join(err, os.RemoveAll(dir))
 	}
 	if err := admin(ctx, s, "CREATE DATABASE "+template, "ALTER DATABASE "+template+" SET search_path = ''"); err != nil {
-		s.Stop()
-		return nil, err
+		return nil, errors.Join(err, s.Stop())
 	}
 	if err := postgres.Migrate(ctx, s.DatabaseURL(template)); err != nil {
-		s.Stop()
-		return nil, err
+		return nil, errors.Join(err, s.Stop())
 	}
 	return s, nil
 }
