@@ -47,7 +47,7 @@ def check_directory(directory: Path, backbone: Backbone, rows: int = 32) -> dict
             tables, _ = read_tables(directory, manifest)
             for part in ("unet", "decoder"):
                 if part not in graphs:
-                    graphs[part] = Graph(directory / manifest["files"][part]["path"])
+                    graphs[part] = Graph(directory / manifest["files"][part]["path"], manifest["graph"][part])
             for name, error in _compare(graphs, backbone, manifest, tables, rows).items():
                 label = f"{path.stem}: {name}"
                 errors[label] = error

@@ -58,7 +58,9 @@ def run(arguments: argparse.Namespace) -> None:
         if arguments.backbone:
             denoise, network = cast(Denoiser, backbone_of(arguments).denoiser), "PyTorch"
         else:
-            denoise, network = cast(Denoiser, Graph(directory / read_manifest(directory / "ensemble.json")["files"]["unet"]["path"])), "ONNX Runtime"
+            manifest = read_manifest(directory / "ensemble.json")
+            graph = Graph(directory / manifest["files"]["unet"]["path"], manifest["graph"]["unet"])
+            denoise, network = cast(Denoiser, graph), "ONNX Runtime"
         write_golden(directory, denoise, network)
         print(directory / FILE)
 

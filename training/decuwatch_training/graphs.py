@@ -1,6 +1,7 @@
 """The backbone as ONNX graphs with a free row count, and ONNX Runtime as a denoiser beside PyTorch's."""
 
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -89,7 +90,11 @@ def _export(network: nn.Module, inputs: tuple[Tensor, ...], names: list[str], ou
 class Graph:
     """An exported graph on ONNX Runtime's CPU provider."""
 
-    def __init__(self, path: Path, threads: int | None = None) -> None:
+    def __init__(self, path: Path, names: Mapping[str, str], threads: int | None = None) -> None:
+        """Open the graph. ``names`` is its part of the manifest's ``graph``: like UNET_NAMES, or like DECODER_NAMES.
+
+        Raises TrainingError if ONNX Runtime refuses the file, or if the graph's inputs and output have other names.
+        """
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or torch.get_num_threads()
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
@@ -97,8 +102,16 @@ class Graph:
             self.session: Any = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as err:  # onnxruntime's errors share no public base class
             raise TrainingError(f"{path}: ONNX Runtime cannot read this graph: {err}") from err
-        self.names = [value.name for value in self.session.get_inputs()]
+        order = UNET_NAMES if "context" in names else DECODER_NAMES
+        self.inputs = [names[role] for role in order if role != "output"]
+        self.output = names["output"]
+        found = {value.name for value in self.session.get_inputs()}
+        if found != set(self.inputs):
+            raise TrainingError(f"{path}: inputs {sorted(found)}, the manifest's graph names {sorted(self.inputs)}")
+        outputs = [value.name for value in self.session.get_outputs()]
+        if self.output not in outputs:
+            raise TrainingError(f"{path}: outputs {sorted(outputs)}, the manifest's graph names {self.output!r}")
 
     def __call__(self, *inputs: Tensor) -> Tensor:
-        feeds = {name: tensor.contiguous().numpy() for name, tensor in zip(self.names, inputs, strict=True)}
-        return torch.from_numpy(self.session.run(None, feeds)[0])
+        feeds = {name: tensor.contiguous().numpy() for name, tensor in zip(self.inputs, inputs, strict=True)}
+        return torch.from_numpy(self.session.run([self.output], feeds)[0])

@@ -91,7 +91,7 @@ def measure(paths: list[Path], plan: Plan, work: Path, batch_rows: int = 320) ->
         for rotation, (path, manifest) in enumerate(zip(paths, manifests, strict=True)):
             unet = manifest["files"]["unet"]
             if unet["sha256"] not in graphs:
-                graphs[unet["sha256"]] = Graph(path.parent / unet["path"])
+                graphs[unet["sha256"]] = Graph(path.parent / unet["path"], manifest["graph"]["unet"])
             inputs = inputs_digest(manifest)[:16]
             for steps in plan.steps:
                 for guidance in plan.guidance:

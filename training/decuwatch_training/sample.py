@@ -57,7 +57,9 @@ def draw_grid(path: Path, out: Path, seed: int, steps: int, guidance: float, wit
     latent = manifest["latent"]
     shape = (latent["channels"], latent["height"], latent["width"])
     sampler = Sampler(NoiseSchedule(**manifest["diffusion"]), steps, guidance)
-    unet, decoder = (Graph(path.parent / manifest["files"][part]["path"]) for part in ("unet", "decoder"))
+    unet, decoder = (
+        Graph(path.parent / manifest["files"][part]["path"], manifest["graph"][part]) for part in ("unet", "decoder")
+    )
     components = len(tables)
     start = first_latent(seed, shape).expand(len(indices) * components, *shape).contiguous()
     context = tables[:, indices].transpose(0, 1).flatten(0, 1)

@@ -21,7 +21,7 @@ from decuwatch_training.diffusion import NoiseSchedule, Sampler, predict_guided
 from decuwatch_training.errors import TrainingError
 from decuwatch_training.export import export_ensemble
 from decuwatch_training.files import sha256_file
-from decuwatch_training.graphs import Graph
+from decuwatch_training.graphs import UNET_NAMES, Graph
 from decuwatch_training.manifest import manifests_of
 from decuwatch_training.tiny import tiny_backbone, tiny_run
 from decuwatch_training.train import Run
@@ -32,6 +32,22 @@ PROFILE = {**DEFAULT_PROFILE, "steps": 10, "request_risk": {"branch_step": 5, "r
 def export(backbone: Backbone, run: Run, out: Path, precision: str = "fp32") -> Path:
     export_ensemble(backbone, run, out, "tiny", precision, "torch-cpu", PROFILE, 5, {"source": "random weights"})
     return out
+
+
+def test_inputs_are_found_by_the_names_of_the_manifest(tmp_path: Path) -> None:
+    backbone = tiny_backbone(4, 1, 1)
+    out = export(backbone, tiny_run(backbone, 3, 1), tmp_path / "ensemble")
+    latent, timestep, context = torch.randn(2, 2, 4, 4), torch.tensor([3, 700]), torch.randn(2, 1, 8)
+    expected = Graph(out / "unet.onnx", UNET_NAMES)(latent, timestep, context)
+    model = onnx.load(out / "unet.onnx")
+    inputs = list(model.graph.input)
+    del model.graph.input[:]
+    model.graph.input.extend(reversed(inputs))
+    onnx.save(model, out / "unet.onnx")
+    torch.testing.assert_close(Graph(out / "unet.onnx", UNET_NAMES)(latent, timestep, context), expected)
+    for role in UNET_NAMES:
+        with pytest.raises(TrainingError, match="manifest's graph names"):
+            Graph(out / "unet.onnx", {**UNET_NAMES, role: "another"})
 
 
 @pytest.mark.parametrize("tokens", [1, 2])
@@ -69,7 +85,7 @@ def test_the_graphs_have_a_free_row_count_and_a_timestep_and_context_for_every_r
         ("context", ["N", 2, 8]),
     ]
     assert model.opset_import[0].version == 17
-    graph = Graph(out / "unet.onnx", threads=1)
+    graph = Graph(out / "unet.onnx", UNET_NAMES, threads=1)
     latent, timestep, context = torch.randn(7, 2, 4, 4), torch.randint(1000, (7,)), torch.randn(7, 2, 8)
     together = graph(latent, timestep, context)
     for row in range(7):
