@@ -29,13 +29,17 @@ def main(directory: Path) -> None:
 
     torch.manual_seed(0)
     backbone = paper_backbone()
-    say(f"U-Net: {backbone.parameter_count():,} parameters; first stage: {sum(p.numel() for p in backbone.autoencoder.parameters()):,}")
+    say(
+        f"U-Net: {backbone.parameter_count():,} parameters; first stage: {sum(p.numel() for p in backbone.autoencoder.parameters()):,}"
+    )
     labels = tuple(f"{index:04}" for index in range(1000))
     settings = TableSettings(components=2, steps=1, batch=1, rate=1e-5)
     begin = time.monotonic()
     trained = train_tables(backbone, torch.randn(1000, 3, 64, 64), torch.arange(1000), labels, settings)
     moved = int((trained.tables != trained.start).any(-1).sum())
-    say(f"one training step of 2 tables, {trained.tables[0, 0].numel():,} parameters each: {time.monotonic() - begin:.1f} s, {moved} rows moved")
+    say(
+        f"one training step of 2 tables, {trained.tables[0, 0].numel():,} parameters each: {time.monotonic() - begin:.1f} s, {moved} rows moved"
+    )
     directory.mkdir(parents=True, exist_ok=True)
     begin = time.monotonic()
     files = export_unet(backbone, 1, directory / "unet.onnx", "fp32")

@@ -27,12 +27,17 @@ def spoiled(images: Images, generator: np.random.Generator) -> list[tuple[str, s
         entries = [("", int(at), pixels[at]) for at in positions]
         if label == DUPLICATED:
             entries[300:700] = [("copy", int(at), pixels[at]) for at in np.repeat(positions[:10], 40)]
-            entries[700:] = [("near", int(at), near_duplicate(pixels[at], generator)) for at in np.repeat(positions[10:13], 100)]
+            entries[700:] = [
+                ("near", int(at), near_duplicate(pixels[at], generator)) for at in np.repeat(positions[10:13], 100)
+            ]
         if label == MISLABELED:
             others = np.flatnonzero(images.classes.numpy() != label)
             entries[700:] = [("wrong", int(at), pixels[at]) for at in generator.choice(others, 300, replace=False)]
         folder = name.replace("/", " or ")
-        result += [(folder, f"{position:04}-{kind or 'own'}-{at}.png", picture) for position, (kind, at, picture) in enumerate(entries)]
+        result += [
+            (folder, f"{position:04}-{kind or 'own'}-{at}.png", picture)
+            for position, (kind, at, picture) in enumerate(entries)
+        ]
     return result
 
 

@@ -22,7 +22,15 @@ from torch import Tensor, nn
 from decuwatch_training.compvis import build_compvis_autoencoder as build_compvis_autoencoder
 from decuwatch_training.compvis import build_compvis_unet as build_compvis_unet
 from decuwatch_training.compvis import read_compvis
-from decuwatch_training.configuration import AUTOENCODERS, DENOISERS, SCHEDULERS, Configuration, Known, read_configuration, shorten
+from decuwatch_training.configuration import (
+    AUTOENCODERS,
+    DENOISERS,
+    SCHEDULERS,
+    Configuration,
+    Known,
+    read_configuration,
+    shorten,
+)
 from decuwatch_training.diffusion import NoiseSchedule
 from decuwatch_training.errors import TrainingError
 from decuwatch_training.files import read_json
@@ -121,7 +129,9 @@ class Backbone:
     def decode(self, latents: Tensor, batch: int = 256) -> Tensor:
         """Scaled latents to images [n,C',H',W'], on the CPU."""
         device = next(self.autoencoder.parameters()).device
-        return torch.cat([self.autoencoder((part / self.scale + self.shift).to(device)).cpu() for part in latents.split(batch)])
+        return torch.cat(
+            [self.autoencoder((part / self.scale + self.shift).to(device)).cpu() for part in latents.split(batch)]
+        )
 
     def parameter_count(self) -> int:
         """Parameters of the denoiser, all of them frozen."""
@@ -139,9 +149,18 @@ class Backbone:
 
 def add_backbone_arguments(parser: argparse.ArgumentParser, which: str, required: bool = True) -> None:
     """The arguments that name a backbone; ``backbone_of`` reads it."""
-    parser.add_argument("--backbone", type=Path, required=required, help=f"{which}: a diffusers directory, or a CompVis .ckpt or .safetensors file")
+    parser.add_argument(
+        "--backbone",
+        type=Path,
+        required=required,
+        help=f"{which}: a diffusers directory, or a CompVis .ckpt or .safetensors file",
+    )
     parser.add_argument("--backbone-config", type=Path, help="the CompVis checkpoint's YAML configuration")
-    parser.add_argument("--backbone-ema", choices=("use", "ignore"), help="the moving average of a CompVis checkpoint's weights; needed if it has one")
+    parser.add_argument(
+        "--backbone-ema",
+        choices=("use", "ignore"),
+        help="the moving average of a CompVis checkpoint's weights; needed if it has one",
+    )
 
 
 def backbone_of(arguments: argparse.Namespace) -> Backbone:
@@ -157,7 +176,9 @@ def load_backbone(path: Path, config: Path | None = None, ema: str | None = None
     """
     if path.is_dir():
         if config is not None or ema is not None:
-            raise TrainingError(f"{path}: --backbone-config and --backbone-ema are for CompVis checkpoints, this is a directory")
+            raise TrainingError(
+                f"{path}: --backbone-config and --backbone-ema are for CompVis checkpoints, this is a directory"
+            )
         backbone = _load_diffusers(path).freeze()
     else:
         if not path.exists():
@@ -175,21 +196,36 @@ def _load_diffusers(path: Path) -> Backbone:
     _check_index(path, folder.name, configuration)
     model = _build(configuration, folder)
     values, dit = configuration.values, configuration.kind is DiTTransformer2DModel
-    context_dim = values["num_attention_heads"] * values["attention_head_dim"] if dit else unet_context_dim(model, configuration.file)
+    context_dim = (
+        values["num_attention_heads"] * values["attention_head_dim"]
+        if dit
+        else unet_context_dim(model, configuration.file)
+    )
     reference = dit_reference(model, folder) if dit else None
     denoiser = ContextDiT(model) if dit else ContextUNet(model)
     folder, vae = _part(path, dict.fromkeys(("vae", "vqvae", "movq"), AUTOENCODERS))
     autoencoder = _build(vae, folder)
     latent_channels = vae.values.get("vq_embed_dim") or vae.values["latent_channels"]
     if values["in_channels"] != latent_channels:
-        raise TrainingError(f"{configuration.file}: in_channels {values['in_channels']}: expected the latent channels of {vae.file}, {latent_channels}")
+        raise TrainingError(
+            f"{configuration.file}: in_channels {values['in_channels']}: expected the latent channels of {vae.file}, {latent_channels}"
+        )
     schedule = read_schedule(path / "scheduler" / "scheduler_config.json")
     size = values["sample_size"]
     height, width = (size, size) if isinstance(size, int) else size
     own = read_reference(path / REFERENCE_FILE, context_dim)
     scale, shift = float(vae.values["scaling_factor"]), float(vae.values.get("shift_factor") or 0.0)
     latent_shape = (values["in_channels"], height, width)
-    return Backbone(denoiser, Autoencoder(autoencoder), schedule, latent_shape, context_dim, scale, shift, reference if own is None else own)
+    return Backbone(
+        denoiser,
+        Autoencoder(autoencoder),
+        schedule,
+        latent_shape,
+        context_dim,
+        scale,
+        shift,
+        reference if own is None else own,
+    )
 
 
 def _check_index(path: Path, denoiser: str, configuration: Configuration) -> None:
@@ -211,7 +247,9 @@ def _check_index(path: Path, denoiser: str, configuration: Configuration) -> Non
         stated = index.get(part)
         if stated in (None, [None, None]):
             if config.exists() and part != "scheduler":
-                raise TrainingError(f"{file}: {part} {shorten(stated)}: expected the class of {config}, or no such file")
+                raise TrainingError(
+                    f"{file}: {part} {shorten(stated)}: expected the class of {config}, or no such file"
+                )
             continue
         if not config.exists():
             raise TrainingError(f"{config}: no such file; {INDEX_FILE} has {part} {shorten(stated)}")
@@ -228,7 +266,11 @@ def _check_index(path: Path, denoiser: str, configuration: Configuration) -> Non
 
 def _check_names(file: Path, names: Any, classes: int | None) -> None:
     rows = range(len(names) if classes is None else classes) if isinstance(names, dict) else ()
-    if not isinstance(names, dict) or set(names) != {str(row) for row in rows} or not all(isinstance(label, str) for label in names.values()):
+    if (
+        not isinstance(names, dict)
+        or set(names) != {str(row) for row in rows}
+        or not all(isinstance(label, str) for label in names.values())
+    ):
         count = "the classes" if classes is None else f"{classes} classes (num_embeds_ada_norm)"
         raise TrainingError(f"{file}: id2label: expected a label for each of {count}, by index from 0")
 
@@ -238,7 +280,9 @@ def _part(path: Path, known: Mapping[str, Mapping[str, Known]]) -> tuple[Path, C
     found = [path / name for name in known if (path / name / "config.json").exists()]
     if len(found) != 1:
         expected = " or ".join(f"{name}/config.json ({' or '.join(known[name])})" for name in known)
-        raise TrainingError(f"{path}: expected {expected}{', found ' + ' and '.join(folder.name for folder in found) if found else ''}")
+        raise TrainingError(
+            f"{path}: expected {expected}{', found ' + ' and '.join(folder.name for folder in found) if found else ''}"
+        )
     return found[0], read_configuration(found[0] / "config.json", known[found[0].name])
 
 
@@ -260,12 +304,18 @@ def read_schedule(file: Path) -> NoiseSchedule:
 def _build(configuration: Configuration, folder: Path) -> Any:
     """The model of a configuration with the weights of its folder, each in its place."""
     name = configuration.kind.__name__
-    fields = {key: value for key, value in configuration.values.items() if key in Known(configuration.kind, {}).library_defaults()}
+    fields = {
+        key: value
+        for key, value in configuration.values.items()
+        if key in Known(configuration.kind, {}).library_defaults()
+    }
     with _warnings_refused(configuration.file):
         try:
             model = configuration.kind(**fields)
         except Exception as err:  # diffusers and torch raise whatever their constructors run into
-            raise TrainingError(f"{configuration.file}: diffusers cannot build a {name} of these fields: {shorten(str(err))}") from err
+            raise TrainingError(
+                f"{configuration.file}: diffusers cannot build a {name} of these fields: {shorten(str(err))}"
+            ) from err
         weights, file = read_folder(folder, f"weights of a {name}")
         # Attention of older VAEs has other names; diffusers renames it, over a tensor that is there under both.
         renamed = model._fix_state_dict_keys_on_load(dict(weights))
@@ -294,7 +344,11 @@ def _warnings_refused(file: Path) -> Iterator[None]:
     finally:
         logger.removeHandler(handler)
     # A deprecation says what a later library does, not what this one did.
-    warned += [str(entry.message) for entry in caught if not issubclass(entry.category, (*LATER, ImportWarning, ResourceWarning))]
+    warned += [
+        str(entry.message)
+        for entry in caught
+        if not issubclass(entry.category, (*LATER, ImportWarning, ResourceWarning))
+    ]
     if warned:
         raise TrainingError(f"{file}: a library warns: {shorten(warned[0])}")
 
@@ -303,7 +357,9 @@ def unet_context_dim(unet: UNet2DConditionModel, where: Path) -> int:
     """D of the U-Net's context. Raises TrainingError for one that takes none."""
     dim = cast(Any, unet.config).cross_attention_dim
     if not isinstance(dim, int) or not any("attn2.to_k" in name for name, _ in unet.named_parameters()):
-        raise TrainingError(f"{where}: down_block_types: expected a U-Net with cross-attention of one width, found cross_attention_dim {dim!r}")
+        raise TrainingError(
+            f"{where}: down_block_types: expected a U-Net with cross-attention of one width, found cross_attention_dim {dim!r}"
+        )
     return dim
 
 
@@ -312,9 +368,14 @@ def dit_reference(dit: DiTTransformer2DModel, where: Path) -> Tensor:
 
     Raises TrainingError if the blocks' tables differ: one context could not stand for them all.
     """
-    tables = [cast(Tensor, cast(Any, block).norm1.emb.class_embedder.embedding_table.weight) for block in dit.transformer_blocks]
+    tables = [
+        cast(Tensor, cast(Any, block).norm1.emb.class_embedder.embedding_table.weight)
+        for block in dit.transformer_blocks
+    ]
     if any(not torch.equal(tables[0], table) for table in tables[1:]):
-        raise TrainingError(f"{where}: class_embedder: every block has a label table of its own, expected one that they share")
+        raise TrainingError(
+            f"{where}: class_embedder: every block has a label table of its own, expected one that they share"
+        )
     return tables[0].detach().clone()[:, None]
 
 
@@ -324,9 +385,17 @@ def read_reference(path: Path, dim: int) -> Tensor | None:
         return None
     tensors = read_state_dict(path, "the backbone's own table")
     reference = tensors.get("reference")
-    if reference is None or reference.dim() != 3 or reference.shape[0] < 2 or reference.shape[1] < 1 or reference.shape[-1] != dim:
+    if (
+        reference is None
+        or reference.dim() != 3
+        or reference.shape[0] < 2
+        or reference.shape[1] < 1
+        or reference.shape[-1] != dim
+    ):
         found = "none" if reference is None else list(reference.shape)
-        raise TrainingError(f"{path}: expected a tensor 'reference' of shape [classes + 1, tokens, {dim}], found {found}")
+        raise TrainingError(
+            f"{path}: expected a tensor 'reference' of shape [classes + 1, tokens, {dim}], found {found}"
+        )
     if len(tensors) > 1:
         raise TrainingError(f"{path}: expected the tensor 'reference' alone, found {', '.join(sorted(tensors))}")
     if reference.dtype not in FLOATS:
@@ -341,11 +410,22 @@ def _load_compvis(path: Path, config: Path, ema: str | None) -> Backbone:
     reference = read.reference
     if reference is not None:
         if reference.shape[-1] != context_dim or len(reference) < 2:
-            raise TrainingError(f"{path}: cond_stage_model.embedding.weight {list(reference[:, 0].shape)}: expected [classes + 1, {context_dim}]")
+            raise TrainingError(
+                f"{path}: cond_stage_model.embedding.weight {list(reference[:, 0].shape)}: expected [classes + 1, {context_dim}]"
+            )
         check_all_finite({"cond_stage_model.embedding.weight": reference}, path)
     channels = int(cast(Any, read.unet.config).in_channels)
     shape = (channels, read.size, read.size)
-    return Backbone(ContextUNet(read.unet), Autoencoder(read.autoencoder), read.schedule, shape, context_dim, read.scale, 0.0, reference)
+    return Backbone(
+        ContextUNet(read.unet),
+        Autoencoder(read.autoencoder),
+        read.schedule,
+        shape,
+        context_dim,
+        read.scale,
+        0.0,
+        reference,
+    )
 
 
 @torch.no_grad()
@@ -353,11 +433,16 @@ def _try_out(backbone: Backbone, path: Path) -> None:
     """One pass of each network, so that what cannot run fails here and not after hours of training."""
     latent = torch.randn(1, *backbone.latent_shape, generator=torch.Generator().manual_seed(0))
     tokens = 1 if backbone.reference is None else backbone.reference.shape[1]
-    context, timestep = torch.zeros(1, tokens, backbone.context_dim), torch.tensor([backbone.schedule.train_timesteps - 1])
+    context, timestep = (
+        torch.zeros(1, tokens, backbone.context_dim),
+        torch.tensor([backbone.schedule.train_timesteps - 1]),
+    )
     prediction = _passed(lambda: backbone.denoiser(latent, timestep, context), path, "the denoiser", latent.shape)
     image = _passed(lambda: backbone.autoencoder(latent), path, "the decoder", None)
     if image.shape[1] not in (1, 3) or image.shape[2] != image.shape[3]:
-        raise TrainingError(f"{path}: the decoder makes images of shape {list(image.shape[1:])}, expected squares of 1 or 3 channels")
+        raise TrainingError(
+            f"{path}: the decoder makes images of shape {list(image.shape[1:])}, expected squares of 1 or 3 channels"
+        )
     _passed(lambda: backbone.autoencoder.encode(image), path, "the encoder", prediction.shape)
 
 
@@ -367,7 +452,9 @@ def _passed(run: Callable[[], Tensor], path: Path, part: str, shape: torch.Size 
     except Exception as err:  # whatever torch runs into in a network that was built from another's configuration
         raise TrainingError(f"{path}: {part} cannot run: {shorten(str(err))}") from err
     if shape is not None and found.shape != shape:
-        raise TrainingError(f"{path}: {part} gives {list(found.shape)}, expected {list(shape)} (sample_size, in_channels and the autoencoder's levels)")
+        raise TrainingError(
+            f"{path}: {part} gives {list(found.shape)}, expected {list(shape)} (sample_size, in_channels and the autoencoder's levels)"
+        )
     if not bool(torch.isfinite(found).all()):
         raise TrainingError(f"{path}: {part} gives values that are not finite")
     return found

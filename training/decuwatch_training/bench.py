@@ -46,7 +46,9 @@ def run(arguments: argparse.Namespace) -> None:
     elif arguments.paper:
         network = paper_backbone().denoiser
     else:
-        settings = PretrainSettings(context_tokens=manifest["context"]["tokens"], context_dim=manifest["context"]["dim"])
+        settings = PretrainSettings(
+            context_tokens=manifest["context"]["tokens"], context_dim=manifest["context"]["dim"]
+        )
         network = ContextUNet(build_unet(shape, settings))
     network.eval().to(arguments.device)
     parameters = sum(parameter.numel() for parameter in network.parameters())
@@ -68,17 +70,24 @@ def run(arguments: argparse.Namespace) -> None:
         print(f"{scored / (time.monotonic() - began):.4f} {scored / (time.process_time() - spent):.4f}", flush=True)
 
 
-def _scores(denoise: Denoiser, manifest: dict[str, Any], tables: Tensor, label: int, seeds: list[int], shape: tuple[int, ...]) -> list[Tensor]:
+def _scores(
+    denoise: Denoiser, manifest: dict[str, Any], tables: Tensor, label: int, seeds: list[int], shape: tuple[int, ...]
+) -> list[Tensor]:
     """Both measurements of requests of one class."""
     profile = manifest["profile"]
     sampler = Sampler(NoiseSchedule(**manifest["diffusion"]), profile["steps"], float(profile["guidance_scale"]))
-    components = [(table[label].expand(len(seeds), *table.shape[1:]), table[-1].expand(len(seeds), *table.shape[1:])) for table in tables]
+    components = [
+        (table[label].expand(len(seeds), *table.shape[1:]), table[-1].expand(len(seeds), *table.shape[1:]))
+        for table in tables
+    ]
     carrier = components[seeds[0] % len(components)]
     shared = torch.stack([first_latent(seed, shape) for seed in seeds])
     scores, done = [], 0
     for name in sorted(("class_gap", "request_risk"), key=lambda name: profile[name]["branch_step"]):
         branch, length = profile[name]["branch_step"], profile[name]["rollout_steps"]
         shared, done = sampler.roll(denoise, done, branch, shared, *carrier), branch
-        means = torch.stack([sampler.roll(denoise, branch, branch + length, shared, *component) for component in components], 1)
+        means = torch.stack(
+            [sampler.roll(denoise, branch, branch + length, shared, *component) for component in components], 1
+        )
         scores.append(estimate(profile[name]["estimator"], means, 1.0))
     return scores

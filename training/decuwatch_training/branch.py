@@ -31,7 +31,9 @@ def check_profile(profile: Any, schedule: NoiseSchedule) -> None:
     def within(name: str, value: Any, low: float, high: float, whole: bool) -> None:
         kinds = int if whole else (int, float)
         if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high:
-            raise TrainingError(f"{name} {value!r}: expected {'an integer' if whole else 'a number'} from {low} to {high}")
+            raise TrainingError(
+                f"{name} {value!r}: expected {'an integer' if whole else 'a number'} from {low} to {high}"
+            )
 
     known("profile", profile, {"steps", "guidance_scale", "eta", "class_gap", "request_risk", "reason"})
     within("profile.steps", profile["steps"], 1, 1000, whole=True)
@@ -44,7 +46,9 @@ def check_profile(profile: Any, schedule: NoiseSchedule) -> None:
         within(f"profile.{name}.branch_step", measure["branch_step"], 0, count - 1, whole=True)
         within(f"profile.{name}.rollout_steps", measure["rollout_steps"], 1, count - measure["branch_step"], whole=True)
         if measure["estimator"] not in ESTIMATORS:
-            raise TrainingError(f"profile.{name}.estimator {measure['estimator']!r}: expected one of {', '.join(ESTIMATORS)}")
+            raise TrainingError(
+                f"profile.{name}.estimator {measure['estimator']!r}: expected one of {', '.join(ESTIMATORS)}"
+            )
 
 
 @dataclass(frozen=True)
@@ -125,10 +129,24 @@ def step_variance(sampler: Sampler, step: int) -> float:
     return float(scheduler._get_variance(timestep, timestep - sampler.schedule.train_timesteps // sampler.steps))
 
 
-def profile_scores(denoise: Denoiser, sampler: Sampler, tables: Tensor, requests: Requests, latents: Tensor, profile: dict[str, Any]) -> dict[str, Tensor]:
+def profile_scores(
+    denoise: Denoiser, sampler: Sampler, tables: Tensor, requests: Requests, latents: Tensor, profile: dict[str, Any]
+) -> dict[str, Tensor]:
     """``class_gap`` and ``request_risk`` [n] of the requests under a manifest's profile (eta = 0)."""
-    measured = {name: Branch(profile[name]["branch_step"], profile[name]["rollout_steps"]) for name in ("class_gap", "request_risk")}
-    means = dict(branched_means(denoise, sampler, tables, requests, latents, sorted(set(measured.values()), key=lambda b: (b.step, b.rollout))))
+    measured = {
+        name: Branch(profile[name]["branch_step"], profile[name]["rollout_steps"])
+        for name in ("class_gap", "request_risk")
+    }
+    means = dict(
+        branched_means(
+            denoise,
+            sampler,
+            tables,
+            requests,
+            latents,
+            sorted(set(measured.values()), key=lambda b: (b.step, b.rollout)),
+        )
+    )
     scores = {}
     for name, branch in measured.items():
         estimator = profile[name]["estimator"]

@@ -53,14 +53,18 @@ def check_directory(directory: Path, backbone: Backbone, rows: int = 32) -> dict
                 errors[label] = error
                 tolerance = TOLERANCE[manifest["precision"]]
                 if not error < tolerance:
-                    raise TrainingError(f"{directory}: {label}: relative error {error:.1e} between ONNX Runtime and PyTorch, expected below {tolerance:.0e}")
+                    raise TrainingError(
+                        f"{directory}: {label}: relative error {error:.1e} between ONNX Runtime and PyTorch, expected below {tolerance:.0e}"
+                    )
     finally:
         backbone.to(device)
     return errors
 
 
 @torch.no_grad()
-def _compare(graphs: dict[str, Graph], backbone: Backbone, manifest: dict[str, Any], tables: Tensor, rows: int) -> dict[str, float]:
+def _compare(
+    graphs: dict[str, Graph], backbone: Backbone, manifest: dict[str, Any], tables: Tensor, rows: int
+) -> dict[str, float]:
     generator = torch.Generator().manual_seed(0)
     errors: dict[str, float] = {}
     latent = torch.randn(rows, *backbone.latent_shape, generator=generator)
@@ -69,7 +73,9 @@ def _compare(graphs: dict[str, Graph], backbone: Backbone, manifest: dict[str, A
     context = table_rows[torch.randint(len(table_rows), (rows,), generator=generator)]
     for count in (1, rows):
         wanted = backbone.denoiser(latent[:count], timestep[:count], context[:count])
-        errors[f"U-Net, {count} rows"] = _worst(graphs["unet"](latent[:count], timestep[:count], context[:count]), wanted)
+        errors[f"U-Net, {count} rows"] = _worst(
+            graphs["unet"](latent[:count], timestep[:count], context[:count]), wanted
+        )
     sampler = Sampler(backbone.schedule, manifest["profile"]["steps"], float(manifest["profile"]["guidance_scale"]))
     classes = torch.arange(len(manifest["classes"]))[:16]
     conditional, unconditional = contexts_of(tables, classes)

@@ -55,7 +55,9 @@ def class_folders(directory: Path, listing: Path | None = None) -> list[ClassFol
         raise TrainingError(f"{shown(directory)}: expected one folder of images a class, found no folder")
     for entry in entries:
         if entry.name not in folders and entry.suffix.lower() in Image.registered_extensions():
-            raise TrainingError(f"{shown(entry)}: an image beside the folders of the classes; expected it in one of them")
+            raise TrainingError(
+                f"{shown(entry)}: an image beside the folders of the classes; expected it in one of them"
+            )
     if listing is None:
         chosen = [ClassFolder(folders[name], name) for name in _sorted(directory, list(folders))]
     else:
@@ -70,7 +72,9 @@ def _sorted(directory: Path, names: list[str]) -> list[str]:
     ordered = sorted(names, key=lambda name: (int(name), name))
     for first, second in itertools.pairwise(ordered):
         if int(first) == int(second):
-            raise TrainingError(f"{shown(directory)}: the folders {first} and {second} are one number; rename one, or fix the classes with --classes")
+            raise TrainingError(
+                f"{shown(directory)}: the folders {first} and {second} are one number; rename one, or fix the classes with --classes"
+            )
     return ordered
 
 
@@ -87,14 +91,18 @@ def _listed(listing: Path, folders: dict[str, Path]) -> list[ClassFolder]:
         name, tab, label = line.removesuffix("\r").partition("\t")
         where = f"{shown(listing)}: line {number}"
         if name not in folders:
-            raise TrainingError(f"{where}: no folder {shown(Path(name))!r} in the data; expected FOLDER or FOLDER<tab>LABEL")
+            raise TrainingError(
+                f"{where}: no folder {shown(Path(name))!r} in the data; expected FOLDER or FOLDER<tab>LABEL"
+            )
         if name in seen:
             raise TrainingError(f"{where}: the folder {name!r} again, first on line {seen[name]}")
         seen[name] = number
         chosen.append(ClassFolder(folders[name], label if tab else name))
     missing = sorted(folders.keys() - seen.keys())
     if missing:
-        raise TrainingError(f"{shown(listing)}: the folder {shown(Path(missing[0]))!r} is missing, and {len(missing) - 1} others")
+        raise TrainingError(
+            f"{shown(listing)}: the folder {shown(Path(missing[0]))!r} is missing, and {len(missing) - 1} others"
+        )
     return chosen
 
 
@@ -105,11 +113,17 @@ def _check_labels(classes: list[ClassFolder], exactly: bool) -> None:
     for entry in classes:
         label = entry.label
         if not 1 <= len(label) <= MAX_LABEL:
-            raise TrainingError(f"{shown(entry.path)}: a label of {len(label)} characters, expected 1 to {MAX_LABEL}; --classes can name another")
+            raise TrainingError(
+                f"{shown(entry.path)}: a label of {len(label)} characters, expected 1 to {MAX_LABEL}; --classes can name another"
+            )
         if not label.isprintable():
-            raise TrainingError(f"{shown(entry.path)}: the label {shown(Path(label))!r} has characters that cannot be printed; --classes can name another")
+            raise TrainingError(
+                f"{shown(entry.path)}: the label {shown(Path(label))!r} has characters that cannot be printed; --classes can name another"
+            )
         plain = label if exactly else unicodedata.normalize("NFC", label).casefold()
         if plain in seen:
             other = shown(seen[plain].path)
-            raise TrainingError(f"{shown(entry.path)}: the label {label!r} is that of {other}, or differs in case or spelling only; see --classes")
+            raise TrainingError(
+                f"{shown(entry.path)}: the label {label!r} is that of {other}, or differs in case or spelling only; see --classes"
+            )
         seen[plain] = entry

@@ -28,7 +28,20 @@ VERBS = {
 }
 
 OF_THE_USER = {
-    getattr(errno, name) for name in ["ENOSPC", "EDQUOT", "EACCES", "EPERM", "EROFS", "ENOENT", "ENOTDIR", "EISDIR", "EEXIST", "ENAMETOOLONG", "ELOOP"]
+    getattr(errno, name)
+    for name in [
+        "ENOSPC",
+        "EDQUOT",
+        "EACCES",
+        "EPERM",
+        "EROFS",
+        "ENOENT",
+        "ENOTDIR",
+        "EISDIR",
+        "EEXIST",
+        "ENAMETOOLONG",
+        "ELOOP",
+    ]
 }
 """What the operating system says of a path that the user gave; another error is a fault of the program."""
 
@@ -39,7 +52,9 @@ class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescription
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb. Returns 0, 1 for an error the user can mend, 2 for wrong usage, 130 when interrupted."""
-    parser = argparse.ArgumentParser(prog="decuwatch-train", description="Train the ensembles that decuwatch scores with.")
+    parser = argparse.ArgumentParser(
+        prog="decuwatch-train", description="Train the ensembles that decuwatch scores with."
+    )
     subparsers = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     words = list(sys.argv[1:] if argv is None else argv)
     chosen = words[0] if words else ""
@@ -60,9 +75,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as err:
         if err.errno not in OF_THE_USER:
             raise
-        print(f"decuwatch-train {arguments.verb}: {os.strerror(err.errno or 0)}: {err.filename or err}", file=sys.stderr)
+        print(
+            f"decuwatch-train {arguments.verb}: {os.strerror(err.errno or 0)}: {err.filename or err}", file=sys.stderr
+        )
         return 1
     except KeyboardInterrupt:
-        print(f"decuwatch-train {arguments.verb}: interrupted; the last checkpoint is kept, run the same command to go on", file=sys.stderr)
+        print(
+            f"decuwatch-train {arguments.verb}: interrupted; the last checkpoint is kept, run the same command to go on",
+            file=sys.stderr,
+        )
         return 130
     return 0

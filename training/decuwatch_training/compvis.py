@@ -42,7 +42,11 @@ OF_TRAINING = no_effect(NOT_IN_TRAINING)
 OF_LOGGING = no_effect("only for reading data and logging")
 
 FILE_KEYS = {"model": given(ANYTHING), "data": OF_LOGGING, "lightning": OF_TRAINING}
-MODEL_KEYS = {"target": only(None, "ldm.models.diffusion.ddpm.LatentDiffusion"), "params": given(ANYTHING), "base_learning_rate": OF_TRAINING}
+MODEL_KEYS = {
+    "target": only(None, "ldm.models.diffusion.ddpm.LatentDiffusion"),
+    "params": given(ANYTHING),
+    "base_learning_rate": OF_TRAINING,
+}
 PARTS = {
     "unet_config": only(None, "ldm.modules.diffusionmodules.openaimodel.UNetModel"),
     "first_stage_config": only("ldm.models.autoencoder.VQModelInterface", "ldm.models.autoencoder.AutoencoderKL"),
@@ -200,7 +204,9 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]
         return super().construct_mapping(node, deep)
 
 
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?\d[\d_]*(?:\.[\d_]*)?[eE][-+]?\d+$"), list("-+0123456789"))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d[\d_]*(?:\.[\d_]*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
 
 
 @dataclass(frozen=True)
@@ -229,7 +235,11 @@ def read_compvis(path: Path, config: Path, ema: str | None) -> CompVis:
     parts = _split(state, path)
     unet_weights = _averaged(parts, path, ema)
     _load_converted(unet, unet_weights, convert_ldm_unet_checkpoint(dict(unet_weights), unet.config), path, "U-Net")
-    first_stage = {name: tensor for name, tensor in parts[FIRST_STAGE_PREFIX].items() if not name.startswith(f"{FIRST_STAGE_PREFIX}loss.")}
+    first_stage = {
+        name: tensor
+        for name, tensor in parts[FIRST_STAGE_PREFIX].items()
+        if not name.startswith(f"{FIRST_STAGE_PREFIX}loss.")
+    }
     converted = convert_ldm_vae_checkpoint(dict(first_stage), autoencoder.config)
     codebook = first_stage.get(f"{FIRST_STAGE_PREFIX}quantize.embedding.weight")
     if isinstance(autoencoder, VQModel) and codebook is not None:
@@ -245,17 +255,30 @@ def read_compvis(path: Path, config: Path, ema: str | None) -> CompVis:
     )
     _check_schedule(parts[""], schedule, path)
     scale = _scale(parts[""], checked, path, where)
-    return CompVis(unet, autoencoder, schedule, checked["image_size"], scale, _reference(parts[""], checked, path, where))
+    return CompVis(
+        unet, autoencoder, schedule, checked["image_size"], scale, _reference(parts[""], checked, path, where)
+    )
 
 
 def _read_yaml(config: Path) -> dict[str, Any]:
     """``model.params``, the keys around it checked."""
     try:
         content = yaml.load(config.read_text(encoding="utf-8"), Loader=_Loader)
-    except (OSError, ValueError, AttributeError, TypeError, RecursionError, yaml.YAMLError) as err:  # PyYAML lets most through
-        raise TrainingError(f"{config}: expected a latent-diffusion configuration in YAML: {shorten(str(err))}") from err
+    except (
+        OSError,
+        ValueError,
+        AttributeError,
+        TypeError,
+        RecursionError,
+        yaml.YAMLError,
+    ) as err:  # PyYAML lets most through
+        raise TrainingError(
+            f"{config}: expected a latent-diffusion configuration in YAML: {shorten(str(err))}"
+        ) from err
     if not isinstance(content, dict):
-        raise TrainingError(f"{config}: expected a latent-diffusion configuration with model.params, found {shorten(content)}")
+        raise TrainingError(
+            f"{config}: expected a latent-diffusion configuration with model.params, found {shorten(content)}"
+        )
     model = _checked(content, FILE_KEYS, {}, str(config))["model"]
     return cast(dict[str, Any], _checked(model, MODEL_KEYS, {"target": None}, f"{config}: model")["params"])
 
@@ -273,14 +296,20 @@ def check_parameters(parameters: Mapping[str, Any], where: str) -> dict[str, Any
         ("unet_config.params.out_channels", unet.get("out_channels")),
     ):
         if found != channels:
-            raise TrainingError(f"{where}.{key} {shorten(found)}: expected unet_config.params.in_channels, {shorten(channels)}")
+            raise TrainingError(
+                f"{where}.{key} {shorten(found)}: expected unet_config.params.in_channels, {shorten(channels)}"
+            )
     if not checked["linear_start"] < checked["linear_end"]:
-        raise TrainingError(f"{where}.linear_start {checked['linear_start']}: expected less than linear_end, {checked['linear_end']}")
+        raise TrainingError(
+            f"{where}.linear_start {checked['linear_start']}: expected less than linear_end, {checked['linear_end']}"
+        )
     if checked["cond_stage_config"] is not None:
         embedder = _inside(checked, "cond_stage_config", where)
         inner = _checked(embedder["params"], CLASS_EMBEDDER, {"n_classes": 1000}, f"{where}.cond_stage_config.params")
         if inner["embed_dim"] != unet.get("context_dim"):
-            raise TrainingError(f"{where}.cond_stage_config.params.embed_dim {inner['embed_dim']}: expected context_dim, {unet.get('context_dim')}")
+            raise TrainingError(
+                f"{where}.cond_stage_config.params.embed_dim {inner['embed_dim']}: expected context_dim, {unet.get('context_dim')}"
+            )
         checked["n_classes"] = inner["n_classes"]
     return checked
 
@@ -293,7 +322,9 @@ def _checked(stated: Any, rules: Mapping[str, Rule], defaults: Mapping[str, Any]
 
 def _inside(parameters: Mapping[str, Any], part: str, where: str) -> Mapping[str, Any]:
     """``target`` and ``params`` of one part."""
-    return _checked(parameters[part], {"target": PARTS[part], "params": given(ANYTHING)}, {"target": None}, f"{where}.{part}")
+    return _checked(
+        parameters[part], {"target": PARTS[part], "params": given(ANYTHING)}, {"target": None}, f"{where}.{part}"
+    )
 
 
 def build_compvis_unet(parameters: Mapping[str, Any], where: str = "model.params") -> UNet2DConditionModel:
@@ -324,7 +355,9 @@ def _heads(settings: Mapping[str, Any], widths: list[int], where: str) -> tuple[
     if divisor == -1:
         raise TrainingError(f"{where}: num_heads -1: expected num_heads or num_head_channels")
     if any(width % 32 for width in widths):
-        raise TrainingError(f"{where}: model_channels {settings['model_channels']}: expected 32 to divide the widths {widths}")
+        raise TrainingError(
+            f"{where}: model_channels {settings['model_channels']}: expected 32 to divide the widths {widths}"
+        )
     if any(width % divisor for width in widths):
         raise TrainingError(f"{where}: {name} {divisor}: expected a divisor of the widths {widths}")
     return tuple(heads if width_of_head == -1 else width // width_of_head for width in widths)
@@ -335,14 +368,24 @@ def build_compvis_autoencoder(first_stage: Mapping[str, Any], where: str = "mode
     target = _inside({"first_stage_config": first_stage}, "first_stage_config", where)["target"]
     where = f"{where}.first_stage_config"
     quantized = target.endswith("VQModelInterface")
-    settings = _checked(first_stage["params"], VQ_PARAMETERS if quantized else FIRST_STAGE_PARAMETERS, {}, f"{where}.params")
-    inner = _checked(settings["ddconfig"], DDCONFIG, {"double_z": True, "attn_resolutions": []}, f"{where}.params.ddconfig")
+    settings = _checked(
+        first_stage["params"], VQ_PARAMETERS if quantized else FIRST_STAGE_PARAMETERS, {}, f"{where}.params"
+    )
+    inner = _checked(
+        settings["ddconfig"], DDCONFIG, {"double_z": True, "attn_resolutions": []}, f"{where}.params.ddconfig"
+    )
     if inner["double_z"] == quantized and ("double_z" in settings["ddconfig"] or not quantized):
-        raise TrainingError(f"{where}.params.ddconfig: double_z {inner['double_z']}: expected {not quantized} for {target.rpartition('.')[2]}")
+        raise TrainingError(
+            f"{where}.params.ddconfig: double_z {inner['double_z']}: expected {not quantized} for {target.rpartition('.')[2]}"
+        )
     if inner["out_ch"] != inner["in_channels"]:
-        raise TrainingError(f"{where}.params.ddconfig: out_ch {inner['out_ch']}: expected in_channels, {inner['in_channels']}")
+        raise TrainingError(
+            f"{where}.params.ddconfig: out_ch {inner['out_ch']}: expected in_channels, {inner['in_channels']}"
+        )
     if not quantized and settings["embed_dim"] != inner["z_channels"]:
-        raise TrainingError(f"{where}.params: embed_dim {settings['embed_dim']}: expected ddconfig.z_channels, {inner['z_channels']}")
+        raise TrainingError(
+            f"{where}.params: embed_dim {settings['embed_dim']}: expected ddconfig.z_channels, {inner['z_channels']}"
+        )
     channels = [inner["ch"] * factor for factor in inner["ch_mult"]]
     if any(width % 32 for width in channels):
         raise TrainingError(f"{where}.params.ddconfig: ch {inner['ch']}: expected 32 to divide the widths {channels}")
@@ -364,9 +407,13 @@ def _split(state: Mapping[str, Tensor], path: Path) -> dict[str, dict[str, Tenso
     """The checkpoint's tensors by prefix. Raises TrainingError for one that belongs nowhere."""
     parts: dict[str, dict[str, Tensor]] = {UNET_PREFIX: {}, FIRST_STAGE_PREFIX: {}, EMA_PREFIX: {}, "": {}}
     for name, tensor in state.items():
-        prefix = next((prefix for prefix in (UNET_PREFIX, FIRST_STAGE_PREFIX, EMA_PREFIX) if name.startswith(prefix)), "")
+        prefix = next(
+            (prefix for prefix in (UNET_PREFIX, FIRST_STAGE_PREFIX, EMA_PREFIX) if name.startswith(prefix)), ""
+        )
         if not prefix and name not in (*SCHEDULE_TENSORS, "scale_factor", "cond_stage_model.embedding.weight"):
-            raise TrainingError(f"{path}: {name}: a tensor that belongs to no part of a class-conditional latent-diffusion model")
+            raise TrainingError(
+                f"{path}: {name}: a tensor that belongs to no part of a class-conditional latent-diffusion model"
+            )
         parts[prefix][name] = tensor
     return parts
 
@@ -392,13 +439,17 @@ def _averaged(parts: Mapping[str, Mapping[str, Tensor]], path: Path, ema: str | 
     return {names[flat]: tensor for flat, tensor in weights.items()}
 
 
-def _load_converted(model: Any, given: Mapping[str, Tensor], converted: dict[str, Tensor], path: Path, part: str) -> None:
+def _load_converted(
+    model: Any, given: Mapping[str, Tensor], converted: dict[str, Tensor], path: Path, part: str
+) -> None:
     """Load what diffusers' converter made of ``given``, which skips the names that it does not know."""
     load_exactly(model, converted, path, part)
     arrived = {tensor.data_ptr() for tensor in converted.values()}
     left = [name for name, tensor in given.items() if tensor.data_ptr() not in arrived]
     if left or len(given) != len(converted):
-        raise TrainingError(f"{path}: the {part} has besides {len(given) - len(converted)} tensors, the first: {(left or sorted(given))[0]}")
+        raise TrainingError(
+            f"{path}: the {part} has besides {len(given) - len(converted)} tensors, the first: {(left or sorted(given))[0]}"
+        )
 
 
 def _check_schedule(rest: Mapping[str, Tensor], schedule: NoiseSchedule, path: Path) -> None:
@@ -408,7 +459,9 @@ def _check_schedule(rest: Mapping[str, Tensor], schedule: NoiseSchedule, path: P
         return
     wanted = schedule.scheduler().alphas_cumprod
     if own.shape != wanted.shape or not torch.allclose(own.float(), wanted, rtol=1e-2, atol=ALPHAS_TOLERANCE):
-        raise TrainingError(f"{path}: alphas_cumprod: expected the configuration's schedule ({schedule.beta_schedule}, {len(wanted)} timesteps)")
+        raise TrainingError(
+            f"{path}: alphas_cumprod: expected the configuration's schedule ({schedule.beta_schedule}, {len(wanted)} timesteps)"
+        )
 
 
 def _scale(rest: Mapping[str, Tensor], checked: Mapping[str, Any], path: Path, where: str) -> float:
@@ -416,12 +469,16 @@ def _scale(rest: Mapping[str, Tensor], checked: Mapping[str, Any], path: Path, w
     own = rest.get("scale_factor")
     if own is None:
         if checked["scale_by_std"]:
-            raise TrainingError(f"{path}: scale_factor is missing: expected the one that scale_by_std measured ({where}.scale_by_std is true)")
+            raise TrainingError(
+                f"{path}: scale_factor is missing: expected the one that scale_by_std measured ({where}.scale_by_std is true)"
+            )
         return float(checked["scale_factor"])
     if own.numel() != 1 or not bool(torch.isfinite(own.float()).all()) or float(own) <= 0:
         raise TrainingError(f"{path}: scale_factor {shorten(own.flatten()[:3].tolist())}: expected one number above 0")
     if not checked["scale_by_std"] and float(own) != checked["scale_factor"]:
-        raise TrainingError(f"{path}: scale_factor {float(own):g}: expected {where}.scale_factor, {checked['scale_factor']:g}, since scale_by_std is false")
+        raise TrainingError(
+            f"{path}: scale_factor {float(own):g}: expected {where}.scale_factor, {checked['scale_factor']:g}, since scale_by_std is false"
+        )
     return float(own)
 
 
@@ -430,8 +487,12 @@ def _reference(rest: Mapping[str, Tensor], checked: Mapping[str, Any], path: Pat
     own = rest.get("cond_stage_model.embedding.weight")
     if own is None:
         if "n_classes" in checked:
-            raise TrainingError(f"{path}: cond_stage_model.embedding.weight is missing: expected the table of {where}.cond_stage_config")
+            raise TrainingError(
+                f"{path}: cond_stage_model.embedding.weight is missing: expected the table of {where}.cond_stage_config"
+            )
         return None
     if "n_classes" in checked and len(own) != checked["n_classes"]:
-        raise TrainingError(f"{path}: cond_stage_model.embedding.weight has {len(own)} rows: expected n_classes, {checked['n_classes']}")
+        raise TrainingError(
+            f"{path}: cond_stage_model.embedding.weight has {len(own)} rows: expected n_classes, {checked['n_classes']}"
+        )
     return own.detach().float().clone()[:, None]

@@ -12,7 +12,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, DiTTransformer2DModel, PNDMScheduler, UNet2DConditionModel, VQModel
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    DDPMScheduler,
+    DiTTransformer2DModel,
+    PNDMScheduler,
+    UNet2DConditionModel,
+    VQModel,
+)
 
 from decuwatch_training.errors import TrainingError
 from decuwatch_training.files import read_json
@@ -35,7 +43,9 @@ class Rule:
 
 
 def _spell(value: Any) -> str:
-    return {None: "null", True: "true", False: "false"}[value] if value is None or isinstance(value, bool) else repr(value)
+    return (
+        {None: "null", True: "true", False: "false"}[value] if value is None or isinstance(value, bool) else repr(value)
+    )
 
 
 def only(*values: Any) -> Rule:
@@ -53,12 +63,23 @@ def whole(low: int, high: int) -> Rule:
 def number(low: float, high: float, beyond: bool = False) -> Rule:
     """A finite number in bounds; ``beyond`` excludes the lower bound."""
     says = f"a number above {low:g}, at most {high:g}" if beyond else f"a number from {low:g} to {high:g}"
-    return Rule(says, lambda found: type(found) in (int, float) and math.isfinite(found) and (low < found if beyond else low <= found) and found <= high)
+    return Rule(
+        says,
+        lambda found: (
+            type(found) in (int, float)
+            and math.isfinite(found)
+            and (low < found if beyond else low <= found)
+            and found <= high
+        ),
+    )
 
 
 def each(rule: Rule) -> Rule:
     """A list of at least one value."""
-    return Rule(f"a list, each {rule.says}", lambda found: isinstance(found, list | tuple) and len(found) > 0 and all(rule.allows(entry) for entry in found))
+    return Rule(
+        f"a list, each {rule.says}",
+        lambda found: isinstance(found, list | tuple) and len(found) > 0 and all(rule.allows(entry) for entry in found),
+    )
 
 
 def either(*rules: Rule) -> Rule:
@@ -68,7 +89,10 @@ def either(*rules: Rule) -> Rule:
 
 def no_effect(why: str, rule: Rule | None = None) -> Rule:
     """A field that cannot change a score, and why; ``rule`` bounds it where diffusers could not build the model otherwise."""
-    return Rule(f"{'anything' if rule is None else rule.says} (no effect: {why})", (lambda found: True) if rule is None else rule.allows)
+    return Rule(
+        f"{'anything' if rule is None else rule.says} (no effect: {why})",
+        (lambda found: True) if rule is None else rule.allows,
+    )
 
 
 def given(rule: Rule) -> Rule:
@@ -79,7 +103,9 @@ def given(rule: Rule) -> Rule:
 FLAG = Rule("true or false", lambda found: type(found) is bool)
 SQUARE = Rule(
     "a whole number from 1 to 1024, or a list of two equal ones",
-    lambda found: all(type(side) is int and 1 <= side <= 1024 for side in _sides(found)) and len(set(_sides(found))) == 1,
+    lambda found: (
+        all(type(side) is int and 1 <= side <= 1024 for side in _sides(found)) and len(set(_sides(found))) == 1
+    ),
 )
 WIDTHS = each(whole(1, WIDEST))
 ACTIVATION = only("silu", "swish", "mish", "gelu", "relu")
@@ -124,7 +150,15 @@ def _groups(config: Mapping[str, Any]) -> Iterator[Problem]:
 
 def _unet_together(config: Mapping[str, Any]) -> Iterator[Problem]:
     yield from _same_length(
-        config, ("up_block_types", "block_out_channels", "layers_per_block", "attention_head_dim", "transformer_layers_per_block", "only_cross_attention")
+        config,
+        (
+            "up_block_types",
+            "block_out_channels",
+            "layers_per_block",
+            "attention_head_dim",
+            "transformer_layers_per_block",
+            "only_cross_attention",
+        ),
     )
     yield from _groups(config)
     widths, heads = config["block_out_channels"], config["attention_head_dim"]
@@ -137,7 +171,10 @@ def _unet_together(config: Mapping[str, Any]) -> Iterator[Problem]:
 
 def _dit_together(config: Mapping[str, Any]) -> Iterator[Problem]:
     if config["out_channels"] not in (None, config["in_channels"], 2 * config["in_channels"]):
-        yield "out_channels", f"null, in_channels or twice that (a predicted variance is dropped), in_channels being {config['in_channels']}"
+        yield (
+            "out_channels",
+            f"null, in_channels or twice that (a predicted variance is dropped), in_channels being {config['in_channels']}",
+        )
     if _sides(config["sample_size"])[0] % config["patch_size"]:
         yield "patch_size", f"a divisor of sample_size, {config['sample_size']}"
     if config["num_attention_heads"] * config["attention_head_dim"] % 4:
@@ -150,7 +187,10 @@ def _autoencoder_together(config: Mapping[str, Any]) -> Iterator[Problem]:
     if config["out_channels"] != config["in_channels"]:
         yield "out_channels", f"in_channels, {config['in_channels']}"
     if config.get("norm_type") == "spatial" and any(width % 32 for width in config["block_out_channels"]):
-        yield "norm_type", f"'group', since 'spatial' has groups of 32 and block_out_channels are {list(config['block_out_channels'])}"
+        yield (
+            "norm_type",
+            f"'group', since 'spatial' has groups of 32 and block_out_channels are {list(config['block_out_channels'])}",
+        )
 
 
 def _schedule_together(config: Mapping[str, Any]) -> Iterator[Problem]:
@@ -162,7 +202,16 @@ def _schedule_together(config: Mapping[str, Any]) -> Iterator[Problem]:
 
 EMA_RECORD = {
     name: no_effect("what diffusers' EMAModel notes; the weights beside it are what is read")
-    for name in ("decay", "inv_gamma", "min_decay", "optimization_step", "power", "update_after_step", "use_ema_warmup", "min_value")
+    for name in (
+        "decay",
+        "inv_gamma",
+        "min_decay",
+        "optimization_step",
+        "power",
+        "update_after_step",
+        "use_ema_warmup",
+        "min_value",
+    )
 }
 
 UNET = Known(
@@ -210,10 +259,14 @@ UNET = Known(
         "time_cond_proj_dim": only(None),
         "conv_in_kernel": only(1, 3, 5, 7),
         "conv_out_kernel": only(1, 3, 5, 7),
-        "projection_class_embeddings_input_dim": no_effect("only with class_embed_type", either(only(None), whole(1, WIDEST))),
+        "projection_class_embeddings_input_dim": no_effect(
+            "only with class_embed_type", either(only(None), whole(1, WIDEST))
+        ),
         "attention_type": only("default"),
         "class_embeddings_concat": only(False),
-        "mid_block_only_cross_attention": no_effect("only with UNetMidBlock2DSimpleCrossAttn", either(only(None), FLAG)),
+        "mid_block_only_cross_attention": no_effect(
+            "only with UNetMidBlock2DSimpleCrossAttn", either(only(None), FLAG)
+        ),
         "cross_attention_norm": only(None),
         "addition_embed_type_num_heads": no_effect("only with addition_embed_type", whole(1, WIDEST)),
     },
@@ -329,10 +382,17 @@ DDPM_ONLY = {
         only(None, "fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log", "learned", "learned_range"),
     )
 }
-OLDER_SCHEDULE = {"timestep_values": only(None), "tensor_format": no_effect("the library of the arrays", only("pt", "np"))}
+OLDER_SCHEDULE = {
+    "timestep_values": only(None),
+    "tensor_format": no_effect("the library of the arrays", only("pt", "np")),
+}
 SCHEDULERS = {
-    "DDIMScheduler": Known(DDIMScheduler, SCHEDULE_FIELDS | CLIPPING | TO_ONE, OLDER_SCHEDULE | PNDM_ONLY | DDPM_ONLY, _schedule_together),
-    "DDPMScheduler": Known(DDPMScheduler, SCHEDULE_FIELDS | CLIPPING | DDPM_ONLY, OLDER_SCHEDULE | TO_ONE | PNDM_ONLY, _schedule_together),
+    "DDIMScheduler": Known(
+        DDIMScheduler, SCHEDULE_FIELDS | CLIPPING | TO_ONE, OLDER_SCHEDULE | PNDM_ONLY | DDPM_ONLY, _schedule_together
+    ),
+    "DDPMScheduler": Known(
+        DDPMScheduler, SCHEDULE_FIELDS | CLIPPING | DDPM_ONLY, OLDER_SCHEDULE | TO_ONE | PNDM_ONLY, _schedule_together
+    ),
     "PNDMScheduler": Known(
         PNDMScheduler,
         SCHEDULE_FIELDS | {"set_alpha_to_one": given(FLAG)} | PNDM_ONLY,
@@ -344,7 +404,10 @@ SCHEDULERS = {
 its owner to say, by saving a DDIMScheduler. A PNDMScheduler and the DDIMScheduler that diffusers makes of its file have other defaults,
 so the file must state those fields."""
 
-DENOISERS = {"unet": {"UNet2DConditionModel": UNET}, "transformer": {"DiTTransformer2DModel": DIT, "Transformer2DModel": TRANSFORMER_2D}}
+DENOISERS = {
+    "unet": {"UNet2DConditionModel": UNET},
+    "transformer": {"DiTTransformer2DModel": DIT, "Transformer2DModel": TRANSFORMER_2D},
+}
 AUTOENCODERS = {"AutoencoderKL": AUTOENCODER_KL, "VQModel": VQ_MODEL}
 
 
@@ -367,12 +430,18 @@ def read_configuration(file: Path, known: Mapping[str, Known]) -> Configuration:
         raise TrainingError(f"{file}: expected a JSON object with _class_name, found {shorten(config)}")
     name = config.get("_class_name")
     if not isinstance(name, str) or name not in known:
-        hint = "; DDIMScheduler.from_config(scheduler.config).save_pretrained(...) saves another as DDIM, if DDIM may sample it" if known is SCHEDULERS else ""
+        hint = (
+            "; DDIMScheduler.from_config(scheduler.config).save_pretrained(...) saves another as DDIM, if DDIM may sample it"
+            if known is SCHEDULERS
+            else ""
+        )
         raise TrainingError(f"{file}: _class_name {shorten(name)}: expected {' or '.join(known)}{hint}")
     chosen = known[name]
     defaults = chosen.library_defaults()
     for unlisted in defaults.keys() - chosen.fields.keys():
-        raise TrainingError(f"{file}: {unlisted}: diffusers' {chosen.kind.__name__} has this field, and decuwatch-train does not know what it means")
+        raise TrainingError(
+            f"{file}: {unlisted}: diffusers' {chosen.kind.__name__} has this field, and decuwatch-train does not know what it means"
+        )
     older = {key: rule for key, rule in chosen.older.items() if key in config or rule.required}
     rules = {key: rule for key, rule in chosen.fields.items() if key in defaults} | older
     defaults = {key: value for key, value in defaults.items() if not rules[key].required}
@@ -383,7 +452,9 @@ def read_configuration(file: Path, known: Mapping[str, Known]) -> Configuration:
     return Configuration(chosen.kind, values, file)
 
 
-def check_fields(stated: Mapping[str, Any], rules: Mapping[str, Rule], defaults: Mapping[str, Any], where: str) -> dict[str, Any]:
+def check_fields(
+    stated: Mapping[str, Any], rules: Mapping[str, Rule], defaults: Mapping[str, Any], where: str
+) -> dict[str, Any]:
     """The fields of a file, and the default of each that is missing.
 
     Raises TrainingError for a key without a rule, a value that its rule does not allow, and a required field that is missing.

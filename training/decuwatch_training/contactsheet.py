@@ -64,22 +64,42 @@ def _table(card: DataCard) -> str:
     for row in card.classes:
         share = "-" if row.neighbor_label_share is None else f"{row.neighbor_label_share:.3f}"
         counts = (row.near_duplicate_groups, row.images_in_groups, share, row.likely_mislabeled, row.outliers)
-        cells = (escape(row.label), f"{row.n:,}", f"{row.distinct:,}", f"{row.n_eff:,.1f}", *(str(value) for value in counts))
+        cells = (
+            escape(row.label),
+            f"{row.n:,}",
+            f"{row.distinct:,}",
+            f"{row.n_eff:,.1f}",
+            *(str(value) for value in counts),
+        )
         lines.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
     return "".join(lines) + "</tbody></table></div>"
 
 
 def _mislabeled(card: DataCard, show: int) -> Iterable[str]:
-    captions = {entry.position: f"looks like {card.images.labels[entry.other]}, {entry.other_share:.0%} of its neighbors" for entry in card.suspects}
-    return _by_class(card, "Likely mislabeled", "Their neighbors agree on another label.", list(captions), captions.__getitem__, show)
+    captions = {
+        entry.position: f"looks like {card.images.labels[entry.other]}, {entry.other_share:.0%} of its neighbors"
+        for entry in card.suspects
+    }
+    return _by_class(
+        card, "Likely mislabeled", "Their neighbors agree on another label.", list(captions), captions.__getitem__, show
+    )
 
 
 def _outliers(card: DataCard, show: int) -> Iterable[str]:
     captions = {entry.position: f"{entry.ratio:.1f} times as far" for entry in card.outliers}
-    return _by_class(card, "Outliers", "Far from every other image, against the median of their class.", list(captions), captions.__getitem__, show)
+    return _by_class(
+        card,
+        "Outliers",
+        "Far from every other image, against the median of their class.",
+        list(captions),
+        captions.__getitem__,
+        show,
+    )
 
 
-def _by_class(card: DataCard, title: str, note: str, positions: list[int], caption: Callable[[int], str], show: int) -> Iterable[str]:
+def _by_class(
+    card: DataCard, title: str, note: str, positions: list[int], caption: Callable[[int], str], show: int
+) -> Iterable[str]:
     """A sheet for each class, the most afflicted class first."""
     yield f"<h2>{title}: {len(positions):,}</h2>"
     yield f'<p class="note">{note}</p>'

@@ -36,7 +36,9 @@ def run(arguments: argparse.Namespace) -> None:
         with torch.serialization.safe_globals([(_empty_class(name), name) for name in classes]):
             loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as err:  # torch raises UnpicklingError, RuntimeError, ValueError and others for a broken file
-        raise TrainingError(f"{path}: cannot be read without running code in it: {shorten(str(err).splitlines()[0] if str(err) else err)}") from err
+        raise TrainingError(
+            f"{path}: cannot be read without running code in it: {shorten(str(err).splitlines()[0] if str(err) else err)}"
+        ) from err
     tensors = {name: tensor.contiguous().clone() for name, tensor in tensors_of(loaded, path).items()}
     write_file(out, lambda aside: save_file(tensors, aside))
     left = f"; left out objects of {', '.join(classes)}" if classes else ""
@@ -54,4 +56,8 @@ def _empty_class(name: str) -> Any:
         return {}
 
     called = name.rpartition(".")[2]
-    return type(called, (), {"__new__": dictionary} if called.lower().endswith("dict") else {"__init__": take, "__setstate__": take})
+    return type(
+        called,
+        (),
+        {"__new__": dictionary} if called.lower().endswith("dict") else {"__init__": take, "__setstate__": take},
+    )

@@ -75,7 +75,9 @@ class DataSet:
             lines.append(f"class {index}: {label}{named}, {count} + {rest} held-out images")
         for index, folder in enumerate(self.folders):
             if folder.isascii() and folder.isdigit() and int(folder) != index and self.train.labels[index] == folder:
-                lines.append(f"WARNING: class index {index} is the folder {folder}; in events the index {index} and the label {folder!r} mean it")
+                lines.append(
+                    f"WARNING: class index {index} is the folder {folder}; in events the index {index} and the label {folder!r} mean it"
+                )
         total = len(self.train) + len(self.held_out)
         lines += [f"images: {count:,} of {total:,} {change}" for change, count in self.changes.items()]
         return lines
@@ -92,7 +94,12 @@ class DataSet:
 
 
 def read_data(
-    path: Path, size: int = 32, channels: int = 3, held_out: float | None = 0.1, listing: Path | None = None, background: Color | None = None
+    path: Path,
+    size: int = 32,
+    channels: int = 3,
+    held_out: float | None = 0.1,
+    listing: Path | None = None,
+    background: Color | None = None,
 ) -> DataSet:
     """Read a directory: Fashion-MNIST's four files, or one folder of images a class.
 
@@ -102,10 +109,14 @@ def read_data(
     that is not read as it should be.
     """
     if not path.is_dir():
-        raise TrainingError(f"{path}: expected a directory with one folder of images a class, or Fashion-MNIST's files (Debian: dataset-fashion-mnist)")
+        raise TrainingError(
+            f"{path}: expected a directory with one folder of images a class, or Fashion-MNIST's files (Debian: dataset-fashion-mnist)"
+        )
     if (path / "train-images-idx3-ubyte.gz").exists():
         if listing is not None:
-            raise TrainingError(f"--classes {shown(listing)}: the classes of Fashion-MNIST are fixed; expected folders of images")
+            raise TrainingError(
+                f"--classes {shown(listing)}: the classes of Fashion-MNIST are fixed; expected folders of images"
+            )
         return read_fashion_mnist(path)
     return read_folders(path, size, channels, held_out, listing, background)
 
@@ -117,14 +128,28 @@ def read_fashion_mnist(path: Path) -> DataSet:
         pixels = _read_idx(path / f"{prefix}-images-idx3-ubyte.gz", dimensions=3)
         classes = _read_idx(path / f"{prefix}-labels-idx1-ubyte.gz", dimensions=1)
         if len(pixels) != len(classes) or not len(classes):
-            raise TrainingError(f"{path}: {len(pixels)} {prefix} images but {len(classes)} labels, expected as many, and at least 1")
+            raise TrainingError(
+                f"{path}: {len(pixels)} {prefix} images but {len(classes)} labels, expected as many, and at least 1"
+            )
         if pixels.shape[1:] != (28, 28):
-            raise TrainingError(f"{path}: {prefix} images of {pixels.shape[1]} x {pixels.shape[2]} pixels, expected 28 x 28")
+            raise TrainingError(
+                f"{path}: {prefix} images of {pixels.shape[1]} x {pixels.shape[2]} pixels, expected 28 x 28"
+            )
         if classes.max() >= len(FASHION_MNIST_LABELS):
-            raise TrainingError(f"{path}: {prefix} label {classes.max()}, expected 0 to {len(FASHION_MNIST_LABELS) - 1}")
+            raise TrainingError(
+                f"{path}: {prefix} label {classes.max()}, expected 0 to {len(FASHION_MNIST_LABELS) - 1}"
+            )
         padded = np.pad(pixels, ((0, 0), (2, 2), (2, 2)))[:, None]
         files = tuple(f"{prefix}-images-idx3-ubyte.gz[{position}]" for position in range(len(classes)))
-        parts.append(Images(torch.from_numpy(padded), torch.from_numpy(classes.astype(np.int64)), FASHION_MNIST_LABELS, "fashion-mnist", files))
+        parts.append(
+            Images(
+                torch.from_numpy(padded),
+                torch.from_numpy(classes.astype(np.int64)),
+                FASHION_MNIST_LABELS,
+                "fashion-mnist",
+                files,
+            )
+        )
     return DataSet(parts[0], parts[1])
 
 
@@ -146,11 +171,20 @@ def _read_idx(path: Path, dimensions: int) -> np.ndarray:
     except (OSError, EOFError, zlib.error) as err:
         raise TrainingError(f"{path}: expected a gzipped IDX file: {err}") from err
     if len(content) != wanted:
-        raise TrainingError(f"{path}: expected {wanted} values for shape {shape}, found {'more' if len(content) > wanted else len(content)}")
+        raise TrainingError(
+            f"{path}: expected {wanted} values for shape {shape}, found {'more' if len(content) > wanted else len(content)}"
+        )
     return np.frombuffer(content, np.uint8).reshape(shape).copy()
 
 
-def read_folders(path: Path, size: int, channels: int, held_out: float | None, listing: Path | None = None, background: Color | None = None) -> DataSet:
+def read_folders(
+    path: Path,
+    size: int,
+    channels: int,
+    held_out: float | None,
+    listing: Path | None = None,
+    background: Color | None = None,
+) -> DataSet:
     """One folder a class, see ``class_folders``. Every file in one is read as an image, or refused by name."""
     if channels not in (1, 3):
         raise TrainingError(f"channels {channels}: expected 1 or 3")
@@ -176,12 +210,20 @@ def read_folders(path: Path, size: int, channels: int, held_out: float | None, l
             read[part].append(shown(file.relative_to(path)))
             notes.update(changes)
     if every and not classes[1]:
-        raise TrainingError(f"{shown(path)}: no class has the {every} images that holding out {held_out:g} of them takes")
+        raise TrainingError(
+            f"{shown(path)}: no class has the {every} images that holding out {held_out:g} of them takes"
+        )
     labels = tuple(folder.label for folder in folders)
     names = tuple(folder.path.name for folder in folders)
     nothing = np.empty((0, channels, size, size), np.uint8)
     train, rest = (
-        Images(torch.from_numpy(np.stack(images) if images else nothing), torch.tensor(indices, dtype=torch.int64), labels, str(path.name), tuple(files))
+        Images(
+            torch.from_numpy(np.stack(images) if images else nothing),
+            torch.tensor(indices, dtype=torch.int64),
+            labels,
+            str(path.name),
+            tuple(files),
+        )
         for images, indices, files in zip(pixels, classes, read, strict=True)
     )
     return DataSet(train, rest, names, dict(sorted(notes.items())))
@@ -192,6 +234,8 @@ def background_color(text: str) -> Color:
     try:
         color = ImageColor.getcolor(text, "RGB")
     except ValueError as err:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a color: expected white, black, another CSS name or #rrggbb") from err
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a color: expected white, black, another CSS name or #rrggbb"
+        ) from err
     red, green, blue = cast(Color, color)
     return red, green, blue

@@ -122,8 +122,14 @@ class DataCard:
             }
             for entry in self.suspects
         ]
-        groups = [{"files": [self.file(position) for position in group], "labels": self.labels_of(group)} for group in self.groups]
-        outliers = [{"file": self.file(entry.position), "label": self.label(entry.position), "ratio": round(entry.ratio, 3)} for entry in self.outliers]
+        groups = [
+            {"files": [self.file(position) for position in group], "labels": self.labels_of(group)}
+            for group in self.groups
+        ]
+        outliers = [
+            {"file": self.file(entry.position), "label": self.label(entry.position), "ratio": round(entry.ratio, 3)}
+            for entry in self.outliers
+        ]
         return {**self.numbers(), "likely_mislabeled": suspects, "near_duplicates": groups, "outliers": outliers}
 
     def labels_of(self, group: Sequence[int]) -> dict[str, int]:
@@ -142,8 +148,14 @@ class DataCard:
                 f"{row.label:<{width}}{row.n:>8}{row.distinct:>10}{row.n_eff:>9.1f}{row.near_duplicate_groups:>8}{row.images_in_groups:>11}"
                 f"{share:>11}{row.likely_mislabeled:>13}{row.outliers:>10}"
             )
-        source = "given, or no class has two pictures" if self.tau_from is None else f"a third of the median of {self.images.labels[self.tau_from]}"
-        lines.append(f"by {self.features['kind']}, {self.neighbors} neighbors, tau {self.tau:.4g} ({source}), seed {self.seed}")
+        source = (
+            "given, or no class has two pictures"
+            if self.tau_from is None
+            else f"a third of the median of {self.images.labels[self.tau_from]}"
+        )
+        lines.append(
+            f"by {self.features['kind']}, {self.neighbors} neighbors, tau {self.tau:.4g} ({source}), seed {self.seed}"
+        )
         return "\n".join(lines)
 
 
@@ -174,7 +186,13 @@ def contents_of(images: Images) -> Tensor:
 
 
 def data_card(
-    images: Images, features: Tensor, described: dict[str, Any], seed: int = 1, neighbors: int = NEIGHBORS, tau: float | None = None, progress: bool = False
+    images: Images,
+    features: Tensor,
+    described: dict[str, Any],
+    seed: int = 1,
+    neighbors: int = NEIGHBORS,
+    tau: float | None = None,
+    progress: bool = False,
 ) -> DataCard:
     """The card of all images by features float32 [n, D]; ``described`` says in the document what they are.
 
@@ -202,11 +220,23 @@ def data_card(
     far = _far(found.distance, classes[picked], found.groups, rows)[item]
     groups = _groups(found.groups[item])
     foreign = (own <= 1 - FOREIGN) & (other_share >= FOREIGN)
-    order = sorted(torch.nonzero(foreign[item]).flatten().tolist(), key=lambda at: (float(own_share[at]), -float(other_share[item[at]]), at))
-    suspects = [Suspect(at, round(float(own_share[at]), 4), int(other[item[at]]), round(float(other_share[item[at]]), 4)) for at in order]
-    outliers = [Outlier(at, float(far[at])) for at in sorted(torch.nonzero(far >= FAR).flatten().tolist(), key=lambda at: (-float(far[at]), at))]
+    order = sorted(
+        torch.nonzero(foreign[item]).flatten().tolist(),
+        key=lambda at: (float(own_share[at]), -float(other_share[item[at]]), at),
+    )
+    suspects = [
+        Suspect(at, round(float(own_share[at]), 4), int(other[item[at]]), round(float(other_share[item[at]]), 4))
+        for at in order
+    ]
+    outliers = [
+        Outlier(at, float(far[at]))
+        for at in sorted(torch.nonzero(far >= FAR).flatten().tolist(), key=lambda at: (-float(far[at]), at))
+    ]
     group_counts, in_groups = _group_counts(groups, classes, rows)
-    suspected, outlying = (torch.bincount(classes[[entry.position for entry in entries]], minlength=rows).tolist() for entries in (suspects, outliers))
+    suspected, outlying = (
+        torch.bincount(classes[[entry.position for entry in entries]], minlength=rows).tolist()
+        for entries in (suspects, outliers)
+    )
     cards = []
     for label in range(rows):
         mine = images.of_class(label)
@@ -233,7 +263,9 @@ def data_card(
 def _sample(positions: Tensor, seed: int) -> Tensor:
     if len(positions) <= SAMPLE:
         return positions
-    return positions[torch.randperm(len(positions), generator=torch.Generator().manual_seed(seed))[:SAMPLE]].sort().values
+    return (
+        positions[torch.randperm(len(positions), generator=torch.Generator().manual_seed(seed))[:SAMPLE]].sort().values
+    )
 
 
 def _distances(points: Tensor) -> Tensor:

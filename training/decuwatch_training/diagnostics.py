@@ -40,7 +40,11 @@ class Diagnosis:
             lines.append(f"rotation {rotation}\n{header}")
             for row in rows:
                 excess = "-" if row["excess_loss"] is None else f"{row['excess_loss']:+.5f}"
-                images = f"{min(row['images'])}" if min(row["images"]) == max(row["images"]) else f"{min(row['images'])}-{max(row['images'])}"
+                images = (
+                    f"{min(row['images'])}"
+                    if min(row["images"]) == max(row["images"])
+                    else f"{min(row['images'])}-{max(row['images'])}"
+                )
                 lines.append(
                     f"{labels[row['class']]:<14}{images:>8}{row['updates']:>9.1f}{row['moved']:>8.2f}{row['spread'] / row['start_spread']:>14.3f}"
                     f"{row['disagreement']:>10.2e}{row['disagreement'] / row['start_disagreement']:>9.3f}{excess:>13}"
@@ -50,7 +54,14 @@ class Diagnosis:
 
 @torch.no_grad()
 def diagnose(
-    backbone: Backbone, trained: TrainedTables, held_out: Tensor, classes: Tensor, settings: TableSettings, images: int = 24, limit: int = 40, seed: int = 7
+    backbone: Backbone,
+    trained: TrainedTables,
+    held_out: Tensor,
+    classes: Tensor,
+    settings: TableSettings,
+    images: int = 24,
+    limit: int = 40,
+    seed: int = 7,
 ) -> Diagnosis:
     """Measure every rotation, at most ``limit`` classes of each, spread evenly from the rarest to the best-sampled.
 
@@ -79,7 +90,12 @@ def diagnose(
 
             def predict(table_rows: Tensor, noisy: Tensor = noisy, timestep: Tensor = timestep) -> Tensor:
                 """[m, T, D] -> [m, n, C, H, W]"""
-                parts = [backbone.denoiser(noisy.to(device), timestep.to(device), row.expand(len(noisy), *row.shape).to(device)).cpu() for row in table_rows]
+                parts = [
+                    backbone.denoiser(
+                        noisy.to(device), timestep.to(device), row.expand(len(noisy), *row.shape).to(device)
+                    ).cpu()
+                    for row in table_rows
+                ]
                 return torch.stack(parts)
 
             now, then = trained.tables[rotation, :, label], trained.start[rotation, :, label]
@@ -139,7 +155,9 @@ def judge(measured: list[dict[str, Any]], settings: TableSettings) -> list[str]:
                 "their rows share their images or began too close together; what the ensemble does not know would look well known"
             )
     if settings.regime == "disagreement" and not settings.anchor and min(row["overlap"] for row in measured) > 0.99:
-        findings.append("all components saw the same images and drew classes equally often: they agree on them, right or wrong")
+        findings.append(
+            "all components saw the same images and drew classes equally often: they agree on them, right or wrong"
+        )
     return findings
 
 

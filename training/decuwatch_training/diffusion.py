@@ -53,7 +53,9 @@ class NoiseSchedule:
                 scheduler.timesteps = torch.arange(0, self.train_timesteps, self.train_timesteps // steps).flip(0) + 1
             wrong = [t for t in scheduler.timesteps.tolist() if not 0 <= t < self.train_timesteps]
             if wrong:
-                raise TrainingError(f"steps {steps}: {self.timestep_spacing} spacing has timestep {wrong[0]} there, expected 0 to {self.train_timesteps - 1}")
+                raise TrainingError(
+                    f"steps {steps}: {self.timestep_spacing} spacing has timestep {wrong[0]} there, expected 0 to {self.train_timesteps - 1}"
+                )
         return scheduler
 
     def step_count(self, steps: int) -> int:
@@ -73,7 +75,9 @@ class NoiseSchedule:
         return asdict(self)
 
 
-def predict_guided(denoise: Denoiser, latent: Tensor, timestep: int, context: Tensor, unconditional: Tensor, guidance: float) -> Tensor:
+def predict_guided(
+    denoise: Denoiser, latent: Tensor, timestep: int, context: Tensor, unconditional: Tensor, guidance: float
+) -> Tensor:
     """Classifier-free guidance: eps_uncond + g (eps_cond - eps_uncond); at g = 1 the unconditional rows are not computed.
 
     latent [N,C,H,W], context and unconditional [N,T,D]; returns [N,C,H,W] at 2N rows of U-Net work (N at g = 1).
@@ -111,9 +115,13 @@ class Sampler:
         scheduler = self.schedule.scheduler(self.steps)
         timestep = int(scheduler.timesteps[index])
         prediction = predict_guided(denoise, latent, timestep, context, unconditional, self.guidance)
-        return cast(Tensor, scheduler.step(cast(Any, prediction), timestep, cast(Any, latent), eta=0.0, return_dict=False)[0])
+        return cast(
+            Tensor, scheduler.step(cast(Any, prediction), timestep, cast(Any, latent), eta=0.0, return_dict=False)[0]
+        )
 
-    def roll(self, denoise: Denoiser, first: int, last: int, latent: Tensor, context: Tensor, unconditional: Tensor) -> Tensor:
+    def roll(
+        self, denoise: Denoiser, first: int, last: int, latent: Tensor, context: Tensor, unconditional: Tensor
+    ) -> Tensor:
         """Steps ``first`` to ``last - 1``; with 0 and ``count`` that is the whole trajectory."""
         for index in range(first, last):
             latent = self.step(denoise, index, latent, context, unconditional)

@@ -41,11 +41,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``decuwatch-train evaluate``."""
     parser.add_argument("ensemble", type=Path, help="an exported ensemble's directory, all of its rotations")
     parser.add_argument("--out", type=Path, required=True, help="directory of the results")
-    parser.add_argument("--work", type=Path, help="directory of the measurements, from which a broken run goes on; defaults to OUT/shards")
+    parser.add_argument(
+        "--work",
+        type=Path,
+        help="directory of the measurements, from which a broken run goes on; defaults to OUT/shards",
+    )
     parser.add_argument("--seeds", type=int, default=12, help="requests of each class in each rotation")
     parser.add_argument("--steps", type=int, nargs="+", default=[10, 20, 50, 200], help="DDIM steps S")
     parser.add_argument("--guidance", type=float, nargs="+", default=[1.0, 2.0, 5.0], help="classifier-free guidance g")
-    parser.add_argument("--production-guidance", type=float, default=2.0, help="guidance of the images whose errors the scores are held against")
+    parser.add_argument(
+        "--production-guidance",
+        type=float,
+        default=2.0,
+        help="guidance of the images whose errors the scores are held against",
+    )
     parser.add_argument("--rollouts-up-to", type=int, default=50, help="the largest S whose roll-outs are measured")
 
 
@@ -71,13 +80,25 @@ def run(arguments: argparse.Namespace) -> None:
     text = markdown(evaluation)
     write_file(arguments.out / "evaluation.md", lambda aside: aside.write_text(text, encoding="utf-8"))
     by_name = {setting.name: setting for shard in shards for setting in settings_of(shard, manifest["components"])}
-    shown = [evaluation["recommendation"][name]["name"] for name in ("class_gap", "request_risk") if evaluation["recommendation"][name] is not None]
+    shown = [
+        evaluation["recommendation"][name]["name"]
+        for name in ("class_gap", "request_risk")
+        if evaluation["recommendation"][name] is not None
+    ]
     if (papers := evaluation["papers_setting"]) is not None:
         shown.insert(0, papers)
     panels = []
     for name in shown:
-        chosen = [shard for shard in shards if (shard.steps, shard.guidance) == (by_name[name].steps, by_name[name].guidance)]
-        panels.append((f"{name}\n{by_name[name].rows} rows", scores_of(chosen, by_name[name], manifest["components"]), cells_of(chosen)))
+        chosen = [
+            shard for shard in shards if (shard.steps, shard.guidance) == (by_name[name].steps, by_name[name].guidance)
+        ]
+        panels.append(
+            (
+                f"{name}\n{by_name[name].rows} rows",
+                scores_of(chosen, by_name[name], manifest["components"]),
+                cells_of(chosen),
+            )
+        )
     draw_densities(panels, arguments.out / "scores-by-bin.png")
     draw_frontier(evaluation["settings"], arguments.out / "quality-against-rows.png")
     print(text)
@@ -88,12 +109,18 @@ def compare(shards: Sequence[Shard], components: int, production: float) -> dict
     shards = sorted(shards, key=lambda shard: shard.rotation)
     entries: list[dict[str, Any]] = []
     pairs = sorted({(shard.steps, shard.guidance) for shard in shards})
-    longest = {guidance: max((s.steps for s in shards if s.guidance == guidance and not np.isnan(s.error).any()), default=0) for _, guidance in pairs}
+    longest = {
+        guidance: max((s.steps for s in shards if s.guidance == guidance and not np.isnan(s.error).any()), default=0)
+        for _, guidance in pairs
+    }
     truths: Truths = {}
     for guidance, steps in longest.items():
         own = [shard for shard in shards if (shard.steps, shard.guidance) == (steps, guidance)]
         if own:
-            truths[guidance] = np.concatenate([s.error.mean(1) for s in own]), np.concatenate([s.carrier_error for s in own])
+            truths[guidance] = (
+                np.concatenate([s.error.mean(1) for s in own]),
+                np.concatenate([s.carrier_error for s in own]),
+            )
     for steps, guidance in pairs:
         own = [shard for shard in shards if (shard.steps, shard.guidance) == (steps, guidance)]
         cells = cells_of(own)
@@ -102,11 +129,20 @@ def compare(shards: Sequence[Shard], components: int, production: float) -> dict
             entries.append(_entry(setting, scores, cells, truths, production, components))
     cells = cells_of([shard for shard in shards if (shard.steps, shard.guidance) == pairs[0]])
     control = np.random.default_rng(0).random(len(cells.bins))
-    papers = next((e["name"] for e in entries if (e["steps"], e["guidance"], e["point"], e["estimator"]) == (200, 5.0, "last", "paide-w2")), None)
+    papers = next(
+        (
+            e["name"]
+            for e in entries
+            if (e["steps"], e["guidance"], e["point"], e["estimator"]) == (200, 5.0, "last", "paide-w2")
+        ),
+        None,
+    )
     truth = {
         f"{guidance:g}": {
             "steps": longest[guidance],
-            "mean_by_bin": {size: vars(e) for size, e in mean_by_bin(errors[0], _cells_for(shards, guidance), REPLICATES).items()},
+            "mean_by_bin": {
+                size: vars(e) for size, e in mean_by_bin(errors[0], _cells_for(shards, guidance), REPLICATES).items()
+            },
         }
         for guidance, errors in truths.items()
     }
@@ -125,7 +161,9 @@ def _cells_for(shards: Sequence[Shard], guidance: float) -> Cells:
     return cells_of([shard for shard in shards if (shard.steps, shard.guidance) == (steps, guidance)])
 
 
-def _entry(setting: Setting, scores: np.ndarray, cells: Cells, truths: Truths, production: float, components: int) -> dict[str, Any]:
+def _entry(
+    setting: Setting, scores: np.ndarray, cells: Cells, truths: Truths, production: float, components: int
+) -> dict[str, Any]:
     main = setting.estimator in ("paide-w2", "mean-w2") and setting.components == components
     replicates = REPLICATES if main else 0
     entry: dict[str, Any] = {
@@ -149,7 +187,9 @@ def _entry(setting: Setting, scores: np.ndarray, cells: Cells, truths: Truths, p
             "within": vars(within_cells(scores, mean_error, cells, replicates=replicates)),
             "within_carrier": vars(within_cells(scores, carrier_error, cells, replicates=replicates)),
             "within_by_bin": {f"{size:g}": within_cells(scores, mean_error, cells, size).value for size in cells.sizes},
-            "within_at_guidance": {f"{other:g}": within_cells(scores, errors, cells).value for other, (errors, _) in truths.items()},
+            "within_at_guidance": {
+                f"{other:g}": within_cells(scores, errors, cells).value for other, (errors, _) in truths.items()
+            },
         }
     return entry
 
@@ -182,13 +222,20 @@ def recommend(entries: list[dict[str, Any]], slack: float = 0.01, most_rows: int
     one within 0.05 of the best Spearman that ``most_rows`` rows buy; both under one sampler, as a profile has it.
     """
     single = [
-        e for e in entries if len(e["branches"]) == 1 and e["components"] == max(x["components"] for x in entries) and e["estimator"] in ("paide-w2", "mean-w2")
+        e
+        for e in entries
+        if len(e["branches"]) == 1
+        and e["components"] == max(x["components"] for x in entries)
+        and e["estimator"] in ("paide-w2", "mean-w2")
     ]
     if not single:
         raise TrainingError("no setting to recommend: the evaluation has no single branch")
     hardest = {id(e): min(value["auroc"]["value"] for value in e["against_largest"].values()) for e in single}
     best = max(hardest.values())
-    gap = min((e for e in single if hardest[id(e)] >= best - slack), key=lambda e: (e["rows"], -hardest[id(e)], e["rho_log_bin"], e["estimator"] != "paide-w2"))
+    gap = min(
+        (e for e in single if hardest[id(e)] >= best - slack),
+        key=lambda e: (e["rows"], -hardest[id(e)], e["rho_log_bin"], e["estimator"] != "paide-w2"),
+    )
     ranked = [e for e in single if "request_level" in e and e["rows"] <= most_rows and e["estimator"] == "mean-w2"]
     sentence_gap = (
         f"Cheapest setting for finding under-sampled classes: {gap['name']}: {gap['rows']} rows, AUROC of the hardest bin {hardest[id(gap)]:.3f} "
@@ -197,7 +244,10 @@ def recommend(entries: list[dict[str, Any]], slack: float = 0.01, most_rows: int
     if not ranked:  # without roll-outs no request's error is known
         return {"class_gap": gap, "request_risk": None, "sentences": [sentence_gap], "profile": None}
     top = max(e["request_level"]["within"]["value"] for e in ranked)
-    risk = min((e for e in ranked if e["request_level"]["within"]["value"] >= top - 0.05), key=lambda e: (e["rows"], -e["request_level"]["within"]["value"]))
+    risk = min(
+        (e for e in ranked if e["request_level"]["within"]["value"] >= top - 0.05),
+        key=lambda e: (e["rows"], -e["request_level"]["within"]["value"]),
+    )
     # One profile has one sampler: the class gap is read under the request risk's, at the first step of the same path.
     wanted = (risk["steps"], risk["guidance"], "first", "paide-w2")
     under = next(e for e in single if (e["steps"], e["guidance"], e["point"], e["estimator"]) == wanted)
@@ -215,7 +265,11 @@ def recommend(entries: list[dict[str, Any]], slack: float = 0.01, most_rows: int
         "guidance_scale": risk["guidance"],
         "eta": 0.0,
         "class_gap": {"branch_step": 0, "rollout_steps": 1, "estimator": "paide-w2"},
-        "request_risk": {"branch_step": risk["branches"][0][0], "rollout_steps": risk["branches"][0][1], "estimator": "mean-w2"},
+        "request_risk": {
+            "branch_step": risk["branches"][0][0],
+            "rollout_steps": risk["branches"][0][1],
+            "estimator": "mean-w2",
+        },
         "reason": reason,
     }
     return {"class_gap": gap, "request_risk": risk, "sentences": [sentence_gap, sentence_risk], "profile": profile}

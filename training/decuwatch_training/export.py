@@ -46,12 +46,37 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_backbone_arguments(parser, "the backbone that the run was trained on")
     parser.add_argument("--run", type=Path, required=True, dest="run_directory", help="the directory that train wrote")
     parser.add_argument("--out", type=Path, required=True, help="the ensemble's directory")
-    parser.add_argument("--name", required=True, help="the model's name in events: a-z 0-9 - _, beginning with a letter, at most 64 characters")
-    parser.add_argument("--precision", choices=("fp32", "fp16"), default="fp32", help="of the graphs' weights; inputs and outputs are float32 in both")
-    parser.add_argument("--noise", choices=("torch-cpu", "torch-cuda", "decuwatch"), default="torch-cpu", help="how producers draw the first latent")
-    parser.add_argument("--profile", type=Path, help="a scoring profile, such as evaluate's profile.json; defaults to a first guess")
-    parser.add_argument("--reference-seeds", type=int, default=100, help="requests of each well-sampled class behind the manifest's reference scores; 0: none")
-    parser.add_argument("--golden", action="store_true", help="add golden.json, the numbers that the Go sampler is held against in its tests")
+    parser.add_argument(
+        "--name",
+        required=True,
+        help="the model's name in events: a-z 0-9 - _, beginning with a letter, at most 64 characters",
+    )
+    parser.add_argument(
+        "--precision",
+        choices=("fp32", "fp16"),
+        default="fp32",
+        help="of the graphs' weights; inputs and outputs are float32 in both",
+    )
+    parser.add_argument(
+        "--noise",
+        choices=("torch-cpu", "torch-cuda", "decuwatch"),
+        default="torch-cpu",
+        help="how producers draw the first latent",
+    )
+    parser.add_argument(
+        "--profile", type=Path, help="a scoring profile, such as evaluate's profile.json; defaults to a first guess"
+    )
+    parser.add_argument(
+        "--reference-seeds",
+        type=int,
+        default=100,
+        help="requests of each well-sampled class behind the manifest's reference scores; 0: none",
+    )
+    parser.add_argument(
+        "--golden",
+        action="store_true",
+        help="add golden.json, the numbers that the Go sampler is held against in its tests",
+    )
     parser.add_argument("--force", action="store_true", help="export although train found the tables unsound")
 
 
@@ -64,7 +89,9 @@ def run(arguments: argparse.Namespace) -> None:
     for finding in findings:
         print(f"WARNING: {finding}", file=sys.stderr)
     if findings and not arguments.force:
-        raise TrainingError(f"{arguments.run_directory}: {len(findings)} findings say that the tables are unsound (above); train anew, or give --force")
+        raise TrainingError(
+            f"{arguments.run_directory}: {len(findings)} findings say that the tables are unsound (above); train anew, or give --force"
+        )
     profile = read_json(arguments.profile) if arguments.profile else DEFAULT_PROFILE
     backbone_record = arguments.backbone / "backbone.json"
     provenance = {"source": arguments.backbone.name}
@@ -73,7 +100,16 @@ def run(arguments: argparse.Namespace) -> None:
         if not isinstance(provenance, dict):
             raise TrainingError(f"{backbone_record}: provenance: expected an object, as pretrain writes it")
     export_ensemble(
-        backbone, trained, arguments.out, arguments.name, arguments.precision, arguments.noise, profile, arguments.reference_seeds, provenance, arguments.golden
+        backbone,
+        trained,
+        arguments.out,
+        arguments.name,
+        arguments.precision,
+        arguments.noise,
+        profile,
+        arguments.reference_seeds,
+        provenance,
+        arguments.golden,
     )
     size = sum(entry.stat().st_size for entry in arguments.out.iterdir())
     print(f"{arguments.out}: {len(trained.tables)} manifests, {size / 1e6:.1f} MB, checked against PyTorch")
@@ -104,7 +140,9 @@ def export_ensemble(
         if not 1 <= len(label) <= 128 or count > 1:
             raise TrainingError(f"class {label!r}: expected a label of its own of 1 to 128 characters")
     if reference_seeds and profile["eta"] != 0:
-        raise TrainingError(f"profile.eta {profile['eta']}: reference scores are computed at eta 0; leave them out with --reference-seeds 0")
+        raise TrainingError(
+            f"profile.eta {profile['eta']}: reference scores are computed at eta 0; leave them out with --reference-seeds 0"
+        )
     size, channels = image_shape_of(backbone)
     tokens = trained.tables.shape[3]
     with staged_directory(out, ENSEMBLE_FILES) as staged:
@@ -120,19 +158,25 @@ def export_ensemble(
                 "files": files,
                 "precision": precision,
                 "opset": OPSET,
-                "latent": dict(zip(("channels", "height", "width"), backbone.latent_shape, strict=True)) | {"scale": backbone.scale, "shift": backbone.shift},
+                "latent": dict(zip(("channels", "height", "width"), backbone.latent_shape, strict=True))
+                | {"scale": backbone.scale, "shift": backbone.shift},
                 "image": {"channels": channels, "height": size, "width": size},
                 "context": {"tokens": tokens, "dim": backbone.context_dim},
                 "graph": {"unet": UNET_NAMES, "decoder": DECODER_NAMES},
                 "diffusion": backbone.schedule.manifest(),
                 "components": len(tables),
-                "classes": [{"label": label, "images": trained.images[rotation, :, index].tolist()} for index, label in enumerate(trained.labels)],
+                "classes": [
+                    {"label": label, "images": trained.images[rotation, :, index].tolist()}
+                    for index, label in enumerate(trained.labels)
+                ],
                 "regime": trained.record["settings"]["regime"],
                 "noise": noise,
                 "profile": profile,
             }
             if reference_seeds:
-                manifest["reference"] = reference_scores(backbone, tables, trained.images[rotation], profile, reference_seeds)
+                manifest["reference"] = reference_scores(
+                    backbone, tables, trained.images[rotation], profile, reference_seeds
+                )
             manifest["provenance"] = {
                 "data": trained.record["data"],
                 "folders": trained.record.get("folders", []),
@@ -152,13 +196,17 @@ def export_ensemble(
             }
             manifest["diagnostics"] = {
                 "classes": {trained.labels[row["class"]]: row for row in trained.record["diagnostics"][rotation]},
-                "findings": [finding for finding in trained.record["findings"] if finding.startswith(f"rotation {rotation}:")],
+                "findings": [
+                    finding for finding in trained.record["findings"] if finding.startswith(f"rotation {rotation}:")
+                ],
             }
             write_json(staged / manifest_name(rotation), manifest)
         check_directory(staged, backbone)
         if golden:
             device = next(backbone.denoiser.parameters()).device
-            write_golden(staged, lambda *inputs: backbone.denoiser(*(tensor.to(device) for tensor in inputs)).cpu(), "PyTorch")
+            write_golden(
+                staged, lambda *inputs: backbone.denoiser(*(tensor.to(device) for tensor in inputs)).cpu(), "PyTorch"
+            )
 
 
 def _entry(path: Path, *external: Path) -> dict[str, Any]:
@@ -175,7 +223,9 @@ def _tensors(tables: Tensor, reference: Tensor | None) -> dict[str, Tensor]:
     return {name: tensor.float().contiguous() for name, tensor in tensors.items()}
 
 
-def reference_scores(backbone: Backbone, tables: Tensor, images: Tensor, profile: dict[str, Any], seeds: int, batch: int = 64) -> dict[str, Any]:
+def reference_scores(
+    backbone: Backbone, tables: Tensor, images: Tensor, profile: dict[str, Any], seeds: int, batch: int = 64
+) -> dict[str, Any]:
     """Scores under ``profile`` of the classes with the most images: how large a score is where nothing is missing.
 
     tables [M, K + 1, T, D], images [M, K]. The seeds are not those that the evaluation uses.
@@ -188,7 +238,9 @@ def reference_scores(backbone: Backbone, tables: Tensor, images: Tensor, profile
     parts: dict[str, list[Tensor]] = {"class_gap": [], "request_risk": []}
     for index in torch.arange(len(requests)).split(batch):
         part = type(requests)(requests.classes[index], requests.seeds[index], requests.carriers[index])
-        scores = profile_scores(backbone.denoiser, sampler, tables.to(device), part, part.latents(backbone.latent_shape).to(device), profile)
+        scores = profile_scores(
+            backbone.denoiser, sampler, tables.to(device), part, part.latents(backbone.latent_shape).to(device), profile
+        )
         for measurement, values in scores.items():
             parts[measurement].append(values.cpu())
     result = {}

@@ -36,7 +36,10 @@ def draw_frontier(entries: Sequence[dict[str, Any]], out: Path) -> None:
     """Left: AUROC of the bin next to the largest; right: Spearman of score and error within class and bin; both against rows."""
     figure, axes = plt.subplots(1, 2, figsize=(10, 3.8))
     kinds = {
-        "first branched step": ("o", lambda e: len(e["branches"]) == 1 and e["branches"][0][1] == 1 and e["components"] > 3),
+        "first branched step": (
+            "o",
+            lambda e: len(e["branches"]) == 1 and e["branches"][0][1] == 1 and e["components"] > 3,
+        ),
         "roll-out": ("s", lambda e: len(e["branches"]) == 1 and e["branches"][0][1] > 1 and e["components"] > 3),
         "sum over branch points": ("^", lambda e: len(e["branches"]) > 1),
         "three components": ("x", lambda e: e["components"] == 3),
@@ -51,7 +54,9 @@ def draw_frontier(entries: Sequence[dict[str, Any]], out: Path) -> None:
     for axis, quality, label in zip(axes, (class_level, request_quality), labels, strict=True):
         for name, (marker, belongs) in kinds.items():
             own = [e for e in chosen if belongs(e)]
-            axis.scatter([e["rows"] for e in own], [quality(e) for e in own], marker=marker, s=18, alpha=0.6, label=name)
+            axis.scatter(
+                [e["rows"] for e in own], [quality(e) for e in own], marker=marker, s=18, alpha=0.6, label=name
+            )
         best = pareto(chosen, quality)
         if not best:  # request errors were not asked for
             axis.set_visible(False)

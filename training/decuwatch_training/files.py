@@ -49,7 +49,10 @@ def is_disk_full(err: BaseException) -> bool:
     if isinstance(err, OSError) and err.errno in (errno.ENOSPC, errno.EDQUOT):
         return True
     text = str(err)
-    return any(part in text for part in ("No space left", "os error 28", "unexpected pos", "PytorchStreamWriter failed writing"))
+    return any(
+        part in text
+        for part in ("No space left", "os error 28", "unexpected pos", "PytorchStreamWriter failed writing")
+    )
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -85,9 +88,13 @@ def check_replaceable(target: Path, owned: Sequence[str]) -> None:
     """
     if target.exists() and not target.is_dir():
         raise TrainingError(f"{target}: a file, expected a directory to write")
-    names = sorted(str(path.relative_to(target)) for path in target.rglob("*") if path.is_symlink() or not path.is_dir())
+    names = sorted(
+        str(path.relative_to(target)) for path in target.rglob("*") if path.is_symlink() or not path.is_dir()
+    )
     if names and owned[0] not in names:
-        raise TrainingError(f"{target}: has files but no {owned[0]}, so it is not an earlier result; give a new or an empty directory")
+        raise TrainingError(
+            f"{target}: has files but no {owned[0]}, so it is not an earlier result; give a new or an empty directory"
+        )
     for name in names:
         if not any(fnmatch.fnmatchcase(name, each) and name.count("/") == each.count("/") for each in owned):
             raise TrainingError(f"{target}: {name} would be lost; move it, or give another directory")

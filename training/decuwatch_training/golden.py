@@ -30,8 +30,24 @@ FILE = "golden.json"
 CASES: list[dict[str, Any]] = [
     {"class": 0, "seed": 0, "steps": 20, "guidance_scale": 2.0, "eta": 0.0, "branch_step": 0, "rollout_steps": 1},
     {"class": 1, "seed": 42, "steps": 20, "guidance_scale": 2.0, "eta": 0.0, "branch_step": 10, "rollout_steps": 1},
-    {"class": 2, "seed": 2**64 - 1, "steps": 20, "guidance_scale": 2.0, "eta": 0.0, "branch_step": 19, "rollout_steps": 1},
-    {"class": 3, "seed": 2**32 + 7, "steps": 7, "guidance_scale": 5.0, "eta": 0.0, "branch_step": 2, "rollout_steps": 5},
+    {
+        "class": 2,
+        "seed": 2**64 - 1,
+        "steps": 20,
+        "guidance_scale": 2.0,
+        "eta": 0.0,
+        "branch_step": 19,
+        "rollout_steps": 1,
+    },
+    {
+        "class": 3,
+        "seed": 2**32 + 7,
+        "steps": 7,
+        "guidance_scale": 5.0,
+        "eta": 0.0,
+        "branch_step": 2,
+        "rollout_steps": 5,
+    },
     {"class": 0, "seed": 12345, "steps": 10, "guidance_scale": 1.0, "eta": 0.0, "branch_step": 5, "rollout_steps": 3},
     {"class": 2, "seed": 99, "steps": 12, "guidance_scale": 3.5, "eta": 0.6, "branch_step": 4, "rollout_steps": 2},
 ]
@@ -40,10 +56,16 @@ CASES: list[dict[str, Any]] = [
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``decuwatch-train golden``."""
-    parser.add_argument("ensembles", type=Path, nargs="*", help="directories of ensembles, each of which gets a golden.json")
-    add_backbone_arguments(parser, "run the network in PyTorch, not the exported graph in ONNX Runtime, from this backbone", required=False)
+    parser.add_argument(
+        "ensembles", type=Path, nargs="*", help="directories of ensembles, each of which gets a golden.json"
+    )
+    add_backbone_arguments(
+        parser, "run the network in PyTorch, not the exported graph in ONNX Runtime, from this backbone", required=False
+    )
     parser.add_argument("--arithmetic", type=Path, help="also write the file of the arithmetic alone")
-    parser.add_argument("--sweeps", type=Path, help="also write the file of the schedules at every step count; takes minutes")
+    parser.add_argument(
+        "--sweeps", type=Path, help="also write the file of the schedules at every step count; takes minutes"
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -89,20 +111,34 @@ def write_golden(directory: Path, denoise: Denoiser, network: str) -> None:
     _write(directory / FILE, document)
 
 
-def _case(case: dict[str, Any], denoise: Denoiser, tables: Tensor, schedule: NoiseSchedule, shape: tuple[int, ...]) -> dict[str, Any]:
+def _case(
+    case: dict[str, Any], denoise: Denoiser, tables: Tensor, schedule: NoiseSchedule, shape: tuple[int, ...]
+) -> dict[str, Any]:
     key = f"golden\n{case['seed']}"
     chosen = carrier(key, len(tables))
     generator = torch.Generator().manual_seed(case["seed"])
     first = torch.randn(shape, generator=generator)
-    noise = [torch.randn(shape, generator=generator) if case["eta"] > 0 else torch.zeros(shape) for _ in range(schedule.step_count(case["steps"]))]
+    noise = [
+        torch.randn(shape, generator=generator) if case["eta"] > 0 else torch.zeros(shape)
+        for _ in range(schedule.step_count(case["steps"]))
+    ]
     scheduler = schedule.scheduler(case["steps"])
 
     def step(index: int, latent: Tensor, components: list[int]) -> tuple[Tensor, Tensor]:
         """Means of the step and the latents after its noise, one row a component."""
         timestep = int(scheduler.timesteps[index])
-        prediction = predict_guided(denoise, latent, timestep, tables[components, case["class"]], tables[components, -1], case["guidance_scale"])
+        prediction = predict_guided(
+            denoise, latent, timestep, tables[components, case["class"]], tables[components, -1], case["guidance_scale"]
+        )
         both = [
-            scheduler.step(cast(Any, prediction), timestep, cast(Any, latent), eta=case["eta"], variance_noise=cast(Any, added), return_dict=False)[0]
+            scheduler.step(
+                cast(Any, prediction),
+                timestep,
+                cast(Any, latent),
+                eta=case["eta"],
+                variance_noise=cast(Any, added),
+                return_dict=False,
+            )[0]
             for added in (torch.zeros_like(latent), noise[index].expand_as(latent))
         ]
         return both[0], both[1]
@@ -171,7 +207,10 @@ def _torch_cpu() -> list[dict[str, Any]]:
             {
                 "seed": str(seed),
                 "size": size,
-                "draws": [{"first": _numbers(draw[:3]), "last": _numbers(draw[-3:]), "sum": float(draw.double().sum())} for draw in draws],
+                "draws": [
+                    {"first": _numbers(draw[:3]), "last": _numbers(draw[-3:]), "sum": float(draw.double().sum())}
+                    for draw in draws
+                ],
             }
         )
     return cases
@@ -197,14 +236,25 @@ def _trajectories() -> list[dict[str, Any]]:
             continue  # the reference takes the root of a rounding error below zero there
         to_one = steps == 7
         schedule = NoiseSchedule(
-            beta_schedule=betas, timestep_spacing=spacing, prediction=prediction, steps_offset=1 if spacing == "leading" else 0, set_alpha_to_one=to_one
+            beta_schedule=betas,
+            timestep_spacing=spacing,
+            prediction=prediction,
+            steps_offset=1 if spacing == "leading" else 0,
+            set_alpha_to_one=to_one,
         )
         scheduler = schedule.scheduler(steps)
         latent = 1.0 - 0.5 * elements
         for index, timestep in enumerate(scheduler.timesteps.tolist()):
             output = made_up_network(latent, timestep)
             noise = torch.cos(index + elements)
-            latent = scheduler.step(cast(Any, output), timestep, cast(Any, latent), eta=eta, variance_noise=cast(Any, noise), return_dict=False)[0]
+            latent = scheduler.step(
+                cast(Any, output),
+                timestep,
+                cast(Any, latent),
+                eta=eta,
+                variance_noise=cast(Any, noise),
+                return_dict=False,
+            )[0]
         cases.append(
             {
                 "beta_schedule": betas,
@@ -214,7 +264,9 @@ def _trajectories() -> list[dict[str, Any]]:
                 "eta": eta,
                 "steps_offset": schedule.steps_offset,
                 "set_alpha_to_one": to_one,
-                "timesteps": scheduler.timesteps.tolist() if prediction == "epsilon" and eta == 0 and betas == "linear" else None,
+                "timesteps": scheduler.timesteps.tolist()
+                if prediction == "epsilon" and eta == 0 and betas == "linear"
+                else None,
                 "final": latent.tolist(),
             }
         )

@@ -36,16 +36,24 @@ class _Float32Outside(nn.Module):
 
 def export_unet(backbone: Backbone, tokens: int, path: Path, precision: str) -> list[Path]:
     """Write latent [N,C,H,W], timestep int64 [N], context [N,T,D] -> prediction [N,C,H,W]; returns the files written."""
-    inputs = (torch.randn(2, *backbone.latent_shape), torch.tensor([981, 1]), torch.randn(2, tokens, backbone.context_dim))
+    inputs = (
+        torch.randn(2, *backbone.latent_shape),
+        torch.tensor([981, 1]),
+        torch.randn(2, tokens, backbone.context_dim),
+    )
     return _export(backbone.denoiser, inputs, ["latent", "timestep", "context"], "prediction", path, precision)
 
 
 def export_decoder(backbone: Backbone, path: Path, precision: str) -> list[Path]:
     """Write latent [N,C,H,W], unscaled, -> image [N,C',H',W']; returns the files written."""
-    return _export(backbone.autoencoder, (torch.randn(2, *backbone.latent_shape),), ["latent"], "image", path, precision)
+    return _export(
+        backbone.autoencoder, (torch.randn(2, *backbone.latent_shape),), ["latent"], "image", path, precision
+    )
 
 
-def _export(network: nn.Module, inputs: tuple[Tensor, ...], names: list[str], output: str, path: Path, precision: str) -> list[Path]:
+def _export(
+    network: nn.Module, inputs: tuple[Tensor, ...], names: list[str], output: str, path: Path, precision: str
+) -> list[Path]:
     device = next(network.parameters()).device
     network = network.cpu().eval()
     exported: nn.Module = network
@@ -75,7 +83,9 @@ def _export(network: nn.Module, inputs: tuple[Tensor, ...], names: list[str], ou
         for left in raw.parent.glob(f"{raw.name}*"):
             left.unlink()
     if model.ByteSize() <= SINGLE_FILE_LIMIT:
-        model = cast(onnx.ModelProto, onnxslim.slim(model))  # folds the shape arithmetic, which halves the number of nodes
+        model = cast(
+            onnx.ModelProto, onnxslim.slim(model)
+        )  # folds the shape arithmetic, which halves the number of nodes
     model.producer_name, model.producer_version = "decuwatch-train", ""
     model.graph.ClearField("value_info")
     if model.ByteSize() <= SINGLE_FILE_LIMIT:

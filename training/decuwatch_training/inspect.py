@@ -26,11 +26,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("images", type=Path, help="a directory: one folder of images a class, or Fashion-MNIST's files")
     add_backbone_arguments(parser, "compare images by its latents", required=False)
     parser.add_argument("--out", type=Path, help="directory of datacard.json and datacard.html")
-    parser.add_argument("--size", type=int, default=64, help="side to which images are scaled; with --backbone it is the backbone's")
-    parser.add_argument("--classes", type=Path, help="a text file that fixes the classes: a folder's name on each line, or folder, tab and label")
-    parser.add_argument("--background", type=background_color, help="color under transparent pixels, such as white or #808080; none: refuse them")
+    parser.add_argument(
+        "--size", type=int, default=64, help="side to which images are scaled; with --backbone it is the backbone's"
+    )
+    parser.add_argument(
+        "--classes",
+        type=Path,
+        help="a text file that fixes the classes: a folder's name on each line, or folder, tab and label",
+    )
+    parser.add_argument(
+        "--background",
+        type=background_color,
+        help="color under transparent pixels, such as white or #808080; none: refuse them",
+    )
     parser.add_argument("--neighbors", type=int, default=NEIGHBORS, help="nearest neighbors whose labels are compared")
-    parser.add_argument("--tau", type=float, help="distance below which two images are near duplicates; none: from the data")
+    parser.add_argument(
+        "--tau", type=float, help="distance below which two images are near duplicates; none: from the data"
+    )
     parser.add_argument("--show", type=int, default=12, help="images of a class or a group on the contact sheet")
     parser.add_argument("--seed", type=int, default=1, help="of the sample of 1,000 images of a larger class")
 
@@ -52,18 +64,25 @@ def run(arguments: argparse.Namespace) -> None:
         features, described = pixel_features(images), {"kind": "pixels"}
     else:
         if images.shape != (channels, size, size):
-            raise TrainingError(f"{arguments.images}: images of shape {list(images.shape)}, the backbone's autoencoder takes {[channels, size, size]}")
+            raise TrainingError(
+                f"{arguments.images}: images of shape {list(images.shape)}, the backbone's autoencoder takes {[channels, size, size]}"
+            )
         features, described = encode(backbone, images), {"kind": "latents", "backbone_sha256": backbone.digest()}
     card = data_card(images, features, described, arguments.seed, arguments.neighbors, arguments.tau, progress=True)
     print(card.table())
     if arguments.out:
         write_card(card, arguments.out, arguments.show)
-        print(f"{arguments.out / 'datacard.html'}: the files to look at; {arguments.out / 'datacard.json'} lists all of them")
+        print(
+            f"{arguments.out / 'datacard.html'}: the files to look at; {arguments.out / 'datacard.json'} lists all of them"
+        )
 
 
 def encode(backbone: Backbone, images: Images, batch: int = 512) -> Tensor:
     """The images' latents, encoded once. Raises TrainingError if one is not finite."""
-    parts = [backbone.encode(images.scaled(index)) for index in tqdm(torch.arange(len(images)).split(batch), desc="latents", unit="batch", mininterval=1.0)]
+    parts = [
+        backbone.encode(images.scaled(index))
+        for index in tqdm(torch.arange(len(images)).split(batch), desc="latents", unit="batch", mininterval=1.0)
+    ]
     latents = torch.cat(parts)
     if not bool(torch.isfinite(latents).all()):
         raise TrainingError(f"the autoencoder gives latents that are not finite for images of {images.source}")

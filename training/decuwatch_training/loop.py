@@ -66,6 +66,8 @@ class Progress:
         """Show an exponentially smoothed loss. Raises TrainingError if it is not finite."""
         number = float(value)
         if not math.isfinite(number):
-            raise TrainingError(f"the loss is {number} at step {self.bar.n}: expected a finite one; a lower --rate may keep it so")
+            raise TrainingError(
+                f"the loss is {number} at step {self.bar.n}: expected a finite one; a lower --rate may keep it so"
+            )
         self.mean_loss = number if math.isnan(self.mean_loss) else 0.98 * self.mean_loss + 0.02 * number
         self.bar.set_postfix(loss=f"{self.mean_loss:.4f}", refresh=False)

@@ -47,7 +47,9 @@ MANIFEST = {
     "graph": OBJECT,
     "diffusion": OBJECT,
     "components": given(whole(2, 64)),
-    "classes": given(Rule("a list of 1 to 100000 objects", lambda found: isinstance(found, list) and 1 <= len(found) <= 100_000)),
+    "classes": given(
+        Rule("a list of 1 to 100000 objects", lambda found: isinstance(found, list) and 1 <= len(found) <= 100_000)
+    ),
     "regime": given(only("exposure", "disagreement")),
     "noise": given(only("torch-cpu", "torch-cuda", "decuwatch")),
     "profile": OBJECT,
@@ -60,7 +62,12 @@ FILE = {
     "path": given(
         Rule(
             "the name of a file in the same directory",
-            lambda found: isinstance(found, str) and 1 <= len(found) <= 255 and found not in (".", "..") and not set("/\\\0") & set(found),
+            lambda found: (
+                isinstance(found, str)
+                and 1 <= len(found) <= 255
+                and found not in (".", "..")
+                and not set("/\\\0") & set(found)
+            ),
         )
     ),
     "size": given(whole(1, 2**63 - 1)),
@@ -98,7 +105,9 @@ GRAPHS = {
     "decoder": dict.fromkeys(("latent", "output"), TENSOR_NAME),
 }
 CLASS = {
-    "label": given(Rule("a text of 1 to 128 characters", lambda found: isinstance(found, str) and 1 <= len(found) <= 128)),
+    "label": given(
+        Rule("a text of 1 to 128 characters", lambda found: isinstance(found, str) and 1 <= len(found) <= 128)
+    ),
     "images": given(
         Rule(
             "a list of whole numbers, none negative",
@@ -175,7 +184,9 @@ def _check_classes(manifest: Mapping[str, Any], where: str) -> None:
 
 def _check_diffusion(diffusion: Mapping[str, Any], where: str) -> None:
     if not diffusion["beta_start"] < diffusion["beta_end"] < 1:
-        raise TrainingError(f"{where}: beta_start {diffusion['beta_start']}: expected less than beta_end, and that less than 1")
+        raise TrainingError(
+            f"{where}: beta_start {diffusion['beta_start']}: expected less than beta_end, and that less than 1"
+        )
     if not diffusion["steps_offset"] < diffusion["train_timesteps"]:
         raise TrainingError(f"{where}: steps_offset {diffusion['steps_offset']}: expected less than train_timesteps")
     if diffusion["timestep_spacing"] == "compvis" and (diffusion["steps_offset"] != 1 or diffusion["set_alpha_to_one"]):

@@ -122,7 +122,16 @@ def _in_batches(denoise: Denoiser, rows: int) -> Denoiser:
     return batched
 
 
-def _run_shard(path: Path, manifest: dict[str, Any], graph: Graph, plan: Plan, steps: int, guidance: float, out: Path, batch_rows: int) -> None:
+def _run_shard(
+    path: Path,
+    manifest: dict[str, Any],
+    graph: Graph,
+    plan: Plan,
+    steps: int,
+    guidance: float,
+    out: Path,
+    batch_rows: int,
+) -> None:
     tables, reference = read_tables(path.parent, manifest)
     components, classes = manifest["components"], len(manifest["classes"])
     requests = make_requests(range(classes), plan.seeds, components)
@@ -165,7 +174,9 @@ def _read_shard(path: Path, manifest: dict[str, Any], plan: Plan, rotation: int,
         with np.load(path, allow_pickle=False) as stored:
             arrays = dict(stored)
     except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile, zlib.error) as err:
-        raise TrainingError(f"{path}: not a shard that can be read; delete it to measure it anew: {shorten(str(err))}") from err
+        raise TrainingError(
+            f"{path}: not a shard that can be read; delete it to measure it anew: {shorten(str(err))}"
+        ) from err
     sampler = Sampler(NoiseSchedule(**manifest["diffusion"]), steps, guidance)
     requests, components = plan.seeds * len(manifest["classes"]), manifest["components"]
     shapes: dict[str, tuple[int, ...]] = {"count": (), "error": (requests, components)}
@@ -181,7 +192,9 @@ def _read_shard(path: Path, manifest: dict[str, Any], plan: Plan, rotation: int,
             raise TrainingError(f"{path}: {name} holds a value that is not finite; delete it to measure it anew")
     if arrays["count"] != sampler.count or not np.isin(arrays["carriers"], range(components)).all():
         raise TrainingError(f"{path}: count or carriers: not those of {steps} steps; delete it to measure it anew")
-    distances, pixel = ({key: arrays[f"{kind}-{key[0]}-{key[1]}"] for key in branches} for kind in ("distances", "pixel"))
+    distances, pixel = (
+        {key: arrays[f"{kind}-{key[0]}-{key[1]}"] for key in branches} for kind in ("distances", "pixel")
+    )
     variance = {key: float(arrays[f"variance-{key[0]}-{key[1]}"]) for key in branches}
     error = arrays["error"]
     carrier_error = error[np.arange(len(error)), arrays["carriers"]]

@@ -41,7 +41,9 @@ class _Groups:
             self.of = connected_components(edges, directed=False)[1].astype(np.int64)[self.of]
 
 
-def search(points: Tensor, contents: Tensor, k: int, radius: float, block: int = 4096, progress: bool = False) -> Neighbors:
+def search(
+    points: Tensor, contents: Tensor, k: int, radius: float, block: int = 4096, progress: bool = False
+) -> Neighbors:
     """The k nearest neighbors of every point by Euclidean distance, and the groups of points nearer than ``radius``.
 
     points float32 [n, D]; contents int64 [n], from 0 to n - 1, equal if two points show the same picture. Points of one content are
@@ -62,7 +64,9 @@ def search(points: Tensor, contents: Tensor, k: int, radius: float, block: int =
         nearest, index = torch.empty(rows.stop - first, 0), torch.empty(rows.stop - first, 0, dtype=torch.int64)
         for start in starts:
             columns = slice(start, min(start + block, count))
-            squared = torch.addmm(squares[columns][None], centered[rows], centered[columns].T, alpha=-2).add_(squares[rows][:, None])
+            squared = torch.addmm(squares[columns][None], centered[rows], centered[columns].T, alpha=-2).add_(
+                squares[rows][:, None]
+            )
             squared.masked_fill_(contents[rows][:, None] == contents[columns], torch.inf)
             if start >= first:
                 _join(groups, points, torch.nonzero(squared < bound) + torch.tensor([first, start]), radius)

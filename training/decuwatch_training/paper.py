@@ -10,7 +10,13 @@ from typing import Any
 
 import torch
 
-from decuwatch_training.backbone import Autoencoder, Backbone, ContextUNet, build_compvis_autoencoder, build_compvis_unet
+from decuwatch_training.backbone import (
+    Autoencoder,
+    Backbone,
+    ContextUNet,
+    build_compvis_autoencoder,
+    build_compvis_unet,
+)
 from decuwatch_training.branch import DEFAULT_PROFILE
 from decuwatch_training.diffusion import NoiseSchedule
 from decuwatch_training.export import export_ensemble
@@ -33,7 +39,17 @@ def run(arguments: argparse.Namespace) -> None:
     backbone = paper_backbone(arguments.channels, arguments.classes).to(pick_device())
     trained = tiny_run(backbone, 5, 1)
     profile = DEFAULT_PROFILE | {"reason": "random weights: any profile will do"}
-    export_ensemble(backbone, trained, arguments.out, "paper-size", arguments.precision, "torch-cuda", profile, 0, {"source": "random weights"})
+    export_ensemble(
+        backbone,
+        trained,
+        arguments.out,
+        "paper-size",
+        arguments.precision,
+        "torch-cuda",
+        profile,
+        0,
+        {"source": "random weights"},
+    )
     print(f"{arguments.out}: {backbone.parameter_count() / 1e6:.1f} M parameters")
 
 
@@ -85,4 +101,6 @@ def paper_backbone(channels: int = 192, classes: int = 1000) -> Backbone:
     unet = build_compvis_unet(configuration)
     autoencoder = build_compvis_autoencoder(configuration["first_stage_config"])
     reference = torch.randn(classes + 1, 1, CONTEXT_DIM)
-    return Backbone(ContextUNet(unet), Autoencoder(autoencoder), NoiseSchedule(), (3, 64, 64), CONTEXT_DIM, 1.0, 0.0, reference).freeze()
+    return Backbone(
+        ContextUNet(unet), Autoencoder(autoencoder), NoiseSchedule(), (3, 64, 64), CONTEXT_DIM, 1.0, 0.0, reference
+    ).freeze()

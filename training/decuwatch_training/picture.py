@@ -69,7 +69,9 @@ def read_picture(path: Path, size: int, channels: int, background: Color | None 
 def shown(path: Path) -> str:
     """A path as one printable line: control characters and bytes that are not UTF-8 are escaped."""
     text = str(path).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    return "".join(character if character.isprintable() else character.encode("unicode_escape").decode() for character in text)
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode() for character in text
+    )
 
 
 def eight_bits(opened: Image.Image, channels: int, background: Color | None, notes: list[str]) -> Image.Image:
@@ -110,7 +112,9 @@ def _sixteen_bits(image: Image.Image, opened: Image.Image, notes: list[str]) -> 
     tags = getattr(opened, "tag_v2", {})
     bits, photometric = tags.get(258, (16,)), tags.get(262, 1)
     if bits != (16,) or photometric != 1:
-        raise TrainingError(f"TIFF of {bits[0]} bits a sample and photometric interpretation {photometric}: expected 8 bits, or 16 with black at 0")
+        raise TrainingError(
+            f"TIFF of {bits[0]} bits a sample and photometric interpretation {photometric}: expected 8 bits, or 16 with black at 0"
+        )
     notes.append("reduced from 16 to 8 bits")
     values = np.asarray(image).astype(np.uint32)
     gray = Image.fromarray((values >> 8).astype(np.uint8))
@@ -125,7 +129,9 @@ def _opaque(image: Image.Image, background: Color | None, notes: list[str]) -> I
         return image
     transparent = image.info.get("transparency")
     if image.mode == "La" or (isinstance(transparent, tuple) and max(transparent) > 255):
-        raise TrainingError(f"transparency of mode {image.mode} with {transparent!r}: expected an alpha channel of 8 bits")
+        raise TrainingError(
+            f"transparency of mode {image.mode} with {transparent!r}: expected an alpha channel of 8 bits"
+        )
     rgba = image.convert("RGBA")
     alpha = np.asarray(rgba.getchannel("A")).astype(np.uint32)[..., None]
     color = rgba.convert("RGB")
@@ -133,7 +139,9 @@ def _opaque(image: Image.Image, background: Color | None, notes: list[str]) -> I
     if alpha.min() == 255:
         return color
     if background is None:
-        raise TrainingError("transparent pixels: expected none, or --background with the color that your model was trained on")
+        raise TrainingError(
+            "transparent pixels: expected none, or --background with the color that your model was trained on"
+        )
     notes.append("laid on the background")
     mixed = (np.asarray(color) * alpha + np.array(background, np.uint32) * (255 - alpha) + 127) // 255
     return Image.fromarray(mixed.astype(np.uint8))
@@ -201,7 +209,9 @@ def fitted(image: Image.Image, size: int, notes: list[str]) -> Image.Image:
     scale = size / min(image.size)
     scaled = (max(size, round(image.width * scale)), max(size, round(image.height * scale)))
     if scaled[0] * scaled[1] > MAX_PIXELS:
-        raise TrainingError(f"{image.width} x {image.height} pixels: too narrow to be scaled to a shorter side of {size}")
+        raise TrainingError(
+            f"{image.width} x {image.height} pixels: too narrow to be scaled to a shorter side of {size}"
+        )
     if scale < 1:
         notes.append("scaled down")
     if scale > 1:

@@ -58,19 +58,45 @@ class PretrainSettings:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``decuwatch-train pretrain``."""
     defaults = PretrainSettings()
-    parser.add_argument("--data", type=Path, required=True, help="a directory: one folder of images a class, or Fashion-MNIST's files")
-    parser.add_argument("--classes", type=Path, help="a text file that fixes the classes: a folder's name on each line, or folder, tab and label")
-    parser.add_argument("--background", type=background_color, help="color under transparent pixels, such as white or #808080; none: refuse them")
+    parser.add_argument(
+        "--data", type=Path, required=True, help="a directory: one folder of images a class, or Fashion-MNIST's files"
+    )
+    parser.add_argument(
+        "--classes",
+        type=Path,
+        help="a text file that fixes the classes: a folder's name on each line, or folder, tab and label",
+    )
+    parser.add_argument(
+        "--background",
+        type=background_color,
+        help="color under transparent pixels, such as white or #808080; none: refuse them",
+    )
     parser.add_argument("--out", type=Path, required=True, help="the backbone's directory; checkpoints stand beside it")
     parser.add_argument("--size", type=int, default=32, help="height and width of images from folders, in pixels")
     parser.add_argument("--image-channels", type=int, default=3, choices=(1, 3), help="of images from folders")
-    parser.add_argument("--autoencoder-steps", type=int, default=defaults.autoencoder_steps, help="steps of training the autoencoder")
-    parser.add_argument("--autoencoder-channels", type=int, nargs="+", default=list(defaults.autoencoder_channels), help="one level of resolution each")
+    parser.add_argument(
+        "--autoencoder-steps", type=int, default=defaults.autoencoder_steps, help="steps of training the autoencoder"
+    )
+    parser.add_argument(
+        "--autoencoder-channels",
+        type=int,
+        nargs="+",
+        default=list(defaults.autoencoder_channels),
+        help="one level of resolution each",
+    )
     parser.add_argument("--steps", type=int, default=defaults.steps, help="steps of training the U-Net")
     parser.add_argument("--batch", type=int, default=defaults.batch, help="rows a step of training the U-Net")
     parser.add_argument("--rate", type=float, default=defaults.rate, help="Adam's peak learning rate for the U-Net")
-    parser.add_argument("--channels", type=int, nargs="+", default=list(defaults.channels), help="the U-Net's channels at each level of resolution")
-    parser.add_argument("--context-tokens", type=int, default=defaults.context_tokens, help="context tokens of a class embedding")
+    parser.add_argument(
+        "--channels",
+        type=int,
+        nargs="+",
+        default=list(defaults.channels),
+        help="the U-Net's channels at each level of resolution",
+    )
+    parser.add_argument(
+        "--context-tokens", type=int, default=defaults.context_tokens, help="context tokens of a class embedding"
+    )
     parser.add_argument("--context-dim", type=int, default=defaults.context_dim, help="width of a context token")
     parser.add_argument("--seed", type=int, default=defaults.seed, help="of weights, order and noise")
     parser.add_argument("--checkpoint-every", type=int, default=200, help="steps between checkpoints")
@@ -90,12 +116,20 @@ def run(arguments: argparse.Namespace) -> None:
         context_dim=arguments.context_dim,
         seed=arguments.seed,
     )
-    data = read_data(arguments.data, arguments.size, arguments.image_channels, listing=arguments.classes, background=arguments.background)
+    data = read_data(
+        arguments.data,
+        arguments.size,
+        arguments.image_channels,
+        listing=arguments.classes,
+        background=arguments.background,
+    )
     for line in data.describe():
         print(line, file=sys.stderr if line.startswith("WARNING") else sys.stdout)
     backbone, record = pretrain(data.train, data.held_out, settings, arguments.out, arguments.checkpoint_every)
     save_backbone(backbone, data.train.labels, record, arguments.out)
-    print(f"{arguments.out}: {backbone.parameter_count():,} parameters, held-out image error {record['autoencoder']['held_out_mse']:.4f}")
+    print(
+        f"{arguments.out}: {backbone.parameter_count():,} parameters, held-out image error {record['autoencoder']['held_out_mse']:.4f}"
+    )
 
 
 def build_unet(latent_shape: tuple[int, int, int], settings: PretrainSettings) -> UNet2DConditionModel:
@@ -131,27 +165,48 @@ def build_autoencoder(shape: tuple[int, int, int], settings: PretrainSettings) -
     )
 
 
-def pretrain(train: Images, held_out: Images, settings: PretrainSettings, out: Path, checkpoint_every: int) -> tuple[Backbone, dict[str, Any]]:
+def pretrain(
+    train: Images, held_out: Images, settings: PretrainSettings, out: Path, checkpoint_every: int
+) -> tuple[Backbone, dict[str, Any]]:
     """Both stages, each resumed from its own checkpoint. Returns the backbone and the record for its provenance."""
     device = pick_device()
     beside = out.with_name(f"{out.name}.checkpoints")
-    autoencoder, autoencoder_record = _train_autoencoder(train, held_out, settings, beside / f"autoencoder-{CHECKPOINT_FILE}", checkpoint_every, device)
+    autoencoder, autoencoder_record = _train_autoencoder(
+        train, held_out, settings, beside / f"autoencoder-{CHECKPOINT_FILE}", checkpoint_every, device
+    )
     wrapped = Autoencoder(autoencoder).eval().requires_grad_(False)
     with torch.no_grad():
-        latents = torch.cat([wrapped.encode(train.scaled(index).to(device)).cpu() for index in torch.arange(len(train)).split(512)])
+        latents = torch.cat(
+            [wrapped.encode(train.scaled(index).to(device)).cpu() for index in torch.arange(len(train)).split(512)]
+        )
     shift, scale = float(latents.mean()), 1.0 / float(latents.std())
     autoencoder.register_to_config(scaling_factor=scale, shift_factor=shift)
     latents = (latents - shift) * scale
     schedule = NoiseSchedule()
-    unet, table, record = _train_unet(latents, train, settings, schedule, beside / f"unet-{CHECKPOINT_FILE}", checkpoint_every, device)
+    unet, table, record = _train_unet(
+        latents, train, settings, schedule, beside / f"unet-{CHECKPOINT_FILE}", checkpoint_every, device
+    )
     channels, height, width = latents.shape[1:]
-    backbone = Backbone(ContextUNet(unet), wrapped, schedule, (channels, height, width), settings.context_dim, scale, shift, table).freeze()
-    record = {"data": train.source, "images": len(train), "settings": asdict(settings), "autoencoder": autoencoder_record, "unet": record}
+    backbone = Backbone(
+        ContextUNet(unet), wrapped, schedule, (channels, height, width), settings.context_dim, scale, shift, table
+    ).freeze()
+    record = {
+        "data": train.source,
+        "images": len(train),
+        "settings": asdict(settings),
+        "autoencoder": autoencoder_record,
+        "unet": record,
+    }
     return backbone, record
 
 
 def _train_autoencoder(
-    train: Images, held_out: Images, settings: PretrainSettings, checkpoint: Path, checkpoint_every: int, device: torch.device
+    train: Images,
+    held_out: Images,
+    settings: PretrainSettings,
+    checkpoint: Path,
+    checkpoint_every: int,
+    device: torch.device,
 ) -> tuple[AutoencoderKL, dict[str, Any]]:
     """L2 + 0.5 L1 + 2e-4 KL to the standard normal; Adam with cosine decay."""
     torch.manual_seed(settings.seed)
@@ -159,7 +214,11 @@ def _train_autoencoder(
     optimizer = torch.optim.Adam(model.parameters(), lr=settings.autoencoder_rate)
     generator = torch.Generator().manual_seed(settings.seed)
     # The later stage's settings are no part of this one: they may change without training it anew.
-    own = {name: str(value) for name, value in asdict(settings).items() if name.startswith(("autoencoder", "latent", "seed"))} | {"images": str(len(train))}
+    own = {
+        name: str(value)
+        for name, value in asdict(settings).items()
+        if name.startswith(("autoencoder", "latent", "seed"))
+    } | {"images": str(len(train))}
     first, clock = 0, Clock()
     if state := load_checkpoint(checkpoint, own):
         model.load_state_dict(state["model"])
@@ -169,7 +228,12 @@ def _train_autoencoder(
         first, clock = state["step"], Clock(state["clock"]["wall_seconds"], state["clock"]["processor_seconds"])
 
     def save(step: int) -> None:
-        state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "generator": generator.get_state(), "torch": torch.get_rng_state()}
+        state = {
+            "model": model.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "generator": generator.get_state(),
+            "torch": torch.get_rng_state(),
+        }
         save_checkpoint(checkpoint, {"settings": own, "step": step, "clock": clock.read(), **state})
 
     progress = Progress("autoencoder", first, settings.autoencoder_steps)
@@ -181,7 +245,11 @@ def _train_autoencoder(
             posterior = cast(Any, model.encode(images)).latent_dist
             decoded = cast(Any, model.decode(posterior.sample())).sample
             difference = (decoded - images).float()
-            loss = difference.square().mean() + 0.5 * difference.abs().mean() + 2e-4 * posterior.kl().mean() / posterior.mean[0].numel()
+            loss = (
+                difference.square().mean()
+                + 0.5 * difference.abs().mean()
+                + 2e-4 * posterior.kl().mean() / posterior.mean[0].numel()
+            )
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -196,13 +264,21 @@ def _train_autoencoder(
     with torch.no_grad():
         errors = [
             (wrapped(wrapped.encode(part)) - part).square().mean(dim=(1, 2, 3)).cpu()
-            for part in (held_out.scaled(index).to(device) for index in torch.arange(min(len(held_out), 2000)).split(250))
+            for part in (
+                held_out.scaled(index).to(device) for index in torch.arange(min(len(held_out), 2000)).split(250)
+            )
         ]
     return model, {"held_out_mse": float(torch.cat(errors).mean()), **clock.read()}
 
 
 def _train_unet(
-    latents: Tensor, train: Images, settings: PretrainSettings, schedule: NoiseSchedule, checkpoint: Path, checkpoint_every: int, device: torch.device
+    latents: Tensor,
+    train: Images,
+    settings: PretrainSettings,
+    schedule: NoiseSchedule,
+    checkpoint: Path,
+    checkpoint_every: int,
+    device: torch.device,
 ) -> tuple[UNet2DConditionModel, Tensor, dict[str, Any]]:
     """Noise prediction with condition dropout; the weights' exponential moving average is what is kept."""
     torch.manual_seed(settings.seed + 1)
@@ -226,8 +302,15 @@ def _train_unet(
         first, clock = state["step"], Clock(state["clock"]["wall_seconds"], state["clock"]["processor_seconds"])
 
     def save(step: int) -> None:
-        state = {"networks": networks.state_dict(), "averaged": averaged.state_dict(), "optimizer": optimizer.state_dict()}
-        save_checkpoint(checkpoint, {"settings": own, "step": step, "clock": clock.read(), "generator": generator.get_state(), **state})
+        state = {
+            "networks": networks.state_dict(),
+            "averaged": averaged.state_dict(),
+            "optimizer": optimizer.state_dict(),
+        }
+        save_checkpoint(
+            checkpoint,
+            {"settings": own, "step": step, "clock": clock.read(), "generator": generator.get_state(), **state},
+        )
 
     progress = Progress("backbone", first, settings.steps)
     for step in progress:
@@ -241,7 +324,9 @@ def _train_unet(
         label = torch.where(dropped, classes, train.classes[picked]).to(device)
         noisy = scheduler.add_noise(clean, noise, cast(Any, timestep)).to(device)
         with mixed_precision(device):
-            prediction = unet(noisy, timestep.to(device), encoder_hidden_states=module["table"][label], return_dict=False)[0]
+            prediction = unet(
+                noisy, timestep.to(device), encoder_hidden_states=module["table"][label], return_dict=False
+            )[0]
             loss = (prediction.float() - schedule.target(clean, noise, timestep).to(device)).square().mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -258,7 +343,11 @@ def _train_unet(
     kept = cast(UNet2DConditionModel, averaged["unet"])
     reference = cast(nn.ParameterDict, averaged["table"])["table"].detach().cpu().clone()
     loss_now = progress.mean_loss if first < settings.steps else None
-    return kept, reference, {"training_loss": loss_now, "parameters": sum(p.numel() for p in kept.parameters()), **clock.read()}
+    return (
+        kept,
+        reference,
+        {"training_loss": loss_now, "parameters": sum(p.numel() for p in kept.parameters()), **clock.read()},
+    )
 
 
 def save_backbone(backbone: Backbone, labels: tuple[str, ...], record: dict[str, Any], out: Path) -> None:

@@ -73,7 +73,10 @@ def auroc_by_bin(scores: np.ndarray, cells: Cells, size: float, replicates: int 
         return Estimate(value, float("nan"), float("nan"))
     generator = np.random.default_rng(seed)
     # [replicates, requests]: all replicates are ranked at once.
-    resampled = [np.stack(group)[generator.integers(len(group), size=(replicates, len(group)))].reshape(replicates, -1) for group in groups]
+    resampled = [
+        np.stack(group)[generator.integers(len(group), size=(replicates, len(group)))].reshape(replicates, -1)
+        for group in groups
+    ]
     n, m = resampled[0].shape[1], resampled[1].shape[1]
     ranks = rankdata(np.concatenate(resampled, axis=1), axis=1)
     drawn = (ranks[:, :n].sum(1) - n * (n + 1) / 2) / (n * m)
@@ -106,7 +109,9 @@ def mean_by_bin(scores: np.ndarray, cells: Cells, replicates: int = 0, seed: int
     return result
 
 
-def within_cells(scores: np.ndarray, errors: np.ndarray, cells: Cells, size: float | None = None, replicates: int = 0, seed: int = 0) -> Estimate:
+def within_cells(
+    scores: np.ndarray, errors: np.ndarray, cells: Cells, size: float | None = None, replicates: int = 0, seed: int = 0
+) -> Estimate:
     """Mean over cells (of one bin, or of all) of Spearman's rho between the scores and the errors of the cell's requests."""
     chosen = np.ones(len(scores), bool) if size is None else cells.bins == size
     own = Cells(cells.bins[chosen], cells.classes[chosen], cells.cells[chosen])

@@ -20,7 +20,9 @@ def markdown(evaluation: dict[str, Any]) -> str:
         "### Recommendation",
         *evaluation["recommendation"]["sentences"],
         "### Class level: PaiDE with squared Wasserstein distances, at the first branched step",
-        _class_table([e for e in full if e["estimator"] == "paide-w2" and e["branches"][0][1] == 1], bins, evaluation["control"]),
+        _class_table(
+            [e for e in full if e["estimator"] == "paide-w2" and e["branches"][0][1] == 1], bins, evaluation["control"]
+        ),
         "### Class level: estimators",
         _estimator_table(full, bins),
         *_request_parts(evaluation, full, bins),
@@ -37,7 +39,14 @@ def _class_table(entries: Sequence[dict[str, Any]], bins: Sequence[str], control
     for size in bins[:-1]:
         header.append(f"AUROC {size} v {largest}")
     header += [f"same class, {size} v {largest}" for size in bins[:-1]]
-    header += [f"AUPRC {bins[-2]}", f"TPR at 1% FPR {bins[-2]}", "rho", "mean by bin", "spread between seeds", "saturated"]
+    header += [
+        f"AUPRC {bins[-2]}",
+        f"TPR at 1% FPR {bins[-2]}",
+        "rho",
+        "mean by bin",
+        "spread between seeds",
+        "saturated",
+    ]
     rows = [
         _class_row(e, bins, [e["steps"], f"{e['guidance']:g}", e["point"], e["rows"]])
         for e in sorted(entries, key=lambda e: (e["steps"], e["guidance"], e["rows"]))
@@ -51,7 +60,9 @@ def _class_row(entry: dict[str, Any], bins: Sequence[str], head: list[Any]) -> l
     row = [*head, *(_interval(against[size]["auroc"]) for size in bins[:-1])]
     for size in bins[:-1]:
         own = against[size]  # without rotations no class is in two bins
-        row.append(f"{own['auroc_same_class']:.3f} ({own['classes_at_99']} of {own['classes']})" if own["classes"] else "-")
+        row.append(
+            f"{own['auroc_same_class']:.3f} ({own['classes_at_99']} of {own['classes']})" if own["classes"] else "-"
+        )
     nearest = against[bins[-2]]
     means = " / ".join(f"{entry['mean_by_bin'][size]['value']:.3g}" for size in bins)
     saturated = f"{entry['saturated']:.0%}" if "saturated" in entry else "-"
@@ -72,12 +83,36 @@ def _estimator_table(entries: Sequence[dict[str, Any]], bins: Sequence[str]) -> 
     rows = []
     for pair in wanted:
         for e in entries:
-            if (e["steps"], e["guidance"]) == pair and len(e["branches"]) == 1 and e["branches"][0][1] == 1 and e["point"] in ("first", "50%", "last"):
+            if (
+                (e["steps"], e["guidance"]) == pair
+                and len(e["branches"]) == 1
+                and e["branches"][0][1] == 1
+                and e["point"] in ("first", "50%", "last")
+            ):
                 aurocs = [f"{e['against_largest'][size]['auroc']['value']:.3f}" for size in bins[:-1]]
                 rows.append(
-                    [pair[0], f"{pair[1]:g}", e["point"], e["estimator"], e["rows"], *aurocs, f"{e.get('saturated', 0):.0%}" if "saturated" in e else "-"]
+                    [
+                        pair[0],
+                        f"{pair[1]:g}",
+                        e["point"],
+                        e["estimator"],
+                        e["rows"],
+                        *aurocs,
+                        f"{e.get('saturated', 0):.0%}" if "saturated" in e else "-",
+                    ]
                 )
-    return _table(["S", "g", "branch at", "estimator", "rows", *(f"AUROC {size} v {bins[-1]}" for size in bins[:-1]), "saturated"], rows)
+    return _table(
+        [
+            "S",
+            "g",
+            "branch at",
+            "estimator",
+            "rows",
+            *(f"AUROC {size} v {bins[-1]}" for size in bins[:-1]),
+            "saturated",
+        ],
+        rows,
+    )
 
 
 def _request_parts(evaluation: dict[str, Any], entries: Sequence[dict[str, Any]], bins: Sequence[str]) -> list[str]:
@@ -107,7 +142,9 @@ def _request_table(entries: Sequence[dict[str, Any]], bins: Sequence[str]) -> st
     rows = []
     for e in sorted(entries, key=lambda e: (e["guidance"], e["steps"], e["rows"])):
         level = e["request_level"]
-        by_bin = " / ".join("-" if level["within_by_bin"][size] is None else f"{level['within_by_bin'][size]:.2f}" for size in bins)
+        by_bin = " / ".join(
+            "-" if level["within_by_bin"][size] is None else f"{level['within_by_bin'][size]:.2f}" for size in bins
+        )
         what = e["point"] if e["estimator"] == "mean-w2" else f"{e['point']} (logs)"
         rows.append(
             [
@@ -122,7 +159,20 @@ def _request_table(entries: Sequence[dict[str, Any]], bins: Sequence[str]) -> st
                 _number(level["overall"]),
             ]
         )
-    return _table(["g", "S", "branch", "rows", "within class and bin", "carrier", "own g", "by bin " + " / ".join(bins), "overall"], rows)
+    return _table(
+        [
+            "g",
+            "S",
+            "branch",
+            "rows",
+            "within class and bin",
+            "carrier",
+            "own g",
+            "by bin " + " / ".join(bins),
+            "overall",
+        ],
+        rows,
+    )
 
 
 def _frontier_table(entries: Sequence[dict[str, Any]], bins: Sequence[str]) -> str:
@@ -147,7 +197,11 @@ def _interval(estimate: dict[str, float | None], digits: int = 3) -> str:
     value, low, high = estimate["value"], estimate["low"], estimate["high"]
     if value is None:
         return "-"
-    return f"{value:.{digits}f}" if low is None or high is None or low != low else f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+    return (
+        f"{value:.{digits}f}"
+        if low is None or high is None or low != low
+        else f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+    )
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

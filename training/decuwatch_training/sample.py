@@ -23,8 +23,12 @@ import matplotlib.pyplot as plt
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``decuwatch-train sample``."""
-    parser.add_argument("ensemble", type=Path, help="an ensemble's directory (a grid for each of its manifests) or one manifest")
-    parser.add_argument("--out", type=Path, required=True, help="directory of the PNG files, one named after each manifest")
+    parser.add_argument(
+        "ensemble", type=Path, help="an ensemble's directory (a grid for each of its manifests) or one manifest"
+    )
+    parser.add_argument(
+        "--out", type=Path, required=True, help="directory of the PNG files, one named after each manifest"
+    )
     parser.add_argument("--seed", type=int, default=1, help="of the first latent, the same in the whole grid")
     parser.add_argument("--steps", type=int, default=50, help="DDIM steps")
     parser.add_argument("--guidance", type=float, default=2.0, help="classifier-free guidance")
@@ -37,12 +41,16 @@ def run(arguments: argparse.Namespace) -> None:
     paths = manifests_of(arguments.ensemble) if arguments.ensemble.is_dir() else [arguments.ensemble]
     for path in paths:
         out = arguments.out / f"{path.stem}.png"
-        draw_grid(path, out, arguments.seed, arguments.steps, arguments.guidance, arguments.reference, arguments.classes)
+        draw_grid(
+            path, out, arguments.seed, arguments.steps, arguments.guidance, arguments.reference, arguments.classes
+        )
         print(out)
 
 
 @torch.no_grad()
-def draw_grid(path: Path, out: Path, seed: int, steps: int, guidance: float, with_reference: bool, chosen: list[int] | None) -> None:
+def draw_grid(
+    path: Path, out: Path, seed: int, steps: int, guidance: float, with_reference: bool, chosen: list[int] | None
+) -> None:
     """One manifest's grid, by its ONNX graphs alone."""
     manifest = read_manifest(path)
     tables, reference = read_tables(path.parent, manifest)
@@ -66,7 +74,9 @@ def draw_grid(path: Path, out: Path, seed: int, steps: int, guidance: float, wit
     unconditional = tables[:, -1].repeat(len(indices), 1, 1)
     final = sampler.roll(unet, 0, sampler.count, start, context, unconditional)
     images = decoder(final / latent["scale"] + latent["shift"])
-    titles = (["fully trained"] if with_reference else []) + [f"component {index}" for index in range(manifest["components"])]
+    titles = (["fully trained"] if with_reference else []) + [
+        f"component {index}" for index in range(manifest["components"])
+    ]
     rows = [f"{labels[index]['label']}\n{_count(labels[index]['images'])}" for index in indices]
     _plot(images.view(len(indices), components, *images.shape[1:]), rows, titles, out)
 
@@ -78,7 +88,9 @@ def _count(images: list[int]) -> str:
 
 def _plot(images: Tensor, rows: list[str], columns: list[str], out: Path) -> None:
     pixels = ((images.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 1, 3, 4, 2).numpy()
-    figure, axes = plt.subplots(len(rows), len(columns), figsize=(1.15 * len(columns) + 1.2, 1.0 * len(rows) + 0.4), squeeze=False)
+    figure, axes = plt.subplots(
+        len(rows), len(columns), figsize=(1.15 * len(columns) + 1.2, 1.0 * len(rows) + 0.4), squeeze=False
+    )
     for row, label in enumerate(rows):
         for column, title in enumerate(columns):
             axis = axes[row][column]

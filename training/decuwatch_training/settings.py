@@ -81,7 +81,9 @@ def _scores(shard: Shard, setting: Setting, components: int) -> np.ndarray:
         return np.asarray(sum(mean_pairwise(matrix) for matrix in matrices))
     if setting.estimator == "log mean-w2":
         return np.asarray(sum(mean_pairwise(matrix).clamp(min=1e-300).log() for matrix in matrices))
-    width = {"paide-w2": 1.0, "paide-kl": 2 * shard.variance[key], "paide-bhattacharyya": 8 * shard.variance[key]}[setting.estimator]
+    width = {"paide-w2": 1.0, "paide-kl": 2 * shard.variance[key], "paide-bhattacharyya": 8 * shard.variance[key]}[
+        setting.estimator
+    ]
     return np.asarray(paide(matrices[0] / width))
 
 
@@ -109,4 +111,8 @@ def cells_of(shards: Iterable[Shard]) -> Cells:
     """Bin, class and cell of every request of the shards, in the order of ``scores_of``."""
     ordered = list(shards)
     cells = [shard.rotation * 100_000 + shard.classes for shard in ordered]
-    return Cells(np.concatenate([shard.bins for shard in ordered]), np.concatenate([shard.classes for shard in ordered]), np.concatenate(cells))
+    return Cells(
+        np.concatenate([shard.bins for shard in ordered]),
+        np.concatenate([shard.classes for shard in ordered]),
+        np.concatenate(cells),
+    )

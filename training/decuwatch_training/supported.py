@@ -48,7 +48,13 @@ def _lines(rules: Mapping[str, Rule]) -> Iterator[str]:
     for name, rule in rules.items():
         fields.setdefault(f"{rule.says}{' (required)' if rule.required else ''}", []).append(f"`{name}`")
     for says, names in fields.items():
-        yield textwrap.fill(f"- {', '.join(names)}: {says}", COLUMNS, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+        yield textwrap.fill(
+            f"- {', '.join(names)}: {says}",
+            COLUMNS,
+            subsequent_indent="  ",
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
 
 
 if __name__ == "__main__":

@@ -51,14 +51,24 @@ def timestep_table(train: int, spacing: str, offset: int) -> dict[str, Any]:
     """
     digests, refused = [], []
     for steps in range(1, train + 1):
-        timesteps = compvis_timesteps(train, steps) if spacing == "compvis" else diffusers_timesteps(train, spacing, offset, steps)
+        timesteps = (
+            compvis_timesteps(train, steps)
+            if spacing == "compvis"
+            else diffusers_timesteps(train, spacing, offset, steps)
+        )
         whole = spacing == "compvis" or len(timesteps) == steps
         if not whole or timesteps.min() < 0 or timesteps.max() >= train or len(np.unique(timesteps)) != len(timesteps):
             refused.append(steps)
             digests.append("-" * 8)
         else:
             digests.append(hashlib.sha256(timesteps.astype("<i8").tobytes()).hexdigest()[:8])
-    return {"train_timesteps": train, "spacing": spacing, "steps_offset": offset, "refused": refused, "digests": "".join(digests)}
+    return {
+        "train_timesteps": train,
+        "spacing": spacing,
+        "steps_offset": offset,
+        "refused": refused,
+        "digests": "".join(digests),
+    }
 
 
 def diffusers_timesteps(train: int, spacing: str, offset: int, steps: int) -> np.ndarray:
@@ -85,9 +95,17 @@ def alpha_cases() -> Iterator[tuple[int, str, float, float]]:
 
 def alpha_table(train: int, schedule: str, start: float, end: float) -> dict[str, Any]:
     """alphas_cumprod as float32, little-endian, in base64."""
-    scheduler = DDIMScheduler(num_train_timesteps=train, beta_schedule=cast(Any, schedule), beta_start=start, beta_end=end)
+    scheduler = DDIMScheduler(
+        num_train_timesteps=train, beta_schedule=cast(Any, schedule), beta_start=start, beta_end=end
+    )
     content = np.asarray(scheduler.alphas_cumprod, dtype="<f4").tobytes()
-    return {"train_timesteps": train, "beta_schedule": schedule, "beta_start": start, "beta_end": end, "alphas": base64.b64encode(content).decode()}
+    return {
+        "train_timesteps": train,
+        "beta_schedule": schedule,
+        "beta_start": start,
+        "beta_end": end,
+        "alphas": base64.b64encode(content).decode(),
+    }
 
 
 def trajectory_conventions(spacing: str, steps: int) -> tuple[str, str, float, int, bool]:
@@ -109,7 +127,9 @@ def trajectory_table(spacing: str, step_counts: range | list[int]) -> dict[str, 
             final = _compvis_trajectory(steps, eta)
         else:
             final = _diffusers_trajectory(spacing, schedule, prediction, steps, eta, offset, to_one)
-        finals.append(None if final is None or not np.isfinite(final).all() else [float(f"{value:.8g}") for value in final])
+        finals.append(
+            None if final is None or not np.isfinite(final).all() else [float(f"{value:.8g}") for value in final]
+        )
     return {"spacing": spacing, "finals": finals}
 
 
@@ -118,7 +138,9 @@ def made_up_network(latent: np.ndarray, timestep: int) -> np.ndarray:
     return 0.3 * latent + np.sin(timestep / 50 + np.arange(len(latent)))
 
 
-def _diffusers_trajectory(spacing: str, schedule: str, prediction: str, steps: int, eta: float, offset: int, to_one: bool) -> np.ndarray | None:
+def _diffusers_trajectory(
+    spacing: str, schedule: str, prediction: str, steps: int, eta: float, offset: int, to_one: bool
+) -> np.ndarray | None:
     scheduler = DDIMScheduler(
         beta_schedule=cast(Any, schedule),
         beta_start=BETAS[0][0],
@@ -137,7 +159,9 @@ def _diffusers_trajectory(spacing: str, schedule: str, prediction: str, steps: i
     for index, timestep in enumerate(timesteps):
         output, noise = made_up_network(latent, timestep), np.cos(index + np.arange(2))
         given: list[Any] = [torch.from_numpy(value) for value in (output, latent, noise)]
-        latent = scheduler.step(given[0], timestep, given[1], eta=eta, variance_noise=given[2], return_dict=False)[0].numpy()
+        latent = scheduler.step(given[0], timestep, given[1], eta=eta, variance_noise=given[2], return_dict=False)[
+            0
+        ].numpy()
     return latent
 
 

@@ -50,16 +50,31 @@ class TableSettings:
         checks = (
             (2 <= self.components <= 64, "components", "2 to 64", self.components),
             (self.rotations >= 1, "rotations", "at least 1", self.rotations),
-            (not self.bins or self.rotations <= len(self.bins), "rotations", "at most the number of bins", self.rotations),
+            (
+                not self.bins or self.rotations <= len(self.bins),
+                "rotations",
+                "at most the number of bins",
+                self.rotations,
+            ),
             (all(count >= 0 for count in self.bins), "bins", "counts of images, none below 0", self.bins),
             (self.subset in ("own", "bootstrap", "shared"), "subset", "own, bootstrap or shared", self.subset),
             (self.regime in ("exposure", "disagreement"), "regime", "exposure or disagreement", self.regime),
             (self.start in ("normal", "mean"), "start", "normal or mean", self.start),
-            (self.start != "mean" or reference is not None, "start", "normal, since the backbone has no table of its own", self.start),
+            (
+                self.start != "mean" or reference is not None,
+                "start",
+                "normal, since the backbone has no table of its own",
+                self.start,
+            ),
             (self.start_spread > 0, "start-spread", "more than 0", self.start_spread),
             (self.anchor >= 0, "anchor", "at least 0", self.anchor),
             (self.steps >= 1 and self.batch >= 1, "steps and batch", "at least 1", (self.steps, self.batch)),
-            (0 < self.condition_dropout < 1, "condition-dropout", "more than 0 and less than 1", self.condition_dropout),
+            (
+                0 < self.condition_dropout < 1,
+                "condition-dropout",
+                "more than 0 and less than 1",
+                self.condition_dropout,
+            ),
         )
         for holds, name, expected, found in checks:
             if not holds:
@@ -92,21 +107,35 @@ def choose_images(classes: Tensor, labels: tuple[str, ...], settings: TableSetti
     by_class = [torch.nonzero(classes == index).flatten() for index in range(len(labels))]
     chosen: list[list[list[Tensor]]] = []
     for rotation in range(settings.rotations):
-        counts = [bin_of(index, rotation, settings.bins) if settings.bins else len(pool) for index, pool in enumerate(by_class)]
+        counts = [
+            bin_of(index, rotation, settings.bins) if settings.bins else len(pool)
+            for index, pool in enumerate(by_class)
+        ]
         for label, pool, count in zip(labels, by_class, counts, strict=True):
             if len(pool) < count:
-                raise TrainingError(f"class {label!r} has {len(pool)} images, its bin in rotation {rotation} asks for {count}")
+                raise TrainingError(
+                    f"class {label!r} has {len(pool)} images, its bin in rotation {rotation} asks for {count}"
+                )
         common = torch.Generator().manual_seed(_seed(settings.seed, rotation, 0, "images"))
-        shared = [pool[torch.randperm(len(pool), generator=common)[:count]] for pool, count in zip(by_class, counts, strict=True)]
+        shared = [
+            pool[torch.randperm(len(pool), generator=common)[:count]]
+            for pool, count in zip(by_class, counts, strict=True)
+        ]
         components = []
         for component in range(settings.components):
             own = torch.Generator().manual_seed(_seed(settings.seed, rotation, component + 1, "images"))
             if settings.subset == "shared":
                 picked = shared
             elif settings.subset == "own" and settings.bins:
-                picked = [pool[torch.randperm(len(pool), generator=own)[:count]] for pool, count in zip(by_class, counts, strict=True)]
+                picked = [
+                    pool[torch.randperm(len(pool), generator=own)[:count]]
+                    for pool, count in zip(by_class, counts, strict=True)
+                ]
             else:  # without bins a component's own images can only be a bootstrap of the class
-                picked = [pool[torch.randint(len(pool), (len(pool),), generator=own)] if len(pool) else pool for pool in shared]
+                picked = [
+                    pool[torch.randint(len(pool), (len(pool),), generator=own)] if len(pool) else pool
+                    for pool in shared
+                ]
             components.append(picked)
         chosen.append(components)
     return chosen
@@ -159,12 +188,16 @@ def train_tables(
     """
     settings.validate(backbone.reference)
     device = device or torch.device("cpu")
-    if backbone.reference is not None and (len(backbone.reference) != len(labels) + 1 or backbone.reference.shape[1] != tokens):
+    if backbone.reference is not None and (
+        len(backbone.reference) != len(labels) + 1 or backbone.reference.shape[1] != tokens
+    ):
         raise TrainingError(
             f"the backbone's own table has shape {list(backbone.reference.shape)}, expected [{len(labels) + 1}, {tokens}, {backbone.context_dim}]"
         )
     chosen = choose_images(classes, labels, settings)
-    everyone = [(rotation, component) for rotation in range(settings.rotations) for component in range(settings.components)]
+    everyone = [
+        (rotation, component) for rotation in range(settings.rotations) for component in range(settings.components)
+    ]
     training = everyone if only is None else [only]
     draws = [_Drawing(chosen[r][m], settings, _seed(settings.seed, r, m + 1, "steps")) for r, m in training]
     start = starts(settings, (len(labels) + 1, tokens, backbone.context_dim), backbone.reference)
@@ -175,7 +208,10 @@ def train_tables(
     # Weight of the prior by row: lambda / n_k of the mean loss; the unconditional row counts all images.
     counts = torch.tensor([[len(images) for images in chosen[r][m]] for r, m in training], dtype=torch.float32)
     prior = (settings.anchor / torch.cat([counts, counts.sum(1, keepdim=True)], 1).clamp(min=1e-3)).to(device)
-    own: dict[str, Any] = {name: str(value) for name, value in asdict(settings).items()} | {"backbone": backbone.digest(), "images": _digest(classes, labels)}
+    own: dict[str, Any] = {name: str(value) for name, value in asdict(settings).items()} | {
+        "backbone": backbone.digest(),
+        "images": _digest(classes, labels),
+    }
     first, clock = 0, Clock()
     if checkpoint is not None and (state := load_checkpoint(checkpoint, own)):
         tables.data.copy_(state["tables"])
@@ -189,7 +225,9 @@ def train_tables(
         if checkpoint is not None:
             state = {"tables": tables.detach().cpu(), "optimizer": optimizer.state_dict(), "updates": updates}
             generators = [drawing.generator.get_state() for drawing in draws]
-            save_checkpoint(checkpoint, {"settings": own, "step": step, "clock": clock.read(), "generators": generators, **state})
+            save_checkpoint(
+                checkpoint, {"settings": own, "step": step, "clock": clock.read(), "generators": generators, **state}
+            )
 
     scheduler = backbone.schedule.scheduler()
     table_index = torch.arange(len(training)).repeat_interleave(settings.batch)
@@ -204,7 +242,11 @@ def train_tables(
         context = tables[table_index.to(device), rows.to(device)]
         with mixed_precision(device):
             prediction = backbone.denoiser(noisy, timestep.to(device), context)
-        error = (prediction.float() - backbone.schedule.target(clean, noise, timestep).to(device)).square().mean(dim=(1, 2, 3))
+        error = (
+            (prediction.float() - backbone.schedule.target(clean, noise, timestep).to(device))
+            .square()
+            .mean(dim=(1, 2, 3))
+        )
         # Summed over tables: each table's gradient is what it would be alone.
         loss = error.sum() / settings.batch
         optimizer.zero_grad(set_to_none=True)
@@ -223,11 +265,15 @@ def train_tables(
     for position, (rotation, component) in enumerate(training):
         result[rotation, component] = tables.detach()[position].cpu()
         all_updates[rotation, component] = updates[position]
-    images = torch.tensor([[[len(images) for images in component] for component in components] for components in chosen])
+    images = torch.tensor(
+        [[[len(images) for images in component] for component in components] for components in chosen]
+    )
     return TrainedTables(result, start, images, all_updates, overlap_of(chosen), clock.read())
 
 
-def _pull_to_anchors(tables: nn.Parameter, anchors: Tensor, prior: Tensor, counts: Tensor, settings: TableSettings) -> None:
+def _pull_to_anchors(
+    tables: nn.Parameter, anchors: Tensor, prior: Tensor, counts: Tensor, settings: TableSettings
+) -> None:
     """Add the prior's gradient, weighted as the row's share of the drawn rows so that its minimum does not depend on the drawing."""
     drawn = counts if settings.regime == "exposure" else (counts > 0).float()
     share = drawn / drawn.sum(1, keepdim=True)

@@ -35,14 +35,27 @@ def run(arguments: argparse.Namespace) -> None:
         "request_risk": {"branch_step": 5, "rollout_steps": 2, "estimator": "mean-w2"},
         "reason": "random weights: any profile will do",
     }
-    export_ensemble(backbone, trained, arguments.out, arguments.name, arguments.precision, "torch-cpu", profile, 20, {"source": "random weights"}, golden=True)
+    export_ensemble(
+        backbone,
+        trained,
+        arguments.out,
+        arguments.name,
+        arguments.precision,
+        "torch-cpu",
+        profile,
+        20,
+        {"source": "random weights"},
+        golden=True,
+    )
     print(f"{arguments.out}: {sum(entry.stat().st_size for entry in arguments.out.iterdir()) / 1000:.0f} kB")
 
 
 def tiny_backbone(classes: int, tokens: int, seed: int) -> Backbone:
     """Latents 2x4x4, images 1x8x8, D = 8, random weights."""
     torch.manual_seed(seed)
-    settings = PretrainSettings(channels=(8, 8), autoencoder_channels=(8, 8), latent_channels=2, context_tokens=tokens, context_dim=8)
+    settings = PretrainSettings(
+        channels=(8, 8), autoencoder_channels=(8, 8), latent_channels=2, context_tokens=tokens, context_dim=8
+    )
     unet = build_unet((2, 4, 4), settings)
     autoencoder = Autoencoder(build_autoencoder((1, 8, 8), settings))
     with torch.no_grad():

@@ -38,25 +38,69 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``decuwatch-train train``."""
     defaults = TableSettings()
     add_backbone_arguments(parser, "the frozen model")
-    parser.add_argument("--data", type=Path, required=True, help="a directory: one folder of images a class, or Fashion-MNIST's files")
-    parser.add_argument("--classes", type=Path, help="a text file that fixes the classes: a folder's name on each line, or folder, tab and label")
-    parser.add_argument("--background", type=background_color, help="color under transparent pixels, such as white or #808080; none: refuse them")
+    parser.add_argument(
+        "--data", type=Path, required=True, help="a directory: one folder of images a class, or Fashion-MNIST's files"
+    )
+    parser.add_argument(
+        "--classes",
+        type=Path,
+        help="a text file that fixes the classes: a folder's name on each line, or folder, tab and label",
+    )
+    parser.add_argument(
+        "--background",
+        type=background_color,
+        help="color under transparent pixels, such as white or #808080; none: refuse them",
+    )
     parser.add_argument("--out", type=Path, required=True, help="the run's directory; its checkpoint stands beside it")
     parser.add_argument("--components", type=int, default=defaults.components, help="M, the tables of one ensemble")
-    parser.add_argument("--bins", type=int, nargs="+", default=[], help="images of a class by bin, for example 1 10 100 5000; none: all there are")
-    parser.add_argument("--rotations", type=int, default=defaults.rotations, help="ensembles in which the classes change their bins")
-    parser.add_argument("--subset", choices=("own", "bootstrap", "shared"), default=defaults.subset, help="which images each component sees")
-    parser.add_argument("--regime", choices=("exposure", "disagreement"), default=defaults.regime, help="draw classes as often as they occur, or equally often")
-    parser.add_argument("--start", choices=("normal", "mean"), default=defaults.start, help="rows start around zero, or around the backbone's mean row")
-    parser.add_argument("--start-spread", type=float, default=defaults.start_spread, help="standard deviation of the start")
-    parser.add_argument("--anchor", type=float, default=defaults.anchor, help="images that the prior around each row's start is worth; 0: no prior")
-    parser.add_argument("--context-tokens", type=int, help="tokens of a class embedding; defaults to the backbone's own table's, else 1")
+    parser.add_argument(
+        "--bins",
+        type=int,
+        nargs="+",
+        default=[],
+        help="images of a class by bin, for example 1 10 100 5000; none: all there are",
+    )
+    parser.add_argument(
+        "--rotations", type=int, default=defaults.rotations, help="ensembles in which the classes change their bins"
+    )
+    parser.add_argument(
+        "--subset",
+        choices=("own", "bootstrap", "shared"),
+        default=defaults.subset,
+        help="which images each component sees",
+    )
+    parser.add_argument(
+        "--regime",
+        choices=("exposure", "disagreement"),
+        default=defaults.regime,
+        help="draw classes as often as they occur, or equally often",
+    )
+    parser.add_argument(
+        "--start",
+        choices=("normal", "mean"),
+        default=defaults.start,
+        help="rows start around zero, or around the backbone's mean row",
+    )
+    parser.add_argument(
+        "--start-spread", type=float, default=defaults.start_spread, help="standard deviation of the start"
+    )
+    parser.add_argument(
+        "--anchor",
+        type=float,
+        default=defaults.anchor,
+        help="images that the prior around each row's start is worth; 0: no prior",
+    )
+    parser.add_argument(
+        "--context-tokens", type=int, help="tokens of a class embedding; defaults to the backbone's own table's, else 1"
+    )
     parser.add_argument("--steps", type=int, default=defaults.steps, help="steps of training")
     parser.add_argument("--batch", type=int, default=defaults.batch, help="rows of each table in a step")
     parser.add_argument("--rate", type=float, default=defaults.rate, help="Adam's peak learning rate")
     parser.add_argument("--seed", type=int, default=defaults.seed, help="of starts, images, order and noise")
     parser.add_argument("--held-out", type=float, default=0.1, help="share of a folder's images that no table sees")
-    parser.add_argument("--no-data-card", action="store_true", help="do not compare the training images with each other")
+    parser.add_argument(
+        "--no-data-card", action="store_true", help="do not compare the training images with each other"
+    )
     parser.add_argument("--checkpoint-every", type=int, default=100, help="steps between checkpoints")
 
 
@@ -86,12 +130,16 @@ def run(arguments: argparse.Namespace) -> None:
         print(line, file=sys.stderr if line.startswith("WARNING") else sys.stdout)
     check_labels(data.train.labels, arguments.backbone)
     if data.train.shape != (channels, size, size):
-        raise TrainingError(f"{arguments.data}: images of shape {list(data.train.shape)}, the backbone's autoencoder takes {[channels, size, size]}")
+        raise TrainingError(
+            f"{arguments.data}: images of shape {list(data.train.shape)}, the backbone's autoencoder takes {[channels, size, size]}"
+        )
     tokens = arguments.context_tokens or (1 if backbone.reference is None else backbone.reference.shape[1])
     rows = len(data.train.labels) + 1
     each = rows * tokens * backbone.context_dim
     tables = settings.components * settings.rotations
-    print(f"trained: {tables} tables of {rows} x {tokens * backbone.context_dim} = {each:,} parameters a component, {tables * each:,} in all")
+    print(
+        f"trained: {tables} tables of {rows} x {tokens * backbone.context_dim} = {each:,} parameters a component, {tables * each:,} in all"
+    )
     print(f"frozen:  {backbone.parameter_count():,} parameters of the backbone")
     before = backbone.digest()
     if len(data.train) > LATENTS_IN_MEMORY:
@@ -101,10 +149,22 @@ def run(arguments: argparse.Namespace) -> None:
     latents = kept_latents(backbone, before, data.train, arguments.backbone)
     card: DataCard | None = None
     if not arguments.no_data_card:
-        card = data_card(data.train, latents, {"kind": "latents", "backbone_sha256": before}, settings.seed, progress=True)
+        card = data_card(
+            data.train, latents, {"kind": "latents", "backbone_sha256": before}, settings.seed, progress=True
+        )
         print(card.table())
     checkpoint = arguments.out.with_name(f"{arguments.out.name}.checkpoints") / CHECKPOINT_FILE
-    trained = train_tables(backbone, latents, data.train.classes, data.train.labels, settings, tokens, checkpoint, arguments.checkpoint_every, device)
+    trained = train_tables(
+        backbone,
+        latents,
+        data.train.classes,
+        data.train.labels,
+        settings,
+        tokens,
+        checkpoint,
+        arguments.checkpoint_every,
+        device,
+    )
     if backbone.digest() != before:
         raise RuntimeError("the frozen backbone changed while the tables were trained")
     picked = torch.cat([data.held_out.of_class(label)[:24] for label in range(rows - 1)])
@@ -127,7 +187,12 @@ def run(arguments: argparse.Namespace) -> None:
         "data_card": None if card is None else card.numbers(),
     }
     with staged_directory(arguments.out, RUN_FILES) as staged:
-        tensors = {"tables": trained.tables, "start": trained.start, "images": trained.images, "updates": trained.updates}
+        tensors = {
+            "tables": trained.tables,
+            "start": trained.start,
+            "images": trained.images,
+            "updates": trained.updates,
+        }
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, staged / "tables.safetensors")
         write_json(staged / "run.json", record)
         if card is not None:
@@ -147,9 +212,14 @@ def check_labels(labels: tuple[str, ...], backbone: Path) -> None:
         raise TrainingError(f"{file}: labels: expected a list of texts, as pretrain writes it")
     if known is None or list(labels) == known:
         return
-    index = next((index for index, pair in enumerate(zip(labels, known, strict=False)) if pair[0] != pair[1]), min(len(labels), len(known)))
+    index = next(
+        (index for index, pair in enumerate(zip(labels, known, strict=False)) if pair[0] != pair[1]),
+        min(len(labels), len(known)),
+    )
     found, expected = (f"{names[index]!r}" if index < len(names) else "no class" for names in (labels, known))
-    raise TrainingError(f"{file}: class {index} of the backbone is {expected}, of the data {found}; --classes can fix the order")
+    raise TrainingError(
+        f"{file}: class {index} of the backbone is {expected}, of the data {found}; --classes can fix the order"
+    )
 
 
 def _check_pipeline_labels(labels: tuple[str, ...], file: Path) -> None:
@@ -171,7 +241,9 @@ def _check_pipeline_labels(labels: tuple[str, ...], file: Path) -> None:
     for index, label in enumerate(labels):
         expected = places.get(label.casefold())
         if expected is not None and index not in expected:
-            raise TrainingError(f"{file}: id2label has {label!r} at {min(expected)}, the data at {index}; --classes can fix the order")
+            raise TrainingError(
+                f"{file}: id2label has {label!r} at {min(expected)}, the data at {index}; --classes can fix the order"
+            )
 
 
 def image_shape_of(backbone: Backbone) -> tuple[int, int]:
@@ -193,13 +265,23 @@ def kept_latents(backbone: Backbone, digest: str, images: Images, beside: Path) 
         try:
             latents = load_file(file)["latents"]
         except (SafetensorError, KeyError) as err:
-            raise TrainingError(f"{file}: expected the latents of {len(images):,} images; delete it to encode them anew: {err}") from err
-        if latents.shape != (len(images), *backbone.latent_shape) or latents.dtype != torch.float32 or not bool(torch.isfinite(latents).all()):
-            raise TrainingError(f"{file}: expected {len(images):,} finite latents of shape {list(backbone.latent_shape)}; delete it to encode them anew")
+            raise TrainingError(
+                f"{file}: expected the latents of {len(images):,} images; delete it to encode them anew: {err}"
+            ) from err
+        if (
+            latents.shape != (len(images), *backbone.latent_shape)
+            or latents.dtype != torch.float32
+            or not bool(torch.isfinite(latents).all())
+        ):
+            raise TrainingError(
+                f"{file}: expected {len(images):,} finite latents of shape {list(backbone.latent_shape)}; delete it to encode them anew"
+            )
         return latents
     latents = torch.cat([backbone.encode(images.scaled(index)) for index in torch.arange(len(images)).split(1024)])
     if not bool(torch.isfinite(latents).all()):
-        raise TrainingError(f"{beside}: the autoencoder gives latents that are not finite for images of {images.source}")
+        raise TrainingError(
+            f"{beside}: the autoencoder gives latents that are not finite for images of {images.source}"
+        )
     content = save({"latents": latents.contiguous()})
     write_file(file, lambda aside: aside.write_bytes(content))
     return latents
@@ -232,16 +314,30 @@ def load_run(path: Path, backbone: Backbone) -> Run:
         raise TrainingError(f"{file}: expected the tables of a run: {err}") from err
     tables, images = tensors.get("tables"), tensors.get("images")
     labels = tuple(record["labels"])
-    if tables is None or images is None or tables.dim() != 5 or tables.shape[2] != len(labels) + 1 or tables.shape[-1] != backbone.context_dim:
+    if (
+        tables is None
+        or images is None
+        or tables.dim() != 5
+        or tables.shape[2] != len(labels) + 1
+        or tables.shape[-1] != backbone.context_dim
+    ):
         found = None if tables is None else list(tables.shape)
-        raise TrainingError(f"{file}: tables of shape {found}, expected [rotations, components, {len(labels) + 1}, tokens, {backbone.context_dim}]")
+        raise TrainingError(
+            f"{file}: tables of shape {found}, expected [rotations, components, {len(labels) + 1}, tokens, {backbone.context_dim}]"
+        )
     if images.shape != (*tables.shape[:2], len(labels)):
-        raise TrainingError(f"{file}: image counts of shape {list(images.shape)}, expected {[*tables.shape[:2], len(labels)]}")
+        raise TrainingError(
+            f"{file}: image counts of shape {list(images.shape)}, expected {[*tables.shape[:2], len(labels)]}"
+        )
     if tables.dtype != torch.float32 or images.dtype != torch.int64:
-        raise TrainingError(f"{file}: tables of {tables.dtype} and image counts of {images.dtype}, expected float32 and int64")
+        raise TrainingError(
+            f"{file}: tables of {tables.dtype} and image counts of {images.dtype}, expected float32 and int64"
+        )
     check_finite(tables, file)
     if record["backbone_sha256"] != backbone.digest():
-        raise TrainingError(f"{path}: trained on another backbone (SHA-256 {record['backbone_sha256'][:12]}, this one is {backbone.digest()[:12]})")
+        raise TrainingError(
+            f"{path}: trained on another backbone (SHA-256 {record['backbone_sha256'][:12]}, this one is {backbone.digest()[:12]})"
+        )
     return Run(tables, images, labels, record, path)
 
 
@@ -250,4 +346,6 @@ def check_finite(tables: Tensor, file: Path) -> None:
     wrong = torch.nonzero(~torch.isfinite(tables))
     if len(wrong):
         position = tuple(int(value) for value in wrong[0])
-        raise TrainingError(f"{file}: {len(wrong)} values are not finite, the first at {list(position)}: {tables[position]}")
+        raise TrainingError(
+            f"{file}: {len(wrong)} values are not finite, the first at {list(position)}: {tables[position]}"
+        )

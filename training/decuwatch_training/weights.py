@@ -50,14 +50,18 @@ def read_state_dict(path: Path, what: str = "tensors") -> dict[str, Tensor]:
 def tensors_of(loaded: Any, path: Path) -> dict[str, Tensor]:
     """The one dictionary of tensors of a loaded checkpoint, its own or the one under ``state_dict``."""
     if not isinstance(loaded, dict):
-        raise TrainingError(f"{path}: expected a dictionary of tensors, or one under 'state_dict'; found {shorten(type(loaded).__name__)}")
+        raise TrainingError(
+            f"{path}: expected a dictionary of tensors, or one under 'state_dict'; found {shorten(type(loaded).__name__)}"
+        )
     state = loaded
     if "state_dict" in loaded:
         state = loaded["state_dict"]
         for name, value in loaded.items():
             held = isinstance(value, Mapping) and any(isinstance(entry, Tensor) for entry in value.values())
             if held and name not in ("state_dict", *NOT_WEIGHTS):
-                raise TrainingError(f"{path}: holds tensors under {name!r} beside 'state_dict'; save those that you mean as safetensors")
+                raise TrainingError(
+                    f"{path}: holds tensors under {name!r} beside 'state_dict'; save those that you mean as safetensors"
+                )
     if not isinstance(state, dict) or not state:
         raise TrainingError(f"{path}: expected a dictionary of tensors, or one under 'state_dict'")
     for name, tensor in state.items():
@@ -77,7 +81,9 @@ def read_folder(folder: Path, what: str) -> tuple[dict[str, Tensor], Path]:
     As diffusers does, a sharded checkpoint comes first, then one file of safetensors, then ``.bin``. Without any of them
     the one variant that there is (``.fp16.safetensors``) is taken. Raises TrainingError that names the file.
     """
-    plain = [folder / f"{STEM}{ending}" for ending in (".safetensors.index.json", ".bin.index.json", ".safetensors", ".bin")]
+    plain = [
+        folder / f"{STEM}{ending}" for ending in (".safetensors.index.json", ".bin.index.json", ".safetensors", ".bin")
+    ]
     found = [file for file in plain if file.is_file()]
     indexes = [file for file in found if file.suffix == ".json"]
     if indexes and len(found) > 1:
@@ -102,20 +108,28 @@ def _variants(folder: Path) -> list[Path]:
     if len(safe) == 1 and lossless:
         return lossless
     there = ", ".join(file.name for file in safe) or "none"
-    raise TrainingError(f"{folder}: expected {STEM}.safetensors; variants found: {there}; rename the one that production uses to it")
+    raise TrainingError(
+        f"{folder}: expected {STEM}.safetensors; variants found: {there}; rename the one that production uses to it"
+    )
 
 
 def _read_shards(index: Path, what: str) -> dict[str, Tensor]:
     """All shards of an index; each tensor once, and in the shard that the index says."""
     content = read_json(index)
     places = content.get("weight_map") if isinstance(content, dict) else None
-    if not isinstance(places, dict) or not places or not all(isinstance(shard, str) and Path(shard).name == shard for shard in places.values()):
+    if (
+        not isinstance(places, dict)
+        or not places
+        or not all(isinstance(shard, str) and Path(shard).name == shard for shard in places.values())
+    ):
         raise TrainingError(f"{index}: weight_map: expected the name of a file in the same directory for every tensor")
     weights: dict[str, Tensor] = {}
     for shard in sorted(set(places.values())):
         for name, tensor in read_state_dict(index.with_name(shard), what).items():
             if places.get(name) != shard:
-                raise TrainingError(f"{index}: weight_map: {name} is in {shard}, the index says {places.get(name, 'nothing of it')}")
+                raise TrainingError(
+                    f"{index}: weight_map: {name} is in {shard}, the index says {places.get(name, 'nothing of it')}"
+                )
             weights[name] = tensor
     for name, shard in places.items():
         if name not in weights:
@@ -129,9 +143,22 @@ def load_exactly(model: nn.Module, weights: Mapping[str, Tensor], path: Path, pa
     missing = [name for name in expected if name not in weights]
     extra = [name for name in weights if name not in expected]
     shared = {name: tensor for name, tensor in weights.items() if name in expected}
-    wrong = [f"{name} {list(tensor.shape)}, expected {list(expected[name].shape)}" for name, tensor in shared.items() if tensor.shape != expected[name].shape]
-    types = [f"{name} {_type(tensor)}, expected {', '.join(_name(kind) for kind in FLOATS)}" for name, tensor in shared.items() if tensor.dtype not in FLOATS]
-    for problem, names in (("lacks", missing), ("has besides", extra), ("has in another shape", wrong), ("has in another type", types)):
+    wrong = [
+        f"{name} {list(tensor.shape)}, expected {list(expected[name].shape)}"
+        for name, tensor in shared.items()
+        if tensor.shape != expected[name].shape
+    ]
+    types = [
+        f"{name} {_type(tensor)}, expected {', '.join(_name(kind) for kind in FLOATS)}"
+        for name, tensor in shared.items()
+        if tensor.dtype not in FLOATS
+    ]
+    for problem, names in (
+        ("lacks", missing),
+        ("has besides", extra),
+        ("has in another shape", wrong),
+        ("has in another type", types),
+    ):
         if names:
             raise TrainingError(f"{path}: the {part} {problem} {len(names)} tensors, the first: {names[0]}")
     check_all_finite(shared, path)
@@ -142,7 +169,9 @@ def check_all_finite(weights: Mapping[str, Tensor], path: Path) -> None:
     """Raise TrainingError that names the first tensor with a NaN or an infinity."""
     for name, tensor in weights.items():
         if not bool(torch.isfinite(tensor).all()):
-            raise TrainingError(f"{path}: {name} holds {int((~torch.isfinite(tensor)).sum())} values that are not finite")
+            raise TrainingError(
+                f"{path}: {name} holds {int((~torch.isfinite(tensor)).sum())} values that are not finite"
+            )
 
 
 def _type(tensor: Tensor) -> str:

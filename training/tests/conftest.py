@@ -20,7 +20,14 @@ def pattern(index: int, generator: np.random.Generator) -> np.ndarray:
     """An 8x8 image of one of six classes, with some noise."""
     y, x = np.mgrid[0:8, 0:8]
     shift = int(generator.integers(2))
-    pictures = (x // 2 % 2, (x + y) % 2, (x < 4) & (y < 4), (x == 0) | (x == 7) | (y == 0) | (y == 7), y // 2 % 2, x > y)
+    pictures = (
+        x // 2 % 2,
+        (x + y) % 2,
+        (x < 4) & (y < 4),
+        (x == 0) | (x == 7) | (y == 0) | (y == 7),
+        y // 2 % 2,
+        x > y,
+    )
     picture = np.roll(pictures[index].astype(float), shift, axis=1)
     return np.clip(picture * 200 + generator.normal(20, 15, (8, 8)), 0, 255).astype(np.uint8)
 

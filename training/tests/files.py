@@ -33,7 +33,13 @@ def png(samples: np.ndarray, color_type: int, depth: int, extra: Sequence[tuple[
 
 
 def tiff(
-    content: bytes, size: tuple[int, int], bits: Sequence[int], photometric: int, sample_format: int = 1, extra: int | None = None, orientation: int = 1
+    content: bytes,
+    size: tuple[int, int],
+    bits: Sequence[int],
+    photometric: int,
+    sample_format: int = 1,
+    extra: int | None = None,
+    orientation: int = 1,
 ) -> bytes:
     """An uncompressed little-endian TIFF of one strip; ``extra`` is ExtraSamples."""
     tags: dict[int, tuple[int, list[int]]] = {
@@ -94,7 +100,10 @@ def upright(stored: np.ndarray, orientation: int) -> np.ndarray:
     out = np.zeros((*shape, *stored.shape[2:]), stored.dtype)
     for y, x in itertools.product(range(height), range(width)):
         at = [0, 0]
-        for side, distance in ((rows, y), (columns, x)):  # how far the pixel lies from the side of row 0 and of column 0
+        for side, distance in (
+            (rows, y),
+            (columns, x),
+        ):  # how far the pixel lies from the side of row 0 and of column 0
             axis = 0 if side in ("top", "bottom") else 1
             at[axis] = distance if side in ("top", "left") else shape[axis] - 1 - distance
         out[at[0], at[1]] = stored[y, x]

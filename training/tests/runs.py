@@ -12,5 +12,8 @@ from decuwatch_training.train import Run
 def save_run(run: Run, path: Path) -> None:
     """The files that load_run reads."""
     path.mkdir()
-    save_file({"tables": run.tables.contiguous(), "images": run.images.to(torch.int64).contiguous()}, path / "tables.safetensors")
+    save_file(
+        {"tables": run.tables.contiguous(), "images": run.images.to(torch.int64).contiguous()},
+        path / "tables.safetensors",
+    )
     write_json(path / "run.json", {**run.record, "labels": list(run.labels)})

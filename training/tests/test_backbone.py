@@ -174,12 +174,18 @@ def test_a_pipelines_index_agrees_with_its_parts(backbone: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"scheduler": ["diffusers", "PNDMScheduler"]}, "model_index.json: scheduler ['diffusers', 'PNDMScheduler']: expected the class of"),
+        (
+            {"scheduler": ["diffusers", "PNDMScheduler"]},
+            "model_index.json: scheduler ['diffusers', 'PNDMScheduler']: expected the class of",
+        ),
         ({"unet": ["diffusers", "UNet2DModel"]}, "model_index.json: unet"),
         ({"vae": ["diffusers", "AutoencoderTiny"]}, "model_index.json: vae"),
         ({"vae": [None, None]}, "model_index.json: vae"),
         ({"unet": "UNet2DConditionModel"}, "model_index.json: unet"),
-        ({"transformer": ["diffusers", "DiTTransformer2DModel"]}, "transformer/config.json: no such file; model_index.json has transformer"),
+        (
+            {"transformer": ["diffusers", "DiTTransformer2DModel"]},
+            "transformer/config.json: no such file; model_index.json has transformer",
+        ),
         ({"_class_name": None}, "model_index.json: _class_name None"),
         ({"id2label": ["tench"]}, "model_index.json: id2label"),
         ({"id2label": {"0": "tench", "2": "shark"}}, "model_index.json: id2label"),
@@ -193,11 +199,17 @@ def test_a_pipelines_index_that_contradicts_its_parts(backbone: Path, changes: d
 def test_a_dit_pipelines_labels(tmp_path: Path) -> None:
     path = diffusers_directory(tmp_path, "transformer2d", "kl", "ddim")
     names = ["tench, Tinca tinca", "goldfish, Carassius auratus", "crane", "hen", "drake", "crane, machine"]
-    index = {"_class_name": "DiTPipeline", "transformer": ["diffusers", "Transformer2DModel"], "vae": ["diffusers", "AutoencoderKL"]}
+    index = {
+        "_class_name": "DiTPipeline",
+        "transformer": ["diffusers", "Transformer2DModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }
     index |= {"scheduler": ["diffusers", "DDIMScheduler"]}
 
     def write(labels: list[str]) -> None:
-        (path / "model_index.json").write_text(json.dumps({**index, "id2label": {str(row): label for row, label in enumerate(labels)}}))
+        (path / "model_index.json").write_text(
+            json.dumps({**index, "id2label": {str(row): label for row, label in enumerate(labels)}})
+        )
 
     write(names)
     load_backbone(path)
@@ -235,21 +247,32 @@ def test_a_key_that_comes_twice(backbone: Path) -> None:
 def test_only_a_variant_is_there(backbone: Path) -> None:
     plain = load_backbone(backbone)
     file = backbone / "unet" / STEM
-    save_file({name: tensor.half() for name, tensor in load_file(file).items()}, file.with_name(STEM.replace(".safe", ".fp16.safe")))
+    save_file(
+        {name: tensor.half() for name, tensor in load_file(file).items()},
+        file.with_name(STEM.replace(".safe", ".fp16.safe")),
+    )
     file.unlink()
     loaded = load_backbone(backbone)
     assert next(loaded.denoiser.parameters()).dtype == torch.float32
     for found, wanted in zip(loaded.denoiser.parameters(), plain.denoiser.parameters(), strict=True):
         assert torch.equal(found, wanted.half().float())
     file.with_name(STEM.replace(".safe", ".fp16.safe")).rename(file.with_name(STEM.replace(".safe", ".non_ema.safe")))
-    refused(backbone, "unet: expected diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.non_ema.safetensors", "rename")
+    refused(
+        backbone,
+        "unet: expected diffusion_pytorch_model.safetensors",
+        "diffusion_pytorch_model.non_ema.safetensors",
+        "rename",
+    )
 
 
 @pytest.mark.parametrize(
     ("tensors", "message"),
     [
         ({"reference": torch.full((7, 1, 8), math.nan)}, "reference holds 56 values that are not finite"),
-        ({"reference": torch.zeros(7, 8)}, "expected a tensor 'reference' of shape [classes + 1, tokens, 8], found [7, 8]"),
+        (
+            {"reference": torch.zeros(7, 8)},
+            "expected a tensor 'reference' of shape [classes + 1, tokens, 8], found [7, 8]",
+        ),
         ({"reference": torch.zeros(7, 1, 8, dtype=torch.int64)}, "reference is torch.int64"),
         ({"reference": torch.zeros(7, 1, 8), "other": torch.zeros(1)}, "expected the tensor 'reference' alone"),
         ({"table": torch.zeros(7, 1, 8)}, "found none"),
@@ -271,7 +294,9 @@ def test_a_network_that_cannot_run_fails_at_load(backbone: Path) -> None:
     refused(backbone, "the decoder gives values that are not finite")
 
 
-def test_the_command_line_ends_with_one_line_and_exit_code_1(backbone: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_line_ends_with_one_line_and_exit_code_1(
+    backbone: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     edit(backbone / "scheduler" / "scheduler_config.json", lambda config: config.update(timestep_spacing="traling"))
     words = ["train", "--backbone", backbone, "--data", folder, "--out", backbone / "run"]
     assert main([str(word) for word in words]) == 1
@@ -403,7 +428,12 @@ def test_the_default_beta_schedule_is_compvis_own(checkpoint: tuple[Path, Path])
         del content["model"]["params"][key]
     config.write_text(yaml.safe_dump(content) + "# as OmegaConf reads it\n")
     schedule = load_backbone(path, config).schedule
-    assert (schedule.beta_schedule, schedule.beta_start, schedule.beta_end, schedule.train_timesteps) == ("scaled_linear", 1e-4, 2e-2, 1000)
+    assert (schedule.beta_schedule, schedule.beta_start, schedule.beta_end, schedule.train_timesteps) == (
+        "scaled_linear",
+        1e-4,
+        2e-2,
+        1000,
+    )
     # CompVis' own sampler: range(0, 1000, 1000 // 30) + 1, and the first alpha after the last step.
     assert schedule.scheduler(30).timesteps.tolist() == [t + 1 for t in range(0, 1000, 1000 // 30)][::-1]
     assert not schedule.set_alpha_to_one
@@ -420,7 +450,9 @@ def test_yaml_is_read_as_omegaconf_reads_it(checkpoint: tuple[Path, Path]) -> No
     refused(path, "config.yaml", config=config)
 
 
-@pytest.mark.parametrize("value", ["2020-13-45", "!!int x", "!!timestamp x", "[" * 3000, "!!float x", "*unknown", "!!python/name:os.system"])
+@pytest.mark.parametrize(
+    "value", ["2020-13-45", "!!int x", "!!timestamp x", "[" * 3000, "!!float x", "*unknown", "!!python/name:os.system"]
+)
 def test_yaml_that_the_reader_cannot_take(checkpoint: tuple[Path, Path], value: str) -> None:
     path, config = checkpoint
     config.write_text(f"model: {value}\n")
@@ -449,15 +481,30 @@ def test_scale_factor(checkpoint: tuple[Path, Path]) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda state: state.update({"first_stage_model.decoder.extra.weight": torch.zeros(1)}), "first_stage_model.decoder.extra.weight"),
-        (lambda state: state.update({"model.diffusion_model.extra.weight": torch.zeros(1)}), "model.diffusion_model.extra.weight"),
+        (
+            lambda state: state.update({"first_stage_model.decoder.extra.weight": torch.zeros(1)}),
+            "first_stage_model.decoder.extra.weight",
+        ),
+        (
+            lambda state: state.update({"model.diffusion_model.extra.weight": torch.zeros(1)}),
+            "model.diffusion_model.extra.weight",
+        ),
         (lambda state: state.update({"model.diffusion_model.label_emb.weight": torch.zeros(1)}), "label_emb"),
         (lambda state: state.update({"control_model.x": torch.zeros(1)}), "control_model.x"),
         (lambda state: state.pop("first_stage_model.quantize.embedding.weight"), "quantize.embedding.weight"),
         (lambda state: state["first_stage_model.post_quant_conv.bias"].fill_(math.nan), "post_quant_conv.bias holds"),
-        (lambda state: state.update({"model.diffusion_model.out.2.bias": torch.zeros(2, dtype=torch.float64)}), "float64"),
-        (lambda state: state["cond_stage_model.embedding.weight"].fill_(math.inf), "cond_stage_model.embedding.weight holds"),
-        (lambda state: state.update({"cond_stage_model.embedding.weight": torch.zeros(7, 8)}), "cond_stage_model.embedding.weight"),
+        (
+            lambda state: state.update({"model.diffusion_model.out.2.bias": torch.zeros(2, dtype=torch.float64)}),
+            "float64",
+        ),
+        (
+            lambda state: state["cond_stage_model.embedding.weight"].fill_(math.inf),
+            "cond_stage_model.embedding.weight holds",
+        ),
+        (
+            lambda state: state.update({"cond_stage_model.embedding.weight": torch.zeros(7, 8)}),
+            "cond_stage_model.embedding.weight",
+        ),
     ],
 )
 def test_every_tensor_of_a_compvis_checkpoint_has_its_place(
@@ -482,7 +529,11 @@ def test_the_class_embedder_has_the_rows_that_its_configuration_says(checkpoint:
 def test_averaged_weights_are_chosen(checkpoint: tuple[Path, Path]) -> None:
     path, config = checkpoint
     state = load_file(path)
-    averages = {"model_ema." + name.removeprefix("model.").replace(".", ""): tensor + 1 for name, tensor in state.items() if name.startswith("model.")}
+    averages = {
+        "model_ema." + name.removeprefix("model.").replace(".", ""): tensor + 1
+        for name, tensor in state.items()
+        if name.startswith("model.")
+    }
     counters = {"model_ema.decay": torch.tensor(0.9999), "model_ema.num_updates": torch.tensor(5, dtype=torch.int32)}
     save_file({**state, **averages, **counters}, path)
     refused(path, "--backbone-ema use or ignore", config=config)
@@ -512,7 +563,9 @@ class Armed:
         return (exec, ("raise SystemExit('the checkpoint ran its code')",))
 
 
-def test_a_lightning_checkpoint_is_converted_without_running_it(checkpoint: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_lightning_checkpoint_is_converted_without_running_it(
+    checkpoint: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
     path, config = checkpoint
     state = load_file(path)
     path.unlink()
@@ -567,4 +620,9 @@ def test_a_sound_directory_stays_as_it_is(backbone: Path) -> None:
     UNet2DConditionModel(**UNET).save_pretrained(backbone / "unet")
     DDIMScheduler(clip_sample=False).save_pretrained(backbone / "scheduler")
     schedule = load_backbone(backbone).schedule
-    assert (schedule.beta_schedule, schedule.steps_offset, schedule.set_alpha_to_one, schedule.timestep_spacing) == ("linear", 0, True, "leading")
+    assert (schedule.beta_schedule, schedule.steps_offset, schedule.set_alpha_to_one, schedule.timestep_spacing) == (
+        "linear",
+        0,
+        True,
+        "leading",
+    )

@@ -33,8 +33,13 @@ def test_folders_of_numbers_are_sorted_as_numbers(tmp_path: Path) -> None:
     data = read(folders(tmp_path, ["0", "1", "2", "10"]))
     assert data.train.labels == data.folders == ("0", "1", "2", "10")
     assert [int(data.train.pixels[data.train.of_class(index)[0]].max()) for index in range(4)] == [0, 10, 20, 30]
-    assert data.describe()[:4] == [f"class {index}: {name}, 3 + 1 held-out images" for index, name in enumerate(("0", "1", "2", "10"))]
-    assert data.describe()[4] == "WARNING: class index 3 is the folder 10; in events the index 3 and the label '10' mean it"
+    assert data.describe()[:4] == [
+        f"class {index}: {name}, 3 + 1 held-out images" for index, name in enumerate(("0", "1", "2", "10"))
+    ]
+    assert (
+        data.describe()[4]
+        == "WARNING: class index 3 is the folder 10; in events the index 3 and the label '10' mean it"
+    )
 
 
 def test_other_folders_are_sorted_as_text(tmp_path: Path) -> None:
@@ -138,7 +143,14 @@ def test_broken_idx_files(tmp_path: Path) -> None:
     broken[12:20] = b"\xff" * 8
     header = bytes((0, 0, 8, 3)) + b"\xff" * 12
     floats = gzip.compress(bytes((0, 0, 13, 3)) + bytes(12))
-    for content in (b"", good[:-12], bytes(broken), gzip.compress(header), floats, gzip.compress(gzip.decompress(good) + b"\0")):
+    for content in (
+        b"",
+        good[:-12],
+        bytes(broken),
+        gzip.compress(header),
+        floats,
+        gzip.compress(gzip.decompress(good) + b"\0"),
+    ):
         file.write_bytes(content)
         with pytest.raises(TrainingError, match=r"train-images-idx3-ubyte\.gz: "):
             read_data(tmp_path)
@@ -146,11 +158,27 @@ def test_broken_idx_files(tmp_path: Path) -> None:
         read_data(tmp_path, listing=tmp_path / "classes.txt")
 
 
-def test_train_stores_the_classes_and_prints_them(random_backbone: Backbone, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_train_stores_the_classes_and_prints_them(
+    random_backbone: Backbone, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     names = ["0", "1", "2", "3", "4", "10"]
     root = folders(tmp_path / "images", names)
     save_backbone(random_backbone, tuple(names), {}, tmp_path / "backbone")
-    words = ["train", "--backbone", tmp_path / "backbone", "--data", root, "--held-out", "0.5", "--out", tmp_path / "run", "--steps", "1", "--components", "2"]
+    words = [
+        "train",
+        "--backbone",
+        tmp_path / "backbone",
+        "--data",
+        root,
+        "--held-out",
+        "0.5",
+        "--out",
+        tmp_path / "run",
+        "--steps",
+        "1",
+        "--components",
+        "2",
+    ]
     assert main([str(word) for word in words]) == 0
     printed = capsys.readouterr()
     assert "class 5: 10, 2 + 2 held-out images" in printed.out

@@ -164,7 +164,10 @@ def test_all_images_are_identical() -> None:
     images = made([40, 10])
     images.pixels[:] = images.pixels[0]
     card = card_of(images)
-    assert [(row.distinct, row.n_eff, row.neighbor_label_share) for row in card.classes] == [(1, 1.0, None), (1, 1.0, None)]
+    assert [(row.distinct, row.n_eff, row.neighbor_label_share) for row in card.classes] == [
+        (1, 1.0, None),
+        (1, 1.0, None),
+    ]
     assert card.tau == 0
     assert len(card.groups) == 1
     json.dumps(card.document(), allow_nan=False)
@@ -184,7 +187,9 @@ def test_a_class_above_the_sample_size(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_hostile_names_are_escaped() -> None:
     images = made([2, 2])
     name = '"><script>alert(1)</script><img src=http://x.invalid/'
-    hostile = Images(images.pixels[[0, 0, 1, 1]], images.classes, (name, "b&<b>"), name, tuple(f"{name}{at}.png" for at in range(4)))
+    hostile = Images(
+        images.pixels[[0, 0, 1, 1]], images.classes, (name, "b&<b>"), name, tuple(f"{name}{at}.png" for at in range(4))
+    )
     page = contact_sheet(card_of(hostile))
     assert "<script" not in page
     assert "&lt;script&gt;" in page
@@ -193,7 +198,9 @@ def test_hostile_names_are_escaped() -> None:
     assert len(re.findall("<img", page)) == len(re.findall("<figure>", page)) > 0
 
 
-def test_inspect_reads_every_image_and_writes_the_card(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_inspect_reads_every_image_and_writes_the_card(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["inspect", str(folder), "--size", "8", "--out", str(tmp_path / "card")]) == 0
     printed = capsys.readouterr().out
     assert "seed 1" in printed
@@ -216,7 +223,9 @@ def test_files_are_named_as_they_are_in_the_data(tmp_path: Path) -> None:
     assert "a/x&lt;1&gt;.png" in (tmp_path / "out" / "datacard.html").read_text()
 
 
-@pytest.mark.parametrize("option", [["--size", "0"], ["--neighbors", "0"], ["--show", "0"], ["--tau", "-1"], ["--tau", "nan"]])
+@pytest.mark.parametrize(
+    "option", [["--size", "0"], ["--neighbors", "0"], ["--show", "0"], ["--tau", "-1"], ["--tau", "nan"]]
+)
 def test_numbers_out_of_range(folder: Path, option: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", str(folder), *option]) == 1
     assert f"{option[0]} {'nan' if option[1] == 'nan' else option[1]}" in capsys.readouterr().err
@@ -225,7 +234,19 @@ def test_numbers_out_of_range(folder: Path, option: list[str], capsys: pytest.Ca
 def test_inspect_and_train_compare_latents(trained_directory: Path, folder: Path, tmp_path: Path) -> None:
     assert main(["inspect", str(folder), "--backbone", str(trained_directory), "--out", str(tmp_path / "card")]) == 0
     assert read_json(tmp_path / "card" / "datacard.json")["features"]["kind"] == "latents"
-    train = ["train", "--backbone", str(trained_directory), "--data", str(folder), "--components", "2", "--steps", "2", "--batch", "2"]
+    train = [
+        "train",
+        "--backbone",
+        str(trained_directory),
+        "--data",
+        str(folder),
+        "--components",
+        "2",
+        "--steps",
+        "2",
+        "--batch",
+        "2",
+    ]
     assert main([*train, "--out", str(tmp_path / "run")]) == 0
     card = read_json(tmp_path / "run" / "run.json")["data_card"]
     assert [row["n"] for row in card["classes"]] == [9] * 6

@@ -12,7 +12,9 @@ BINS = (1, 250)
 
 
 def trained(backbone: Backbone, data: DataSet, **settings: object) -> Diagnosis:
-    chosen = TableSettings(**{"components": 4, "rotations": 2, "bins": BINS, "steps": 120, "batch": 8, "rate": 5e-2, **settings})  # type: ignore[arg-type]
+    chosen = TableSettings(
+        **{"components": 4, "rotations": 2, "bins": BINS, "steps": 120, "batch": 8, "rate": 5e-2, **settings}
+    )  # type: ignore[arg-type]
     latents = backbone.encode(data.train.scaled())
     held_out = backbone.encode(data.held_out.scaled())
     tables = train_tables(backbone, latents, data.train.classes, data.train.labels, chosen)
@@ -43,7 +45,9 @@ def test_natural_frequency_with_shared_images_is_sound(trained_backbone: Backbon
     assert ratio(diagnosis) > 5
 
 
-def test_shared_images_drawn_equally_lose_the_signal_and_a_prior_brings_it_back(trained_backbone: Backbone, data: DataSet) -> None:
+def test_shared_images_drawn_equally_lose_the_signal_and_a_prior_brings_it_back(
+    trained_backbone: Backbone, data: DataSet
+) -> None:
     plain = trained(trained_backbone, data, subset="shared", regime="disagreement")
     assert any("saw the same images" in finding for finding in plain.findings)
     anchored = trained(trained_backbone, data, subset="shared", regime="disagreement", anchor=0.3)

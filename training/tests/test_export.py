@@ -26,7 +26,11 @@ from decuwatch_training.manifest import manifests_of
 from decuwatch_training.tiny import tiny_backbone, tiny_run
 from decuwatch_training.train import Run
 
-PROFILE = {**DEFAULT_PROFILE, "steps": 10, "request_risk": {"branch_step": 5, "rollout_steps": 2, "estimator": "mean-w2"}}
+PROFILE = {
+    **DEFAULT_PROFILE,
+    "steps": 10,
+    "request_risk": {"branch_step": 5, "rollout_steps": 2, "estimator": "mean-w2"},
+}
 
 
 def export(backbone: Backbone, run: Run, out: Path, precision: str = "fp32") -> Path:
@@ -54,14 +58,22 @@ def test_inputs_are_found_by_the_names_of_the_manifest(tmp_path: Path) -> None:
 def test_the_manifest_says_what_the_files_are(tmp_path: Path, tokens: int) -> None:
     backbone = tiny_backbone(4, tokens, 1)
     out = export(backbone, tiny_run(backbone, 3, 1), tmp_path / "ensemble")
-    assert sorted(entry.name for entry in out.iterdir()) == ["decoder.onnx", "ensemble.json", "tables.safetensors", "unet.onnx"]
+    assert sorted(entry.name for entry in out.iterdir()) == [
+        "decoder.onnx",
+        "ensemble.json",
+        "tables.safetensors",
+        "unet.onnx",
+    ]
     manifest = json.loads((out / "ensemble.json").read_text())
     assert list(manifest) == [
         "format", "name", "files", "precision", "opset", "latent", "image", "context", "graph", "diffusion",
         "components", "classes", "regime", "noise", "profile", "reference", "provenance", "diagnostics",
     ]  # fmt: skip
     for entry in manifest["files"].values():
-        assert (entry["size"], entry["sha256"]) == ((out / entry["path"]).stat().st_size, sha256_file(out / entry["path"]))
+        assert (entry["size"], entry["sha256"]) == (
+            (out / entry["path"]).stat().st_size,
+            sha256_file(out / entry["path"]),
+        )
     assert manifest["latent"] == {"channels": 2, "height": 4, "width": 4, "scale": 1.5, "shift": 0.25}
     assert manifest["image"] == {"channels": 1, "height": 8, "width": 8}
     assert manifest["context"] == {"tokens": tokens, "dim": 8}
@@ -79,7 +91,10 @@ def test_the_graphs_have_a_free_row_count_and_a_timestep_and_context_for_every_r
     backbone = tiny_backbone(4, 2, 1)
     out = export(backbone, tiny_run(backbone, 3, 1), tmp_path / "ensemble")
     model = onnx.load(out / "unet.onnx")
-    assert [(value.name, [d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim]) for value in model.graph.input] == [
+    assert [
+        (value.name, [d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim])
+        for value in model.graph.input
+    ] == [
         ("latent", ["N", 2, 4, 4]),
         ("timestep", ["N"]),
         ("context", ["N", 2, 8]),
@@ -102,9 +117,13 @@ def test_half_precision(tmp_path: Path) -> None:
     full, half = export(backbone, run, tmp_path / "full"), export(backbone, run, tmp_path / "half", "fp16")
     assert backbone.denoiser.unet.dtype == torch.float32  # type: ignore[union-attr]
     assert (half / "unet.onnx").stat().st_size < (full / "unet.onnx").stat().st_size
-    weights = {tensor.data_type for tensor in onnx.load(half / "unet.onnx").graph.initializer if np.prod(tensor.dims) > 64}
+    weights = {
+        tensor.data_type for tensor in onnx.load(half / "unet.onnx").graph.initializer if np.prod(tensor.dims) > 64
+    }
     assert weights == {onnx.TensorProto.FLOAT16}
-    assert {value.type.tensor_type.elem_type for value in onnx.load(half / "unet.onnx").graph.output} == {onnx.TensorProto.FLOAT}
+    assert {value.type.tensor_type.elem_type for value in onnx.load(half / "unet.onnx").graph.output} == {
+        onnx.TensorProto.FLOAT
+    }
     assert json.loads((half / "ensemble.json").read_text())["precision"] == "fp16"
     assert digest != backbone.digest()  # the weights in memory were rounded: the caller exports last
 
@@ -125,7 +144,9 @@ def test_check_refuses_what_does_not_agree(tmp_path: Path) -> None:
         check_directory(out, backbone)
 
 
-def test_an_export_that_fails_its_check_leaves_the_former_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_export_that_fails_its_check_leaves_the_former_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     backbone = tiny_backbone(4, 1, 1)
     run = tiny_run(backbone, 3, 1)
     out = export(backbone, run, tmp_path / "ensemble")
@@ -143,7 +164,9 @@ def test_an_export_that_fails_its_check_leaves_the_former_directory(tmp_path: Pa
     assert [entry.name for entry in tmp_path.iterdir()] == ["ensemble"]
 
 
-def test_unsound_tables_are_not_exported(tmp_path: Path, trained_directory: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unsound_tables_are_not_exported(
+    tmp_path: Path, trained_directory: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run, out = tmp_path / "run", tmp_path / "ensemble"
     words = ["train", "--backbone", trained_directory, "--data", folder, "--out", run, "--steps", "1", "--rate", "1e-6"]
     assert main([str(word) for word in words]) == 0
@@ -167,9 +190,20 @@ def test_a_roll_out_is_ddim_for_every_component() -> None:
     requests = make_requests([0, 3], 2, 3)
     latents = requests.latents(backbone.latent_shape)
     sampler = Sampler(NoiseSchedule(), 6, 2.0)
-    found = dict(branched_means(backbone.denoiser, sampler, tables, requests, latents, [Branch(0, 1), Branch(2, 3), Branch(2, 1)]))
+    found = dict(
+        branched_means(
+            backbone.denoiser, sampler, tables, requests, latents, [Branch(0, 1), Branch(2, 3), Branch(2, 1)]
+        )
+    )
     assert set(found) == {Branch(0, 1), Branch(2, 3), Branch(2, 1)}
-    scheduler = DDIMScheduler(beta_schedule="scaled_linear", beta_start=0.0015, beta_end=0.0195, steps_offset=1, set_alpha_to_one=False, clip_sample=False)
+    scheduler = DDIMScheduler(
+        beta_schedule="scaled_linear",
+        beta_start=0.0015,
+        beta_end=0.0195,
+        steps_offset=1,
+        set_alpha_to_one=False,
+        clip_sample=False,
+    )
     scheduler.set_timesteps(6)
     conditional, unconditional = contexts_of(tables, requests.classes)
     with torch.no_grad():
@@ -180,7 +214,9 @@ def test_a_roll_out_is_ddim_for_every_component() -> None:
                 for step in range(5):
                     who = carrier if step < 2 else component
                     t = int(scheduler.timesteps[step])
-                    eps = predict_guided(backbone.denoiser, x, t, conditional[row : row + 1, who], unconditional[row : row + 1, who], 2.0)
+                    eps = predict_guided(
+                        backbone.denoiser, x, t, conditional[row : row + 1, who], unconditional[row : row + 1, who], 2.0
+                    )
                     x = scheduler.step(eps, t, x).prev_sample
                 torch.testing.assert_close(found[Branch(2, 3)][row, component], x[0], rtol=1e-4, atol=1e-4)
     assert Branch(2, 3).rows(6, 3, 2.0) == 2 * (2 + 9)
@@ -191,7 +227,22 @@ def test_evaluate_and_sample_run_on_an_exported_directory(tmp_path: Path) -> Non
     backbone = tiny_backbone(4, 1, 1)
     out = export(backbone, tiny_run(backbone, 5, 1), tmp_path / "ensemble")
     results = tmp_path / "results"
-    words = ["evaluate", out, "--out", results, "--steps", "4", "8", "--guidance", "1", "2", "--seeds", "4", "--rollouts-up-to", "8"]
+    words = [
+        "evaluate",
+        out,
+        "--out",
+        results,
+        "--steps",
+        "4",
+        "8",
+        "--guidance",
+        "1",
+        "2",
+        "--seeds",
+        "4",
+        "--rollouts-up-to",
+        "8",
+    ]
     assert main([str(word) for word in words]) == 0
     evaluation = json.loads((results / "evaluation.json").read_text())
     assert evaluation["bins"] == [1, 10, 100, 1000]

@@ -94,7 +94,9 @@ COMMANDS = {
         (["FIRST", ".git/config"], ".git/config would be lost"),
     ],
 )
-def test_files_of_others_are_never_replaced(command: str, names: list[str], expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_files_of_others_are_never_replaced(
+    command: str, names: list[str], expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     arguments, owned = COMMANDS[command]
     out = tmp_path / "out"
     for name in (name.replace("FIRST", owned[0]) for name in names):

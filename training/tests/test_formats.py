@@ -49,13 +49,31 @@ def train_and_export(backbone: Backbone, data: DataSet, out: Path) -> None:
     images = patterns(6, 4)
     latents = backbone.encode(images.scaled())
     settings = TableSettings(components=3, bins=(1, 5), steps=2, batch=2)
-    trained = train_tables(backbone, latents, images.classes, images.labels, settings, 1 if backbone.reference is None else backbone.reference.shape[1])
+    trained = train_tables(
+        backbone,
+        latents,
+        images.classes,
+        images.labels,
+        settings,
+        1 if backbone.reference is None else backbone.reference.shape[1],
+    )
     assert backbone.digest() == before
-    record = {"settings": {"regime": "exposure"}, "backbone_sha256": before, "data": "", "training": {}, "diagnostics": [[]], "findings": []}
+    record = {
+        "settings": {"regime": "exposure"},
+        "backbone_sha256": before,
+        "data": "",
+        "training": {},
+        "diagnostics": [[]],
+        "findings": [],
+    }
     run = Run(trained.tables, trained.images, images.labels, record, out)
     save_run(run, out.with_name("run"))
     run = load_run(out.with_name("run"), backbone)
-    profile = {**DEFAULT_PROFILE, "steps": 10, "request_risk": {"branch_step": 5, "rollout_steps": 1, "estimator": "mean-w2"}}
+    profile = {
+        **DEFAULT_PROFILE,
+        "steps": 10,
+        "request_risk": {"branch_step": 5, "rollout_steps": 1, "estimator": "mean-w2"},
+    }
     export_ensemble(backbone, run, out, "small", "fp32", "torch-cpu", profile, 2, {})
     assert (out / "ensemble.json").exists()
 
@@ -67,13 +85,17 @@ def test_a_diffusers_directory(tmp_path: Path, data: DataSet, folder: str, model
     extra = {"scaling_factor": 0.7} | ({"num_vq_embeddings": 16} if model is VQModel else {"shift_factor": 0.1})
     autoencoder = model(**FIRST_STAGE, **extra)
     autoencoder.save_pretrained(source / folder)
-    DDIMScheduler(beta_schedule="linear", steps_offset=1, prediction_type="v_prediction", clip_sample=False).save_pretrained(source / "scheduler")
+    DDIMScheduler(
+        beta_schedule="linear", steps_offset=1, prediction_type="v_prediction", clip_sample=False
+    ).save_pretrained(source / "scheduler")
     backbone = load_backbone(source)
     assert (backbone.scale, backbone.shift) == (0.7, 0.1 if model is AutoencoderKL else 0.0)
     assert (backbone.schedule.prediction, backbone.schedule.set_alpha_to_one) == ("v_prediction", True)
     latent = torch.randn(2, 2, 4, 4)
     with torch.no_grad():
-        torch.testing.assert_close(backbone.decode(latent), autoencoder.eval().decode(latent / backbone.scale + backbone.shift).sample)
+        torch.testing.assert_close(
+            backbone.decode(latent), autoencoder.eval().decode(latent / backbone.scale + backbone.shift).sample
+        )
     train_and_export(backbone, data, tmp_path / "ensemble")
 
 
@@ -81,7 +103,14 @@ def test_a_dit_takes_the_context_in_place_of_its_label(tmp_path: Path, data: Dat
     torch.manual_seed(1)
     source = tmp_path / "backbone"
     dit = DiTTransformer2DModel(
-        num_attention_heads=2, attention_head_dim=8, in_channels=2, out_channels=4, num_layers=2, norm_num_groups=4, sample_size=4, num_embeds_ada_norm=6
+        num_attention_heads=2,
+        attention_head_dim=8,
+        in_channels=2,
+        out_channels=4,
+        num_layers=2,
+        norm_num_groups=4,
+        sample_size=4,
+        num_embeds_ada_norm=6,
     )
     embedding = dit.transformer_blocks[0].norm1.emb.class_embedder.embedding_table.weight.detach()
     with torch.no_grad():
@@ -102,13 +131,24 @@ def test_a_dit_takes_the_context_in_place_of_its_label(tmp_path: Path, data: Dat
         wanted = dit.eval()(latent, timestep=timestep, class_labels=label).sample[:, :2]
         found = backbone.denoiser(latent, timestep, backbone.reference[label])
         torch.testing.assert_close(found, wanted)
-        assert not torch.allclose(backbone.denoiser(latent, timestep, backbone.reference[label.flip(0)]), wanted, atol=1e-3)
+        assert not torch.allclose(
+            backbone.denoiser(latent, timestep, backbone.reference[label.flip(0)]), wanted, atol=1e-3
+        )
     train_and_export(backbone, data, tmp_path / "ensemble")
 
 
 def compvis_configuration() -> dict[str, Any]:
     """The shape of cin256-v2's configuration at a hundredth of its size."""
-    ddconfig = {"in_channels": 1, "out_ch": 1, "ch": 32, "ch_mult": [1, 2], "num_res_blocks": 1, "attn_resolutions": [], "z_channels": 2, "resolution": 8}
+    ddconfig = {
+        "in_channels": 1,
+        "out_ch": 1,
+        "ch": 32,
+        "ch_mult": [1, 2],
+        "num_res_blocks": 1,
+        "attn_resolutions": [],
+        "z_channels": 2,
+        "resolution": 8,
+    }
     unet = {
         "in_channels": 2,
         "out_channels": 2,
@@ -125,8 +165,13 @@ def compvis_configuration() -> dict[str, Any]:
                 "timesteps": 1000,
                 "linear_start": 0.0015,
                 "linear_end": 0.0195,
-                "unet_config": {"params": {**unet, "use_spatial_transformer": True, "transformer_depth": 1, "context_dim": 16}},
-                "first_stage_config": {"target": "ldm.models.autoencoder.VQModelInterface", "params": {"embed_dim": 2, "n_embed": 16, "ddconfig": ddconfig}},
+                "unet_config": {
+                    "params": {**unet, "use_spatial_transformer": True, "transformer_depth": 1, "context_dim": 16}
+                },
+                "first_stage_config": {
+                    "target": "ldm.models.autoencoder.VQModelInterface",
+                    "params": {"embed_dim": 2, "n_embed": 16, "ddconfig": ddconfig},
+                },
             }
         }
     }
@@ -238,7 +283,9 @@ def compvis(tmp_path: Path) -> tuple[Path, dict[str, torch.Tensor]]:
 
 
 @pytest.mark.parametrize("suffix", [".ckpt", ".safetensors"])
-def test_a_compvis_checkpoint(tmp_path: Path, data: DataSet, compvis: tuple[Path, dict[str, torch.Tensor]], suffix: str) -> None:
+def test_a_compvis_checkpoint(
+    tmp_path: Path, data: DataSet, compvis: tuple[Path, dict[str, torch.Tensor]], suffix: str
+) -> None:
     config, state = compvis
     path = tmp_path / f"model{suffix}"
     if suffix == ".ckpt":
@@ -247,7 +294,11 @@ def test_a_compvis_checkpoint(tmp_path: Path, data: DataSet, compvis: tuple[Path
         save_file(state, path)
     backbone = load_backbone(path, config)
     assert (backbone.latent_shape, backbone.context_dim, backbone.scale) == ((2, 4, 4), 16, 1.0)
-    assert (backbone.schedule.beta_schedule, backbone.schedule.beta_start, backbone.schedule.steps_offset) == ("scaled_linear", 0.0015, 1)
+    assert (backbone.schedule.beta_schedule, backbone.schedule.beta_start, backbone.schedule.steps_offset) == (
+        "scaled_linear",
+        0.0015,
+        1,
+    )
     assert backbone.reference is not None
     assert torch.equal(backbone.reference[:, 0], state["cond_stage_model.embedding.weight"])
     # Every number of the checkpoint arrived somewhere, once.
@@ -264,7 +315,8 @@ def test_a_compvis_checkpoint_of_another_shape(tmp_path: Path, compvis: tuple[Pa
     name = "model.diffusion_model.middle_block.0.in_layers.2.weight"
     save_file({**state, name: torch.zeros(64, 32, 3, 3)}, path)
     with pytest.raises(
-        TrainingError, match=r"model\.safetensors: the U-Net has in another shape 1 tensors, the first: .* \[64, 32, 3, 3\], expected \[64, 64, 3, 3\]"
+        TrainingError,
+        match=r"model\.safetensors: the U-Net has in another shape 1 tensors, the first: .* \[64, 32, 3, 3\], expected \[64, 64, 3, 3\]",
     ):
         load_backbone(path, config)
     with pytest.raises(TrainingError, match="needs its YAML configuration"):

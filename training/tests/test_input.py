@@ -85,7 +85,9 @@ def test_fashion_mnists_format(tmp_path: Path) -> None:
 def test_settings_out_of_bounds(random_backbone: Backbone, settings: dict[str, object], message: str) -> None:
     images = patterns(20, 1)
     with pytest.raises(TrainingError, match=message):
-        train_tables(random_backbone, torch.zeros(len(images), 2, 4, 4), images.classes, images.labels, TableSettings(**settings))  # type: ignore[arg-type]
+        train_tables(
+            random_backbone, torch.zeros(len(images), 2, 4, 4), images.classes, images.labels, TableSettings(**settings)
+        )  # type: ignore[arg-type]
 
 
 def test_tables_that_do_not_fit(random_backbone: Backbone, tmp_path: Path) -> None:
@@ -96,7 +98,9 @@ def test_tables_that_do_not_fit(random_backbone: Backbone, tmp_path: Path) -> No
     tensors = load_file(file)
     tensors["tables"][0, 1, 2, 0, 3] = float("nan")
     save_file(tensors, file)
-    with pytest.raises(TrainingError, match=r"tables\.safetensors: 1 values are not finite, the first at \[0, 1, 2, 0, 3\]"):
+    with pytest.raises(
+        TrainingError, match=r"tables\.safetensors: 1 values are not finite, the first at \[0, 1, 2, 0, 3\]"
+    ):
         load_run(path, random_backbone)
     save_file({**tensors, "tables": tensors["tables"][..., :4].contiguous()}, file)
     with pytest.raises(TrainingError, match=r"tables of shape .*, expected \[rotations, components, 7, tokens, 8\]"):
@@ -138,7 +142,17 @@ def test_a_loss_that_is_not_finite() -> None:
 
 def test_a_name_that_readers_refuse(random_backbone: Backbone, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="--name 'My Model': expected"):
-        export_ensemble(random_backbone, tiny_run(random_backbone, 3, 1), tmp_path / "out", "My Model", "fp32", "torch-cpu", DEFAULT_PROFILE, 0, {})
+        export_ensemble(
+            random_backbone,
+            tiny_run(random_backbone, 3, 1),
+            tmp_path / "out",
+            "My Model",
+            "fp32",
+            "torch-cpu",
+            DEFAULT_PROFILE,
+            0,
+            {},
+        )
     assert not (tmp_path / "out").exists()
 
 
@@ -152,9 +166,15 @@ def test_tables_of_another_backbone(random_backbone: Backbone, tmp_path: Path) -
 
 
 def test_the_command_line_prints_errors_without_a_traceback(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["train", "--backbone", str(tmp_path / "none"), "--data", str(tmp_path), "--out", str(tmp_path / "run")]) == 1
+    assert (
+        main(["train", "--backbone", str(tmp_path / "none"), "--data", str(tmp_path), "--out", str(tmp_path / "run")])
+        == 1
+    )
     printed = capsys.readouterr().err
-    assert printed == f"decuwatch-train train: {tmp_path / 'none'}: no such backbone; expected a diffusers directory or a CompVis checkpoint\n"
+    assert (
+        printed
+        == f"decuwatch-train train: {tmp_path / 'none'}: no such backbone; expected a diffusers directory or a CompVis checkpoint\n"
+    )
     with pytest.raises(SystemExit) as caught:
         main(["train"])
     assert caught.value.code == 2

@@ -35,7 +35,11 @@ FREE = ("provenance", "diagnostics", "reference", "reason")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     backbone = tiny_backbone(4, 1, 1)
     out = tmp_path_factory.mktemp("exported") / "ensemble"
-    profile = {**DEFAULT_PROFILE, "steps": 4, "request_risk": {"branch_step": 2, "rollout_steps": 1, "estimator": "mean-w2"}}
+    profile = {
+        **DEFAULT_PROFILE,
+        "steps": 4,
+        "request_risk": {"branch_step": 2, "rollout_steps": 1, "estimator": "mean-w2"},
+    }
     export_ensemble(backbone, tiny_run(backbone, 3, 1), out, "tiny", "fp32", "torch-cpu", profile, 0, {})
     return out
 
@@ -120,14 +124,19 @@ def test_every_field_of_a_manifest_is_in_its_bounds_or_refused(ensemble: Path) -
     ("change", "message"),
     [
         (lambda path: (path / "unet.onnx").write_bytes(b"another graph"), r"unet\.onnx: size or SHA-256"),
-        (lambda path: (path / "decoder.onnx").unlink(), r"decoder\.onnx: no such file; ensemble\.json names it as files\.decoder"),
+        (
+            lambda path: (path / "decoder.onnx").unlink(),
+            r"decoder\.onnx: no such file; ensemble\.json names it as files\.decoder",
+        ),
         (lambda path: (path / "ensemble.json").write_text("[]"), r"ensemble\.json: expected a JSON object"),
         (lambda path: (path / "ensemble.json").write_text("{}"), r"ensemble\.json: format None"),
         (lambda path: (path / "ensemble.json").write_bytes(b"\xff\xfe"), r"ensemble\.json: expected a JSON document"),
         (lambda path: (path / "ensemble.json").unlink(), r"ensemble\.json: no such"),
     ],
 )
-def test_every_reader_of_an_ensemble_refuses_it(ensemble: Path, tmp_path: Path, change: Callable[[Path], Any], message: str) -> None:
+def test_every_reader_of_an_ensemble_refuses_it(
+    ensemble: Path, tmp_path: Path, change: Callable[[Path], Any], message: str
+) -> None:
     change(ensemble)
     file, backbone = ensemble / "ensemble.json", tiny_backbone(4, 1, 1)
     readers: tuple[Callable[[], Any], ...] = (
@@ -149,11 +158,16 @@ def test_every_reader_of_an_ensemble_refuses_it(ensemble: Path, tmp_path: Path, 
         (lambda found: {**found, "tables": found["tables"][:2]}, "tables of shape"),
         (lambda found: {**found, "tables": found["tables"] * float("nan")}, "tables holds a value that is not finite"),
         (lambda found: {**found, "reference": found["reference"][1:]}, "reference of shape"),
-        (lambda found: {**found, "reference": found["reference"] * float("inf")}, "reference holds a value that is not finite"),
+        (
+            lambda found: {**found, "reference": found["reference"] * float("inf")},
+            "reference holds a value that is not finite",
+        ),
         (lambda found: {**found, "start": found["tables"]}, "start"),
     ],
 )
-def test_the_tables_are_checked(ensemble: Path, tensors: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]], message: str) -> None:
+def test_the_tables_are_checked(
+    ensemble: Path, tensors: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]], message: str
+) -> None:
     file = ensemble / "tables.safetensors"
     save_file({name: tensor.clone().contiguous() for name, tensor in tensors(load_file(file)).items()}, file)
     manifest = json.loads((ensemble / "ensemble.json").read_text())
@@ -168,7 +182,11 @@ def test_weights_beside_a_graph_are_named_with_the_graph(tmp_path: Path, monkeyp
     monkeypatch.setattr(graphs, "SINGLE_FILE_LIMIT", 20_000)
     backbone = tiny_backbone(4, 1, 1)
     out = tmp_path / "ensemble"
-    profile = {**DEFAULT_PROFILE, "steps": 4, "request_risk": {"branch_step": 2, "rollout_steps": 1, "estimator": "mean-w2"}}
+    profile = {
+        **DEFAULT_PROFILE,
+        "steps": 4,
+        "request_risk": {"branch_step": 2, "rollout_steps": 1, "estimator": "mean-w2"},
+    }
     export_ensemble(backbone, tiny_run(backbone, 3, 1), out, "tiny", "fp32", "torch-cpu", profile, 0, {})
     files = json.loads((out / "ensemble.json").read_text())["files"]
     assert sorted(files) == ["decoder", "tables", "unet"]
@@ -184,7 +202,13 @@ def test_a_shard_that_was_kept_is_checked(ensemble: Path, tmp_path: Path) -> Non
     measure([file], plan, work)
     (shard,) = work.iterdir()
     sound, content = dict(np.load(shard)), shard.read_bytes()
-    for broken in (b"", b"garbage", content[:-20], content[: len(content) // 2], content.replace(b"error.npy", b"errof.npy")):
+    for broken in (
+        b"",
+        b"garbage",
+        content[:-20],
+        content[: len(content) // 2],
+        content.replace(b"error.npy", b"errof.npy"),
+    ):
         shard.write_bytes(broken)
         with pytest.raises(TrainingError, match="delete it to measure it anew"):
             measure([file], plan, work)
@@ -193,7 +217,11 @@ def test_a_shard_that_was_kept_is_checked(ensemble: Path, tmp_path: Path) -> Non
         changes += [{key: value for key, value in sound.items() if key != name}, {**sound, name: array[None]}]
         changes += [{**sound, name: array.astype(str)}]
         changes += [] if name == "error" else [{**sound, name: np.full(array.shape, np.nan)}]
-    changes += [{**sound, "extra": sound["bins"]}, {**sound, "count": np.array(3)}, {**sound, "carriers": sound["carriers"] + 9}]
+    changes += [
+        {**sound, "extra": sound["bins"]},
+        {**sound, "count": np.array(3)},
+        {**sound, "carriers": sound["carriers"] + 9},
+    ]
     for arrays in changes:
         with shard.open("wb") as opened:
             np.savez(opened, allow_pickle=False, **arrays)
@@ -225,7 +253,17 @@ VERBS: dict[str, list[str]] = {
     "pretrain": ["pretrain", "--data", "{}", "--out", "{out}"],
     "convert": ["convert", "{}", "{out}.safetensors"],
     "train": ["train", "--backbone", "{}", "--data", "{data}", "--out", "{out}"],
-    "train with a YAML": ["train", "--backbone", "{file}", "--backbone-config", "{}", "--data", "{data}", "--out", "{out}"],
+    "train with a YAML": [
+        "train",
+        "--backbone",
+        "{file}",
+        "--backbone-config",
+        "{}",
+        "--data",
+        "{data}",
+        "--out",
+        "{out}",
+    ],
     "train on": ["train", "--backbone", "{backbone}", "--data", "{}", "--out", "{out}"],
     "train in order": ["train", "--backbone", "{backbone}", "--data", "{data}", "--classes", "{}", "--out", "{out}"],
     "export": ["export", "--backbone", "{backbone}", "--run", "{}", "--out", "{out}", "--name", "a"],
@@ -243,14 +281,28 @@ def places(root: Path) -> Iterator[Path]:
     yield root / "missing"
     (root / "empty").mkdir()
     yield root / "empty"
-    for name, content in {"void": b"", "garbage": b"\x80\x04garbage\n\xff", "text": b"a: [1, 2\n", "null": b"null", "zip": b"PK\x03\x04"}.items():
+    for name, content in {
+        "void": b"",
+        "garbage": b"\x80\x04garbage\n\xff",
+        "text": b"a: [1, 2\n",
+        "null": b"null",
+        "zip": b"PK\x03\x04",
+    }.items():
         (root / name).write_bytes(content)
         (root / f"{name}.safetensors").write_bytes(content)
         (root / f"{name}.ckpt").write_bytes(content)
         yield from (root / name, root / f"{name}.safetensors", root / f"{name}.ckpt")
         yield root / name / "beneath"
         folder = root / f"folder-{name}"
-        for inner in ("ensemble.json", "run.json", "tables.safetensors", "unet/config.json", "vae/config.json", "scheduler/scheduler_config.json", "a/x.png"):
+        for inner in (
+            "ensemble.json",
+            "run.json",
+            "tables.safetensors",
+            "unet/config.json",
+            "vae/config.json",
+            "scheduler/scheduler_config.json",
+            "a/x.png",
+        ):
             (folder / inner).parent.mkdir(parents=True, exist_ok=True)
             (folder / inner).write_bytes(content)
         yield folder

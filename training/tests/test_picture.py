@@ -55,11 +55,17 @@ def ink(cmyk: np.ndarray) -> np.ndarray:
 
 def cie_lab(lab: np.ndarray) -> np.ndarray:
     """CIE L*a*b* under D50 to sRGB, by the formulas of ICC.1 and IEC 61966-2-1."""
-    lightness, a, b = lab[..., 0].astype(float) * 100 / 255, lab[..., 1].astype(np.int8).astype(float), lab[..., 2].astype(np.int8).astype(float)
+    lightness, a, b = (
+        lab[..., 0].astype(float) * 100 / 255,
+        lab[..., 1].astype(np.int8).astype(float),
+        lab[..., 2].astype(np.int8).astype(float),
+    )
     fy = (lightness + 16) / 116
     f = np.stack([fy + a / 500, fy, fy - b / 200], -1)
     xyz = np.where(f > 6 / 29, f**3, 3 * (6 / 29) ** 2 * (f - 4 / 29)) * np.array([0.9642, 1.0, 0.8249])
-    to_linear = np.array([[3.1338561, -1.6168667, -0.4906146], [-0.9787684, 1.9161415, 0.0334540], [0.0719453, -0.2289914, 1.4052427]])
+    to_linear = np.array(
+        [[3.1338561, -1.6168667, -0.4906146], [-0.9787684, 1.9161415, 0.0334540], [0.0719453, -0.2289914, 1.4052427]]
+    )
     linear = np.clip(xyz @ to_linear.T, 0, 1)
     return 255 * np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
 
@@ -71,7 +77,10 @@ def saved(image: Image.Image, **options: object) -> bytes:
 
 
 CMYK = RANDOM.integers(0, 256, (SIDE, SIDE, 4)).astype(np.uint8)
-LAB = np.stack([np.full((SIDE, SIDE), 160, np.uint8), *RANDOM.integers(-20, 20, (2, SIDE, SIDE)).astype(np.int8).view(np.uint8)], -1)
+LAB = np.stack(
+    [np.full((SIDE, SIDE), 160, np.uint8), *RANDOM.integers(-20, 20, (2, SIDE, SIDE)).astype(np.int8).view(np.uint8)],
+    -1,
+)
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 PLTE = (b"PLTE", PALETTE.tobytes())
 SIZE = (SIDE, SIDE)
@@ -79,16 +88,37 @@ TWELVE = b"".join(bytes((a >> 4, (a & 15) << 4 | b >> 8, b & 255)) for a, b in (
 
 # Name, file, its right RGB array, and by how much a value may differ.
 RIGHT: list[tuple[str, bytes, np.ndarray, float]] = [
-    *((f"PNG gray {depth} bits", png(GRAY >> (8 - depth), 0, depth), (GRAY >> (8 - depth)) * (255 // (2**depth - 1)), 0) for depth in (1, 2, 4, 8)),
+    *(
+        (
+            f"PNG gray {depth} bits",
+            png(GRAY >> (8 - depth), 0, depth),
+            (GRAY >> (8 - depth)) * (255 // (2**depth - 1)),
+            0,
+        )
+        for depth in (1, 2, 4, 8)
+    ),
     ("PNG gray 16 bits", png(WIDE, 0, 16), WIDE >> 8, 0),
     ("PNG gray 16 bits, 8 of them repeated", png(GRAY.astype(np.uint16) * 257, 0, 16), GRAY, 0),
     ("PNG RGB", png(RGB, 2, 8), RGB, 0),
     ("PNG RGB 16 bits", png(WIDE_RGB, 2, 16), WIDE_RGB >> 8, 0),
-    *((f"PNG palette {depth} bits", png(INDEX & (2**depth - 1), 3, depth, [PLTE]), PALETTE[INDEX[..., 0] & (2**depth - 1)], 0) for depth in (1, 2, 4, 8)),
+    *(
+        (
+            f"PNG palette {depth} bits",
+            png(INDEX & (2**depth - 1), 3, depth, [PLTE]),
+            PALETTE[INDEX[..., 0] & (2**depth - 1)],
+            0,
+        )
+        for depth in (1, 2, 4, 8)
+    ),
     ("PNG palette, opaque tRNS", png(INDEX, 3, 8, [PLTE, (b"tRNS", b"\xff" * 16)]), PALETTE[INDEX[..., 0]], 0),
     ("PNG gray and alpha, opaque", png(np.concatenate([GRAY, OPAQUE], -1), 4, 8), GRAY, 0),
     ("PNG RGBA, opaque", png(np.concatenate([RGB, OPAQUE], -1), 6, 8), RGB, 0),
-    ("PNG RGBA 16 bits, opaque", png(np.concatenate([WIDE_RGB, np.full_like(WIDE, 65535)], -1), 6, 16), WIDE_RGB >> 8, 0),
+    (
+        "PNG RGBA 16 bits, opaque",
+        png(np.concatenate([WIDE_RGB, np.full_like(WIDE, 65535)], -1), 6, 16),
+        WIDE_RGB >> 8,
+        0,
+    ),
     ("PGM", b"P5 8 8 255\n" + GRAY.tobytes(), GRAY, 0),
     ("PGM 16 bits", b"P5 8 8 65535\n" + WIDE.astype(">u2").tobytes(), WIDE >> 8, 0),
     ("PGM of maximum 15", b"P5 8 8 15\n" + INDEX.tobytes(), INDEX * 17, 0),
@@ -101,25 +131,54 @@ RIGHT: list[tuple[str, bytes, np.ndarray, float]] = [
     ("TIFF gray 16 bits", tiff(WIDE.tobytes(), SIZE, [16], 1), WIDE >> 8, 0),
     ("TIFF RGB", tiff(RGB.tobytes(), SIZE, [8] * 3, 2), RGB, 0),
     ("TIFF RGB 16 bits", tiff(WIDE_RGB.tobytes(), SIZE, [16] * 3, 2), WIDE_RGB >> 8, 0),
-    ("TIFF RGB and an unspecified sample", tiff(np.concatenate([RGB, ALPHA], -1).tobytes(), SIZE, [8] * 4, 2, extra=0), RGB, 0),
+    (
+        "TIFF RGB and an unspecified sample",
+        tiff(np.concatenate([RGB, ALPHA], -1).tobytes(), SIZE, [8] * 4, 2, extra=0),
+        RGB,
+        0,
+    ),
     ("TIFF CMYK", tiff(CMYK.tobytes(), SIZE, [8] * 4, 5), ink(CMYK), 1),
     ("TIFF Lab", tiff(LAB.tobytes(), SIZE, [8] * 3, 8), cie_lab(LAB), 4),
-    ("GIF", saved(Image.fromarray(RGB).quantize(64), format="GIF"), np.asarray(Image.fromarray(RGB).quantize(64).convert("RGB")), 0),
+    (
+        "GIF",
+        saved(Image.fromarray(RGB).quantize(64), format="GIF"),
+        np.asarray(Image.fromarray(RGB).quantize(64).convert("RGB")),
+        0,
+    ),
     ("WebP lossless", saved(Image.fromarray(RGB), format="WEBP", lossless=True, exact=True), RGB, 0),
     ("JPEG 2000 lossless", saved(Image.fromarray(RGB), format="JPEG2000"), RGB, 0),
     ("JPEG gray", saved(Image.fromarray(np.full(SIZE, 77, np.uint8)), format="JPEG"), np.full((*SIZE, 1), 77), 2),
-    ("JPEG", saved(Image.new("RGB", SIZE, (200, 40, 90)), format="JPEG", quality=95), np.full((*SIZE, 3), (200, 40, 90)), 3),
-    ("JPEG CMYK of Adobe", saved(Image.new("CMYK", SIZE, (10, 200, 40, 30)), format="JPEG", quality=95), ink(np.full((*SIZE, 4), (10, 200, 40, 30))), 3),
-    ("AVIF", saved(Image.new("RGB", SIZE, (200, 40, 90)), format="AVIF", quality=95), np.full((*SIZE, 3), (200, 40, 90)), 4),
+    (
+        "JPEG",
+        saved(Image.new("RGB", SIZE, (200, 40, 90)), format="JPEG", quality=95),
+        np.full((*SIZE, 3), (200, 40, 90)),
+        3,
+    ),
+    (
+        "JPEG CMYK of Adobe",
+        saved(Image.new("CMYK", SIZE, (10, 200, 40, 30)), format="JPEG", quality=95),
+        ink(np.full((*SIZE, 4), (10, 200, 40, 30))),
+        3,
+    ),
+    (
+        "AVIF",
+        saved(Image.new("RGB", SIZE, (200, 40, 90)), format="AVIF", quality=95),
+        np.full((*SIZE, 3), (200, 40, 90)),
+        4,
+    ),
 ]
 
 
-@pytest.mark.parametrize(("content", "wanted", "tolerance"), [case[1:] for case in RIGHT], ids=[case[0] for case in RIGHT])
+@pytest.mark.parametrize(
+    ("content", "wanted", "tolerance"), [case[1:] for case in RIGHT], ids=[case[0] for case in RIGHT]
+)
 def test_the_right_pixels(tmp_path: Path, content: bytes, wanted: np.ndarray, tolerance: float) -> None:
     color = np.broadcast_to(wanted, (SIDE, SIDE, 3)).astype(float)
     assert np.abs(read(tmp_path / "x.any", content) - color).max() <= max(tolerance, 0.5)
     gray = wanted if wanted.shape[-1] == 1 else luma(color)
-    assert np.abs(read(tmp_path / "x.any", content, channels=1) - gray).max() <= tolerance + (0 if wanted.shape[-1] == 1 else 1)
+    assert np.abs(read(tmp_path / "x.any", content, channels=1) - gray).max() <= tolerance + (
+        0 if wanted.shape[-1] == 1 else 1
+    )
 
 
 def test_what_saved_the_gif_is_exact_too(tmp_path: Path) -> None:
@@ -133,9 +192,21 @@ KEY = int(INDEX[0, 0, 0])
 TRANSPARENT: list[tuple[str, bytes, np.ndarray]] = [
     ("PNG gray and alpha", png(np.concatenate([GRAY, ALPHA], -1), 4, 8), over(GRAY, ALPHA)),
     ("PNG RGBA", png(np.concatenate([RGB, ALPHA], -1), 6, 8), over(RGB, ALPHA)),
-    ("PNG palette of alphas", png(INDEX, 3, 8, [PLTE, (b"tRNS", bytes(range(0, 256, 16)))]), over(PALETTE[INDEX[..., 0]], INDEX * 16)),
-    ("PNG palette, one clear", png(INDEX, 3, 8, [PLTE, (b"tRNS", b"\xff" * KEY + b"\0")]), over(PALETTE[INDEX[..., 0]], np.where(INDEX == KEY, 0, 255))),
-    ("PNG gray key", png(INDEX * 17, 0, 8, [(b"tRNS", struct.pack(">H", KEY * 17))]), over(INDEX * 17, np.where(INDEX == KEY, 0, 255))),
+    (
+        "PNG palette of alphas",
+        png(INDEX, 3, 8, [PLTE, (b"tRNS", bytes(range(0, 256, 16)))]),
+        over(PALETTE[INDEX[..., 0]], INDEX * 16),
+    ),
+    (
+        "PNG palette, one clear",
+        png(INDEX, 3, 8, [PLTE, (b"tRNS", b"\xff" * KEY + b"\0")]),
+        over(PALETTE[INDEX[..., 0]], np.where(INDEX == KEY, 0, 255)),
+    ),
+    (
+        "PNG gray key",
+        png(INDEX * 17, 0, 8, [(b"tRNS", struct.pack(">H", KEY * 17))]),
+        over(INDEX * 17, np.where(INDEX == KEY, 0, 255)),
+    ),
     (
         "PNG RGB key",
         png(RGB, 2, 8, [(b"tRNS", struct.pack(">HHH", *RGB[0, 0]))]),
@@ -146,7 +217,11 @@ TRANSPARENT: list[tuple[str, bytes, np.ndarray]] = [
         png(WIDE, 0, 16, [(b"tRNS", struct.pack(">H", int(WIDE[0, 0, 0])))]),
         over(WIDE >> 8, np.where(WIDE[0, 0] == WIDE, 0, 255)),
     ),
-    ("TIFF RGB and alpha", tiff(np.concatenate([RGB, ALPHA], -1).tobytes(), SIZE, [8] * 4, 2, extra=2), over(RGB, ALPHA)),
+    (
+        "TIFF RGB and alpha",
+        tiff(np.concatenate([RGB, ALPHA], -1).tobytes(), SIZE, [8] * 4, 2, extra=2),
+        over(RGB, ALPHA),
+    ),
     (
         "WebP",
         saved(Image.fromarray(np.concatenate([RGB, ALPHA], -1)), format="WEBP", lossless=True, exact=True),
@@ -155,7 +230,9 @@ TRANSPARENT: list[tuple[str, bytes, np.ndarray]] = [
 ]
 
 
-@pytest.mark.parametrize(("content", "wanted"), [case[1:] for case in TRANSPARENT], ids=[case[0] for case in TRANSPARENT])
+@pytest.mark.parametrize(
+    ("content", "wanted"), [case[1:] for case in TRANSPARENT], ids=[case[0] for case in TRANSPARENT]
+)
 def test_transparency_is_laid_on_a_background_or_refused(tmp_path: Path, content: bytes, wanted: np.ndarray) -> None:
     with pytest.raises(TrainingError, match=r"x\.any: transparent pixels: expected none, or --background"):
         read(tmp_path / "x.any", content)
@@ -240,7 +317,10 @@ def wide_profile() -> bytes:
     count = struct.unpack(">I", content[128:132])[0]
     places = {bytes(content[132 + 12 * i : 136 + 12 * i]): 132 + 12 * i for i in range(count)}
     red, green = places[b"rXYZ"], places[b"gXYZ"]
-    content[red + 4 : red + 12], content[green + 4 : green + 12] = content[green + 4 : green + 12], content[red + 4 : red + 12]
+    content[red + 4 : red + 12], content[green + 4 : green + 12] = (
+        content[green + 4 : green + 12],
+        content[red + 4 : red + 12],
+    )
     return bytes(content)
 
 
@@ -261,11 +341,15 @@ def test_every_exif_orientation(tmp_path: Path, format: str, orientation: int) -
     image = Image.fromarray(np.stack([stored] * 3, -1))
     exif = Image.Exif()
     exif[0x0112] = orientation
-    options = {"WEBP": {"lossless": True}, "MPO": {"save_all": True, "append_images": [image]}}.get(format, {"quality": 95})
+    options = {"WEBP": {"lossless": True}, "MPO": {"save_all": True, "append_images": [image]}}.get(
+        format, {"quality": 95}
+    )
     path = tmp_path / "x"
     path.write_bytes(saved(image, format=format, exif=exif, **options))
     array, notes = read_picture(path, 64, 1)
-    assert np.abs(array[0].astype(int) - upright(stored, orientation)).mean() <= (3 if format in ("JPEG", "MPO", "AVIF") else 0.5)
+    assert np.abs(array[0].astype(int) - upright(stored, orientation)).mean() <= (
+        3 if format in ("JPEG", "MPO", "AVIF") else 0.5
+    )
     if format in ("PNG", "JPEG", "WEBP"):
         assert ("turned upright by its EXIF orientation" in notes) == (orientation != 1)
 
@@ -330,7 +414,9 @@ def test_a_file_cut_short_is_refused_or_loses_nothing(tmp_path: Path) -> None:
     for name, content in samples().items():
         whole = outcome(tmp_path / "x", content)
         assert whole is not None, name
-        lengths = sorted({*range(0, len(content), max(1, len(content) // 60)), *range(max(0, len(content) - 20), len(content))})
+        lengths = sorted(
+            {*range(0, len(content), max(1, len(content) // 60)), *range(max(0, len(content) - 20), len(content))}
+        )
         for length in lengths:
             cases += 1
             found = outcome(tmp_path / "x", content[:length])

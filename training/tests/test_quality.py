@@ -4,7 +4,16 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from decuwatch_training.quality import Cells, auroc, auroc_by_bin, auroc_same_class, mean_by_bin, roc_auc, true_positive_rate, within_cells
+from decuwatch_training.quality import (
+    Cells,
+    auroc,
+    auroc_by_bin,
+    auroc_same_class,
+    mean_by_bin,
+    roc_auc,
+    true_positive_rate,
+    within_cells,
+)
 
 
 def test_auroc_is_scikit_learns() -> None:
@@ -50,6 +59,9 @@ def test_within_cells_does_not_see_what_lies_between_cells() -> None:
     scores = generator.random(len(chosen.bins)) + 10 * chosen.cells
     assert spearmanr(scores, errors).statistic > 0.9
     assert abs(within_cells(scores, errors, chosen).value) < 0.2
-    each = [spearmanr(scores[chosen.cells == cell], errors[chosen.cells == cell]).statistic for cell in np.unique(chosen.cells)]
+    each = [
+        spearmanr(scores[chosen.cells == cell], errors[chosen.cells == cell]).statistic
+        for cell in np.unique(chosen.cells)
+    ]
     assert within_cells(scores, errors, chosen).value == pytest.approx(np.mean(each))
     assert within_cells(errors, errors, chosen, replicates=20).low == pytest.approx(1)

@@ -42,15 +42,21 @@ def schedule_of(train: int, spacing: str, offset: int) -> NoiseSchedule:
 
 def test_the_committed_tables_are_those_of_the_installed_libraries(sweeps: dict[str, Any]) -> None:
     assert sweeps["timesteps"] == [timestep_table(*case) for case in timestep_cases()]
-    assert [table | {"alphas": ""} for table in sweeps["alphas"]] == [alpha_table(*case) | {"alphas": ""} for case in alpha_cases()]
+    assert [table | {"alphas": ""} for table in sweeps["alphas"]] == [
+        alpha_table(*case) | {"alphas": ""} for case in alpha_cases()
+    ]
     some = sorted(int(steps) for steps in np.random.default_rng(SEED).integers(1, 120, 12))
-    print(f"seed {SEED}: trajectories of {some} steps, {sum(len(table['digests']) // 8 for table in sweeps['timesteps'])} step counts")
+    print(
+        f"seed {SEED}: trajectories of {some} steps, {sum(len(table['digests']) // 8 for table in sweeps['timesteps'])} step counts"
+    )
     for table, spacing in zip(sweeps["trajectories"], SPACINGS, strict=True):
         for steps, found in zip(some, trajectory_table(spacing, some)["finals"], strict=True):
             wanted = table["finals"][steps - 1]
             assert (found is None) == (wanted is None)
             if found is not None:
-                np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)  # the CPU's vectors round linspace their own way
+                np.testing.assert_allclose(
+                    found, wanted, rtol=1e-4, atol=1e-5
+                )  # the CPU's vectors round linspace their own way
     for found, wanted in zip(noise_table(), sweeps["noise"], strict=True):
         assert (found["seed"], found["sizes"]) == (wanted["seed"], wanted["sizes"])
         np.testing.assert_allclose(found["first_last_sum"], wanted["first_last_sum"], atol=2e-3, rtol=1e-5)
@@ -58,10 +64,20 @@ def test_the_committed_tables_are_those_of_the_installed_libraries(sweeps: dict[
 
 def test_every_step_count_is_taken_as_the_reference_takes_it_or_refused() -> None:
     taken = refused = 0
-    for train, spacing, offset in [(1000, "leading", 1), (1000, "trailing", 0), (1000, "linspace", 0), (1000, "compvis", 1), (50, "trailing", 0)]:
+    for train, spacing, offset in [
+        (1000, "leading", 1),
+        (1000, "trailing", 0),
+        (1000, "linspace", 0),
+        (1000, "compvis", 1),
+        (50, "trailing", 0),
+    ]:
         schedule = schedule_of(train, spacing, offset)
         for steps in range(1, train + 1):
-            wanted = compvis_timesteps(train, steps) if spacing == "compvis" else diffusers_timesteps(train, spacing, offset, steps)
+            wanted = (
+                compvis_timesteps(train, steps)
+                if spacing == "compvis"
+                else diffusers_timesteps(train, spacing, offset, steps)
+            )
             if wanted.min() < 0 or wanted.max() >= train:
                 refused += 1
                 with pytest.raises(TrainingError, match=f"steps {steps}: {spacing} spacing has timestep"):
@@ -108,9 +124,18 @@ def test_a_compvis_step_is_that_of_the_ddim_paper() -> None:
         ({"guidance_scale": "2"}, "profile.guidance_scale '2': expected a number from 0 to 30"),
         ({"eta": float("nan")}, "profile.eta nan: expected a number from 0 to 1"),
         ({"sampler": "ddim"}, "profile: expected an object with the fields"),
-        ({"class_gap": {"branch_step": 20, "rollout_steps": 1, "estimator": "mean-w2"}}, "profile.class_gap.branch_step 20: expected an integer from 0 to 19"),
-        ({"request_risk": {"branch_step": 1, "rollout_steps": 20, "estimator": "mean-w2"}}, "profile.request_risk.rollout_steps 20: expected"),
-        ({"request_risk": {"branch_step": 1, "rollout_steps": 2, "estimator": "w2"}}, "profile.request_risk.estimator 'w2': expected one of"),
+        (
+            {"class_gap": {"branch_step": 20, "rollout_steps": 1, "estimator": "mean-w2"}},
+            "profile.class_gap.branch_step 20: expected an integer from 0 to 19",
+        ),
+        (
+            {"request_risk": {"branch_step": 1, "rollout_steps": 20, "estimator": "mean-w2"}},
+            "profile.request_risk.rollout_steps 20: expected",
+        ),
+        (
+            {"request_risk": {"branch_step": 1, "rollout_steps": 2, "estimator": "w2"}},
+            "profile.request_risk.estimator 'w2': expected one of",
+        ),
         ({"request_risk": None}, "profile.request_risk: expected an object"),
     ],
 )
@@ -124,14 +149,21 @@ def test_profiles_that_no_reader_takes(change: dict[str, Any], message: str) -> 
 def test_reference_scores_need_eta_zero(random_backbone: Backbone, tmp_path: Path) -> None:
     run = tiny_run(random_backbone, 3, 1)
     with pytest.raises(TrainingError, match=r"profile\.eta 0\.5: reference scores are computed at eta 0"):
-        export_ensemble(random_backbone, run, tmp_path / "out", "tiny", "fp32", "torch-cpu", DEFAULT_PROFILE | {"eta": 0.5}, 5, {})
+        export_ensemble(
+            random_backbone, run, tmp_path / "out", "tiny", "fp32", "torch-cpu", DEFAULT_PROFILE | {"eta": 0.5}, 5, {}
+        )
     assert not (tmp_path / "out").exists()
 
 
 def test_an_ensemble_of_compvis_spacing_is_exported_and_checked(random_backbone: Backbone, tmp_path: Path) -> None:
     random_backbone.schedule = NoiseSchedule(timestep_spacing="compvis")
-    profile = DEFAULT_PROFILE | {"steps": 30, "request_risk": {"branch_step": 30, "rollout_steps": 1, "estimator": "mean-w2"}}
-    export_ensemble(random_backbone, tiny_run(random_backbone, 3, 1), tmp_path / "out", "tiny", "fp32", "torch-cpu", profile, 2, {})
+    profile = DEFAULT_PROFILE | {
+        "steps": 30,
+        "request_risk": {"branch_step": 30, "rollout_steps": 1, "estimator": "mean-w2"},
+    }
+    export_ensemble(
+        random_backbone, tiny_run(random_backbone, 3, 1), tmp_path / "out", "tiny", "fp32", "torch-cpu", profile, 2, {}
+    )
     manifest = json.loads((tmp_path / "out" / "ensemble.json").read_text())
     assert manifest["diffusion"]["timestep_spacing"] == "compvis"
     assert manifest["reference"]["request_risk"]["n"] > 0

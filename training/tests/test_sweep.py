@@ -19,7 +19,15 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, DiTTransformer2DModel, PNDMScheduler, UNet2DConditionModel, VQModel
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    DDPMScheduler,
+    DiTTransformer2DModel,
+    PNDMScheduler,
+    UNet2DConditionModel,
+    VQModel,
+)
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -52,7 +60,14 @@ def diffusers_directory(root: Path, denoiser: str, autoencoder: str, scheduler: 
         UNet2DConditionModel(**UNET).save_pretrained(path / "unet")
     else:
         dit = DiTTransformer2DModel(
-            num_attention_heads=2, attention_head_dim=8, in_channels=2, out_channels=4, num_layers=1, norm_num_groups=4, sample_size=4, num_embeds_ada_norm=6
+            num_attention_heads=2,
+            attention_head_dim=8,
+            in_channels=2,
+            out_channels=4,
+            num_layers=1,
+            norm_num_groups=4,
+            sample_size=4,
+            num_embeds_ada_norm=6,
         )
         with torch.no_grad():
             for parameter in dit.parameters():
@@ -60,12 +75,17 @@ def diffusers_directory(root: Path, denoiser: str, autoencoder: str, scheduler: 
                     parameter.normal_(std=0.1)
         dit.save_pretrained(path / "transformer")
         if denoiser == "transformer2d":
-            edit(path / "transformer" / "config.json", lambda config: config.update(_class_name="Transformer2DModel", cross_attention_dim=None))
+            edit(
+                path / "transformer" / "config.json",
+                lambda config: config.update(_class_name="Transformer2DModel", cross_attention_dim=None),
+            )
     if autoencoder == "kl":
         AutoencoderKL(**FIRST_STAGE, scaling_factor=0.7, shift_factor=0.1).save_pretrained(path / "vae")
     else:
         spatial = {"norm_type": "spatial", "block_out_channels": (32, 32)} if autoencoder == "movq" else {}
-        VQModel(**{**FIRST_STAGE, "scaling_factor": 0.7, "num_vq_embeddings": 16, **spatial}).save_pretrained(path / "vqvae")
+        VQModel(**{**FIRST_STAGE, "scaling_factor": 0.7, "num_vq_embeddings": 16, **spatial}).save_pretrained(
+            path / "vqvae"
+        )
     kinds: dict[str, Any] = {"ddim": DDIMScheduler, "ddpm": DDPMScheduler, "pndm": PNDMScheduler}
     clip = {} if scheduler == "pndm" else {"clip_sample": False}
     kinds[scheduler](beta_schedule="scaled_linear", steps_offset=1, **clip).save_pretrained(path / "scheduler")
@@ -85,7 +105,16 @@ def replacements(value: Any) -> Iterator[Any]:
     if isinstance(value, bool):
         yield str(value)
     elif isinstance(value, int):
-        yield from (value + 1, value - 1, 2 * value, float(value), str(value), [value], [value, value], [value, value + 1])
+        yield from (
+            value + 1,
+            value - 1,
+            2 * value,
+            float(value),
+            str(value),
+            [value],
+            [value, value],
+            [value, value + 1],
+        )
     elif isinstance(value, float):
         yield from (value * 1.5, -value, value + 1, str(value))
     elif isinstance(value, str):
@@ -93,7 +122,11 @@ def replacements(value: Any) -> Iterator[Any]:
     elif isinstance(value, list) and value:
         yield from (value[1:], [*value, value[-1]], value[::-1], [str(entry) for entry in value], value[0])
         if isinstance(value[0], int):
-            yield from ([entry + 1 for entry in value], [2 * entry for entry in value], [float(entry) for entry in value])
+            yield from (
+                [entry + 1 for entry in value],
+                [2 * entry for entry in value],
+                [float(entry) for entry in value],
+            )
     yield from OTHER_NAMES
 
 
@@ -116,7 +149,11 @@ def field_cases(file: str, kind: Any, config: dict[str, Any]) -> Iterator[Case]:
         if name == "_diffusers_version":
             continue
         if name in config:
-            yield Case(f"{file}: drop {name}", lambda path, name=name: edit(path / file, lambda found: found.pop(name)), (name,))
+            yield Case(
+                f"{file}: drop {name}",
+                lambda path, name=name: edit(path / file, lambda found: found.pop(name)),
+                (name,),
+            )
             yield Case(f"{file}: twice {name}", lambda path, name=name: twice(path / file, name), (name,))
         default = inspect.signature(kind.__init__).parameters[name].default if name in fields else None
         for value in replacements(config.get(name, default)):
@@ -150,13 +187,24 @@ def tensor_cases(folder: str, weights: dict[str, Tensor]) -> Iterator[Case]:
         yield case("reshape", name, lambda found, name=name: found.update({name: found[name][None].contiguous()}))
         yield case("cut", name, lambda found, name=name: found.update({name: found[name][:-1].contiguous()}))
         for value in (float("nan"), float("inf")):
-            yield case(f"{value} in", name, lambda found, name=name, value=value: found[name].view(-1)[-1:].fill_(value))
+            yield case(
+                f"{value} in", name, lambda found, name=name, value=value: found[name].view(-1)[-1:].fill_(value)
+            )
         for kind in (torch.float16, torch.bfloat16, torch.float64, torch.int64, torch.bool):
             yield case(f"{kind}", name, lambda found, name=name, kind=kind: found.update({name: found[name].to(kind)}))
         if any(part in name for part in ("to_q", "to_k", "to_v", "to_out.0")):
-            older = name.replace("to_q", "query").replace("to_k", "key").replace("to_v", "value").replace("to_out.0", "proj_attn")
-            yield case("older name of", name, lambda found, name=name, older=older: found.update({older: found.pop(name)}))
-            yield case("both names of", name, lambda found, name=name, older=older: found.update({older: found[name] + 1}))
+            older = (
+                name.replace("to_q", "query")
+                .replace("to_k", "key")
+                .replace("to_v", "value")
+                .replace("to_out.0", "proj_attn")
+            )
+            yield case(
+                "older name of", name, lambda found, name=name, older=older: found.update({older: found.pop(name)})
+            )
+            yield case(
+                "both names of", name, lambda found, name=name, older=older: found.update({older: found[name] + 1})
+            )
     yield Case(f"{file}: empty", lambda path: (path / file).write_bytes(b""), (STEM,))
     yield Case(f"{file}: cut short", lambda path: (path / file).write_bytes((path / file).read_bytes()[:-5]), (STEM,))
     yield Case(f"{file}: no file", lambda path: (path / file).unlink(), (STEM,))
@@ -188,7 +236,9 @@ def file_cases(folder: str) -> Iterator[Case]:
             save_file({name: weights[name] for name in kept}, path / folder / file)
         (path / folder / STEM).unlink()
         places = {name: file for file, kept in parts.items() for name in kept}
-        (path / folder / f"{STEM}.index.json").write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": places}))
+        (path / folder / f"{STEM}.index.json").write_text(
+            json.dumps({"metadata": {"total_size": 1}, "weight_map": places})
+        )
 
     def beside(path: Path) -> None:
         whole = (path / folder / STEM).read_bytes()
@@ -208,20 +258,42 @@ def file_cases(folder: str) -> Iterator[Case]:
 
     yield Case(f"{folder}: fp16 variant", rename(f"{stem}.fp16.safetensors"), (stem,))
     yield Case(f"{folder}: ema variant", rename(f"{stem}.ema.safetensors"), (f"{stem}.ema.safetensors",))
-    yield Case(f"{folder}: two variants", rename(f"{stem}.fp16.safetensors", f"{stem}.non_ema.safetensors"), (f"{stem}.non_ema.safetensors",))
+    yield Case(
+        f"{folder}: two variants",
+        rename(f"{stem}.fp16.safetensors", f"{stem}.non_ema.safetensors"),
+        (f"{stem}.non_ema.safetensors",),
+    )
     yield Case(f"{folder}: variant beside", rename(STEM, f"{stem}.fp16.safetensors"), (stem,))
     yield Case(f"{folder}: bin", binary, (stem,))
     yield Case(f"{folder}: shards", halves, (stem,))
     yield Case(
         f"{folder}: shards beside",
-        lambda path: (copied := (path / folder / STEM).read_bytes(), halves(path), (path / folder / STEM).write_bytes(copied)),
+        lambda path: (
+            copied := (path / folder / STEM).read_bytes(),
+            halves(path),
+            (path / folder / STEM).write_bytes(copied),
+        ),
         (stem,),
     )
     yield Case(f"{folder}: tensor not in index", sharded(lambda places, _: places.popitem()), ("weight_map",))
-    yield Case(f"{folder}: tensor not in shards", sharded(lambda places, _: places.update(more=next(iter(places.values())))), ("weight_map",))
-    yield Case(f"{folder}: shards swapped", sharded(lambda places, _: places.update({name: next(iter(places.values())) for name in places})), ("weight_map",))
-    yield Case(f"{folder}: shard elsewhere", sharded(lambda places, _: places.update({next(iter(places)): "../x.safetensors"})), ("weight_map",))
-    yield Case(f"{folder}: shard missing", sharded(lambda places, at: (at / next(iter(places.values()))).unlink()), (stem,))
+    yield Case(
+        f"{folder}: tensor not in shards",
+        sharded(lambda places, _: places.update(more=next(iter(places.values())))),
+        ("weight_map",),
+    )
+    yield Case(
+        f"{folder}: shards swapped",
+        sharded(lambda places, _: places.update({name: next(iter(places.values())) for name in places})),
+        ("weight_map",),
+    )
+    yield Case(
+        f"{folder}: shard elsewhere",
+        sharded(lambda places, _: places.update({next(iter(places)): "../x.safetensors"})),
+        ("weight_map",),
+    )
+    yield Case(
+        f"{folder}: shard missing", sharded(lambda places, at: (at / next(iter(places.values()))).unlink()), (stem,)
+    )
 
 
 @torch.no_grad()
@@ -244,7 +316,9 @@ def compare_with_diffusers(backbone: Backbone, path: Path) -> None:
         assert backbone.reference is not None
         label = torch.tensor([0, len(backbone.reference) - 1])
         context = backbone.reference[label]
-        dit: Any = DiTTransformer2DModel.from_pretrained(path / "transformer", **variant(path / "transformer")).float().eval()
+        dit: Any = (
+            DiTTransformer2DModel.from_pretrained(path / "transformer", **variant(path / "transformer")).float().eval()
+        )
         wanted = dit(latent, timestep=timestep, class_labels=label).sample[:, : latent.shape[1]]
     torch.testing.assert_close(backbone.denoiser(latent, timestep, context), wanted, rtol=1e-5, atol=1e-6)
     folder = next(path / name for name in ("vae", "vqvae") if (path / name).exists())
@@ -262,7 +336,9 @@ def compare_with_diffusers(backbone: Backbone, path: Path) -> None:
 def compare_schedule(schedule: NoiseSchedule, folder: Path) -> None:
     """The file's own scheduler, made a DDIMScheduler as diffusers' users do it."""
     name = json.loads((folder / "scheduler_config.json").read_text())["_class_name"]
-    own = {"DDIMScheduler": DDIMScheduler, "DDPMScheduler": DDPMScheduler, "PNDMScheduler": PNDMScheduler}[name].from_pretrained(folder)
+    own = {"DDIMScheduler": DDIMScheduler, "DDPMScheduler": DDPMScheduler, "PNDMScheduler": PNDMScheduler}[
+        name
+    ].from_pretrained(folder)
     theirs: Any = DDIMScheduler.from_config(own.config)
     ours = schedule.scheduler()
     assert torch.equal(ours.alphas_cumprod, own.alphas_cumprod)
@@ -272,7 +348,10 @@ def compare_schedule(schedule: NoiseSchedule, folder: Path) -> None:
         if steps > schedule.train_timesteps:
             continue
         theirs.set_timesteps(steps)
-        if len(theirs.timesteps) != steps or not 0 <= int(theirs.timesteps.min()) <= int(theirs.timesteps.max()) < schedule.train_timesteps:
+        if (
+            len(theirs.timesteps) != steps
+            or not 0 <= int(theirs.timesteps.min()) <= int(theirs.timesteps.max()) < schedule.train_timesteps
+        ):
             continue  # what diffusers itself cannot sample is the sampler's to refuse
         ours = schedule.scheduler(steps)
         assert torch.equal(ours.timesteps, theirs.timesteps)
@@ -294,13 +373,22 @@ def judge(case: Case, work: Path, load: Callable[[Path], Any], compare: Callable
         message = str(err)
         assert "\n" not in message, message
         assert str(work) in message, message
-        assert any(name in message for name in case.names) or "tensors" in message, f"{message} names none of {case.names}"
+        assert any(name in message for name in case.names) or "tensors" in message, (
+            f"{message} names none of {case.names}"
+        )
         return "refused"
     compare(loaded, work)
     return "same"
 
 
-def run_cases(title: str, cases: list[Case], base: Path, tmp_path: Path, load: Callable[[Path], Any], compare: Callable[[Any, Path], None]) -> None:
+def run_cases(
+    title: str,
+    cases: list[Case],
+    base: Path,
+    tmp_path: Path,
+    load: Callable[[Path], Any],
+    compare: Callable[[Any, Path], None],
+) -> None:
     """Draw and judge; prints the seed and the outcome, and every case that failed."""
     chosen = cases if CASES == 0 else random.Random(SEED).sample(cases, min(CASES, len(cases)))
     outcomes: collections.Counter[str] = collections.Counter()
@@ -314,16 +402,25 @@ def run_cases(title: str, cases: list[Case], base: Path, tmp_path: Path, load: C
             failures.append(f"{case.label}: {type(err).__name__}: {' '.join(str(err).split())[:300]}")
         shutil.rmtree(work)
     counts = ", ".join(f"{count} {outcome}" for outcome, count in sorted(outcomes.items()))
-    print(f"sweep {title}: DECUWATCH_SWEEP_SEED={SEED}, {len(chosen)} of {len(cases)} cases: {counts}, {len(failures)} failed")
+    print(
+        f"sweep {title}: DECUWATCH_SWEEP_SEED={SEED}, {len(chosen)} of {len(cases)} cases: {counts}, {len(failures)} failed"
+    )
     assert not failures, f"DECUWATCH_SWEEP_SEED={SEED} DECUWATCH_SWEEP_CASES={CASES}:\n" + "\n".join(failures)
     assert outcomes["refused"]
 
 
-COMBINATIONS = [("unet", "kl", "ddim"), ("unet", "vq", "ddpm"), ("transformer", "kl", "ddim"), ("transformer2d", "movq", "pndm")]
+COMBINATIONS = [
+    ("unet", "kl", "ddim"),
+    ("unet", "vq", "ddpm"),
+    ("transformer", "kl", "ddim"),
+    ("transformer2d", "movq", "pndm"),
+]
 
 
 @pytest.mark.parametrize("parts", COMBINATIONS, ids=lambda parts: "-".join(parts))
-def test_a_diffusers_directory_is_read_as_diffusers_reads_it_or_refused(parts: tuple[str, str, str], tmp_path: Path) -> None:
+def test_a_diffusers_directory_is_read_as_diffusers_reads_it_or_refused(
+    parts: tuple[str, str, str], tmp_path: Path
+) -> None:
     base = diffusers_directory(tmp_path / "base", *parts)
     compare_with_diffusers(load_backbone(base), base)
     kinds: dict[str, Any] = {
@@ -381,9 +478,22 @@ def compvis_cases() -> Iterator[Case]:
             place = place[key]
         for name in [*rules, "unknown", "ch_mult"]:
             if name in place:
-                yield Case(f"{prefix}{name}: dropped", changed(prefix, name, lambda found, name=name: found.pop(name)), (name,))
-            for value in [*replacements(place.get(name, DEFAULTS.get(name))), "cosine", "sqrt_linear", "x0", "v", "edm"]:
-                yield Case(f"{prefix}{name} = {value!r}", changed(prefix, name, lambda found, name=name, value=value: found.update({name: value})), (name,))
+                yield Case(
+                    f"{prefix}{name}: dropped", changed(prefix, name, lambda found, name=name: found.pop(name)), (name,)
+                )
+            for value in [
+                *replacements(place.get(name, DEFAULTS.get(name))),
+                "cosine",
+                "sqrt_linear",
+                "x0",
+                "v",
+                "edm",
+            ]:
+                yield Case(
+                    f"{prefix}{name} = {value!r}",
+                    changed(prefix, name, lambda found, name=name, value=value: found.update({name: value})),
+                    (name,),
+                )
 
 
 CLASS_EMBEDDER = {"target": "ldm.modules.encoders.modules.ClassEmbedder", "params": {"embed_dim": 16, "n_classes": 7}}
@@ -394,7 +504,12 @@ def outputs(backbone: Backbone) -> list[Tensor]:
     generator = torch.Generator().manual_seed(2)
     latent, context = torch.randn(2, 2, 4, 4, generator=generator), torch.randn(2, 1, 16, generator=generator)
     prediction = backbone.denoiser(latent, torch.tensor([1, 50]), context)
-    return [prediction, backbone.decode(latent), backbone.encode(backbone.autoencoder(latent)), backbone.schedule.scheduler().alphas_cumprod]
+    return [
+        prediction,
+        backbone.decode(latent),
+        backbone.encode(backbone.autoencoder(latent)),
+        backbone.schedule.scheduler().alphas_cumprod,
+    ]
 
 
 def test_a_compvis_checkpoint_is_what_its_configuration_says_or_refused(tmp_path: Path) -> None:
@@ -414,11 +529,26 @@ def test_a_compvis_checkpoint_is_what_its_configuration_says_or_refused(tmp_path
         stated = yaml.safe_load((path / "config.yaml").read_text())["model"]["params"]
         original = compvis_configuration()["model"]["params"]
         both = [(stated, original), (stated["unet_config"]["params"], original["unet_config"]["params"])]
-        if any(here.get(key, DEFAULTS.get(key)) != there.get(key, DEFAULTS.get(key)) for here, there in both for key in CARRIED_OUT):
+        if any(
+            here.get(key, DEFAULTS.get(key)) != there.get(key, DEFAULTS.get(key))
+            for here, there in both
+            for key in CARRIED_OUT
+        ):
             return  # test_backbone.py holds each of these against CompVis' formulas
         for found, expected in zip(outputs(backbone), wanted, strict=True):
             assert torch.equal(found, expected)
         assert backbone.schedule == plain.schedule
-        assert (backbone.scale, backbone.latent_shape, backbone.context_dim) == (plain.scale, plain.latent_shape, plain.context_dim)
+        assert (backbone.scale, backbone.latent_shape, backbone.context_dim) == (
+            plain.scale,
+            plain.latent_shape,
+            plain.context_dim,
+        )
 
-    run_cases("compvis", cases, base, tmp_path, lambda path: load_backbone(path / "model.safetensors", path / "config.yaml"), compare)
+    run_cases(
+        "compvis",
+        cases,
+        base,
+        tmp_path,
+        lambda path: load_backbone(path / "model.safetensors", path / "config.yaml"),
+        compare,
+    )

@@ -44,7 +44,9 @@ def test_the_digest_sees_every_parameter(random_backbone: Backbone) -> None:
 def test_a_table_trains_beside_others_as_it_does_alone(random_backbone: Backbone, folder_data: DataSet) -> None:
     latents = random_backbone.encode(folder_data.train.scaled())
     together = train_tables(random_backbone, latents, folder_data.train.classes, folder_data.train.labels, SMALL)
-    alone = train_tables(random_backbone, latents, folder_data.train.classes, folder_data.train.labels, SMALL, only=(1, 2))
+    alone = train_tables(
+        random_backbone, latents, folder_data.train.classes, folder_data.train.labels, SMALL, only=(1, 2)
+    )
     torch.testing.assert_close(together.tables[1, 2], alone.tables[1, 2], rtol=1e-3, atol=1e-3)
     assert torch.equal(together.updates[1, 2], alone.updates[1, 2])
     assert torch.equal(alone.tables[0], alone.start[0])
@@ -58,11 +60,18 @@ def test_components_differ_in_start_images_and_order(random_backbone: Backbone, 
     assert torch.pdist(flat).min() > 1
     chosen = choose_images(folder_data.train.classes, folder_data.train.labels, SMALL)
     # Some of six classes has bin 4 of 9 images in rotation 0: three components that all drew the same four are one in 15,876.
-    drawn = {tuple(sorted(component[index].tolist())) for component in chosen[0] for index in range(6) if len(component[index]) == 4}
+    drawn = {
+        tuple(sorted(component[index].tolist()))
+        for component in chosen[0]
+        for index in range(6)
+        if len(component[index]) == 4
+    }
     assert len(drawn) > 2
 
 
-def test_a_broken_run_goes_on_from_its_checkpoint(random_backbone: Backbone, folder_data: DataSet, tmp_path: Path) -> None:
+def test_a_broken_run_goes_on_from_its_checkpoint(
+    random_backbone: Backbone, folder_data: DataSet, tmp_path: Path
+) -> None:
     latents = random_backbone.encode(folder_data.train.scaled())
     whole = train_tables(random_backbone, latents, folder_data.train.classes, folder_data.train.labels, SMALL)
     calls = 0
@@ -76,24 +85,42 @@ def test_a_broken_run_goes_on_from_its_checkpoint(random_backbone: Backbone, fol
     hook = random_backbone.denoiser.register_forward_pre_hook(interrupt)
     checkpoint = tmp_path / "checkpoint.pt"
     with pytest.raises(KeyboardInterrupt):
-        train_tables(random_backbone, latents, folder_data.train.classes, folder_data.train.labels, SMALL, checkpoint=checkpoint, checkpoint_every=3)
+        train_tables(
+            random_backbone,
+            latents,
+            folder_data.train.classes,
+            folder_data.train.labels,
+            SMALL,
+            checkpoint=checkpoint,
+            checkpoint_every=3,
+        )
     hook.remove()
     assert torch.load(checkpoint, weights_only=True)["step"] == 3
-    resumed = train_tables(random_backbone, latents, folder_data.train.classes, folder_data.train.labels, SMALL, checkpoint=checkpoint)
+    resumed = train_tables(
+        random_backbone, latents, folder_data.train.classes, folder_data.train.labels, SMALL, checkpoint=checkpoint
+    )
     torch.testing.assert_close(resumed.tables, whole.tables, rtol=1e-3, atol=1e-3)
     assert torch.equal(resumed.updates, whole.updates)
 
 
-def test_a_checkpoint_of_other_settings_is_refused(random_backbone: Backbone, folder_data: DataSet, tmp_path: Path) -> None:
+def test_a_checkpoint_of_other_settings_is_refused(
+    random_backbone: Backbone, folder_data: DataSet, tmp_path: Path
+) -> None:
     latents = random_backbone.encode(folder_data.train.scaled())
     checkpoint = tmp_path / "checkpoint.pt"
-    train_tables(random_backbone, latents, folder_data.train.classes, folder_data.train.labels, SMALL, checkpoint=checkpoint)
+    train_tables(
+        random_backbone, latents, folder_data.train.classes, folder_data.train.labels, SMALL, checkpoint=checkpoint
+    )
     other = TableSettings(components=3, rotations=2, bins=(1, 4, 8), steps=6, batch=4, seed=4)
     with pytest.raises(TrainingError, match=r"checkpoint\.pt: this run was begun with seed = '3', not '4'"):
-        train_tables(random_backbone, latents, folder_data.train.classes, folder_data.train.labels, other, checkpoint=checkpoint)
+        train_tables(
+            random_backbone, latents, folder_data.train.classes, folder_data.train.labels, other, checkpoint=checkpoint
+        )
     checkpoint.write_bytes(b"broken")
     with pytest.raises(TrainingError, match=r"checkpoint\.pt: not a checkpoint"):
-        train_tables(random_backbone, latents, folder_data.train.classes, folder_data.train.labels, SMALL, checkpoint=checkpoint)
+        train_tables(
+            random_backbone, latents, folder_data.train.classes, folder_data.train.labels, SMALL, checkpoint=checkpoint
+        )
 
 
 def test_every_class_visits_every_bin_once() -> None:
@@ -111,7 +138,14 @@ def test_overlap_of_the_components_images(folder_data: DataSet, subset: str, low
 
 def test_pretraining_goes_on_and_its_result_is_a_diffusers_directory(folder_data: DataSet, tmp_path: Path) -> None:
     settings = PretrainSettings(
-        autoencoder_steps=4, autoencoder_batch=4, autoencoder_channels=(8, 8), latent_channels=2, steps=4, batch=4, channels=(8, 8), context_dim=8
+        autoencoder_steps=4,
+        autoencoder_batch=4,
+        autoencoder_channels=(8, 8),
+        latent_channels=2,
+        steps=4,
+        batch=4,
+        channels=(8, 8),
+        context_dim=8,
     )
     out = tmp_path / "backbone"
     first, _ = pretrain(folder_data.train, folder_data.held_out, settings, out, 2)
@@ -142,7 +176,16 @@ def test_train_prints_the_papers_parameter_count(tmp_path: Path, capsys: pytest.
         norm_num_groups=4,
     )
     autoencoder = build_autoencoder((1, 8, 8), PretrainSettings(autoencoder_channels=(8, 8), latent_channels=2))
-    backbone = Backbone(ContextUNet(unet), Autoencoder(autoencoder), NoiseSchedule(), (2, 4, 4), 512, 1.0, 0.0, torch.randn(1001, 1, 512))
+    backbone = Backbone(
+        ContextUNet(unet),
+        Autoencoder(autoencoder),
+        NoiseSchedule(),
+        (2, 4, 4),
+        512,
+        1.0,
+        0.0,
+        torch.randn(1001, 1, 512),
+    )
     save_backbone(backbone, read_data(images, 8, 1, 0.5).train.labels, {}, tmp_path / "backbone")
     words = [
         "train",
