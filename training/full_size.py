@@ -1,7 +1,7 @@
 """Run by hand, once: the paper's full-size model (cin256-v2's configuration) with random weights.
 
-Builds the U-Net and the first stage, counts parameters, takes one training step of the tables, exports the U-Net and holds ONNX Runtime
-against PyTorch. Takes minutes and about 16 GB of memory on a CPU; prints one line for each figure.
+Builds the U-Net and the first stage, counts parameters, takes one training step of the tables, exports the U-Net and
+holds ONNX Runtime against PyTorch. Takes minutes and about 16 GB of memory on a CPU; prints one line for each figure.
 
     PYTHONPATH=training "$(training/setup)/bin/python" training/full_size.py DIRECTORY
 """
@@ -30,7 +30,8 @@ def main(directory: Path) -> None:
     torch.manual_seed(0)
     backbone = paper_backbone()
     say(
-        f"U-Net: {backbone.parameter_count():,} parameters; first stage: {sum(p.numel() for p in backbone.autoencoder.parameters()):,}"
+        f"U-Net: {backbone.parameter_count():,} parameters; first stage: "
+        f"{sum(p.numel() for p in backbone.autoencoder.parameters()):,}"
     )
     labels = tuple(f"{index:04}" for index in range(1000))
     settings = TableSettings(components=2, steps=1, batch=1, rate=1e-5)
@@ -38,7 +39,8 @@ def main(directory: Path) -> None:
     trained = train_tables(backbone, torch.randn(1000, 3, 64, 64), torch.arange(1000), labels, settings)
     moved = int((trained.tables != trained.start).any(-1).sum())
     say(
-        f"one training step of 2 tables, {trained.tables[0, 0].numel():,} parameters each: {time.monotonic() - begin:.1f} s, {moved} rows moved"
+        f"one training step of 2 tables, {trained.tables[0, 0].numel():,} parameters each: "
+        f"{time.monotonic() - begin:.1f} s, {moved} rows moved"
     )
     directory.mkdir(parents=True, exist_ok=True)
     begin = time.monotonic()

@@ -1,6 +1,7 @@
 """Write a spoiled copy of Fashion-MNIST for `make data-card`: 1,000 images a class, as one folder of PNG files each.
 
-Of Trouser 400 files are exact copies of 10 images and 300 are shifted, noisy copies of 3 others. Of Coat 300 are images of other classes.
+Of Trouser 400 files are exact copies of 10 images and 300 are shifted, noisy copies of 3 others. Of Coat 300 are images
+of other classes.
 
     PYTHONPATH=training "$(training/setup)/bin/python" training/spoil.py FASHION_MNIST OUT
 """
@@ -18,7 +19,9 @@ DUPLICATED, MISLABELED = 1, 4
 
 
 def spoiled(images: Images, generator: np.random.Generator) -> list[tuple[str, str, np.ndarray]]:
-    """Folder, file name and pixels of every image of the copy. A name says what was done, and the position in Fashion-MNIST."""
+    """Folder, file name and pixels of every image of the copy. A name says what was done, and the position in
+    Fashion-MNIST.
+    """
     pixels = images.pixels[:, 0].numpy()
     result = []
     for label, name in enumerate(images.labels):

@@ -32,7 +32,8 @@ def main(path: Path) -> None:
             figures.append((time.monotonic() - wall, time.process_time() - processor))
         (wall, processor), (walls, processors) = figures
         print(
-            f"{device.type}, {torch.get_num_threads()} threads, {batch} rows a table and step: together {wall:.1f} s ({processor:.1f} s of processor), ",
+            f"{device.type}, {torch.get_num_threads()} threads, {batch} rows a table and step: together {wall:.1f} s "
+            f"({processor:.1f} s of processor), ",
             end="",
         )
         print(f"five runs {walls:.1f} s ({processors:.1f} s): {walls / wall:.2f} times ({processors / processor:.2f})")

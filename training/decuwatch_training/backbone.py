@@ -1,8 +1,9 @@
 """The frozen backbone in the field's formats: a denoiser that is conditioned on a context, an autoencoder, a schedule.
 
-Read from a diffusers directory (``unet/`` or ``transformer/``, ``vae/`` or ``vqvae/``, ``scheduler/``) or from a CompVis
-latent-diffusion checkpoint with its YAML configuration. It is carried out exactly as the library that it comes from would,
-or refused by name: every field of its configuration (configuration.py, compvis.py) and every tensor (weights.py).
+Read from a diffusers directory (``unet/`` or ``transformer/``, ``vae/`` or ``vqvae/``, ``scheduler/``) or from a
+CompVis latent-diffusion checkpoint with its YAML configuration. It is carried out exactly as the library that it comes
+from would, or refused by name: every field of its configuration (configuration.py, compvis.py) and every tensor
+(weights.py).
 """
 
 import argparse
@@ -171,8 +172,9 @@ def backbone_of(arguments: argparse.Namespace) -> Backbone:
 def load_backbone(path: Path, config: Path | None = None, ema: str | None = None) -> Backbone:
     """Read a frozen backbone from a diffusers directory, or from a CompVis ``.ckpt``/``.safetensors`` with ``config``.
 
-    ``ema`` says whether a CompVis checkpoint's averaged weights are used (``use``) or not (``ignore``). Images and latents have
-    gone through all networks once when this returns. Raises TrainingError that names the file and what was expected of it.
+    ``ema`` says whether a CompVis checkpoint's averaged weights are used (``use``) or not (``ignore``). Images and
+    latents have gone through all networks once when this returns. Raises TrainingError that names the file and what was
+    expected of it.
     """
     if path.is_dir():
         if config is not None or ema is not None:
@@ -208,7 +210,8 @@ def _load_diffusers(path: Path) -> Backbone:
     latent_channels = vae.values.get("vq_embed_dim") or vae.values["latent_channels"]
     if values["in_channels"] != latent_channels:
         raise TrainingError(
-            f"{configuration.file}: in_channels {values['in_channels']}: expected the latent channels of {vae.file}, {latent_channels}"
+            f"{configuration.file}: in_channels {values['in_channels']}: expected the latent channels of {vae.file}, "
+            f"{latent_channels}"
         )
     schedule = read_schedule(path / "scheduler" / "scheduler_config.json")
     size = values["sample_size"]
@@ -229,7 +232,8 @@ def _load_diffusers(path: Path) -> Backbone:
 
 
 def _check_index(path: Path, denoiser: str, configuration: Configuration) -> None:
-    """Hold a pipeline's ``model_index.json``, if there is one, against the parts: a part that another was exchanged for.
+    """Hold a pipeline's ``model_index.json``, if there is one, against the parts: a part that another was exchanged
+    for.
 
     A DiT's ``id2label`` must have one label for each class. Raises TrainingError that names the field.
     """
@@ -287,7 +291,9 @@ def _part(path: Path, known: Mapping[str, Mapping[str, Known]]) -> tuple[Path, C
 
 
 def read_schedule(file: Path) -> NoiseSchedule:
-    """The noise schedule of a ``scheduler_config.json``; DDIM samples it, whichever of the supported classes wrote it."""
+    """The noise schedule of a ``scheduler_config.json``; DDIM samples it, whichever of the supported classes wrote
+    it.
+    """
     values = read_configuration(file, SCHEDULERS).values
     return NoiseSchedule(
         train_timesteps=values["num_train_timesteps"],
@@ -331,7 +337,9 @@ LATER = (DeprecationWarning, FutureWarning, PendingDeprecationWarning)
 
 @contextlib.contextmanager
 def _warnings_refused(file: Path) -> Iterator[None]:
-    """What diffusers and torch only warn of is refused: a field or a weight that they do not use, a shape that they stretch."""
+    """What diffusers and torch only warn of is refused: a field or a weight that they do not use, a shape that they
+    stretch.
+    """
     warned: list[str] = []
     handler = logging.Handler(logging.WARNING)
     handler.emit = lambda record: warned.append(record.getMessage())  # type: ignore[method-assign]
@@ -358,7 +366,8 @@ def unet_context_dim(unet: UNet2DConditionModel, where: Path) -> int:
     dim = cast(Any, unet.config).cross_attention_dim
     if not isinstance(dim, int) or not any("attn2.to_k" in name for name, _ in unet.named_parameters()):
         raise TrainingError(
-            f"{where}: down_block_types: expected a U-Net with cross-attention of one width, found cross_attention_dim {dim!r}"
+            f"{where}: down_block_types: expected a U-Net with cross-attention of one width, found cross_attention_dim "
+            f"{dim!r}"
         )
     return dim
 
@@ -380,7 +389,9 @@ def dit_reference(dit: DiTTransformer2DModel, where: Path) -> Tensor:
 
 
 def read_reference(path: Path, dim: int) -> Tensor | None:
-    """The backbone's own table, None if there is no such file. Raises TrainingError for another shape or type, and for a NaN."""
+    """The backbone's own table, None if there is no such file. Raises TrainingError for another shape or type, and for
+    a NaN.
+    """
     if not path.exists():
         return None
     tensors = read_state_dict(path, "the backbone's own table")
@@ -411,7 +422,8 @@ def _load_compvis(path: Path, config: Path, ema: str | None) -> Backbone:
     if reference is not None:
         if reference.shape[-1] != context_dim or len(reference) < 2:
             raise TrainingError(
-                f"{path}: cond_stage_model.embedding.weight {list(reference[:, 0].shape)}: expected [classes + 1, {context_dim}]"
+                f"{path}: cond_stage_model.embedding.weight {list(reference[:, 0].shape)}: expected [classes + 1, "
+                f"{context_dim}]"
             )
         check_all_finite({"cond_stage_model.embedding.weight": reference}, path)
     channels = int(cast(Any, read.unet.config).in_channels)
@@ -453,7 +465,8 @@ def _passed(run: Callable[[], Tensor], path: Path, part: str, shape: torch.Size 
         raise TrainingError(f"{path}: {part} cannot run: {shorten(str(err))}") from err
     if shape is not None and found.shape != shape:
         raise TrainingError(
-            f"{path}: {part} gives {list(found.shape)}, expected {list(shape)} (sample_size, in_channels and the autoencoder's levels)"
+            f"{path}: {part} gives {list(found.shape)}, expected {list(shape)} (sample_size, in_channels and the "
+            "autoencoder's levels)"
         )
     if not bool(torch.isfinite(found).all()):
         raise TrainingError(f"{path}: {part} gives values that are not finite")

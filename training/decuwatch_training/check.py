@@ -54,7 +54,8 @@ def check_directory(directory: Path, backbone: Backbone, rows: int = 32) -> dict
                 tolerance = TOLERANCE[manifest["precision"]]
                 if not error < tolerance:
                     raise TrainingError(
-                        f"{directory}: {label}: relative error {error:.1e} between ONNX Runtime and PyTorch, expected below {tolerance:.0e}"
+                        f"{directory}: {label}: relative error {error:.1e} between ONNX Runtime and PyTorch, expected "
+                        f"below {tolerance:.0e}"
                     )
     finally:
         backbone.to(device)

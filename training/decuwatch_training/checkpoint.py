@@ -37,6 +37,7 @@ def load_checkpoint(path: Path, settings: dict[str, Any]) -> dict[str, Any] | No
     if differing:
         name = differing[0]
         raise TrainingError(
-            f"{path}: this run was begun with {name} = {former.get(name)!r}, not {settings.get(name)!r}; repeat its arguments to go on, or choose another --out"
+            f"{path}: this run was begun with {name} = {former.get(name)!r}, not {settings.get(name)!r}; repeat its "
+            "arguments to go on, or choose another --out"
         )
     return state

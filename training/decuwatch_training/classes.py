@@ -1,7 +1,7 @@
 """Which folder of images is which class: the order of the classes is the meaning of an event's class index.
 
-``--classes FILE`` fixes it: UTF-8 text with one class on each line, in index order, a folder's name and optionally a tab
-and the label. Without it the folders are sorted, by number if every name is one.
+``--classes FILE`` fixes it: UTF-8 text with one class on each line, in index order, a folder's name and optionally a
+tab and the label. Without it the folders are sorted, by number if every name is one.
 """
 
 import itertools
@@ -73,7 +73,8 @@ def _sorted(directory: Path, names: list[str]) -> list[str]:
     for first, second in itertools.pairwise(ordered):
         if int(first) == int(second):
             raise TrainingError(
-                f"{shown(directory)}: the folders {first} and {second} are one number; rename one, or fix the classes with --classes"
+                f"{shown(directory)}: the folders {first} and {second} are one number; rename one, or fix the classes "
+                "with --classes"
             )
     return ordered
 
@@ -114,16 +115,19 @@ def _check_labels(classes: list[ClassFolder], exactly: bool) -> None:
         label = entry.label
         if not 1 <= len(label) <= MAX_LABEL:
             raise TrainingError(
-                f"{shown(entry.path)}: a label of {len(label)} characters, expected 1 to {MAX_LABEL}; --classes can name another"
+                f"{shown(entry.path)}: a label of {len(label)} characters, expected 1 to {MAX_LABEL}; --classes can "
+                "name another"
             )
         if not label.isprintable():
             raise TrainingError(
-                f"{shown(entry.path)}: the label {shown(Path(label))!r} has characters that cannot be printed; --classes can name another"
+                f"{shown(entry.path)}: the label {shown(Path(label))!r} has characters that cannot be printed; "
+                "--classes can name another"
             )
         plain = label if exactly else unicodedata.normalize("NFC", label).casefold()
         if plain in seen:
             other = shown(seen[plain].path)
             raise TrainingError(
-                f"{shown(entry.path)}: the label {label!r} is that of {other}, or differs in case or spelling only; see --classes"
+                f"{shown(entry.path)}: the label {label!r} is that of {other}, or differs in case or spelling only; "
+                "see --classes"
             )
         seen[plain] = entry

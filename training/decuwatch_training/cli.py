@@ -81,7 +81,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         print(
-            f"decuwatch-train {arguments.verb}: interrupted; the last checkpoint is kept, run the same command to go on",
+            f"decuwatch-train {arguments.verb}: interrupted; the last checkpoint is kept, run the same command to go "
+            "on",
             file=sys.stderr,
         )
         return 130

@@ -1,7 +1,8 @@
 """CompVis latent-diffusion checkpoints (Rombach et al. 2022) and their YAML configuration, such as cin256-v2.
 
-Every key of the configuration is listed here with what is allowed of it, as configuration.py does for diffusers; keys that are
-missing have the defaults of CompVis' code. Weights are renamed by diffusers' own converter and must all arrive.
+Every key of the configuration is listed here with what is allowed of it, as configuration.py does for diffusers; keys
+that are missing have the defaults of CompVis' code. Weights are renamed by diffusers' own converter and must all
+arrive.
 """
 
 import re
@@ -54,7 +55,9 @@ PARTS = {
 }
 """The class of each part, its ``target``."""
 BETA_SCHEDULES = {"linear": "scaled_linear", "sqrt_linear": "linear", "cosine": "squaredcos_cap_v2"}
-"""CompVis' names and diffusers'. Its ``linear`` is linear in the square root; its cosine with s = 0.008 is the capped one."""
+"""CompVis' names and diffusers'. Its ``linear`` is linear in the square root; its cosine with s = 0.008 is the capped
+one.
+"""
 PREDICTIONS = {"eps": "epsilon", "x0": "sample", "v": "v_prediction"}
 
 PARAMETERS = {
@@ -183,9 +186,10 @@ DDCONFIG = {
 CLASS_EMBEDDER = {"embed_dim": given(whole(1, 8192)), "n_classes": whole(2, 100_001), "key": OF_LOGGING}
 
 SCHEDULE_TENSORS = (
-    "betas", "alphas_cumprod", "alphas_cumprod_prev", "sqrt_alphas_cumprod", "sqrt_one_minus_alphas_cumprod", "log_one_minus_alphas_cumprod",
-    "sqrt_recip_alphas_cumprod", "sqrt_recipm1_alphas_cumprod", "posterior_variance", "posterior_log_variance_clipped", "posterior_mean_coef1",
-    "posterior_mean_coef2", "lvlb_weights", "logvar", "cond_ids",
+    "betas", "alphas_cumprod", "alphas_cumprod_prev", "sqrt_alphas_cumprod", "sqrt_one_minus_alphas_cumprod",
+    "log_one_minus_alphas_cumprod", "sqrt_recip_alphas_cumprod", "sqrt_recipm1_alphas_cumprod", "posterior_variance",
+    "posterior_log_variance_clipped", "posterior_mean_coef1", "posterior_mean_coef2", "lvlb_weights", "logvar",
+    "cond_ids",
 )  # fmt: skip
 """What CompVis computes from the schedule and saves along; ``alphas_cumprod`` is compared with ours."""
 ALPHAS_TOLERANCE = 1e-4
@@ -222,7 +226,8 @@ class CompVis:
 
 
 def read_compvis(path: Path, config: Path, ema: str | None) -> CompVis:
-    """Read a checkpoint with its configuration; ``ema`` is ``use`` or ``ignore`` and needed where there are averaged weights.
+    """Read a checkpoint with its configuration; ``ema`` is ``use`` or ``ignore`` and needed where there are averaged
+    weights.
 
     Raises TrainingError that names the file and the field or tensor.
     """
@@ -308,7 +313,8 @@ def check_parameters(parameters: Mapping[str, Any], where: str) -> dict[str, Any
         inner = _checked(embedder["params"], CLASS_EMBEDDER, {"n_classes": 1000}, f"{where}.cond_stage_config.params")
         if inner["embed_dim"] != unet.get("context_dim"):
             raise TrainingError(
-                f"{where}.cond_stage_config.params.embed_dim {inner['embed_dim']}: expected context_dim, {unet.get('context_dim')}"
+                f"{where}.cond_stage_config.params.embed_dim {inner['embed_dim']}: expected context_dim, "
+                f"{unet.get('context_dim')}"
             )
         checked["n_classes"] = inner["n_classes"]
     return checked
@@ -376,7 +382,8 @@ def build_compvis_autoencoder(first_stage: Mapping[str, Any], where: str = "mode
     )
     if inner["double_z"] == quantized and ("double_z" in settings["ddconfig"] or not quantized):
         raise TrainingError(
-            f"{where}.params.ddconfig: double_z {inner['double_z']}: expected {not quantized} for {target.rpartition('.')[2]}"
+            f"{where}.params.ddconfig: double_z {inner['double_z']}: expected {not quantized} for "
+            f"{target.rpartition('.')[2]}"
         )
     if inner["out_ch"] != inner["in_channels"]:
         raise TrainingError(
@@ -424,7 +431,8 @@ def _averaged(parts: Mapping[str, Mapping[str, Tensor]], path: Path, ema: str | 
     weights = {name: tensor for name, tensor in averaged.items() if name.removeprefix(EMA_PREFIX) not in EMA_COUNTERS}
     if ema is None and weights:
         raise TrainingError(
-            f"{path}: holds trained weights and their moving average ({EMA_PREFIX}...); say which production uses: --backbone-ema use or ignore"
+            f"{path}: holds trained weights and their moving average ({EMA_PREFIX}...); say which production uses: "
+            "--backbone-ema use or ignore"
         )
     if ema != "use":
         return dict(trained)
@@ -448,7 +456,8 @@ def _load_converted(
     left = [name for name, tensor in given.items() if tensor.data_ptr() not in arrived]
     if left or len(given) != len(converted):
         raise TrainingError(
-            f"{path}: the {part} has besides {len(given) - len(converted)} tensors, the first: {(left or sorted(given))[0]}"
+            f"{path}: the {part} has besides {len(given) - len(converted)} tensors, the first: "
+            f"{(left or sorted(given))[0]}"
         )
 
 
@@ -460,7 +469,8 @@ def _check_schedule(rest: Mapping[str, Tensor], schedule: NoiseSchedule, path: P
     wanted = schedule.scheduler().alphas_cumprod
     if own.shape != wanted.shape or not torch.allclose(own.float(), wanted, rtol=1e-2, atol=ALPHAS_TOLERANCE):
         raise TrainingError(
-            f"{path}: alphas_cumprod: expected the configuration's schedule ({schedule.beta_schedule}, {len(wanted)} timesteps)"
+            f"{path}: alphas_cumprod: expected the configuration's schedule ({schedule.beta_schedule}, {len(wanted)} "
+            "timesteps)"
         )
 
 
@@ -470,14 +480,16 @@ def _scale(rest: Mapping[str, Tensor], checked: Mapping[str, Any], path: Path, w
     if own is None:
         if checked["scale_by_std"]:
             raise TrainingError(
-                f"{path}: scale_factor is missing: expected the one that scale_by_std measured ({where}.scale_by_std is true)"
+                f"{path}: scale_factor is missing: expected the one that scale_by_std measured ({where}.scale_by_std "
+                "is true)"
             )
         return float(checked["scale_factor"])
     if own.numel() != 1 or not bool(torch.isfinite(own.float()).all()) or float(own) <= 0:
         raise TrainingError(f"{path}: scale_factor {shorten(own.flatten()[:3].tolist())}: expected one number above 0")
     if not checked["scale_by_std"] and float(own) != checked["scale_factor"]:
         raise TrainingError(
-            f"{path}: scale_factor {float(own):g}: expected {where}.scale_factor, {checked['scale_factor']:g}, since scale_by_std is false"
+            f"{path}: scale_factor {float(own):g}: expected {where}.scale_factor, {checked['scale_factor']:g}, since "
+            "scale_by_std is false"
         )
     return float(own)
 

@@ -1,8 +1,9 @@
-"""What a backbone's configuration may say: every field of every supported class, what is allowed of it, and one checker.
+"""What a backbone's configuration may say: every field of every supported class, what is allowed of it, and one
+checker.
 
-A foreign configuration is never read by the fields that we happen to know. Its class must be listed here, and so must each of
-its fields. Whatever is not listed is refused by name, also a field that a newer library has added. A field that the file
-lacks has the library's own default.
+A foreign configuration is never read by the fields that we happen to know. Its class must be listed here, and so must
+each of its fields. Whatever is not listed is refused by name, also a field that a newer library has added. A field that
+the file lacks has the library's own default.
 """
 
 import inspect
@@ -88,7 +89,9 @@ def either(*rules: Rule) -> Rule:
 
 
 def no_effect(why: str, rule: Rule | None = None) -> Rule:
-    """A field that cannot change a score, and why; ``rule`` bounds it where diffusers could not build the model otherwise."""
+    """A field that cannot change a score, and why; ``rule`` bounds it where diffusers could not build the model
+    otherwise.
+    """
     return Rule(
         f"{'anything' if rule is None else rule.says} (no effect: {why})",
         (lambda found: True) if rule is None else rule.allows,
@@ -173,7 +176,8 @@ def _dit_together(config: Mapping[str, Any]) -> Iterator[Problem]:
     if config["out_channels"] not in (None, config["in_channels"], 2 * config["in_channels"]):
         yield (
             "out_channels",
-            f"null, in_channels or twice that (a predicted variance is dropped), in_channels being {config['in_channels']}",
+            "null, in_channels or twice that (a predicted variance is dropped), in_channels being "
+            f"{config['in_channels']}",
         )
     if _sides(config["sample_size"])[0] % config["patch_size"]:
         yield "patch_size", f"a divisor of sample_size, {config['sample_size']}"
@@ -189,7 +193,8 @@ def _autoencoder_together(config: Mapping[str, Any]) -> Iterator[Problem]:
     if config.get("norm_type") == "spatial" and any(width % 32 for width in config["block_out_channels"]):
         yield (
             "norm_type",
-            f"'group', since 'spatial' has groups of 32 and block_out_channels are {list(config['block_out_channels'])}",
+            "'group', since 'spatial' has groups of 32 and block_out_channels are "
+            f"{list(config['block_out_channels'])}",
         )
 
 
@@ -311,8 +316,9 @@ TRANSFORMER_2D = Known(
     _dit_together,
     {"norm_type": "layer_norm"},
 )
-"""How DiTs were written before DiTTransformer2DModel existed, facebook/DiT-XL-2-256 for one. diffusers reads those with this
-``norm_type``, and only those, as a DiTTransformer2DModel with its defaults; so do we."""
+"""How DiTs were written before DiTTransformer2DModel existed, facebook/DiT-XL-2-256 for one. diffusers reads those with
+this ``norm_type``, and only those, as a DiTTransformer2DModel with its defaults; so do we.
+"""
 
 AUTOENCODER_FIELDS = {
     "in_channels": only(1, 3),
@@ -400,9 +406,10 @@ SCHEDULERS = {
         _schedule_together,
     ),
 }
-"""The discrete noise schedules whose model DDIM samples. Another scheduler's model may be sampled with DDIM too, but that is for
-its owner to say, by saving a DDIMScheduler. A PNDMScheduler and the DDIMScheduler that diffusers makes of its file have other defaults,
-so the file must state those fields."""
+"""The discrete noise schedules whose model DDIM samples. Another scheduler's model may be sampled with DDIM too, but
+that is for its owner to say, by saving a DDIMScheduler. A PNDMScheduler and the DDIMScheduler that diffusers makes of
+its file have other defaults, so the file must state those fields.
+"""
 
 DENOISERS = {
     "unet": {"UNet2DConditionModel": UNET},
@@ -431,7 +438,8 @@ def read_configuration(file: Path, known: Mapping[str, Known]) -> Configuration:
     name = config.get("_class_name")
     if not isinstance(name, str) or name not in known:
         hint = (
-            "; DDIMScheduler.from_config(scheduler.config).save_pretrained(...) saves another as DDIM, if DDIM may sample it"
+            "; DDIMScheduler.from_config(scheduler.config).save_pretrained(...) saves another as DDIM, if DDIM may "
+            "sample it"
             if known is SCHEDULERS
             else ""
         )
@@ -440,7 +448,8 @@ def read_configuration(file: Path, known: Mapping[str, Known]) -> Configuration:
     defaults = chosen.library_defaults()
     for unlisted in defaults.keys() - chosen.fields.keys():
         raise TrainingError(
-            f"{file}: {unlisted}: diffusers' {chosen.kind.__name__} has this field, and decuwatch-train does not know what it means"
+            f"{file}: {unlisted}: diffusers' {chosen.kind.__name__} has this field, and decuwatch-train does not know "
+            "what it means"
         )
     older = {key: rule for key, rule in chosen.older.items() if key in config or rule.required}
     rules = {key: rule for key, rule in chosen.fields.items() if key in defaults} | older
@@ -457,7 +466,8 @@ def check_fields(
 ) -> dict[str, Any]:
     """The fields of a file, and the default of each that is missing.
 
-    Raises TrainingError for a key without a rule, a value that its rule does not allow, and a required field that is missing.
+    Raises TrainingError for a key without a rule, a value that its rule does not allow, and a required field that is
+    missing.
     """
     for key in stated:
         if key not in rules:

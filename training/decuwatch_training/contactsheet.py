@@ -1,4 +1,6 @@
-"""The data card as one HTML page with thumbnails: no script, nothing loaded from elsewhere, light and dark, readable on a phone."""
+"""The data card as one HTML page with thumbnails: no script, nothing loaded from elsewhere, light and dark, readable on
+a phone.
+"""
 
 import base64
 import io
@@ -27,7 +29,10 @@ th, td { border-bottom: 1px solid var(--line); padding: .25rem .6rem; text-align
 th:first-child, td:first-child { min-width: 7rem; overflow-wrap: anywhere; text-align: left; }
 .sheet { display: flex; flex-wrap: wrap; gap: .5rem; }
 figure { margin: 0; width: 6rem; }
-figure img { border: 1px solid var(--line); display: block; height: 6rem; image-rendering: pixelated; object-fit: contain; width: 6rem; }
+figure img {
+  border: 1px solid var(--line); display: block; height: 6rem; image-rendering: pixelated; object-fit: contain;
+  width: 6rem;
+}
 figcaption { font-size: .72rem; line-height: 1.25; overflow-wrap: anywhere; }
 figcaption span { color: var(--soft); display: block; }
 """
@@ -41,14 +46,20 @@ def write_card(card: DataCard, out: Path, show: int = 12) -> None:
 
 
 def contact_sheet(card: DataCard, show: int = 12) -> str:
-    """The page. ``show`` is the most images of one class, or of one group, in each list; the JSON document has them all."""
+    """The page. ``show`` is the most images of one class, or of one group, in each list; the JSON document has them
+    all.
+    """
     parts = [
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">',
-        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\">",
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
+        'content="width=device-width, initial-scale=1">',
+        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; style-src '
+        "'unsafe-inline'\">",
         f"<title>Data card of {escape(card.images.source)}</title><style>{STYLE}</style></head><body>",
         f"<h1>Data card of {escape(card.images.source)}</h1>",
-        f"<p>{len(card.images):,} images in {len(card.classes):,} classes, compared by {escape(str(card.features['kind']))}. n_eff is the number of "
-        "different images that a class amounts to. Own label is the share of the nearest neighbors that have the image's label.</p>",
+        f"<p>{len(card.images):,} images in {len(card.classes):,} classes, compared by "
+        f"{escape(str(card.features['kind']))}. n_eff is the number of "
+        "different images that a class amounts to. Own label is the share of the nearest neighbors that have the "
+        "image's label.</p>",
         _table(card),
         *_mislabeled(card, show),
         *_near_duplicates(card, show),
@@ -108,7 +119,8 @@ def _by_class(
         by_class.setdefault(int(card.images.classes[position]), []).append(position)
     ordered = sorted(by_class.items(), key=lambda item: (-len(item[1]), item[0]))
     for label, found in ordered[:CLASSES_SHOWN]:
-        yield f"<h3>{escape(card.images.labels[label])}: {len(found):,} of {card.classes[label].n:,}{_first(len(found), show)}</h3>"
+        name, images = escape(card.images.labels[label]), card.classes[label].n
+        yield f"<h3>{name}: {len(found):,} of {images:,}{_first(len(found), show)}</h3>"
         yield _sheet(card, [(position, caption(position)) for position in found[:show]])
     if len(ordered) > CLASSES_SHOWN:
         yield f"<p>{len(ordered) - CLASSES_SHOWN:,} more classes are in datacard.json.</p>"
@@ -116,7 +128,10 @@ def _by_class(
 
 def _near_duplicates(card: DataCard, show: int) -> Iterable[str]:
     yield f"<h2>Near duplicates: {len(card.groups):,} groups</h2>"
-    yield '<p class="note">A chain of images nearer than tau joins the images of a group. Groups with several labels come first.</p>'
+    yield (
+        '<p class="note">A chain of images nearer than tau joins the images of a group. '
+        "Groups with several labels come first.</p>"
+    )
     labels = [card.labels_of(group) for group in card.groups]
     order = sorted(range(len(labels)), key=lambda at: len(labels[at]) < 2)
     for at in order[:GROUPS_SHOWN]:
@@ -133,7 +148,8 @@ def _first(count: int, show: int) -> str:
 
 def _sheet(card: DataCard, entries: list[tuple[int, str]]) -> str:
     figures = (
-        f'<figure><img src="{_thumbnail(card, position)}" alt=""><figcaption>{escape(card.file(position))}<span>{escape(text)}</span></figcaption></figure>'
+        f'<figure><img src="{_thumbnail(card, position)}" '
+        f'alt=""><figcaption>{escape(card.file(position))}<span>{escape(text)}</span></figcaption></figure>'
         for position, text in entries
     )
     return '<div class="sheet">' + "".join(figures) + "</div>"

@@ -1,8 +1,8 @@
 """Convert a Lightning checkpoint to safetensors without running any code that it holds.
 
-Published latent-diffusion checkpoints keep objects of the training program beside their weights, which torch's safe reader
-refuses. Here each of their classes is replaced by an empty one, so that nothing of the file is imported or called; only the
-tensors of ``state_dict`` are written.
+Published latent-diffusion checkpoints keep objects of the training program beside their weights, which torch's safe
+reader refuses. Here each of their classes is replaced by an empty one, so that nothing of the file is imported or
+called; only the tensors of ``state_dict`` are written.
 """
 
 import argparse
@@ -37,7 +37,8 @@ def run(arguments: argparse.Namespace) -> None:
             loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as err:  # torch raises UnpicklingError, RuntimeError, ValueError and others for a broken file
         raise TrainingError(
-            f"{path}: cannot be read without running code in it: {shorten(str(err).splitlines()[0] if str(err) else err)}"
+            f"{path}: cannot be read without running code in it: "
+            f"{shorten(str(err).splitlines()[0] if str(err) else err)}"
         ) from err
     tensors = {name: tensor.contiguous().clone() for name, tensor in tensors_of(loaded, path).items()}
     write_file(out, lambda aside: save_file(tensors, aside))
@@ -46,7 +47,9 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _empty_class(name: str) -> Any:
-    """A class that takes any arguments and any state, and does nothing with them; for a kind of dictionary, a plain one."""
+    """A class that takes any arguments and any state, and does nothing with them; for a kind of dictionary, a plain
+    one.
+    """
 
     def take(self: Any, *arguments: Any, **settings: Any) -> None:
         """Ignore what the checkpoint gives."""

@@ -66,7 +66,9 @@ class DataSet:
     """What was lost or changed when the images were read, and in how many of them."""
 
     def describe(self) -> list[str]:
-        """The classes by index, where an index does not go without saying, and what became of the images: lines to print."""
+        """The classes by index, where an index does not go without saying, and what became of the images: lines to
+        print.
+        """
         held_out = torch.bincount(self.held_out.classes, minlength=len(self.train.labels)).tolist()
         lines = []
         for index, (label, count, rest) in enumerate(zip(self.train.labels, self.counts(), held_out, strict=True)):
@@ -76,7 +78,8 @@ class DataSet:
         for index, folder in enumerate(self.folders):
             if folder.isascii() and folder.isdigit() and int(folder) != index and self.train.labels[index] == folder:
                 lines.append(
-                    f"WARNING: class index {index} is the folder {folder}; in events the index {index} and the label {folder!r} mean it"
+                    f"WARNING: class index {index} is the folder {folder}; in events the index {index} and the label "
+                    f"{folder!r} mean it"
                 )
         total = len(self.train) + len(self.held_out)
         lines += [f"images: {count:,} of {total:,} {change}" for change, count in self.changes.items()]
@@ -104,13 +107,14 @@ def read_data(
     """Read a directory: Fashion-MNIST's four files, or one folder of images a class.
 
     The other arguments are for folders: images are scaled so that the shorter side has ``size`` pixels, cropped to the
-    centre, and every ``1 / held_out``-th image of a class is held out (None: no image is); ``listing`` fixes the classes, ``background``
-    is laid under transparent pixels. Raises TrainingError for a missing directory, a class without images or a file
-    that is not read as it should be.
+    centre, and every ``1 / held_out``-th image of a class is held out (None: no image is); ``listing`` fixes the
+    classes, ``background`` is laid under transparent pixels. Raises TrainingError for a missing directory, a class
+    without images or a file that is not read as it should be.
     """
     if not path.is_dir():
         raise TrainingError(
-            f"{path}: expected a directory with one folder of images a class, or Fashion-MNIST's files (Debian: dataset-fashion-mnist)"
+            f"{path}: expected a directory with one folder of images a class, or Fashion-MNIST's files (Debian: "
+            "dataset-fashion-mnist)"
         )
     if (path / "train-images-idx3-ubyte.gz").exists():
         if listing is not None:
@@ -172,7 +176,8 @@ def _read_idx(path: Path, dimensions: int) -> np.ndarray:
         raise TrainingError(f"{path}: expected a gzipped IDX file: {err}") from err
     if len(content) != wanted:
         raise TrainingError(
-            f"{path}: expected {wanted} values for shape {shape}, found {'more' if len(content) > wanted else len(content)}"
+            f"{path}: expected {wanted} values for shape {shape}, found "
+            f"{'more' if len(content) > wanted else len(content)}"
         )
     return np.frombuffer(content, np.uint8).reshape(shape).copy()
 

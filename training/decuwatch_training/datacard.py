@@ -1,12 +1,13 @@
 """What the images of each class are worth, and which files to look at: the data card.
 
-Counts mislead: a thousand copies of one image are one image, and a wrong label is worse than none. For class c with n images
+Counts mislead: a thousand copies of one image are one image, and a wrong label is worse than none. For class c with n
+images
 
     n_eff = 1 / (1 / n + p)
 
-is the number of different images that it amounts to; p is the share of pairs among up to 1,000 of its images that are nearer than tau.
-tau is a third of the smallest class's median distance to the nearest neighbor. The labels of each image's nearest neighbors, in all
-classes, tell which labels look wrong.
+is the number of different images that it amounts to; p is the share of pairs among up to 1,000 of its images that are
+nearer than tau. tau is a third of the smallest class's median distance to the nearest neighbor. The labels of each
+image's nearest neighbors, in all classes, tell which labels look wrong.
 """
 
 import hashlib
@@ -27,7 +28,9 @@ SAMPLE = 1000
 NEIGHBORS = 10
 TAU_SHARE = 1 / 3
 TYPICAL = 0.5
-"""A class sets tau only if its median distance is at least this share of the median class's: near duplicates cannot hide themselves."""
+"""A class sets tau only if its median distance is at least this share of the median class's: near duplicates cannot
+hide themselves.
+"""
 FOREIGN = 0.8
 """An image looks mislabeled if at least this share of its neighbors has one label, another than its own."""
 FAR = 2.0
@@ -85,7 +88,8 @@ class DataCard:
     groups: list[list[int]]
     outliers: list[Outlier]
     own_share: Tensor
-    """Share of each image's neighbors that have its label, float64 [n]; NaN if its class has too few pictures to tell."""
+    """Share of each image's neighbors that have its label, float64 [n]; NaN if its class has too few pictures to tell.
+    """
 
     def file(self, position: int) -> str:
         """The name of an image's file, or its position."""
@@ -140,7 +144,10 @@ class DataCard:
     def table(self) -> str:
         """One line a class, and a last line with what the numbers stand on."""
         width = max(5, *(len(label) for label in self.images.labels))
-        header = f"{'class':<{width}}{'n':>8}{'distinct':>10}{'n_eff':>9}{'groups':>8}{'in groups':>11}{'own label':>11}{'mislabeled?':>13}{'outliers':>10}"
+        header = (
+            f"{'class':<{width}}{'n':>8}{'distinct':>10}{'n_eff':>9}{'groups':>8}"
+            f"{'in groups':>11}{'own label':>11}{'mislabeled?':>13}{'outliers':>10}"
+        )
         lines = [header]
         for row in self.classes:
             share = "-" if row.neighbor_label_share is None else f"{row.neighbor_label_share:.3f}"
@@ -160,7 +167,9 @@ class DataCard:
 
 
 def pixel_features(images: Images, size: int = 16) -> Tensor:
-    """The plain feature: each image averaged down to at most 16 x 16, minus the mean image, over one standard deviation of them all."""
+    """The plain feature: each image averaged down to at most 16 x 16, minus the mean image, over one standard deviation
+    of them all.
+    """
     parts = []
     for index in torch.arange(len(images)).split(4096):
         pixels = images.scaled(index)
@@ -301,7 +310,9 @@ def _close_pairs(points: Tensor, contents: Tensor, tau: float) -> float:
 
 
 def _votes(index: Tensor, classes: Tensor, rows: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Of each item's neighbors: the share with its label, the most frequent other label (the first of several), its share."""
+    """Of each item's neighbors: the share with its label, the most frequent other label (the first of several), its
+    share.
+    """
     own, other, other_share = [], [], []
     for chosen in torch.arange(len(index)).split(4096):
         valid = index[chosen] >= 0

@@ -16,7 +16,9 @@ from decuwatch_training.tables import TableSettings, TrainedTables
 TIMESTEPS = (981, 801, 601, 401, 201)
 """Noise levels at which predictions are compared, of 1000 training timesteps."""
 STILL_AT_START = 0.5
-"""A best-sampled class whose components disagree by more than this share of their starts' disagreement was hardly trained."""
+"""A best-sampled class whose components disagree by more than this share of their starts' disagreement was hardly
+trained.
+"""
 RARE_OVER_COMMON = 2.0
 """The rarest classes must disagree this many times as much as the best-sampled ones."""
 FEW_OVER_MANY = 10
@@ -34,7 +36,10 @@ class Diagnosis:
 
     def table(self, labels: tuple[str, ...]) -> str:
         """A plain-text table, one line for each class of each rotation."""
-        header = f"{'class':<14}{'images':>8}{'updates':>9}{'moved':>8}{'spread/start':>14}{'disagree':>10}{'of start':>9}{'excess loss':>13}"
+        header = (
+            f"{'class':<14}{'images':>8}{'updates':>9}{'moved':>8}"
+            f"{'spread/start':>14}{'disagree':>10}{'of start':>9}{'excess loss':>13}"
+        )
         lines = []
         for rotation, rows in enumerate(self.classes):
             lines.append(f"rotation {rotation}\n{header}")
@@ -46,7 +51,8 @@ class Diagnosis:
                     else f"{min(row['images'])}-{max(row['images'])}"
                 )
                 lines.append(
-                    f"{labels[row['class']]:<14}{images:>8}{row['updates']:>9.1f}{row['moved']:>8.2f}{row['spread'] / row['start_spread']:>14.3f}"
+                    f"{labels[row['class']]:<14}{images:>8}{row['updates']:>9.1f}{row['moved']:>8.2f}"
+                    f"{row['spread'] / row['start_spread']:>14.3f}"
                     f"{row['disagreement']:>10.2e}{row['disagreement'] / row['start_disagreement']:>9.3f}{excess:>13}"
                 )
         return "\n".join(lines)
@@ -67,9 +73,9 @@ def diagnose(
 
     ``held_out`` are scaled latents [n,C,H,W] with classes [n] that no table has seen.
 
-    By class: mean updates of its rows; mean distance of a row from its start; mean distance between components' rows, now
-    and at the start; mean squared difference of their predictions (per dimension), now and at the start; mean held-out
-    loss in excess of the backbone's own row.
+    By class: mean updates of its rows; mean distance of a row from its start; mean distance between components' rows,
+    now and at the start; mean squared difference of their predictions (per dimension), now and at the start; mean
+    held-out loss in excess of the backbone's own row.
     """
     rotations, _, rows = trained.tables.shape[:3]
     device = next(backbone.denoiser.parameters()).device
@@ -138,21 +144,25 @@ def judge(measured: list[dict[str, Any]], settings: TableSettings) -> list[str]:
     findings = []
     if settled > STILL_AT_START * begun:
         findings.append(
-            f"the best-sampled classes still disagree by {settled / begun:.2f} of what their starts did (sound: below {STILL_AT_START}): "
+            f"the best-sampled classes still disagree by {settled / begun:.2f} of what their starts did (sound: below "
+            f"{STILL_AT_START}): "
             "too few updates, or too low a rate; every class looks unknown"
         )
     excesses = [row["excess_loss"] / row["reference_loss"] for row in common if row["excess_loss"] is not None]
     if excesses and sum(excesses) / len(excesses) > EXCESS:
         findings.append(
-            f"the best-sampled classes' held-out loss is {sum(excesses) / len(excesses):.0%} above the fully trained rows' (sound: below {EXCESS:.0%}): "
+            f"the best-sampled classes' held-out loss is {sum(excesses) / len(excesses):.0%} above the fully trained "
+            f"rows' (sound: below {EXCESS:.0%}): "
             "too few updates"
         )
     if min(counts) * FEW_OVER_MANY <= most:
         ratio = _mean(rare, "disagreement") / settled if settled > 0 else float("inf")
         if ratio < RARE_OVER_COMMON:
             findings.append(
-                f"the rarest classes disagree {ratio:.2f} times as much as the best-sampled ones (sound: above {RARE_OVER_COMMON:g}): "
-                "their rows share their images or began too close together; what the ensemble does not know would look well known"
+                f"the rarest classes disagree {ratio:.2f} times as much as the best-sampled ones (sound: above "
+                f"{RARE_OVER_COMMON:g}): "
+                "their rows share their images or began too close together; what the ensemble does not know would look "
+                "well known"
             )
     if settings.regime == "disagreement" and not settings.anchor and min(row["overlap"] for row in measured) > 0.99:
         findings.append(

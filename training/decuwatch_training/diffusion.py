@@ -16,7 +16,9 @@ Denoiser = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class NoiseSchedule:
-    """The manifest's ``diffusion`` object: T, the betas, what the network predicts, and how DDIM picks its timesteps."""
+    """The manifest's ``diffusion`` object: T, the betas, what the network predicts, and how DDIM picks its
+    timesteps.
+    """
 
     train_timesteps: int = 1000
     beta_schedule: str = "scaled_linear"
@@ -54,12 +56,15 @@ class NoiseSchedule:
             wrong = [t for t in scheduler.timesteps.tolist() if not 0 <= t < self.train_timesteps]
             if wrong:
                 raise TrainingError(
-                    f"steps {steps}: {self.timestep_spacing} spacing has timestep {wrong[0]} there, expected 0 to {self.train_timesteps - 1}"
+                    f"steps {steps}: {self.timestep_spacing} spacing has timestep {wrong[0]} there, expected 0 to "
+                    f"{self.train_timesteps - 1}"
                 )
         return scheduler
 
     def step_count(self, steps: int) -> int:
-        """How many steps a sampler takes that is asked for ``steps``: the same number, except with ``compvis`` spacing."""
+        """How many steps a sampler takes that is asked for ``steps``: the same number, except with ``compvis``
+        spacing.
+        """
         return len(self.scheduler(steps).timesteps)
 
     def target(self, clean: Tensor, noise: Tensor, timestep: Tensor) -> Tensor:
@@ -78,7 +83,8 @@ class NoiseSchedule:
 def predict_guided(
     denoise: Denoiser, latent: Tensor, timestep: int, context: Tensor, unconditional: Tensor, guidance: float
 ) -> Tensor:
-    """Classifier-free guidance: eps_uncond + g (eps_cond - eps_uncond); at g = 1 the unconditional rows are not computed.
+    """Classifier-free guidance: eps_uncond + g (eps_cond - eps_uncond); at g = 1 the unconditional rows are not
+    computed.
 
     latent [N,C,H,W], context and unconditional [N,T,D]; returns [N,C,H,W] at 2N rows of U-Net work (N at g = 1).
     """
@@ -96,7 +102,9 @@ def predict_guided(
 
 @dataclass(frozen=True)
 class Sampler:
-    """DDIM with eta = 0: S steps, guidance g. ``step(i, ...)`` maps the latent before step i to the mean mu after it."""
+    """DDIM with eta = 0: S steps, guidance g. ``step(i, ...)`` maps the latent before step i to the mean mu after
+    it.
+    """
 
     schedule: NoiseSchedule
     steps: int

@@ -1,8 +1,8 @@
 """Measure how well the scores of an exported ensemble find gaps, and at what cost in rows of U-Net work.
 
-Two ways: at the class level (AUROC and others of "this request's class is under-sampled") and at the request level (within
-one class and bin, does the score rank requests by their squared distance from the image that the fully trained table
-gives?). Writes evaluation.json, evaluation.md, profile.json and plots. An evaluation that was broken off goes on.
+Two ways: at the class level (AUROC and others of "this request's class is under-sampled") and at the request level
+(within one class and bin, does the score rank requests by their squared distance from the image that the fully trained
+table gives?). Writes evaluation.json, evaluation.md, profile.json and plots. An evaluation that was broken off goes on.
 """
 
 import argparse
@@ -218,8 +218,9 @@ def _class_level(scores: np.ndarray, cells: Cells, replicates: int) -> dict[str,
 
 
 def recommend(entries: list[dict[str, Any]], slack: float = 0.01, most_rows: int = 120) -> dict[str, Any]:
-    """The cheapest class-level setting whose hardest AUROC is within ``slack`` of the best, and the cheapest request-level
-    one within 0.05 of the best Spearman that ``most_rows`` rows buy; both under one sampler, as a profile has it.
+    """The cheapest class-level setting whose hardest AUROC is within ``slack`` of the best, and the cheapest
+    request-level one within 0.05 of the best Spearman that ``most_rows`` rows buy; both under one sampler, as a profile
+    has it.
     """
     single = [
         e
@@ -238,7 +239,8 @@ def recommend(entries: list[dict[str, Any]], slack: float = 0.01, most_rows: int
     )
     ranked = [e for e in single if "request_level" in e and e["rows"] <= most_rows and e["estimator"] == "mean-w2"]
     sentence_gap = (
-        f"Cheapest setting for finding under-sampled classes: {gap['name']}: {gap['rows']} rows, AUROC of the hardest bin {hardest[id(gap)]:.3f} "
+        f"Cheapest setting for finding under-sampled classes: {gap['name']}: {gap['rows']} rows, AUROC of the hardest "
+        f"bin {hardest[id(gap)]:.3f} "
         f"(the best of all settings: {best:.3f})."
     )
     if not ranked:  # without roll-outs no request's error is known

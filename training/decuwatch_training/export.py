@@ -1,4 +1,5 @@
-"""Write the ensemble directory that decuwatch reads: unet.onnx, decoder.onnx, tables and one manifest for each rotation.
+"""Write the ensemble directory that decuwatch reads: unet.onnx, decoder.onnx, tables and one manifest for each
+rotation.
 
 Every graph is held against PyTorch before the directory takes its place; an export that fails leaves what stood there.
 """
@@ -90,7 +91,8 @@ def run(arguments: argparse.Namespace) -> None:
         print(f"WARNING: {finding}", file=sys.stderr)
     if findings and not arguments.force:
         raise TrainingError(
-            f"{arguments.run_directory}: {len(findings)} findings say that the tables are unsound (above); train anew, or give --force"
+            f"{arguments.run_directory}: {len(findings)} findings say that the tables are unsound (above); train anew, "
+            "or give --force"
         )
     profile = read_json(arguments.profile) if arguments.profile else DEFAULT_PROFILE
     backbone_record = arguments.backbone / "backbone.json"
@@ -141,7 +143,8 @@ def export_ensemble(
             raise TrainingError(f"class {label!r}: expected a label of its own of 1 to 128 characters")
     if reference_seeds and profile["eta"] != 0:
         raise TrainingError(
-            f"profile.eta {profile['eta']}: reference scores are computed at eta 0; leave them out with --reference-seeds 0"
+            f"profile.eta {profile['eta']}: reference scores are computed at eta 0; leave them out with "
+            "--reference-seeds 0"
         )
     size, channels = image_shape_of(backbone)
     tokens = trained.tables.shape[3]

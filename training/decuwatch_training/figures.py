@@ -1,4 +1,6 @@
-"""The evaluation's plots: densities of scores by bin, as in the paper's figure, and quality against rows of U-Net work."""
+"""The evaluation's plots: densities of scores by bin, as in the paper's figure, and quality against rows of U-Net
+work.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,7 +35,9 @@ def draw_densities(panels: Sequence[tuple[str, np.ndarray, Cells]], out: Path) -
 
 
 def draw_frontier(entries: Sequence[dict[str, Any]], out: Path) -> None:
-    """Left: AUROC of the bin next to the largest; right: Spearman of score and error within class and bin; both against rows."""
+    """Left: AUROC of the bin next to the largest; right: Spearman of score and error within class and bin; both against
+    rows.
+    """
     figure, axes = plt.subplots(1, 2, figsize=(10, 3.8))
     kinds = {
         "first branched step": (

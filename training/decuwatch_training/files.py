@@ -45,7 +45,9 @@ def write_file(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def is_disk_full(err: BaseException) -> bool:
-    """Whether ``err`` says that the disk or the quota is exhausted. torch and safetensors wrap the operating system's error in text."""
+    """Whether ``err`` says that the disk or the quota is exhausted. torch and safetensors wrap the operating system's
+    error in text.
+    """
     if isinstance(err, OSError) and err.errno in (errno.ENOSPC, errno.EDQUOT):
         return True
     text = str(err)
@@ -81,10 +83,11 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def check_replaceable(target: Path, owned: Sequence[str]) -> None:
-    """Raise TrainingError unless ``target`` is missing, empty, or holds nothing but an earlier result of the same command.
+    """Raise TrainingError unless ``target`` is missing, empty, or holds nothing but an earlier result of the same
+    command.
 
-    ``owned`` has a pattern for each file that the command writes, relative to ``target``. An earlier result has the first
-    of them, and each of its files matches a pattern.
+    ``owned`` has a pattern for each file that the command writes, relative to ``target``. An earlier result has the
+    first of them, and each of its files matches a pattern.
     """
     if target.exists() and not target.is_dir():
         raise TrainingError(f"{target}: a file, expected a directory to write")
@@ -102,7 +105,8 @@ def check_replaceable(target: Path, owned: Sequence[str]) -> None:
 
 @contextlib.contextmanager
 def staged_directory(target: Path, owned: Sequence[str]) -> Iterator[Path]:
-    """A fresh directory beside ``target`` that replaces it if the block ends without an error, and is removed otherwise.
+    """A fresh directory beside ``target`` that replaces it if the block ends without an error, and is removed
+    otherwise.
 
     A reader never sees a half-written ``target``. Raises TrainingError for a full disk, and for a ``target`` with files
     of somebody else (see ``check_replaceable``), before the block and again before it is replaced.

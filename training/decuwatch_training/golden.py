@@ -1,9 +1,9 @@
 """Write the numbers that the Go sampler is held against, from PyTorch's generator and diffusers' DDIMScheduler.
 
-Three files: one for the arithmetic alone (--arithmetic FILE: noise, timesteps, whole trajectories of a made-up network in
-every convention, estimators of given means), one for the schedules at every step count (--sweeps FILE), and one for an
-ensemble (golden.json in its directory: first latents, means of all components at a branch, distances, estimators, final
-latents), which ``export`` writes as well.
+Three files: one for the arithmetic alone (--arithmetic FILE: noise, timesteps, whole trajectories of a made-up network
+in every convention, estimators of given means), one for the schedules at every step count (--sweeps FILE), and one for
+an ensemble (golden.json in its directory: first latents, means of all components at a branch, distances, estimators,
+final latents), which ``export`` writes as well.
 """
 
 import argparse
@@ -51,7 +51,8 @@ CASES: list[dict[str, Any]] = [
     {"class": 0, "seed": 12345, "steps": 10, "guidance_scale": 1.0, "eta": 0.0, "branch_step": 5, "rollout_steps": 3},
     {"class": 2, "seed": 99, "steps": 12, "guidance_scale": 3.5, "eta": 0.6, "branch_step": 4, "rollout_steps": 2},
 ]
-"""One case a way through the sampler: every branch, guidance on and off, long and short seeds, eta > 0 with its noise."""
+"""One case a way through the sampler: every branch, guidance on and off, long and short seeds, eta > 0 with its noise.
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

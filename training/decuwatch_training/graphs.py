@@ -35,7 +35,9 @@ class _Float32Outside(nn.Module):
 
 
 def export_unet(backbone: Backbone, tokens: int, path: Path, precision: str) -> list[Path]:
-    """Write latent [N,C,H,W], timestep int64 [N], context [N,T,D] -> prediction [N,C,H,W]; returns the files written."""
+    """Write latent [N,C,H,W], timestep int64 [N], context [N,T,D] -> prediction [N,C,H,W]; returns the files
+    written.
+    """
     inputs = (
         torch.randn(2, *backbone.latent_shape),
         torch.tensor([981, 1]),
@@ -62,7 +64,8 @@ def _export(
     raw = path.with_suffix(".raw")
     try:
         with warnings.catch_warnings(), torch.no_grad():
-            # The TorchScript exporter: its graph for these networks is plainer than the newer one's, and N is free in every node.
+            # The TorchScript exporter: its graph for these networks is plainer than the newer one's, and N is free in
+            # every node.
             warnings.simplefilter("ignore")
             torch.onnx.export(
                 exported,

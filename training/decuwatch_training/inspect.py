@@ -1,6 +1,7 @@
 """Say what the images of each class are worth, and which files to look at: duplicates, wrong labels, outliers.
 
-Prints a table, and with --out writes datacard.json and datacard.html, a contact sheet. Images are compared by the latents of
+Prints a table, and with --out writes datacard.json and datacard.html, a contact sheet. Images are compared by the
+latents of
 --backbone if it is given, else by their pixels, averaged down to 16 x 16.
 """
 
@@ -65,7 +66,8 @@ def run(arguments: argparse.Namespace) -> None:
     else:
         if images.shape != (channels, size, size):
             raise TrainingError(
-                f"{arguments.images}: images of shape {list(images.shape)}, the backbone's autoencoder takes {[channels, size, size]}"
+                f"{arguments.images}: images of shape {list(images.shape)}, the backbone's autoencoder takes "
+                f"{[channels, size, size]}"
             )
         features, described = encode(backbone, images), {"kind": "latents", "backbone_sha256": backbone.digest()}
     card = data_card(images, features, described, arguments.seed, arguments.neighbors, arguments.tau, progress=True)
@@ -73,7 +75,8 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.out:
         write_card(card, arguments.out, arguments.show)
         print(
-            f"{arguments.out / 'datacard.html'}: the files to look at; {arguments.out / 'datacard.json'} lists all of them"
+            f"{arguments.out / 'datacard.html'}: the files to look at; {arguments.out / 'datacard.json'} lists all of "
+            "them"
         )
 
 

@@ -1,4 +1,5 @@
-"""Reading an exported ensemble: the manifest within the bounds that decuwatch holds it to, and every file by its digest.
+"""Reading an exported ensemble: the manifest within the bounds that decuwatch holds it to, and every file by its
+digest.
 
 docs/ensemble-format.md describes each field. ``export`` reads what it has written through this reader as well.
 """
@@ -161,7 +162,9 @@ def files_of(manifest: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]
 
 
 def inputs_digest(manifest: Mapping[str, Any]) -> str:
-    """SHA-256, in hex, of what latents and scores of this ensemble depend on; not of its name, profile or provenance."""
+    """SHA-256, in hex, of what latents and scores of this ensemble depend on; not of its name, profile or
+    provenance.
+    """
     digests = [entry["sha256"] for _, entry in files_of(manifest)]
     fields = {name: manifest[name] for name in ("latent", "context", "diffusion", "components", "classes")}
     text = json.dumps([digests, fields], sort_keys=True)

@@ -1,8 +1,8 @@
 """Run the requests of an evaluation through one ensemble and keep every pairwise distance, shard by shard.
 
 A shard is one manifest at one number of steps and one guidance, written when it is complete: an evaluation that was
-broken off goes on with the shards that are missing. Scores of any estimator, of fewer components and of sums over branch
-points are computed from the shards afterwards.
+broken off goes on with the shards that are missing. Scores of any estimator, of fewer components and of sums over
+branch points are computed from the shards afterwards.
 """
 
 import math
@@ -42,7 +42,9 @@ class Plan:
     """Roll-outs are measured where S is at most this; beyond, only the first branched step."""
 
     def branches(self, steps: int) -> list[Branch]:
-        """The first branched step at each branch point, and roll-outs of 2, 4, 8, ... steps from the first and the middle step."""
+        """The first branched step at each branch point, and roll-outs of 2, 4, 8, ... steps from the first and the
+        middle step.
+        """
         branches = {Branch(branch_step(fraction, steps), 1) for fraction in FRACTIONS.values()}
         if steps <= self.rollouts_up_to:
             for first in (0, steps // 2):

@@ -1,4 +1,6 @@
-"""Exact nearest neighbors and groups of near duplicates, block by block, so that memory does not grow with n squared."""
+"""Exact nearest neighbors and groups of near duplicates, block by block, so that memory does not grow with n
+squared.
+"""
 
 from dataclasses import dataclass
 
@@ -46,8 +48,8 @@ def search(
 ) -> Neighbors:
     """The k nearest neighbors of every point by Euclidean distance, and the groups of points nearer than ``radius``.
 
-    points float32 [n, D]; contents int64 [n], from 0 to n - 1, equal if two points show the same picture. Points of one content are
-    in one group and never each other's neighbors. Memory grows with n D, n k and block^2.
+    points float32 [n, D]; contents int64 [n], from 0 to n - 1, equal if two points show the same picture. Points of one
+    content are in one group and never each other's neighbors. Memory grows with n D, n k and block^2.
     """
     count = len(points)
     if not count:

@@ -34,7 +34,8 @@ def estimate(estimator: str, means: Tensor, variance: float) -> Tensor:
     """One score for each request: ``means`` [n, M, C, H, W] to [n].
 
     ``variance`` is that of every dimension of the step's Gaussian, for paide-kl and paide-bhattacharyya: with equal
-    variances KL is |mu_i - mu_j|^2 / 2 s^2 and Bhattacharyya's distance |mu_i - mu_j|^2 / 8 s^2. The other estimators do not use it.
+    variances KL is |mu_i - mu_j|^2 / 2 s^2 and Bhattacharyya's distance |mu_i - mu_j|^2 / 8 s^2. The other estimators
+    do not use it.
     """
     flat = squared_distances(means.flatten(2))
     if estimator == "paide-w2":

@@ -1,7 +1,7 @@
 """Write an ensemble of the paper's size with random weights, to measure speed: cost does not depend on the weights.
 
-The backbone of Berry, Brando and Meger (2024): latent diffusion on ImageNet at 256x256 (Rombach et al. 2022, cin256-v2), VQ-f4
-latents 3x64x64, a U-Net of 400.9 M parameters, 1000 classes, 5 components.
+The backbone of Berry, Brando and Meger (2024): latent diffusion on ImageNet at 256x256 (Rombach et al. 2022,
+cin256-v2), VQ-f4 latents 3x64x64, a U-Net of 400.9 M parameters, 1000 classes, 5 components.
 """
 
 import argparse

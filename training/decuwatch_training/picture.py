@@ -1,8 +1,8 @@
 """One image file as 8-bit pixels: the right ones, or a TrainingError that names the file.
 
-Pillow opens more than it converts well. ``convert`` clips 16-bit, integer and floating-point images at 255, drops an alpha
-channel, ignores color profiles and orientation, and takes the first of several frames. Here each of these is carried
-out, or refused. What loses something is noted, so that a caller can say it.
+Pillow opens more than it converts well. ``convert`` clips 16-bit, integer and floating-point images at 255, drops an
+alpha channel, ignores color profiles and orientation, and takes the first of several frames. Here each of these is
+carried out, or refused. What loses something is noted, so that a caller can say it.
 """
 
 import functools
@@ -17,7 +17,9 @@ from PIL import Image, ImageCms
 from decuwatch_training.errors import TrainingError
 
 FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
-"""Formats that are read, by content and not by suffix. Others are refused: some run other programs, some have no signature."""
+"""Formats that are read, by content and not by suffix. Others are refused: some run other programs, some have no
+signature.
+"""
 
 Image.init()  # Pillow would look for the rest of its plugins only if every format were allowed
 
@@ -43,9 +45,11 @@ Color = tuple[int, int, int]
 
 
 def read_picture(path: Path, size: int, channels: int, background: Color | None = None) -> tuple[np.ndarray, list[str]]:
-    """The image as uint8 [channels, size, size], scaled and cropped to the centre, and what was lost or changed on the way.
+    """The image as uint8 [channels, size, size], scaled and cropped to the centre, and what was lost or changed on the
+    way.
 
-    Transparent pixels take ``background``. Raises TrainingError of one line that names the file, whatever is wrong with it.
+    Transparent pixels take ``background``. Raises TrainingError of one line that names the file, whatever is wrong with
+    it.
     """
     notes: list[str] = []
     try:
@@ -54,7 +58,8 @@ def read_picture(path: Path, size: int, channels: int, background: Color | None 
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # Pillow warns of metadata that it cannot read, and goes on without it
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            # A file object, not a path: Pillow maps a path into memory, and confuses rows of TIFF that lie on their side.
+            # A file object, not a path: Pillow maps a path into memory, and confuses rows of TIFF that lie on their
+            # side.
             with path.open("rb") as file, Image.open(file, formats=FORMATS) as opened:
                 image = fitted(eight_bits(opened, channels, background, notes), size, notes)
     except TrainingError as err:
@@ -102,7 +107,9 @@ def _upright(opened: Image.Image, notes: list[str]) -> Image.Image:
 
 
 def _sixteen_bits(image: Image.Image, opened: Image.Image, notes: list[str]) -> Image.Image:
-    """The high byte of 16-bit gray, as Pillow takes it of 16-bit color; integers and floating-point numbers have no agreed range."""
+    """The high byte of 16-bit gray, as Pillow takes it of 16-bit color; integers and floating-point numbers have no
+    agreed range.
+    """
     if image.mode == "F":
         raise TrainingError("floating-point pixels have no agreed range: expected 8 or 16 bits")
     if image.mode == "I" and opened.format != "PPM":  # PPM's are scaled to 0 to 65535 by their own maximum
@@ -113,7 +120,8 @@ def _sixteen_bits(image: Image.Image, opened: Image.Image, notes: list[str]) -> 
     bits, photometric = tags.get(258, (16,)), tags.get(262, 1)
     if bits != (16,) or photometric != 1:
         raise TrainingError(
-            f"TIFF of {bits[0]} bits a sample and photometric interpretation {photometric}: expected 8 bits, or 16 with black at 0"
+            f"TIFF of {bits[0]} bits a sample and photometric interpretation {photometric}: expected 8 bits, or 16 "
+            "with black at 0"
         )
     notes.append("reduced from 16 to 8 bits")
     values = np.asarray(image).astype(np.uint32)
@@ -181,7 +189,9 @@ def _srgb(image: Image.Image, opened: Image.Image, notes: list[str]) -> Image.Im
 
 @functools.lru_cache(maxsize=64)
 def _transforms(content: bytes) -> tuple[str, dict[str, ImageCms.ImageCmsTransform | None]]:
-    """The profile's color space, and what takes an image of a mode to sRGB: None if the profile is sRGB in all but name."""
+    """The profile's color space, and what takes an image of a mode to sRGB: None if the profile is sRGB in all but
+    name.
+    """
     try:
         profile = ImageCms.ImageCmsProfile(io.BytesIO(content))
         space = profile.profile.xcolor_space.strip()

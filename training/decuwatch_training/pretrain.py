@@ -128,12 +128,15 @@ def run(arguments: argparse.Namespace) -> None:
     backbone, record = pretrain(data.train, data.held_out, settings, arguments.out, arguments.checkpoint_every)
     save_backbone(backbone, data.train.labels, record, arguments.out)
     print(
-        f"{arguments.out}: {backbone.parameter_count():,} parameters, held-out image error {record['autoencoder']['held_out_mse']:.4f}"
+        f"{arguments.out}: {backbone.parameter_count():,} parameters, held-out image error "
+        f"{record['autoencoder']['held_out_mse']:.4f}"
     )
 
 
 def build_unet(latent_shape: tuple[int, int, int], settings: PretrainSettings) -> UNet2DConditionModel:
-    """A small U-Net: no attention at the first resolution, self- and cross-attention at the others and in the middle."""
+    """A small U-Net: no attention at the first resolution, self- and cross-attention at the others and in the
+    middle.
+    """
     lower = len(settings.channels) - 1
     return UNet2DConditionModel(
         sample_size=cast(Any, latent_shape[1:]),

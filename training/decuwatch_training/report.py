@@ -15,7 +15,8 @@ def markdown(evaluation: dict[str, Any]) -> str:
     full = [e for e in entries if e["components"] == most]
     cells = requests["classes"] * requests["rotations"]
     parts = [
-        f"{requests['rotations']} rotations x {requests['classes']} classes x {requests['seeds']} seeds = {cells * requests['seeds']} requests a setting; "
+        f"{requests['rotations']} rotations x {requests['classes']} classes x {requests['seeds']} seeds = "
+        f"{cells * requests['seeds']} requests a setting; "
         f"intervals are 95%, from resampling the {cells} cells (a class in a rotation).",
         "### Recommendation",
         *evaluation["recommendation"]["sentences"],
@@ -130,11 +131,12 @@ def _error_sentence(evaluation: dict[str, Any]) -> str:
         means = ", ".join(f"{size}: {estimate['value']:.1f}" for size, estimate in truth["mean_by_bin"].items())
         sentences.append(f"g = {guidance}, S = {truth['steps']}: {means}")
     return (
-        "The error of a request is the squared distance of the final latent from the one that the backbone's own fully trained table gives, "
-        f'averaged over the components ("carrier": of the carrying component alone). Every score is held against the error at '
-        f'g = {evaluation["production_guidance"]:g}, whatever its own guidance; the column "own g" is against the error at its own. Mean error by bin: '
-        + "; ".join(sentences)
-        + "."
+        "The error of a request is the squared distance of the final latent from the one that the backbone's own fully "
+        "trained table gives, "
+        'averaged over the components ("carrier": of the carrying component alone). Every score is held against the '
+        "error at "
+        f'g = {evaluation["production_guidance"]:g}, whatever its own guidance; the column "own g" is against the '
+        "error at its own. Mean error by bin: " + "; ".join(sentences) + "."
     )
 
 

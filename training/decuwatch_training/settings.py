@@ -1,4 +1,6 @@
-"""Every score that an evaluation compares: an estimator at a branch, a roll-out, a sum over branch points, fewer components."""
+"""Every score that an evaluation compares: an estimator at a branch, a roll-out, a sum over branch points, fewer
+components.
+"""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass

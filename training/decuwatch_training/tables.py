@@ -29,8 +29,9 @@ class TableSettings:
     bins: tuple[int, ...] = ()
     """Images of a class by bin; class k has bin (k + rotation) modulo their number. Empty: every image there is."""
     subset: str = "own"
-    """``own``: each component draws its images from the whole class; ``bootstrap``: each draws with replacement from the
-    same images; ``shared``: all see the same images."""
+    """``own``: each component draws its images from the whole class; ``bootstrap``: each draws with replacement from
+    the same images; ``shared``: all see the same images.
+    """
     regime: str = "exposure"
     """``exposure`` draws classes by their natural frequency, ``disagreement`` equally often."""
     start: str = "normal"
@@ -192,7 +193,8 @@ def train_tables(
         len(backbone.reference) != len(labels) + 1 or backbone.reference.shape[1] != tokens
     ):
         raise TrainingError(
-            f"the backbone's own table has shape {list(backbone.reference.shape)}, expected [{len(labels) + 1}, {tokens}, {backbone.context_dim}]"
+            f"the backbone's own table has shape {list(backbone.reference.shape)}, expected [{len(labels) + 1}, "
+            f"{tokens}, {backbone.context_dim}]"
         )
     chosen = choose_images(classes, labels, settings)
     everyone = [
@@ -274,7 +276,9 @@ def train_tables(
 def _pull_to_anchors(
     tables: nn.Parameter, anchors: Tensor, prior: Tensor, counts: Tensor, settings: TableSettings
 ) -> None:
-    """Add the prior's gradient, weighted as the row's share of the drawn rows so that its minimum does not depend on the drawing."""
+    """Add the prior's gradient, weighted as the row's share of the drawn rows so that its minimum does not depend on
+    the drawing.
+    """
     drawn = counts if settings.regime == "exposure" else (counts > 0).float()
     share = drawn / drawn.sum(1, keepdim=True)
     dropout = settings.condition_dropout

@@ -131,20 +131,23 @@ def run(arguments: argparse.Namespace) -> None:
     check_labels(data.train.labels, arguments.backbone)
     if data.train.shape != (channels, size, size):
         raise TrainingError(
-            f"{arguments.data}: images of shape {list(data.train.shape)}, the backbone's autoencoder takes {[channels, size, size]}"
+            f"{arguments.data}: images of shape {list(data.train.shape)}, the backbone's autoencoder takes "
+            f"{[channels, size, size]}"
         )
     tokens = arguments.context_tokens or (1 if backbone.reference is None else backbone.reference.shape[1])
     rows = len(data.train.labels) + 1
     each = rows * tokens * backbone.context_dim
     tables = settings.components * settings.rotations
     print(
-        f"trained: {tables} tables of {rows} x {tokens * backbone.context_dim} = {each:,} parameters a component, {tables * each:,} in all"
+        f"trained: {tables} tables of {rows} x {tokens * backbone.context_dim} = {each:,} parameters a component, "
+        f"{tables * each:,} in all"
     )
     print(f"frozen:  {backbone.parameter_count():,} parameters of the backbone")
     before = backbone.digest()
     if len(data.train) > LATENTS_IN_MEMORY:
         raise TrainingError(
-            f"{arguments.data}: {len(data.train):,} images; at most {LATENTS_IN_MEMORY:,} latents are held in memory: give fewer images a class"
+            f"{arguments.data}: {len(data.train):,} images; at most {LATENTS_IN_MEMORY:,} latents are held in memory: "
+            "give fewer images a class"
         )
     latents = kept_latents(backbone, before, data.train, arguments.backbone)
     card: DataCard | None = None
@@ -223,7 +226,8 @@ def check_labels(labels: tuple[str, ...], backbone: Path) -> None:
 
 
 def _check_pipeline_labels(labels: tuple[str, ...], file: Path) -> None:
-    """Hold the data's classes against a DiT pipeline's ``id2label``, whose labels are synonyms with commas between them.
+    """Hold the data's classes against a DiT pipeline's ``id2label``, whose labels are synonyms with commas between
+    them.
 
     Folders may have names of their own; a label that the pipeline has must have the pipeline's index.
     """
@@ -274,7 +278,8 @@ def kept_latents(backbone: Backbone, digest: str, images: Images, beside: Path) 
             or not bool(torch.isfinite(latents).all())
         ):
             raise TrainingError(
-                f"{file}: expected {len(images):,} finite latents of shape {list(backbone.latent_shape)}; delete it to encode them anew"
+                f"{file}: expected {len(images):,} finite latents of shape {list(backbone.latent_shape)}; delete it to "
+                "encode them anew"
             )
         return latents
     latents = torch.cat([backbone.encode(images.scaled(index)) for index in torch.arange(len(images)).split(1024)])
@@ -323,7 +328,8 @@ def load_run(path: Path, backbone: Backbone) -> Run:
     ):
         found = None if tables is None else list(tables.shape)
         raise TrainingError(
-            f"{file}: tables of shape {found}, expected [rotations, components, {len(labels) + 1}, tokens, {backbone.context_dim}]"
+            f"{file}: tables of shape {found}, expected [rotations, components, {len(labels) + 1}, tokens, "
+            f"{backbone.context_dim}]"
         )
     if images.shape != (*tables.shape[:2], len(labels)):
         raise TrainingError(
@@ -336,7 +342,8 @@ def load_run(path: Path, backbone: Backbone) -> Run:
     check_finite(tables, file)
     if record["backbone_sha256"] != backbone.digest():
         raise TrainingError(
-            f"{path}: trained on another backbone (SHA-256 {record['backbone_sha256'][:12]}, this one is {backbone.digest()[:12]})"
+            f"{path}: trained on another backbone (SHA-256 {record['backbone_sha256'][:12]}, this one is "
+            f"{backbone.digest()[:12]})"
         )
     return Run(tables, images, labels, record, path)
 

@@ -22,7 +22,9 @@ FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 """What float32 holds exactly."""
 STEM = "diffusion_pytorch_model"
 LOSSLESS_VARIANTS = ("fp32", "fp16", "bf16")
-"""Variants that say how the same weights are stored. Others (ema, non_ema) are other weights: the user chooses by renaming."""
+"""Variants that say how the same weights are stored. Others (ema, non_ema) are other weights: the user chooses by
+renaming.
+"""
 NOT_WEIGHTS = ("optimizer_states", "callbacks", "lr_schedulers", "loops", "hyper_parameters")
 """What Lightning keeps in a checkpoint beside the weights."""
 
@@ -41,7 +43,8 @@ def read_state_dict(path: Path, what: str = "tensors") -> dict[str, Tensor]:
     except Exception as err:  # torch raises UnpicklingError, RuntimeError, EOFError and others for a broken file
         target = shlex.quote(str(path.with_suffix(".safetensors")))
         raise TrainingError(
-            f"{path}: expected a checkpoint that holds tensors only ({what}), since code in one is never run; if it is a Lightning checkpoint, "
+            f"{path}: expected a checkpoint that holds tensors only ({what}), since code in one is never run; if it is "
+            "a Lightning checkpoint, "
             f"convert it to safetensors: decuwatch-train convert {shlex.quote(str(path))} {target}"
         ) from err
     return tensors_of(loaded, path)
@@ -51,7 +54,8 @@ def tensors_of(loaded: Any, path: Path) -> dict[str, Tensor]:
     """The one dictionary of tensors of a loaded checkpoint, its own or the one under ``state_dict``."""
     if not isinstance(loaded, dict):
         raise TrainingError(
-            f"{path}: expected a dictionary of tensors, or one under 'state_dict'; found {shorten(type(loaded).__name__)}"
+            f"{path}: expected a dictionary of tensors, or one under 'state_dict'; found "
+            f"{shorten(type(loaded).__name__)}"
         )
     state = loaded
     if "state_dict" in loaded:
@@ -78,8 +82,8 @@ def _is_zip(path: Path) -> bool:
 def read_folder(folder: Path, what: str) -> tuple[dict[str, Tensor], Path]:
     """The weights of one part of a diffusers directory, and the file that they came from.
 
-    As diffusers does, a sharded checkpoint comes first, then one file of safetensors, then ``.bin``. Without any of them
-    the one variant that there is (``.fp16.safetensors``) is taken. Raises TrainingError that names the file.
+    As diffusers does, a sharded checkpoint comes first, then one file of safetensors, then ``.bin``. Without any of
+    them the one variant that there is (``.fp16.safetensors``) is taken. Raises TrainingError that names the file.
     """
     plain = [
         folder / f"{STEM}{ending}" for ending in (".safetensors.index.json", ".bin.index.json", ".safetensors", ".bin")
@@ -138,7 +142,9 @@ def _read_shards(index: Path, what: str) -> dict[str, Tensor]:
 
 
 def load_exactly(model: nn.Module, weights: Mapping[str, Tensor], path: Path, part: str) -> None:
-    """Load every weight. Raises TrainingError for one that is missing, left over, or of another shape or type, and for a NaN."""
+    """Load every weight. Raises TrainingError for one that is missing, left over, or of another shape or type, and for
+    a NaN.
+    """
     expected = model.state_dict()
     missing = [name for name in expected if name not in weights]
     extra = [name for name in weights if name not in expected]

@@ -1,4 +1,6 @@
-"""A backbone is carried out exactly or refused by name: the classes, fields, weights and files that were once misread."""
+"""A backbone is carried out exactly or refused by name: the classes, fields, weights and files that were once
+misread.
+"""
 
 import json
 import math
@@ -27,14 +29,16 @@ from tests.test_sweep import STEM, diffusers_directory, edit
 
 SD21_BASE_VAE = {
     "_class_name": "AutoencoderKL", "_diffusers_version": "0.8.0", "act_fn": "silu", "block_out_channels": [8, 8],
-    "down_block_types": ["DownEncoderBlock2D", "DownEncoderBlock2D"], "in_channels": 1, "latent_channels": 2, "layers_per_block": 1,
-    "norm_num_groups": 4, "out_channels": 1, "sample_size": 768, "up_block_types": ["UpDecoderBlock2D", "UpDecoderBlock2D"],
+    "down_block_types": ["DownEncoderBlock2D", "DownEncoderBlock2D"], "in_channels": 1, "latent_channels": 2,
+    "layers_per_block": 1, "norm_num_groups": 4, "out_channels": 1, "sample_size": 768,
+    "up_block_types": ["UpDecoderBlock2D", "UpDecoderBlock2D"],
 }  # fmt: skip
 """The VAE configuration of stable-diffusion-2-1-base, at the size of the tests: it has no scaling_factor."""
 SD21_BASE_SCHEDULER = {
-    "_class_name": "PNDMScheduler", "_diffusers_version": "0.8.0", "beta_end": 0.012, "beta_schedule": "scaled_linear", "beta_start": 0.00085,
-    "clip_sample": False, "num_train_timesteps": 1000, "prediction_type": "epsilon", "set_alpha_to_one": False, "skip_prk_steps": True,
-    "steps_offset": 1, "trained_betas": None,
+    "_class_name": "PNDMScheduler", "_diffusers_version": "0.8.0", "beta_end": 0.012,
+    "beta_schedule": "scaled_linear", "beta_start": 0.00085, "clip_sample": False, "num_train_timesteps": 1000,
+    "prediction_type": "epsilon", "set_alpha_to_one": False, "skip_prk_steps": True, "steps_offset": 1,
+    "trained_betas": None,
 }  # fmt: skip
 
 
@@ -144,7 +148,9 @@ def test_another_architecture_is_no_dit(tmp_path: Path, name: str | None) -> Non
 
 
 def test_an_older_dit_is_read_and_another_transformer_is_not(tmp_path: Path) -> None:
-    """Transformer2DModel stood for several architectures; its norm_type says which, and has no default that is a DiT's."""
+    """Transformer2DModel stood for several architectures; its norm_type says which, and has no default that is a
+    DiT's.
+    """
     path = diffusers_directory(tmp_path, "transformer2d", "kl", "ddim")
     assert load_backbone(path).context_dim == 16
     edit(path / "transformer" / "config.json", lambda config: config.pop("norm_type"))

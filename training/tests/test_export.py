@@ -1,4 +1,6 @@
-"""The directory that decuwatch reads: graphs that do what PyTorch does, manifests inside their bounds, nothing by halves."""
+"""The directory that decuwatch reads: graphs that do what PyTorch does, manifests inside their bounds, nothing by
+halves.
+"""
 
 import json
 import math

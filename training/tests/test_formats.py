@@ -316,7 +316,8 @@ def test_a_compvis_checkpoint_of_another_shape(tmp_path: Path, compvis: tuple[Pa
     save_file({**state, name: torch.zeros(64, 32, 3, 3)}, path)
     with pytest.raises(
         TrainingError,
-        match=r"model\.safetensors: the U-Net has in another shape 1 tensors, the first: .* \[64, 32, 3, 3\], expected \[64, 64, 3, 3\]",
+        match=r"model\.safetensors: the U-Net has in another shape 1 tensors, the first: "
+        r".* \[64, 32, 3, 3\], expected \[64, 64, 3, 3\]",
     ):
         load_backbone(path, config)
     with pytest.raises(TrainingError, match="needs its YAML configuration"):

@@ -172,8 +172,8 @@ def test_the_command_line_prints_errors_without_a_traceback(tmp_path: Path, caps
     )
     printed = capsys.readouterr().err
     assert (
-        printed
-        == f"decuwatch-train train: {tmp_path / 'none'}: no such backbone; expected a diffusers directory or a CompVis checkpoint\n"
+        printed == f"decuwatch-train train: {tmp_path / 'none'}: no such backbone; "
+        "expected a diffusers directory or a CompVis checkpoint\n"
     )
     with pytest.raises(SystemExit) as caught:
         main(["train"])

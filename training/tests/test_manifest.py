@@ -1,4 +1,6 @@
-"""What reads an ensemble refuses one that is not as its manifest says, by file and field; and every verb refuses in one line."""
+"""What reads an ensemble refuses one that is not as its manifest says, by file and field; and every verb refuses in one
+line.
+"""
 
 import copy
 import json

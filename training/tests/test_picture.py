@@ -1,4 +1,6 @@
-"""Every mode and format becomes the right 8-bit array, or is refused by file name: against arrays that no image library made."""
+"""Every mode and format becomes the right 8-bit array, or is refused by file name: against arrays that no image library
+made.
+"""
 
 import io
 import os
@@ -267,20 +269,48 @@ def icc(profile: bytes) -> bytes:
 REFUSED: list[tuple[str, bytes, str]] = [
     ("nothing", b"", "not an image"),
     ("text", b"a,b,c\n", "not an image"),
-    ("TIFF of floats", tiff(RANDOM.random((SIDE, SIDE)).astype("<f4").tobytes(), SIZE, [32], 1, 3), "floating-point pixels have no agreed range"),
+    (
+        "TIFF of floats",
+        tiff(RANDOM.random((SIDE, SIDE)).astype("<f4").tobytes(), SIZE, [32], 1, 3),
+        "floating-point pixels have no agreed range",
+    ),
     ("TIFF of NaN", tiff(np.full(SIZE, np.nan, "<f4").tobytes(), SIZE, [32], 1, 3), "floating-point pixels"),
     ("TIFF of signed 16 bits", tiff(WIDE.tobytes(), SIZE, [16], 1, 2), "signed or 32-bit integer pixels"),
     ("TIFF of 32 bits", tiff(WIDE.astype("<u4").tobytes(), SIZE, [32], 1), "signed or 32-bit integer pixels"),
     ("TIFF of signed 32 bits", tiff(WIDE.astype("<i4").tobytes(), SIZE, [32], 1, 2), "signed or 32-bit integer pixels"),
     ("TIFF of 12 bits", tiff(TWELVE, SIZE, [12], 1), "TIFF of 12 bits"),
-    ("TIFF of 16 bits, white at 0", tiff(WIDE.tobytes(), SIZE, [16], 0), "TIFF of 16 bits a sample and photometric interpretation 0"),
-    ("TIFF of two pages", saved(frames(2)[0], format="TIFF", save_all=True, append_images=frames(2)[1:]), "2 frames or pages"),
-    ("GIF of three frames", saved(frames(3)[0], format="GIF", save_all=True, append_images=frames(3)[1:]), "3 frames or pages"),
-    ("WebP of two frames", saved(frames(2)[0], format="WEBP", save_all=True, append_images=frames(2)[1:]), "2 frames or pages"),
-    ("PNG of two frames", saved(frames(2)[0], format="PNG", save_all=True, append_images=frames(2)[1:]), "2 frames or pages"),
+    (
+        "TIFF of 16 bits, white at 0",
+        tiff(WIDE.tobytes(), SIZE, [16], 0),
+        "TIFF of 16 bits a sample and photometric interpretation 0",
+    ),
+    (
+        "TIFF of two pages",
+        saved(frames(2)[0], format="TIFF", save_all=True, append_images=frames(2)[1:]),
+        "2 frames or pages",
+    ),
+    (
+        "GIF of three frames",
+        saved(frames(3)[0], format="GIF", save_all=True, append_images=frames(3)[1:]),
+        "3 frames or pages",
+    ),
+    (
+        "WebP of two frames",
+        saved(frames(2)[0], format="WEBP", save_all=True, append_images=frames(2)[1:]),
+        "2 frames or pages",
+    ),
+    (
+        "PNG of two frames",
+        saved(frames(2)[0], format="PNG", save_all=True, append_images=frames(2)[1:]),
+        "2 frames or pages",
+    ),
     ("PPM of floats", b"Pf\n8 8\n-1.0\n" + np.ones(SIZE, "<f4").tobytes(), "floating-point"),
     ("PPM without pixels", b"P6 0 0 255\n", "not an image|pixels: expected"),
-    ("CMYK JPEG without Adobe's marker", without_adobe(saved(Image.new("CMYK", SIZE), format="JPEG")), "CMYK JPEG without an Adobe marker"),
+    (
+        "CMYK JPEG without Adobe's marker",
+        without_adobe(saved(Image.new("CMYK", SIZE), format="JPEG")),
+        "CMYK JPEG without an Adobe marker",
+    ),
     ("PNG bomb", png_bomb(), "exceeds limit of 178956970 pixels"),
     ("PPM bomb", b"P6 60000 60000 255\n", "exceeds limit of 178956970 pixels"),
     ("a needle", b"P5 1 8000000 255\n" + bytes(8_000_000), "too narrow"),
@@ -288,8 +318,12 @@ REFUSED: list[tuple[str, bytes, str]] = [
     ("ICO", saved(Image.new("RGB", (16, 16)), format="ICO"), "not an image"),
     ("TGA", saved(Image.new("RGB", (16, 16)), format="TGA"), "not an image"),
     ("profile that is none", icc(b"nonsense"), "color profile that cannot be read"),
-    ("RGB profile in CMYK", saved(Image.new("CMYK", SIZE), format="JPEG", icc_profile=SRGB), "color profile for RGB in an image of mode CMYK"),
-]  # fmt: skip
+    (
+        "RGB profile in CMYK",
+        saved(Image.new("CMYK", SIZE), format="JPEG", icc_profile=SRGB),
+        "color profile for RGB in an image of mode CMYK",
+    ),
+]
 
 
 @pytest.mark.parametrize(("content", "message"), [case[1:] for case in REFUSED], ids=[case[0] for case in REFUSED])

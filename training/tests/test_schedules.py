@@ -1,4 +1,6 @@
-"""Timesteps of every step count, held against diffusers as it is installed; what cannot be sampled is refused by name."""
+"""Timesteps of every step count, held against diffusers as it is installed; what cannot be sampled is refused by
+name.
+"""
 
 import json
 from pathlib import Path
@@ -47,7 +49,8 @@ def test_the_committed_tables_are_those_of_the_installed_libraries(sweeps: dict[
     ]
     some = sorted(int(steps) for steps in np.random.default_rng(SEED).integers(1, 120, 12))
     print(
-        f"seed {SEED}: trajectories of {some} steps, {sum(len(table['digests']) // 8 for table in sweeps['timesteps'])} step counts"
+        f"seed {SEED}: trajectories of {some} steps, "
+        f"{sum(len(table['digests']) // 8 for table in sweeps['timesteps'])} step counts"
     )
     for table, spacing in zip(sweeps["trajectories"], SPACINGS, strict=True):
         for steps, found in zip(some, trajectory_table(spacing, some)["finals"], strict=True):

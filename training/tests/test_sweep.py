@@ -1,7 +1,7 @@
 """Mutate every field and tensor of every supported format: the same numbers as diffusers, or refused by file and field.
 
-Every case is listed, then as many as DECUWATCH_SWEEP_CASES are drawn (0: all of them) with DECUWATCH_SWEEP_SEED. Both are
-printed, so that a case that fails can be run again.
+Every case is listed, then as many as DECUWATCH_SWEEP_CASES are drawn (0: all of them) with DECUWATCH_SWEEP_SEED. Both
+are printed, so that a case that fails can be run again.
 """
 
 import collections
@@ -131,14 +131,16 @@ def replacements(value: Any) -> Iterator[Any]:
 
 
 OTHER_NAMES = (
-    "linear", "squaredcos_cap_v2", "sigmoid", "traling", "trailing", "linspace", "v_prediction", "sample", "flow_prediction", "text_time", "timestep",
-    "fourier", "scale_shift", "spatial", "gelu", "geglu", "layer_norm", "gated", "UNetMidBlock2D", "UNetMidBlock2DSimpleCrossAttn",
-    "text_proj", "learned_range",
+    "linear", "squaredcos_cap_v2", "sigmoid", "traling", "trailing", "linspace", "v_prediction", "sample",
+    "flow_prediction", "text_time", "timestep", "fourier", "scale_shift", "spatial", "gelu", "geglu", "layer_norm",
+    "gated", "UNetMidBlock2D", "UNetMidBlock2DSimpleCrossAttn", "text_proj", "learned_range",
 )  # fmt: skip
 
 
 def field_cases(file: str, kind: Any, config: dict[str, Any]) -> Iterator[Case]:
-    """Each field that the class or the file has, dropped and replaced; fields that do not exist; keys that come twice."""
+    """Each field that the class or the file has, dropped and replaced; fields that do not exist; keys that come
+    twice.
+    """
     fields = [name for name in inspect.signature(kind.__init__).parameters if name != "self"]
     known = dict.fromkeys([*config, *fields])
 
@@ -169,7 +171,9 @@ def twice(file: Path, name: str) -> None:
 
 
 def tensor_cases(folder: str, weights: dict[str, Tensor]) -> Iterator[Case]:
-    """Each tensor dropped, renamed, reshaped, doubled, of another type and with a value that is not finite; and the files themselves."""
+    """Each tensor dropped, renamed, reshaped, doubled, of another type and with a value that is not finite; and the
+    files themselves.
+    """
     file = f"{folder}/{STEM}"
 
     def case(what: str, name: str, change: Callable[[dict[str, Tensor]], Any]) -> Case:
@@ -298,7 +302,9 @@ def file_cases(folder: str) -> Iterator[Case]:
 
 @torch.no_grad()
 def compare_with_diffusers(backbone: Backbone, path: Path) -> None:
-    """The same files through diffusers' own readers: prediction, decoded and encoded images, alphas, timesteps and steps."""
+    """The same files through diffusers' own readers: prediction, decoded and encoded images, alphas, timesteps and
+    steps.
+    """
     generator = torch.Generator().manual_seed(3)
     latent = torch.randn(2, *backbone.latent_shape, generator=generator)
     timestep = torch.tensor([0, backbone.schedule.train_timesteps - 1])
@@ -365,7 +371,9 @@ def compare_schedule(schedule: NoiseSchedule, folder: Path) -> None:
 
 
 def judge(case: Case, work: Path, load: Callable[[Path], Any], compare: Callable[[Any, Path], None]) -> str:
-    """``same`` or ``refused``. Fails for a traceback, for other numbers, and for a refusal that does not say what of which file."""
+    """``same`` or ``refused``. Fails for a traceback, for other numbers, and for a refusal that does not say what of
+    which file.
+    """
     case.change(work)
     try:
         loaded = load(work)
@@ -403,7 +411,8 @@ def run_cases(
         shutil.rmtree(work)
     counts = ", ".join(f"{count} {outcome}" for outcome, count in sorted(outcomes.items()))
     print(
-        f"sweep {title}: DECUWATCH_SWEEP_SEED={SEED}, {len(chosen)} of {len(cases)} cases: {counts}, {len(failures)} failed"
+        f"sweep {title}: DECUWATCH_SWEEP_SEED={SEED}, {len(chosen)} of {len(cases)} cases: {counts}, {len(failures)} "
+        "failed"
     )
     assert not failures, f"DECUWATCH_SWEEP_SEED={SEED} DECUWATCH_SWEEP_CASES={CASES}:\n" + "\n".join(failures)
     assert outcomes["refused"]
@@ -449,10 +458,11 @@ COMPVIS_KEYS = {
     "cond_stage_config.params.": compvis.CLASS_EMBEDDER,
 }
 CARRIED_OUT = {
-    "timesteps", "beta_schedule", "linear_start", "linear_end", "parameterization", "scale_factor", "image_size", "num_heads", "num_head_channels",
-    "attention_resolutions",
+    "timesteps", "beta_schedule", "linear_start", "linear_end", "parameterization", "scale_factor", "image_size",
+    "num_heads", "num_head_channels", "attention_resolutions",
 }  # fmt: skip
-"""Keys with several supported values for one checkpoint; another value of any other key changes nothing, or is refused."""
+"""Keys with several supported values for one checkpoint; another value of any other key changes nothing, or is refused.
+"""
 DEFAULTS = compvis.DEFAULTS | compvis.UNET_DEFAULTS
 
 

@@ -59,7 +59,8 @@ def test_components_differ_in_start_images_and_order(random_backbone: Backbone, 
     flat = trained.start.flatten(0, 1).flatten(1)
     assert torch.pdist(flat).min() > 1
     chosen = choose_images(folder_data.train.classes, folder_data.train.labels, SMALL)
-    # Some of six classes has bin 4 of 9 images in rotation 0: three components that all drew the same four are one in 15,876.
+    # Some of six classes has bin 4 of 9 images in rotation 0: three components that all drew the same four are one in
+    # 15,876.
     drawn = {
         tuple(sorted(component[index].tolist()))
         for component in chosen[0]
