@@ -19,9 +19,7 @@ DUPLICATED, MISLABELED = 1, 4
 
 
 def spoiled(images: Images, generator: np.random.Generator) -> list[tuple[str, str, np.ndarray]]:
-    """Folder, file name and pixels of every image of the copy. A name says what was done, and the position in
-    Fashion-MNIST.
-    """
+    """Folder, name and pixels of every image of the copy. A name says what was done and the original's position."""
     pixels = images.pixels[:, 0].numpy()
     result = []
     for label, name in enumerate(images.labels):

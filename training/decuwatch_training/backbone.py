@@ -53,7 +53,7 @@ class ContextUNet(nn.Module):
 
 
 class GivenEmbedding(nn.Module):
-    """Stands where a DiT looks a class label up, and hands on the embedding that came in the label's place."""
+    """Replaces a DiT's class lookup: returns the embedding that was given instead of a label."""
 
     def forward(self, embedding: Tensor) -> Tensor:
         return embedding
@@ -78,7 +78,7 @@ class ContextDiT(nn.Module):
 
 
 class Autoencoder(nn.Module):
-    """Images in [-1, 1] to unscaled latents and back; the mean where the encoder gives a distribution."""
+    """Images in [-1, 1] to unscaled latents and back; the mean if the encoder gives a distribution."""
 
     def __init__(self, model: AutoencoderKL | VQModel) -> None:
         super().__init__()
@@ -105,7 +105,7 @@ class Backbone:
     scale: float
     shift: float
     reference: Tensor | None = None
-    """[K + 1, T, D]: the backbone's own fully trained table, the last row unconditional; None where it has none."""
+    """[K + 1, T, D]: the backbone's own fully trained table, the last row unconditional; None without one."""
 
     def freeze(self) -> "Backbone":
         """Evaluation mode, and no parameter takes a gradient."""
@@ -291,9 +291,7 @@ def _part(path: Path, known: Mapping[str, Mapping[str, Known]]) -> tuple[Path, C
 
 
 def read_schedule(file: Path) -> NoiseSchedule:
-    """The noise schedule of a ``scheduler_config.json``; DDIM samples it, whichever of the supported classes wrote
-    it.
-    """
+    """The noise schedule of a ``scheduler_config.json``. DDIM samples it, whichever supported class wrote the file."""
     values = read_configuration(file, SCHEDULERS).values
     return NoiseSchedule(
         train_timesteps=values["num_train_timesteps"],
@@ -337,9 +335,7 @@ LATER = (DeprecationWarning, FutureWarning, PendingDeprecationWarning)
 
 @contextlib.contextmanager
 def _warnings_refused(file: Path) -> Iterator[None]:
-    """What diffusers and torch only warn of is refused: a field or a weight that they do not use, a shape that they
-    stretch.
-    """
+    """Refuse what diffusers and torch only warn of: fields and weights they do not use, shapes they stretch."""
     warned: list[str] = []
     handler = logging.Handler(logging.WARNING)
     handler.emit = lambda record: warned.append(record.getMessage())  # type: ignore[method-assign]
@@ -389,9 +385,7 @@ def dit_reference(dit: DiTTransformer2DModel, where: Path) -> Tensor:
 
 
 def read_reference(path: Path, dim: int) -> Tensor | None:
-    """The backbone's own table, None if there is no such file. Raises TrainingError for another shape or type, and for
-    a NaN.
-    """
+    """The backbone's own table, None without a file. Raises TrainingError for a wrong shape or type, or a NaN."""
     if not path.exists():
         return None
     tensors = read_state_dict(path, "the backbone's own table")

@@ -1,8 +1,8 @@
 """Time the authors' way of computing a profile's scores in PyTorch: components one after another, one class at a time.
 
-For each number of seconds that comes on a line of standard input, score requests for so long and print scores a second,
-by the clock and by the process's CPU time. Cost does not depend on the weights: without --backbone the network has
-random ones and the sizes that ``pretrain`` defaults to.
+For each number of seconds that comes on a line of standard input, score requests for that time and print scores a
+second, by the clock and by the process's CPU time. Cost does not depend on the weights: without --backbone the network
+has random ones and the sizes that ``pretrain`` defaults to.
 """
 
 import argparse

@@ -22,9 +22,7 @@ DEFAULT_PROFILE: dict[str, Any] = {
 
 
 def check_profile(profile: Any, schedule: NoiseSchedule) -> None:
-    """Raise TrainingError that names the first field of a scoring profile that a reader of the manifest would
-    refuse.
-    """
+    """Raise TrainingError that names the first profile field that a reader of the manifest would refuse."""
 
     def known(name: str, value: Any, fields: set[str]) -> None:
         if not isinstance(value, dict) or set(value) != fields:
@@ -78,7 +76,7 @@ def make_requests(classes: Sequence[int], seeds: int, components: int, first_see
 
 @dataclass(frozen=True)
 class Branch:
-    """Where the M components leave the shared path, and how many steps each goes on its own."""
+    """The step at which the M components leave the shared path, and how many steps each then takes."""
 
     step: int
     rollout: int
@@ -125,9 +123,7 @@ def branched_means(
 
 
 def step_variance(sampler: Sampler, step: int) -> float:
-    """sigma_t^2 of DDIM's step at eta = 1: the width that KL and Bhattacharyya's distance are given, though the path
-    has eta = 0.
-    """
+    """sigma_t^2 of DDIM's step at eta = 1. KL and Bhattacharyya's distance use this width; the path has eta = 0."""
     scheduler = sampler.schedule.scheduler(sampler.steps)
     timestep = int(scheduler.timesteps[step])
     return float(scheduler._get_variance(timestep, timestep - sampler.schedule.train_timesteps // sampler.steps))

@@ -20,7 +20,7 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
 
 
 def load_checkpoint(path: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
-    """The state saved under the same ``settings``, or None where there is none.
+    """The state saved under the same ``settings``, or None without a checkpoint.
 
     Raises TrainingError when the file is broken or was written under other settings.
     """

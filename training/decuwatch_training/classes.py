@@ -127,7 +127,7 @@ def _check_labels(classes: list[ClassFolder], exactly: bool) -> None:
         if plain in seen:
             other = shown(seen[plain].path)
             raise TrainingError(
-                f"{shown(entry.path)}: the label {label!r} is that of {other}, or differs in case or spelling only; "
+                f"{shown(entry.path)}: {other} has the label {label!r}, or one that differs in case or spelling only; "
                 "see --classes"
             )
         seen[plain] = entry

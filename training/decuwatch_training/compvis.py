@@ -55,9 +55,7 @@ PARTS = {
 }
 """The class of each part, its ``target``."""
 BETA_SCHEDULES = {"linear": "scaled_linear", "sqrt_linear": "linear", "cosine": "squaredcos_cap_v2"}
-"""CompVis' names and diffusers'. Its ``linear`` is linear in the square root; its cosine with s = 0.008 is the capped
-one.
-"""
+"""CompVis' names to diffusers'. Its ``linear`` is linear in the square root; its cosine has s = 0.008 and a cap."""
 PREDICTIONS = {"eps": "epsilon", "x0": "sample", "v": "v_prediction"}
 
 PARAMETERS = {
@@ -226,7 +224,7 @@ class CompVis:
 
 
 def read_compvis(path: Path, config: Path, ema: str | None) -> CompVis:
-    """Read a checkpoint with its configuration; ``ema`` is ``use`` or ``ignore`` and needed where there are averaged
+    """Read a checkpoint with its configuration; ``ema`` is ``use`` or ``ignore`` and needed if there are averaged
     weights.
 
     Raises TrainingError that names the file and the field or tensor.

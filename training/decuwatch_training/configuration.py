@@ -89,9 +89,7 @@ def either(*rules: Rule) -> Rule:
 
 
 def no_effect(why: str, rule: Rule | None = None) -> Rule:
-    """A field that cannot change a score, and why; ``rule`` bounds it where diffusers could not build the model
-    otherwise.
-    """
+    """A field that cannot change a score, and why. ``rule`` gives the values that diffusers can build."""
     return Rule(
         f"{'anything' if rule is None else rule.says} (no effect: {why})",
         (lambda found: True) if rule is None else rule.allows,
@@ -355,7 +353,7 @@ VQ_MODEL = Known(
         "num_vq_embeddings": whole(1, 10_000_000),
         "vq_embed_dim": either(only(None), whole(1, 1024)),
         "norm_type": only("group", "spatial"),
-        "lookup_from_codebook": no_effect("only where decoding does not quantize", FLAG),
+        "lookup_from_codebook": no_effect("only if decoding does not quantize", FLAG),
     },
     EMA_RECORD,
     _autoencoder_together,

@@ -1,6 +1,4 @@
-"""The data card as one HTML page with thumbnails: no script, nothing loaded from elsewhere, light and dark, readable on
-a phone.
-"""
+"""The data card as one HTML page with thumbnails: no script, loads nothing, light and dark, fits a phone."""
 
 import base64
 import io
@@ -46,9 +44,7 @@ def write_card(card: DataCard, out: Path, show: int = 12) -> None:
 
 
 def contact_sheet(card: DataCard, show: int = 12) -> str:
-    """The page. ``show`` is the most images of one class, or of one group, in each list; the JSON document has them
-    all.
-    """
+    """The page. ``show`` is the maximum number of images of one class or group; the JSON document has them all."""
     parts = [
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
         'content="width=device-width, initial-scale=1">',

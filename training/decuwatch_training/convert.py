@@ -47,9 +47,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _empty_class(name: str) -> Any:
-    """A class that takes any arguments and any state, and does nothing with them; for a kind of dictionary, a plain
-    one.
-    """
+    """A class that takes any arguments and any state and ignores them; a plain dictionary if it is a dictionary."""
 
     def take(self: Any, *arguments: Any, **settings: Any) -> None:
         """Ignore what the checkpoint gives."""

@@ -34,7 +34,7 @@ class Images:
     labels: tuple[str, ...]
     source: str
     files: tuple[str, ...] = ()
-    """Where each image was read from, within the data's directory, printable; empty for images made in memory."""
+    """The file of each image within the data's directory, printable; empty for images made in memory."""
 
     def __len__(self) -> int:
         return len(self.classes)
@@ -66,9 +66,7 @@ class DataSet:
     """What was lost or changed when the images were read, and in how many of them."""
 
     def describe(self) -> list[str]:
-        """The classes by index, where an index does not go without saying, and what became of the images: lines to
-        print.
-        """
+        """Lines to print: the classes by index, if the index is not obvious, and what happened to the images."""
         held_out = torch.bincount(self.held_out.classes, minlength=len(self.train.labels)).tolist()
         lines = []
         for index, (label, count, rest) in enumerate(zip(self.train.labels, self.counts(), held_out, strict=True)):

@@ -28,9 +28,7 @@ SAMPLE = 1000
 NEIGHBORS = 10
 TAU_SHARE = 1 / 3
 TYPICAL = 0.5
-"""A class sets tau only if its median distance is at least this share of the median class's: near duplicates cannot
-hide themselves.
-"""
+"""A class may set tau only if its median distance is at least this share of the median class's."""
 FOREIGN = 0.8
 """An image looks mislabeled if at least this share of its neighbors has one label, another than its own."""
 FAR = 2.0
@@ -167,9 +165,7 @@ class DataCard:
 
 
 def pixel_features(images: Images, size: int = 16) -> Tensor:
-    """The plain feature: each image averaged down to at most 16 x 16, minus the mean image, over one standard deviation
-    of them all.
-    """
+    """The plain feature: each image averaged down to at most 16 x 16, centered, and scaled to variance 1."""
     parts = []
     for index in torch.arange(len(images)).split(4096):
         pixels = images.scaled(index)
@@ -310,9 +306,7 @@ def _close_pairs(points: Tensor, contents: Tensor, tau: float) -> float:
 
 
 def _votes(index: Tensor, classes: Tensor, rows: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Of each item's neighbors: the share with its label, the most frequent other label (the first of several), its
-    share.
-    """
+    """For each item's neighbors: the share with its label, the most frequent other label, and that label's share."""
     own, other, other_share = [], [], []
     for chosen in torch.arange(len(index)).split(4096):
         valid = index[chosen] >= 0

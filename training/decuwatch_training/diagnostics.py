@@ -16,13 +16,11 @@ from decuwatch_training.tables import TableSettings, TrainedTables
 TIMESTEPS = (981, 801, 601, 401, 201)
 """Noise levels at which predictions are compared, of 1000 training timesteps."""
 STILL_AT_START = 0.5
-"""A best-sampled class whose components disagree by more than this share of their starts' disagreement was hardly
-trained.
-"""
+"""Above this share of the starts' disagreement, a best-sampled class was hardly trained."""
 RARE_OVER_COMMON = 2.0
 """The rarest classes must disagree this many times as much as the best-sampled ones."""
 FEW_OVER_MANY = 10
-"""Classes are told to be rarer only where they have this many times fewer images."""
+"""A class counts as rarer if it has this many times fewer images."""
 EXCESS = 0.1
 """A best-sampled row's held-out loss may exceed the fully trained row's by this share of it."""
 

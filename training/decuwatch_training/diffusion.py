@@ -16,9 +16,7 @@ Denoiser = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class NoiseSchedule:
-    """The manifest's ``diffusion`` object: T, the betas, what the network predicts, and how DDIM picks its
-    timesteps.
-    """
+    """The manifest's ``diffusion`` object: T, the betas, what the network predicts, how DDIM picks timesteps."""
 
     train_timesteps: int = 1000
     beta_schedule: str = "scaled_linear"
@@ -62,9 +60,7 @@ class NoiseSchedule:
         return scheduler
 
     def step_count(self, steps: int) -> int:
-        """How many steps a sampler takes that is asked for ``steps``: the same number, except with ``compvis``
-        spacing.
-        """
+        """Steps a sampler takes if asked for ``steps``: the same number, except with ``compvis`` spacing."""
         return len(self.scheduler(steps).timesteps)
 
     def target(self, clean: Tensor, noise: Tensor, timestep: Tensor) -> Tensor:
@@ -102,9 +98,7 @@ def predict_guided(
 
 @dataclass(frozen=True)
 class Sampler:
-    """DDIM with eta = 0: S steps, guidance g. ``step(i, ...)`` maps the latent before step i to the mean mu after
-    it.
-    """
+    """DDIM with eta = 0, S steps, guidance g. ``step(i, ...)`` maps the latent before step i to the mean mu after."""
 
     schedule: NoiseSchedule
     steps: int

@@ -105,7 +105,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def compare(shards: Sequence[Shard], components: int, production: float) -> dict[str, Any]:
-    """Both ways of judging, for every setting. Errors are those at guidance ``production`` where it was measured."""
+    """Both ways of judging, for every setting. Errors are those at guidance ``production``, if it was measured."""
     shards = sorted(shards, key=lambda shard: shard.rotation)
     entries: list[dict[str, Any]] = []
     pairs = sorted({(shard.steps, shard.guidance) for shard in shards})

@@ -229,7 +229,7 @@ def _tensors(tables: Tensor, reference: Tensor | None) -> dict[str, Tensor]:
 def reference_scores(
     backbone: Backbone, tables: Tensor, images: Tensor, profile: dict[str, Any], seeds: int, batch: int = 64
 ) -> dict[str, Any]:
-    """Scores under ``profile`` of the classes with the most images: how large a score is where nothing is missing.
+    """Scores under ``profile`` of the classes with the most images: how large a score is if nothing is missing.
 
     tables [M, K + 1, T, D], images [M, K]. The seeds are not those that the evaluation uses.
     """

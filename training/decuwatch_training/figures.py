@@ -1,6 +1,4 @@
-"""The evaluation's plots: densities of scores by bin, as in the paper's figure, and quality against rows of U-Net
-work.
-"""
+"""The evaluation's plots: densities of scores by bin, as in the paper, and quality against U-Net rows."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,9 +33,7 @@ def draw_densities(panels: Sequence[tuple[str, np.ndarray, Cells]], out: Path) -
 
 
 def draw_frontier(entries: Sequence[dict[str, Any]], out: Path) -> None:
-    """Left: AUROC of the bin next to the largest; right: Spearman of score and error within class and bin; both against
-    rows.
-    """
+    """Against rows. Left: AUROC of the second-largest bin. Right: Spearman of score and error in class and bin."""
     figure, axes = plt.subplots(1, 2, figsize=(10, 3.8))
     kinds = {
         "first branched step": (
@@ -74,7 +70,7 @@ def draw_frontier(entries: Sequence[dict[str, Any]], out: Path) -> None:
 
 
 def request_quality(entry: dict[str, Any]) -> float:
-    """Spearman of score and error within class and bin; NaN where it was not measured, or every score is saturated."""
+    """Spearman of score and error within class and bin; NaN if it was not measured, or every score is saturated."""
     value = entry["request_level"]["within"]["value"] if "request_level" in entry else None
     return float("nan") if value is None else float(value)
 

@@ -45,9 +45,7 @@ def write_file(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def is_disk_full(err: BaseException) -> bool:
-    """Whether ``err`` says that the disk or the quota is exhausted. torch and safetensors wrap the operating system's
-    error in text.
-    """
+    """Whether ``err`` says that the disk or the quota is full. torch and safetensors only say so in their text."""
     if isinstance(err, OSError) and err.errno in (errno.ENOSPC, errno.EDQUOT):
         return True
     text = str(err)

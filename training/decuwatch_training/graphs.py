@@ -35,9 +35,7 @@ class _Float32Outside(nn.Module):
 
 
 def export_unet(backbone: Backbone, tokens: int, path: Path, precision: str) -> list[Path]:
-    """Write latent [N,C,H,W], timestep int64 [N], context [N,T,D] -> prediction [N,C,H,W]; returns the files
-    written.
-    """
+    """Write latent [N,C,H,W], timestep int64 [N], context [N,T,D] -> prediction [N,C,H,W]. Returns the files."""
     inputs = (
         torch.randn(2, *backbone.latent_shape),
         torch.tensor([981, 1]),

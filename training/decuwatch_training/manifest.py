@@ -162,9 +162,7 @@ def files_of(manifest: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]
 
 
 def inputs_digest(manifest: Mapping[str, Any]) -> str:
-    """SHA-256, in hex, of what latents and scores of this ensemble depend on; not of its name, profile or
-    provenance.
-    """
+    """SHA-256 in hex of what latents and scores depend on, without the name, the profile and the provenance."""
     digests = [entry["sha256"] for _, entry in files_of(manifest)]
     fields = {name: manifest[name] for name in ("latent", "context", "diffusion", "components", "classes")}
     text = json.dumps([digests, fields], sort_keys=True)

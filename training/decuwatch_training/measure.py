@@ -39,12 +39,10 @@ class Plan:
     steps: tuple[int, ...]
     guidance: tuple[float, ...]
     rollouts_up_to: int
-    """Roll-outs are measured where S is at most this; beyond, only the first branched step."""
+    """Roll-outs are measured if S is at most this; else only the first branched step."""
 
     def branches(self, steps: int) -> list[Branch]:
-        """The first branched step at each branch point, and roll-outs of 2, 4, 8, ... steps from the first and the
-        middle step.
-        """
+        """The first branched step at each branch point; roll-outs of 2, 4, 8, ... steps from the first and the middle."""
         branches = {Branch(branch_step(fraction, steps), 1) for fraction in FRACTIONS.values()}
         if steps <= self.rollouts_up_to:
             for first in (0, steps // 2):

@@ -1,6 +1,4 @@
-"""Exact nearest neighbors and groups of near duplicates, block by block, so that memory does not grow with n
-squared.
-"""
+"""Exact nearest neighbors and groups of near duplicates, in blocks: memory does not grow with n squared."""
 
 from dataclasses import dataclass
 

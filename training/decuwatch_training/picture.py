@@ -17,9 +17,7 @@ from PIL import Image, ImageCms
 from decuwatch_training.errors import TrainingError
 
 FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
-"""Formats that are read, by content and not by suffix. Others are refused: some run other programs, some have no
-signature.
-"""
+"""Formats that are read, by content and not by suffix. Others run other programs, or have no signature."""
 
 Image.init()  # Pillow would look for the rest of its plugins only if every format were allowed
 
@@ -107,9 +105,7 @@ def _upright(opened: Image.Image, notes: list[str]) -> Image.Image:
 
 
 def _sixteen_bits(image: Image.Image, opened: Image.Image, notes: list[str]) -> Image.Image:
-    """The high byte of 16-bit gray, as Pillow takes it of 16-bit color; integers and floating-point numbers have no
-    agreed range.
-    """
+    """The high byte of 16-bit gray, as Pillow does for 16-bit color. Integers and floats have no agreed range."""
     if image.mode == "F":
         raise TrainingError("floating-point pixels have no agreed range: expected 8 or 16 bits")
     if image.mode == "I" and opened.format != "PPM":  # PPM's are scaled to 0 to 65535 by their own maximum
@@ -189,9 +185,7 @@ def _srgb(image: Image.Image, opened: Image.Image, notes: list[str]) -> Image.Im
 
 @functools.lru_cache(maxsize=64)
 def _transforms(content: bytes) -> tuple[str, dict[str, ImageCms.ImageCmsTransform | None]]:
-    """The profile's color space, and what takes an image of a mode to sRGB: None if the profile is sRGB in all but
-    name.
-    """
+    """The profile's color space, and the transform of an image's mode to sRGB; None if the profile is sRGB itself."""
     try:
         profile = ImageCms.ImageCmsProfile(io.BytesIO(content))
         space = profile.profile.xcolor_space.strip()

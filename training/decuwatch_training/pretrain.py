@@ -134,9 +134,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def build_unet(latent_shape: tuple[int, int, int], settings: PretrainSettings) -> UNet2DConditionModel:
-    """A small U-Net: no attention at the first resolution, self- and cross-attention at the others and in the
-    middle.
-    """
+    """A small U-Net: no attention at the first resolution, self- and cross-attention everywhere else."""
     lower = len(settings.channels) - 1
     return UNet2DConditionModel(
         sample_size=cast(Any, latent_shape[1:]),

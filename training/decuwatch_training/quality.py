@@ -85,9 +85,7 @@ def auroc_by_bin(scores: np.ndarray, cells: Cells, size: float, replicates: int 
 
 
 def auroc_same_class(scores: np.ndarray, cells: Cells, size: float) -> tuple[float, int, int]:
-    """Each class's own requests in one bin against its own in the largest: mean AUROC, classes at 0.99 or more,
-    classes.
-    """
+    """One bin's requests against the largest bin's, by class: mean AUROC, classes at 0.99 or more, classes."""
     values = []
     for label in np.unique(cells.classes):
         own = cells.classes == label
@@ -114,9 +112,7 @@ def mean_by_bin(scores: np.ndarray, cells: Cells, replicates: int = 0, seed: int
 def within_cells(
     scores: np.ndarray, errors: np.ndarray, cells: Cells, size: float | None = None, replicates: int = 0, seed: int = 0
 ) -> Estimate:
-    """Mean over cells (of one bin, or of all) of Spearman's rho between the scores and the errors of the cell's
-    requests.
-    """
+    """Spearman's rho between scores and errors of a cell's requests, averaged over the cells of one bin, or of all."""
     chosen = np.ones(len(scores), bool) if size is None else cells.bins == size
     own = Cells(cells.bins[chosen], cells.classes[chosen], cells.cells[chosen])
     ranks = [rankdata(np.stack(_cells(values[chosen], own.cells)), axis=1) for values in (scores, errors)]
@@ -127,9 +123,7 @@ def within_cells(
 
 
 def variation_within_cells(scores: np.ndarray, cells: Cells) -> float:
-    """Mean over the largest bin's cells of standard deviation / mean: the spread between seeds of a well-sampled
-    class.
-    """
+    """Standard deviation / mean, averaged over the largest bin's cells: how seeds of a well-sampled class differ."""
     groups = _by_cell(scores, cells, cells.sizes[-1])
     return float(np.mean([group.std(ddof=1) / group.mean() for group in groups]))
 

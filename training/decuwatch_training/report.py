@@ -117,7 +117,7 @@ def _estimator_table(entries: Sequence[dict[str, Any]], bins: Sequence[str]) -> 
 
 
 def _request_parts(evaluation: dict[str, Any], entries: Sequence[dict[str, Any]], bins: Sequence[str]) -> list[str]:
-    """The request level, where roll-outs were measured."""
+    """The request level, if roll-outs were measured."""
     measured = [e for e in entries if e["estimator"] == "mean-w2" and "request_level" in e]
     if not measured:
         return []

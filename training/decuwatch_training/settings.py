@@ -1,6 +1,4 @@
-"""Every score that an evaluation compares: an estimator at a branch, a roll-out, a sum over branch points, fewer
-components.
-"""
+"""The scores that an evaluation compares: estimators, branches, roll-outs, sums of branches, fewer components."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass

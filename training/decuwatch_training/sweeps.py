@@ -80,9 +80,7 @@ def diffusers_timesteps(train: int, spacing: str, offset: int, steps: int) -> np
 
 
 def compvis_timesteps(train: int, steps: int) -> np.ndarray:
-    """``make_ddim_timesteps`` of latent diffusion (Rombach et al. 2022) with its ``uniform`` method, from noise to
-    image.
-    """
+    """``make_ddim_timesteps`` of latent diffusion (Rombach et al. 2022), method ``uniform``, from noise to image."""
     return np.flip(np.asarray(list(range(0, train, train // steps))) + 1)
 
 
@@ -122,9 +120,7 @@ def trajectory_conventions(spacing: str, steps: int) -> tuple[str, str, float, i
 
 
 def trajectory_table(spacing: str, step_counts: range | list[int]) -> dict[str, Any]:
-    """Where a trajectory of two elements ends, for each step count; null if it cannot be taken or the reference gives
-    no number.
-    """
+    """The end of a trajectory of two elements by step count; null if it cannot be taken or the reference has none."""
     finals: list[list[float] | None] = []
     for steps in step_counts:
         schedule, prediction, eta, offset, to_one = trajectory_conventions(spacing, steps)
@@ -191,9 +187,7 @@ def _compvis_trajectory(steps: int, eta: float) -> np.ndarray | None:
 
 
 def noise_table() -> list[dict[str, Any]]:
-    """Draws of one generator after another: every size up to 80, sizes that follow each other in any order, random
-    seeds of 64 bits.
-    """
+    """Draws of one generator in turn: every size up to 80, sizes in any order, random 64-bit seeds."""
     choose = np.random.default_rng(NOISE_SEED)
     sequences = [[size] * 3 for size in range(1, 81)]
     sequences += [choose.integers(1, 41, 6).tolist() for _ in range(60)]

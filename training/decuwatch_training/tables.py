@@ -276,9 +276,7 @@ def train_tables(
 def _pull_to_anchors(
     tables: nn.Parameter, anchors: Tensor, prior: Tensor, counts: Tensor, settings: TableSettings
 ) -> None:
-    """Add the prior's gradient, weighted as the row's share of the drawn rows so that its minimum does not depend on
-    the drawing.
-    """
+    """Add the prior's gradient, weighted by the row's share of the drawn rows, so that its minimum stays put."""
     drawn = counts if settings.regime == "exposure" else (counts > 0).float()
     share = drawn / drawn.sum(1, keepdim=True)
     dropout = settings.condition_dropout

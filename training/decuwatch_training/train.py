@@ -259,7 +259,7 @@ def image_shape_of(backbone: Backbone) -> tuple[int, int]:
 
 
 def kept_latents(backbone: Backbone, digest: str, images: Images, beside: Path) -> Tensor:
-    """The images' scaled latents, from a file beside the backbone where an earlier run has left them.
+    """The images' scaled latents, from a file beside the backbone if an earlier run has left it.
 
     The file's name holds a digest of backbone and images, so that a change of either encodes anew.
     """

@@ -22,9 +22,7 @@ FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 """What float32 holds exactly."""
 STEM = "diffusion_pytorch_model"
 LOSSLESS_VARIANTS = ("fp32", "fp16", "bf16")
-"""Variants that say how the same weights are stored. Others (ema, non_ema) are other weights: the user chooses by
-renaming.
-"""
+"""Variants that store the same weights in another way. Others (ema, non_ema) are other weights."""
 NOT_WEIGHTS = ("optimizer_states", "callbacks", "lr_schedulers", "loops", "hyper_parameters")
 """What Lightning keeps in a checkpoint beside the weights."""
 
@@ -142,9 +140,7 @@ def _read_shards(index: Path, what: str) -> dict[str, Tensor]:
 
 
 def load_exactly(model: nn.Module, weights: Mapping[str, Tensor], path: Path, part: str) -> None:
-    """Load every weight. Raises TrainingError for one that is missing, left over, or of another shape or type, and for
-    a NaN.
-    """
+    """Load every weight. Raises TrainingError if one is missing, left over, NaN, or has another shape or type."""
     expected = model.state_dict()
     missing = [name for name in expected if name not in weights]
     extra = [name for name in weights if name not in expected]

@@ -83,9 +83,7 @@ def bmp24(rgb: np.ndarray) -> bytes:
 
 
 def upright(stored: np.ndarray, orientation: int) -> np.ndarray:
-    """What a viewer shows, after EXIF 2.32: the tag says on which sides row 0 and column 0 of the stored image
-    belong.
-    """
+    """What a viewer shows, after EXIF 2.32: the tag says on which sides row 0 and column 0 belong."""
     rows, columns = {
         1: ("top", "left"),
         2: ("top", "right"),

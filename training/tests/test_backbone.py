@@ -1,6 +1,4 @@
-"""A backbone is carried out exactly or refused by name: the classes, fields, weights and files that were once
-misread.
-"""
+"""A backbone is carried out exactly or refused by name: what was once misread."""
 
 import json
 import math
@@ -148,9 +146,7 @@ def test_another_architecture_is_no_dit(tmp_path: Path, name: str | None) -> Non
 
 
 def test_an_older_dit_is_read_and_another_transformer_is_not(tmp_path: Path) -> None:
-    """Transformer2DModel stood for several architectures; its norm_type says which, and has no default that is a
-    DiT's.
-    """
+    """Transformer2DModel stood for several architectures; norm_type says which, and its default is not a DiT."""
     path = diffusers_directory(tmp_path, "transformer2d", "kl", "ddim")
     assert load_backbone(path).context_dim == 16
     edit(path / "transformer" / "config.json", lambda config: config.pop("norm_type"))

@@ -50,7 +50,7 @@ def test_other_folders_are_sorted_as_text(tmp_path: Path) -> None:
     ("names", "message"),
     [
         (["1", "01"], "the folders 01 and 1 are one number"),
-        (["Cat", "cat"], "cat: the label 'cat' is that of .*Cat, or differs in case"),
+        (["Cat", "cat"], "cat: .*Cat has the label 'cat', or one that differs in case"),
         (["caf\u00e9", "cafe\u0301"], "differs in case or spelling only"),
         (["x" * 129], "a label of 129 characters, expected 1 to 128"),
         (["a\nb"], r"a\\nb: the label .* characters that cannot be printed"),
@@ -76,7 +76,7 @@ def test_a_listing_fixes_order_and_labels(tmp_path: Path) -> None:
         ("0\n1\nn02\nn10\n0\n", "line 5: the folder '0' again, first on line 1"),
         ("0\n1\n\nn02\nn10\n", "line 3: no folder"),
         ("0\n1\nn02\nn11\n", "line 4: no folder 'n11'"),
-        ("0\tsame\n1\tsame\nn02\nn10\n", "the label 'same' is that of"),
+        ("0\tsame\n1\tsame\nn02\nn10\n", "has the label 'same'"),
         ("0\t\n1\nn02\nn10\n", "a label of 0 characters"),
     ]:
         listing.write_text(text)

@@ -1,6 +1,4 @@
-"""The directory that decuwatch reads: graphs that do what PyTorch does, manifests inside their bounds, nothing by
-halves.
-"""
+"""The directory that decuwatch reads: graphs that do what PyTorch does, manifests within their bounds."""
 
 import json
 import math

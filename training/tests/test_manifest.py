@@ -1,6 +1,4 @@
-"""What reads an ensemble refuses one that is not as its manifest says, by file and field; and every verb refuses in one
-line.
-"""
+"""An ensemble that is not as its manifest says is refused by file and field, in one line, by every verb."""
 
 import copy
 import json

@@ -36,9 +36,7 @@ def test_bounds_and_saturation() -> None:
 
 
 def test_distances_of_gaussians_with_equal_variance() -> None:
-    """KL(N(a, s^2), N(b, s^2)) = |a - b|^2 / 2 s^2; Bhattacharyya |a - b|^2 / 8 s^2, against torch.distributions and
-    quadrature.
-    """
+    """KL(N(a, s^2), N(b, s^2)) = |a - b|^2 / 2 s^2, Bhattacharyya |a - b|^2 / 8 s^2: torch and quadrature agree."""
     a, b, variance = 0.3, 1.1, 0.5
     means = torch.tensor([a, b]).view(1, 2, 1, 1, 1)
     first, second = (torch.distributions.Normal(mean, math.sqrt(variance)) for mean in (a, b))

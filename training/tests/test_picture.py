@@ -1,6 +1,4 @@
-"""Every mode and format becomes the right 8-bit array, or is refused by file name: against arrays that no image library
-made.
-"""
+"""Every mode and format becomes the right 8-bit array, or is refused by file name."""
 
 import io
 import os

@@ -1,6 +1,4 @@
-"""Timesteps of every step count, held against diffusers as it is installed; what cannot be sampled is refused by
-name.
-"""
+"""Timesteps of every step count against the installed diffusers; what cannot be sampled is refused by name."""
 
 import json
 from pathlib import Path

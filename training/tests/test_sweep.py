@@ -138,9 +138,7 @@ OTHER_NAMES = (
 
 
 def field_cases(file: str, kind: Any, config: dict[str, Any]) -> Iterator[Case]:
-    """Each field that the class or the file has, dropped and replaced; fields that do not exist; keys that come
-    twice.
-    """
+    """Each field of the class or the file, dropped and replaced; fields that do not exist; duplicate keys."""
     fields = [name for name in inspect.signature(kind.__init__).parameters if name != "self"]
     known = dict.fromkeys([*config, *fields])
 
@@ -171,9 +169,7 @@ def twice(file: Path, name: str) -> None:
 
 
 def tensor_cases(folder: str, weights: dict[str, Tensor]) -> Iterator[Case]:
-    """Each tensor dropped, renamed, reshaped, doubled, of another type and with a value that is not finite; and the
-    files themselves.
-    """
+    """Each tensor dropped, renamed, reshaped, doubled, retyped, made NaN; and the files themselves."""
     file = f"{folder}/{STEM}"
 
     def case(what: str, name: str, change: Callable[[dict[str, Tensor]], Any]) -> Case:
@@ -302,9 +298,7 @@ def file_cases(folder: str) -> Iterator[Case]:
 
 @torch.no_grad()
 def compare_with_diffusers(backbone: Backbone, path: Path) -> None:
-    """The same files through diffusers' own readers: prediction, decoded and encoded images, alphas, timesteps and
-    steps.
-    """
+    """The same files through diffusers' readers: predictions, decoded and encoded images, alphas, timesteps, steps."""
     generator = torch.Generator().manual_seed(3)
     latent = torch.randn(2, *backbone.latent_shape, generator=generator)
     timestep = torch.tensor([0, backbone.schedule.train_timesteps - 1])
@@ -371,9 +365,7 @@ def compare_schedule(schedule: NoiseSchedule, folder: Path) -> None:
 
 
 def judge(case: Case, work: Path, load: Callable[[Path], Any], compare: Callable[[Any, Path], None]) -> str:
-    """``same`` or ``refused``. Fails for a traceback, for other numbers, and for a refusal that does not say what of
-    which file.
-    """
+    """``same`` or ``refused``. Fails for a traceback, other numbers, or a refusal without the file and the reason."""
     case.change(work)
     try:
         loaded = load(work)
