@@ -32,6 +32,7 @@ import (
 	"github.com/decuwatch/decuwatch/alerts"
 	"github.com/decuwatch/decuwatch/consumers"
 	"github.com/decuwatch/decuwatch/consumers/natstest"
+	"github.com/decuwatch/decuwatch/internal/app"
 	"github.com/decuwatch/decuwatch/monitor"
 	"github.com/decuwatch/decuwatch/schema"
 	"github.com/decuwatch/decuwatch/schema/postgres"
@@ -473,8 +474,8 @@ func pipelineCells(b *testing.B) []*cell {
 			b.Fatal(err)
 		}
 		m, err := monitor.New(monitor.Options{
-			Models:  map[string]monitor.Model{name: {Scorer: scorer, Classes: labels(e), Profile: e.Profile()}},
-			Decider: thresholds, Recorder: recorder{store}, Registerer: prometheus.NewRegistry(),
+			Models:  map[string]monitor.Model{name: {Scorer: scorer, Classes: app.Labels(e), Profile: e.Profile()}},
+			Decider: thresholds, Recorder: app.Recorder{Store: store}, Registerer: prometheus.NewRegistry(),
 		})
 		if err != nil {
 			b.Fatal(err)

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"net"
 	"net/http"
 	"time"
 
@@ -12,6 +11,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"github.com/decuwatch/decuwatch/consumers"
+	"github.com/decuwatch/decuwatch/internal/app"
 	"github.com/decuwatch/decuwatch/review"
 	"github.com/decuwatch/decuwatch/schema"
 	"github.com/decuwatch/decuwatch/schema/postgres"
@@ -25,10 +25,10 @@ type canaryCmd struct {
 	Once      bool          `help:"Publish one canary of each model, wait for its alert, and end: exit code 3 where it is missed."`
 	Listen    string        `default:"127.0.0.1:9465" help:"Address of /metrics; port 0 is any free one, none is no metrics."`
 
-	NATS     NATSConfig     `embed:"" prefix:"nats." group:"NATS"`
-	Stream   StreamConfig   `embed:"" prefix:"stream." group:"Stream of events"`
-	Alerts   AlertsConfig   `embed:"" prefix:"alerts." group:"Alerts"`
-	Postgres PostgresConfig `embed:"" prefix:"postgres." group:"Postgres"`
+	NATS     app.NATSConfig     `embed:"" prefix:"nats." group:"NATS"`
+	Stream   app.StreamConfig   `embed:"" prefix:"stream." group:"Stream of events"`
+	Alerts   app.AlertsConfig   `embed:"" prefix:"alerts." group:"Alerts"`
+	Postgres app.PostgresConfig `embed:"" prefix:"postgres." group:"Postgres"`
 }
 
 func (canaryCmd) Help() string {
@@ -52,18 +52,18 @@ func (c *canaryCmd) Run(ctx context.Context, s *streams, log *slog.Logger) (err 
 		}
 		manifests = append(manifests, &e.Manifest)
 	}
-	life := newLifecycle(ctx, log)
-	defer func() { err = joinEnd(err, life) }()
-	nc, err := c.NATS.connect("canary", !c.Once, log)
+	life, ctx := app.NewLifecycle(ctx, log)
+	defer life.End(&err)
+	nc, err := c.NATS.Connect("canary", !c.Once, log)
 	if err != nil {
 		return err
 	}
-	life.undo("NATS", func() error { nc.Close(); return nil })
+	life.OnStop("NATS", func() error { nc.Close(); return nil })
 	js, err := jetstream.New(nc)
 	if err != nil {
 		return err
 	}
-	_, sinks, err := c.Alerts.sinks(js)
+	_, sinks, err := c.Alerts.Sinks(js)
 	if err != nil {
 		return err
 	}
@@ -71,18 +71,18 @@ func (c *canaryCmd) Run(ctx context.Context, s *streams, log *slog.Logger) (err 
 	for i, sink := range sinks {
 		names[i] = sink.Name()
 	}
-	store, err := postgres.Open(ctx, c.Postgres.config(log, names...))
+	store, err := postgres.Open(ctx, c.Postgres.Config(log, names...))
 	if err != nil {
 		return err
 	}
-	life.undo("Postgres", func() error { store.Close(); return nil })
+	life.OnStop("Postgres", func() error { store.Close(); return nil })
 
-	reg := newRegistry()
+	reg := app.NewRegistry(built())
 	publish := func(ctx context.Context, ev schema.Event) error {
 		ctx, cancel := context.WithTimeout(ctx, c.Deadline)
 		defer cancel()
-		if _, err := consumers.EnsureStream(ctx, js, Config{Stream: c.Stream}.consumers(nil)); err != nil {
-			return explainRoom(ctx, js, c.Stream, c.Alerts, err)
+		if _, err := consumers.EnsureStream(ctx, js, app.Config{Stream: c.Stream}.ConsumersConfig(nil)); err != nil {
+			return app.ExplainRoom(ctx, js, c.Stream, c.Alerts, err)
 		}
 		_, err := schema.Publish(ctx, js, ev)
 		return err
@@ -94,18 +94,18 @@ func (c *canaryCmd) Run(ctx context.Context, s *streams, log *slog.Logger) (err 
 	if c.Once {
 		return c.once(ctx, s, canary, manifests)
 	}
-	if c.Listen != noPage {
-		listener, err := net.Listen("tcp", c.Listen)
+	if c.Listen != app.NoPage {
+		listener, err := app.Listen("--listen", c.Listen)
 		if err != nil {
-			return fmt.Errorf("listen on --listen: %w", err)
+			return err
 		}
 		mux := http.NewServeMux()
 		mux.Handle("GET /metrics", promhttp.HandlerFor(reg, promhttp.HandlerOpts{EnableOpenMetrics: true}))
-		life.run("metrics", func(ctx context.Context) error { return serveHTTP(ctx, bounded(listener), mux) })
+		life.Run("metrics", func(ctx context.Context) error { return app.ServeHTTP(ctx, listener, mux) })
 		log.Info("publishing canaries", "every", c.Every, "deadline", c.Deadline, "metrics", "http://"+listener.Addr().String()+"/metrics")
 	}
-	life.run("canary", canary.Run)
-	return life.wait()
+	life.Run("canary", canary.Run)
+	return life.Wait()
 }
 
 // once publishes one canary of each model and waits for what becomes of it.

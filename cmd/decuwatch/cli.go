@@ -10,6 +10,8 @@ import (
 	"strings"
 
 	"github.com/alecthomas/kong"
+	"github.com/decuwatch/decuwatch/internal/app"
+	"github.com/decuwatch/decuwatch/internal/settings"
 	"golang.org/x/term"
 )
 
@@ -24,17 +26,13 @@ const (
 // errDifference ends a check (reconcile, replay, redeliver) that found a difference and has printed it.
 var errDifference = errors.New("a difference was found")
 
-// usageError is an error of the caller's flags, settings or arguments.
-type usageError struct{ error }
-
-func (e usageError) Unwrap() error { return e.error }
-
-func usage(format string, args ...any) error { return usageError{fmt.Errorf(format, args...)} }
+// usage returns an error in the caller's flags, settings or arguments.
+func usage(format string, args ...any) error { return settings.Errorf(format, args...) }
 
 // cli is the command line: one field a verb.
 type cli struct {
-	ConfigFile string    `name:"config" short:"c" placeholder:"FILE" help:"YAML file of settings. The environment variable DECUWATCH_CONFIG names one too."`
-	Log        LogConfig `embed:"" prefix:"log." group:"Logging"`
+	ConfigFile string        `name:"config" short:"c" placeholder:"FILE" help:"YAML file of settings. The environment variable DECUWATCH_CONFIG names one too."`
+	Log        app.LogConfig `embed:"" prefix:"log." group:"Logging"`
 
 	Serve      serveCmd      `cmd:"" help:"Score events as they come, until SIGTERM."`
 	Demo       demoCmd       `cmd:"" help:"Show the monitor end to end on this machine, with servers of its own."`
@@ -77,13 +75,12 @@ Exit codes: 0 done, 1 failed, 2 wrong flag, setting or argument, 3 a check found
 func run(ctx context.Context, args []string, getenv func(string) string, stdin io.Reader, stdout, stderr io.Writer) int {
 	var c cli
 	exit := -1
-	settings := &settings{getenv: getenv}
+	sources := &app.Sources{Getenv: getenv}
 	parser, err := kong.New(&c,
 		kong.Name("decuwatch"), kong.Description(description), kong.UsageOnError(),
 		kong.ConfigureHelp(kong.HelpOptions{Compact: true, NoExpandSubcommands: true, WrapUpperBound: 110}),
 		kong.Writers(stdout, stderr), kong.Exit(func(code int) { exit = code; panic(exited{}) }),
-		kong.Resolvers(kong.ResolverFunc(settings.fromFile), kong.ResolverFunc(settings.fromEnvironment)),
-		kong.WithBeforeResolve(func(k *kong.Context) error { return settings.load(configPath(k, getenv)) }),
+		sources.Option(),
 		kong.Groups{"Logging": "Logging", "NATS": "NATS", "Postgres": "Postgres", "Scoring": "Scoring"},
 	)
 	if err != nil {
@@ -95,33 +92,33 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdin i
 		return exit
 	}
 	if err != nil {
-		fmt.Fprintf(stderr, "decuwatch: %s\n", settings.explain(err))
+		fmt.Fprintf(stderr, "decuwatch: %s\n", sources.Explain(err))
 		var perr *kong.ParseError
 		if errors.As(err, &perr) && perr.Context != nil {
 			fmt.Fprintf(stderr, "Run \"%s --help\" for its flags.\n", strings.TrimSpace("decuwatch "+commandPath(perr.Context)))
 		}
 		return exitUsage
 	}
-	log, err := c.Log.logger(stderr)
+	log, err := c.Log.Logger(stderr)
 	if err == nil {
-		err = validateGroups(parsed.Selected().Target)
+		err = app.CheckGroups(parsed.Selected().Target)
 	}
 	if err != nil {
-		fmt.Fprintf(stderr, "decuwatch: %s\n", settings.explain(err))
+		fmt.Fprintf(stderr, "decuwatch: %s\n", sources.Explain(err))
 		return exitUsage
 	}
 	slog.SetDefault(log) // libraries that log by default
 	parsed.BindTo(ctx, (*context.Context)(nil))
 	parsed.Bind(log, &streams{in: stdin, out: stdout, err: stderr, terminal: isTerminal(stdout), progress: isTerminal(stderr)})
 	err = parsed.Run()
-	var wrong usageError
+	var wrong settings.Error
 	switch {
 	case err == nil:
 		return exitOK
 	case errors.Is(err, errDifference):
 		return exitDifference
 	case errors.As(err, &wrong):
-		fmt.Fprintf(stderr, "decuwatch: %s\n", settings.explain(err))
+		fmt.Fprintf(stderr, "decuwatch: %s\n", sources.Explain(err))
 		return exitUsage
 	case errors.Is(err, context.Canceled) && ctx.Err() != nil:
 		fmt.Fprintln(stderr, "decuwatch: interrupted")
@@ -156,16 +153,4 @@ func commandPath(k *kong.Context) string {
 		}
 	}
 	return strings.Join(names, " ")
-}
-
-// configPath returns the settings file that the arguments or the environment name, or "".
-func configPath(k *kong.Context, getenv func(string) string) string {
-	for _, flag := range k.Flags() {
-		if flag.Name == "config" {
-			if path, ok := k.FlagValue(flag).(string); ok && path != "" {
-				return path
-			}
-		}
-	}
-	return getenv("DECUWATCH_CONFIG")
 }

@@ -23,6 +23,7 @@ import (
 
 	"github.com/decuwatch/decuwatch/alerts"
 	"github.com/decuwatch/decuwatch/consumers"
+	"github.com/decuwatch/decuwatch/internal/app"
 	"github.com/decuwatch/decuwatch/monitor/reconcile"
 	"github.com/decuwatch/decuwatch/schema"
 	"github.com/decuwatch/decuwatch/schema/postgres"
@@ -75,8 +76,8 @@ func (c *demoCmd) Run(ctx context.Context, s *streams) (err error) {
 	defer logFile.Close() //nolint:errcheck // a lost line is no reason to fail
 	log := slog.New(slog.NewTextHandler(logFile, nil))
 	slog.SetDefault(log)
-	life := newLifecycle(ctx, log)
-	defer func() { err = joinEnd(err, life) }()
+	life, ctx := app.NewLifecycle(ctx, log)
+	defer life.End(&err)
 
 	e, err := ensemble.Open(c.Ensemble)
 	if err != nil {
@@ -88,68 +89,71 @@ func (c *demoCmd) Run(ctx context.Context, s *streams) (err error) {
 	if err != nil {
 		return err
 	}
-	life.undo("nats-server", func() error { broker.Shutdown(); broker.WaitForShutdown(); return nil })
+	life.OnStop("nats-server", func() error { broker.Shutdown(); broker.WaitForShutdown(); return nil })
 	say("NATS", "%s, JetStream on disk", broker.ClientURL())
 
 	database, err := local.Start(ctx, local.Options{Dir: filepath.Join(dir, "postgres")})
 	if err != nil {
 		return err
 	}
-	life.undo("postgres", database.Stop)
+	life.OnStop("postgres", database.Stop)
 	if err := postgres.Migrate(ctx, database.URL()); err != nil {
 		return err
 	}
 	say("Postgres", "%s, migrated", database.Address())
 
-	cfg := defaultConfig()
+	cfg := app.DefaultConfig()
 	cfg.NATS.URL, cfg.Postgres.URL, cfg.Metrics.Address = broker.ClientURL(), database.URL(), loopback(freePort(c.HTTPPort))
 	cfg.Review.Address = loopback(freePort(c.ReviewPort))
 	cfg.Scoring.Ensembles, cfg.Scoring.Library = []string{c.Ensemble}, c.Library
-	store, err := postgres.Open(ctx, cfg.Postgres.config(log))
+	store, err := postgres.Open(ctx, cfg.Postgres.Config(log))
 	if err != nil {
 		return err
 	}
-	life.undo("store", func() error { store.Close(); return nil })
+	life.OnStop("store", func() error { store.Close(); return nil })
 	note, err := referenceThresholds(ctx, store, e)
 	if err != nil {
 		return err
 	}
 	say("thresholds", "%s", note)
 
-	served := make(chan serving, 1)
-	life.run("serve", func(ctx context.Context) error {
-		return serve(ctx, cfg, log, func(s serving) { served <- s })
+	served := make(chan app.Serving, 1)
+	life.Run("serve", func(ctx context.Context) error {
+		version, revision := built()
+		return app.Serve(ctx, cfg, app.Options{
+			Log: log, Version: version, Revision: revision, Started: func(s app.Serving) { served <- s },
+		})
 	})
-	var up serving
+	var up app.Serving
 	select {
 	case up = <-served:
-	case <-life.ctx.Done():
-		return errors.Join(context.Cause(life.ctx), fmt.Errorf("see %s", logFile.Name())) //nolint:contextcheck // life.ctx ends with ctx
+	case <-ctx.Done():
+		return errors.Join(context.Cause(ctx), fmt.Errorf("see %s", logFile.Name()))
 	}
-	say("monitor", "serving, http://%s/metrics", up.metrics)
-	say("review", "http://%s/", up.review)
+	say("monitor", "serving, http://%s/metrics", up.Metrics)
+	say("review", "http://%s/", up.Review)
 
-	nc, err := cfg.NATS.connect("demo", false, log)
+	nc, err := cfg.NATS.Connect("demo", false, log)
 	if err != nil {
 		return err
 	}
-	life.undo("connection", func() error { nc.Close(); return nil })
+	life.OnStop("connection", func() error { nc.Close(); return nil })
 	js, err := jetstream.New(nc)
 	if err != nil {
 		return err
 	}
 	fmt.Fprintln(s.out)
-	events, took, err := c.requests(life.ctx, js, store, e, s) //nolint:contextcheck // life.ctx ends with ctx
+	events, took, err := c.requests(ctx, js, store, e, s)
 	if err != nil {
-		return errors.Join(err, context.Cause(life.ctx)) //nolint:contextcheck // life.ctx ends with ctx
+		return errors.Join(err, context.Cause(ctx))
 	}
-	if err := owesNothing(life.ctx, store); err != nil { //nolint:contextcheck // life.ctx ends with ctx
+	if err := owesNothing(ctx, store); err != nil {
 		return err
 	}
-	if err := c.summary(life.ctx, s, store, e, events, took); err != nil { //nolint:contextcheck // life.ctx ends with ctx
+	if err := c.summary(ctx, s, store, e, events, took); err != nil {
 		return err
 	}
-	r, err := reconcile.Run(life.ctx, reconcile.Options{JetStream: js, Store: store, Events: cfg.Stream.Name, Alerts: cfg.Alerts.Stream}) //nolint:contextcheck // life.ctx ends with ctx
+	r, err := reconcile.Run(ctx, reconcile.Options{JetStream: js, Store: store, Events: cfg.Stream.Name, Alerts: cfg.Alerts.Stream})
 	if err != nil {
 		return err
 	}
@@ -165,7 +169,7 @@ func (c *demoCmd) Run(ctx context.Context, s *streams) (err error) {
 	}
 	fmt.Fprintf(s.out, "\nEverything stays up, and alerts appear below as they come. Ctrl-C ends it.\n\n")
 	watch := &watchCmd{NATS: cfg.NATS, Alerts: cfg.Alerts, quiet: true}
-	return watch.Run(life.ctx, s, log) //nolint:contextcheck // life.ctx ends with ctx
+	return watch.Run(ctx, s, log)
 }
 
 // prepare makes the directory and takes it for this process.
@@ -274,7 +278,7 @@ type published struct {
 
 // requests publishes the demo's requests and waits for their verdicts.
 func (c *demoCmd) requests(ctx context.Context, js jetstream.JetStream, store *postgres.Store, e *ensemble.Ensemble, s *streams) ([]published, time.Duration, error) {
-	cfg := defaultConfig().consumers([]string{e.Name})
+	cfg := app.DefaultConfig().ConsumersConfig([]string{e.Name})
 	stream, err := consumers.EnsureStream(ctx, js, cfg)
 	if err != nil {
 		return nil, 0, err
@@ -463,7 +467,7 @@ func number(v float64) string {
 }
 
 // addresses prints where everything is, and what to try next.
-func (c *demoCmd) addresses(s *streams, e *ensemble.Ensemble, broker *server.Server, database *local.Server, up serving, log string) {
+func (c *demoCmd) addresses(s *streams, e *ensemble.Ensemble, broker *server.Server, database *local.Server, up app.Serving, log string) {
 	program := "decuwatch"
 	if exe, err := os.Executable(); err == nil {
 		program = exe
@@ -477,11 +481,11 @@ func (c *demoCmd) addresses(s *streams, e *ensemble.Ensemble, broker *server.Ser
 	fmt.Fprintf(s.out, "\n")
 	w := tabwriter.NewWriter(s.out, 0, 8, 2, ' ', 0)
 	fmt.Fprintf(w, "NATS\t%s\n", broker.ClientURL())
-	fmt.Fprintf(w, "metrics\thttp://%s/metrics, /healthz, /readyz\n", up.metrics)
-	if up.review != "" {
-		fmt.Fprintf(w, "review\thttp://%s/\n", up.review)
+	fmt.Fprintf(w, "metrics\thttp://%s/metrics, /healthz, /readyz\n", up.Metrics)
+	if up.Review != "" {
+		fmt.Fprintf(w, "review\thttp://%s/\n", up.Review)
 	}
-	fmt.Fprintf(w, "Postgres\t%s\n", redact(database.URL()))
+	fmt.Fprintf(w, "Postgres\t%s\n", app.Redact(database.URL()))
 	fmt.Fprintf(w, "log\t%s\n", log)
 	_ = w.Flush() // to the same place as everything else
 	fmt.Fprintf(s.out, "\nAsk the database:\n  psql '%s' -c '%s'\n", database.URL(), query)

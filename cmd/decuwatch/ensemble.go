@@ -83,7 +83,7 @@ type ensembleVerifyCmd struct {
 	Scoring runtimeConfig `embed:"" prefix:"scoring." group:"Scoring"`
 }
 
-// runtimeConfig are the settings of ScoringConfig that say how a graph is run.
+// runtimeConfig are the settings of app.ScoringConfig that say how a graph is run.
 type runtimeConfig struct {
 	Library string `name:"library" placeholder:"FILE" help:"ONNX Runtime's shared library. Defaults to where serve finds it."`
 	Device  string `name:"device" default:"cpu" help:"cpu, cuda:N or tensorrt:N. Defaults to cpu."`

@@ -7,13 +7,15 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
+
+	"github.com/decuwatch/decuwatch/internal/app"
 )
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	// The second signal ends the process at once.
 	context.AfterFunc(ctx, stop)
-	for _, name := range unknownVariables(os.Environ()) {
+	for _, name := range app.UnknownVariables(os.Environ()) {
 		fmt.Fprintf(os.Stderr, "decuwatch: the environment variable %s is not a setting and is ignored\n", name)
 	}
 	os.Exit(run(ctx, os.Args[1:], os.Getenv, os.Stdin, os.Stdout, os.Stderr))

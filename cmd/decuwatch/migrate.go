@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 
+	"github.com/decuwatch/decuwatch/internal/app"
 	"github.com/decuwatch/decuwatch/schema/postgres"
 )
 
@@ -24,7 +25,7 @@ Examples:
 }
 
 type migrateUpCmd struct {
-	Postgres PostgresConfig `embed:"" prefix:"postgres." group:"Postgres"`
+	Postgres app.PostgresConfig `embed:"" prefix:"postgres." group:"Postgres"`
 }
 
 func (c *migrateUpCmd) Run(ctx context.Context, s *streams) error {
@@ -44,8 +45,8 @@ func (c *migrateUpCmd) Run(ctx context.Context, s *streams) error {
 }
 
 type migrateDownCmd struct {
-	Postgres PostgresConfig `embed:"" prefix:"postgres." group:"Postgres"`
-	Yes      bool           `help:"Really remove every score, alert and threshold."`
+	Postgres app.PostgresConfig `embed:"" prefix:"postgres." group:"Postgres"`
+	Yes      bool               `help:"Really remove every score, alert and threshold."`
 }
 
 func (c *migrateDownCmd) Run(ctx context.Context, s *streams) error {
@@ -60,7 +61,7 @@ func (c *migrateDownCmd) Run(ctx context.Context, s *streams) error {
 }
 
 type migrateStatusCmd struct {
-	Postgres PostgresConfig `embed:"" prefix:"postgres." group:"Postgres"`
+	Postgres app.PostgresConfig `embed:"" prefix:"postgres." group:"Postgres"`
 }
 
 func (c *migrateStatusCmd) Run(ctx context.Context, s *streams) error {

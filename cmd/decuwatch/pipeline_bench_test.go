@@ -15,6 +15,7 @@ import (
 	"github.com/decuwatch/decuwatch/alerts"
 	"github.com/decuwatch/decuwatch/consumers"
 	"github.com/decuwatch/decuwatch/consumers/natstest"
+	"github.com/decuwatch/decuwatch/internal/app"
 	"github.com/decuwatch/decuwatch/monitor"
 	"github.com/decuwatch/decuwatch/schema"
 	"github.com/decuwatch/decuwatch/schema/postgres"
@@ -85,7 +86,7 @@ func BenchmarkPipeline(b *testing.B) {
 			}
 			m, err := monitor.New(monitor.Options{
 				Models:  map[string]monitor.Model{faultModel: {Scorer: scorer, Classes: []string{"a", "b"}}},
-				Decider: tableDecider{table}, Recorder: recorder{store}, Log: quiet,
+				Decider: tableDecider{table}, Recorder: app.Recorder{Store: store}, Log: quiet,
 			})
 			if err != nil {
 				b.Fatal(err)

@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/decuwatch/decuwatch/consumers"
+	"github.com/decuwatch/decuwatch/internal/app"
 	"github.com/decuwatch/decuwatch/schema"
 )
 
@@ -30,9 +31,9 @@ type publishCmd struct {
 	Class        string `placeholder:"CLASS" help:"Class: an index, or a label."`
 	Seed         uint64 `help:"Seed of the first latent."`
 	samplerFlags `embed:""`
-	Concurrency  int          `default:"64" help:"Events that wait for the stream's answer at once."`
-	NATS         NATSConfig   `embed:"" prefix:"nats." group:"NATS"`
-	Stream       StreamConfig `embed:"" prefix:"stream." group:"Stream of events"`
+	Concurrency  int              `default:"64" help:"Events that wait for the stream's answer at once."`
+	NATS         app.NATSConfig   `embed:"" prefix:"nats." group:"NATS"`
+	Stream       app.StreamConfig `embed:"" prefix:"stream." group:"Stream of events"`
 }
 
 func (publishCmd) Help() string {
@@ -52,7 +53,7 @@ func (c *publishCmd) Run(ctx context.Context, s *streams, log *slog.Logger) erro
 	if err != nil {
 		return err
 	}
-	nc, err := c.NATS.connect("publish", false, log)
+	nc, err := c.NATS.Connect("publish", false, log)
 	if err != nil {
 		return err
 	}
@@ -61,9 +62,9 @@ func (c *publishCmd) Run(ctx context.Context, s *streams, log *slog.Logger) erro
 	if err != nil {
 		return err
 	}
-	cfg := Config{Stream: c.Stream}.consumers(nil)
+	cfg := app.Config{Stream: c.Stream}.ConsumersConfig(nil)
 	if _, err := consumers.EnsureStream(ctx, js, cfg); err != nil {
-		return explainRoom(ctx, js, c.Stream, defaultConfig().Alerts, err)
+		return app.ExplainRoom(ctx, js, c.Stream, app.DefaultConfig().Alerts, err)
 	}
 	stored, repeated, err := publishAll(ctx, js, events, c.Concurrency, s)
 	if err != nil {
@@ -92,7 +93,7 @@ func (c *publishCmd) events(stdin io.Reader) ([]schema.Event, error) {
 			e.ID = c.ID
 		}
 		if _, _, err := schema.Encode(e); err != nil {
-			return nil, usageError{err}
+			return nil, usage("%w", err)
 		}
 		return []schema.Event{e}, nil
 	case "-":

@@ -10,17 +10,18 @@ import (
 
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/decuwatch/decuwatch/internal/app"
 	"github.com/decuwatch/decuwatch/monitor/reconcile"
 	"github.com/decuwatch/decuwatch/schema/postgres"
 )
 
 type reconcileCmd struct {
-	From     uint64         `placeholder:"SEQUENCE" help:"Sequence number from which losses are reported; messages lost before it are known. Defaults to 1."`
-	JSON     bool           `name:"json" help:"Print the counts as JSON."`
-	NATS     NATSConfig     `embed:"" prefix:"nats." group:"NATS"`
-	Stream   StreamConfig   `embed:"" prefix:"stream." group:"Stream of events"`
-	Alerts   AlertsConfig   `embed:"" prefix:"alerts." group:"Alerts"`
-	Postgres PostgresConfig `embed:"" prefix:"postgres." group:"Postgres"`
+	From     uint64             `placeholder:"SEQUENCE" help:"Sequence number from which losses are reported; messages lost before it are known. Defaults to 1."`
+	JSON     bool               `name:"json" help:"Print the counts as JSON."`
+	NATS     app.NATSConfig     `embed:"" prefix:"nats." group:"NATS"`
+	Stream   app.StreamConfig   `embed:"" prefix:"stream." group:"Stream of events"`
+	Alerts   app.AlertsConfig   `embed:"" prefix:"alerts." group:"Alerts"`
+	Postgres app.PostgresConfig `embed:"" prefix:"postgres." group:"Postgres"`
 }
 
 func (reconcileCmd) Help() string {
@@ -32,7 +33,7 @@ Example:
 }
 
 func (c *reconcileCmd) Run(ctx context.Context, s *streams, log *slog.Logger) error {
-	return withServers(ctx, "reconcile", c.NATS, c.Postgres, log, func(js jetstream.JetStream, store *postgres.Store) error {
+	return app.WithServers(ctx, "reconcile", c.NATS, c.Postgres, log, func(js jetstream.JetStream, store *postgres.Store) error {
 		return c.reconcile(ctx, s, js, store)
 	})
 }

@@ -10,6 +10,7 @@ import (
 
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/decuwatch/decuwatch/internal/app"
 	"github.com/decuwatch/decuwatch/monitor/redeliver"
 	"github.com/decuwatch/decuwatch/schema/postgres"
 )
@@ -23,9 +24,9 @@ type redeliverCmd struct {
 	Apply bool     `help:"Publish the messages again. Without it they are only listed."`
 	By    string   `placeholder:"NAME" help:"Who asks. Defaults to the user who runs this."`
 
-	NATS     NATSConfig     `embed:"" prefix:"nats." group:"NATS"`
-	Stream   StreamConfig   `embed:"" prefix:"stream." group:"Stream of events"`
-	Postgres PostgresConfig `embed:"" prefix:"postgres." group:"Postgres"`
+	NATS     app.NATSConfig     `embed:"" prefix:"nats." group:"NATS"`
+	Stream   app.StreamConfig   `embed:"" prefix:"stream." group:"Stream of events"`
+	Postgres app.PostgresConfig `embed:"" prefix:"postgres." group:"Postgres"`
 }
 
 func (redeliverCmd) Help() string {
@@ -48,7 +49,7 @@ func (c *redeliverCmd) validate() error {
 	case c.To > 0 && c.To < c.From:
 		return usage("--to is %d, must be at least --from, %d", c.To, c.From)
 	case !c.Apply || len(c.IDs) > 0 || c.Model != "" || len(c.Kind) > 0 || c.From > 0 || c.To > 0:
-		return c.Postgres.validate()
+		return c.Postgres.Check()
 	}
 	return usage("--apply needs a selection: numbers of dead letters, --model, --kind, --from or --to")
 }
@@ -57,13 +58,13 @@ func (c *redeliverCmd) Run(ctx context.Context, s *streams, log *slog.Logger) er
 	if err := c.validate(); err != nil {
 		return err
 	}
-	return withServers(ctx, "redeliver", c.NATS, c.Postgres, log, func(js jetstream.JetStream, store *postgres.Store) error {
+	return app.WithServers(ctx, "redeliver", c.NATS, c.Postgres, log, func(js jetstream.JetStream, store *postgres.Store) error {
 		return c.redeliver(ctx, s, js, store)
 	})
 }
 
 func (c *redeliverCmd) redeliver(ctx context.Context, s *streams, js jetstream.JetStream, store *postgres.Store) error {
-	by := cmp.Or(c.By, userName())
+	by := cmp.Or(c.By, app.UserName())
 	kinds := c.Kind
 	if len(kinds) == 0 {
 		kinds = redeliver.Kinds()

@@ -11,6 +11,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/decuwatch/decuwatch/internal/app"
 	"github.com/decuwatch/decuwatch/monitor"
 	"github.com/decuwatch/decuwatch/schema"
 	"github.com/decuwatch/decuwatch/schema/postgres"
@@ -18,12 +19,12 @@ import (
 )
 
 type replayCmd struct {
-	ID       string         `arg:"" help:"Id of the event."`
-	Source   string         `placeholder:"SOURCE" help:"Source of the event; required where several sources used the id."`
-	Model    string         `placeholder:"NAME" help:"Model of the event; required if several models have an event of the id."`
-	JSON     bool           `name:"json" help:"Print the comparison as JSON."`
-	Scoring  ScoringConfig  `embed:"" prefix:"scoring." group:"Scoring"`
-	Postgres PostgresConfig `embed:"" prefix:"postgres." group:"Postgres"`
+	ID       string             `arg:"" help:"Id of the event."`
+	Source   string             `placeholder:"SOURCE" help:"Source of the event; required where several sources used the id."`
+	Model    string             `placeholder:"NAME" help:"Model of the event; required if several models have an event of the id."`
+	JSON     bool               `name:"json" help:"Print the comparison as JSON."`
+	Scoring  app.ScoringConfig  `embed:"" prefix:"scoring." group:"Scoring"`
+	Postgres app.PostgresConfig `embed:"" prefix:"postgres." group:"Postgres"`
 }
 
 func (replayCmd) Help() string {
@@ -47,7 +48,7 @@ type replayed struct {
 }
 
 func (c *replayCmd) Run(ctx context.Context, s *streams, log *slog.Logger) (err error) {
-	store, err := postgres.Open(ctx, c.Postgres.config(log))
+	store, err := postgres.Open(ctx, c.Postgres.Config(log))
 	if err != nil {
 		return err
 	}
@@ -59,9 +60,9 @@ func (c *replayCmd) Run(ctx context.Context, s *streams, log *slog.Logger) (err 
 	if err != nil {
 		return err
 	}
-	life := newLifecycle(ctx, log)
-	defer func() { err = joinEnd(err, life) }()
-	engines, err := openEngines(c.Scoring, prometheus.NewRegistry(), slog.New(slog.DiscardHandler), life)
+	life, ctx := app.NewLifecycle(ctx, log)
+	defer life.End(&err)
+	engines, err := app.OpenEngines(c.Scoring, prometheus.NewRegistry(), slog.New(slog.DiscardHandler), life)
 	if err != nil {
 		return err
 	}

@@ -11,14 +11,15 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/decuwatch/decuwatch/consumers"
+	"github.com/decuwatch/decuwatch/internal/app"
 	"github.com/decuwatch/decuwatch/schema/postgres"
 )
 
 type republishCmd struct {
-	Yes      bool           `help:"Really publish them again."`
-	NATS     NATSConfig     `embed:"" prefix:"nats." group:"NATS"`
-	Alerts   AlertsConfig   `embed:"" prefix:"alerts." group:"Alerts"`
-	Postgres PostgresConfig `embed:"" prefix:"postgres." group:"Postgres"`
+	Yes      bool               `help:"Really publish them again."`
+	NATS     app.NATSConfig     `embed:"" prefix:"nats." group:"NATS"`
+	Alerts   app.AlertsConfig   `embed:"" prefix:"alerts." group:"Alerts"`
+	Postgres app.PostgresConfig `embed:"" prefix:"postgres." group:"Postgres"`
 }
 
 func (republishCmd) Help() string {
@@ -31,10 +32,10 @@ Examples:
 }
 
 func (c *republishCmd) Run(ctx context.Context, s *streams, log *slog.Logger) error {
-	if err := c.Postgres.validate(); err != nil {
+	if err := c.Postgres.Check(); err != nil {
 		return err
 	}
-	return withServers(ctx, "republish", c.NATS, c.Postgres, log, func(js jetstream.JetStream, store *postgres.Store) error {
+	return app.WithServers(ctx, "republish", c.NATS, c.Postgres, log, func(js jetstream.JetStream, store *postgres.Store) error {
 		return c.republish(ctx, s, js, store)
 	})
 }
@@ -66,7 +67,7 @@ func (c *republishCmd) republish(ctx context.Context, s *streams, js jetstream.J
 }
 
 // unpublished returns the ids of messages that were published and that the stream of alerts does not hold.
-func unpublished(ctx context.Context, js jetstream.JetStream, store *postgres.Store, c AlertsConfig) ([]string, error) {
+func unpublished(ctx context.Context, js jetstream.JetStream, store *postgres.Store, c app.AlertsConfig) ([]string, error) {
 	within, last := c.MaxAge, uint64(0) // of a stream that is gone
 	switch stream, err := js.Stream(ctx, c.Stream); {
 	case errors.Is(err, jetstream.ErrStreamNotFound): // made with the first alert

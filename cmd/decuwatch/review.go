@@ -7,152 +7,17 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net/netip"
 	"os"
-	"os/user"
 	"path/filepath"
-	"regexp"
 	"strings"
 	"text/tabwriter"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
-
+	"github.com/decuwatch/decuwatch/internal/app"
 	"github.com/decuwatch/decuwatch/review"
 	"github.com/decuwatch/decuwatch/schema"
 	"github.com/decuwatch/decuwatch/schema/postgres"
-	"github.com/decuwatch/decuwatch/scoring"
 )
-
-// ReviewConfig says what enters review beside alerts, how evidence is made, and who may see the review page.
-type ReviewConfig struct {
-	Share          float64  `name:"share" default:"0.01" help:"Share of scores without an alert that enter review unmarked, so that recall can be estimated; 0 to 1. Defaults to 0.01."`
-	Address        string   `name:"address" default:"127.0.0.1:8080" help:"Address of the review page; port 0 is any free one, none is no page. One that other machines reach takes review.token-file or review.trusted-header. Defaults to 127.0.0.1:8080."`
-	TokenFile      string   `name:"token-file" placeholder:"FILE" help:"File with the token that reviewers log in with, 16 characters or more. Defaults to none."`
-	TrustedHeader  string   `name:"trusted-header" placeholder:"NAME" help:"Header in which the proxy before the page names the user that it has authenticated. Defaults to none."`
-	TrustedProxies []string `name:"trusted-proxies" placeholder:"CIDR" help:"Addresses of proxies whose review.trusted-header is believed. Defaults to loopback."`
-	HTTPTLSConfig
-	URL              string `name:"url" placeholder:"URL" help:"Where reviewers reach the page from outside: https://review.example.com. Defaults to none."`
-	Workers          int    `name:"workers" default:"1" help:"Requests that are rerun for their evidence at a time, behind live work; 0 leaves evidence to other processes. Defaults to 1."`
-	EvidenceAttempts int    `name:"evidence-attempts" default:"4" help:"Attempts to make one request's evidence, at most. Defaults to 4."`
-	ImageSide        int    `name:"image-side" default:"512" help:"Longer side of a stored image in pixels, 16 to 512; larger ones are scaled down. Defaults to 512."`
-}
-
-// headerName is a token of RFC 9110.
-var headerName = regexp.MustCompile("^[!#$%&'*+.^_`|~0-9A-Za-z-]+$")
-
-// noPage is the address that turns the review page off.
-const noPage = "none"
-
-func (c ReviewConfig) validate() error {
-	if c.Address != noPage {
-		if err := hostPort("review.address", c.Address); err != nil {
-			return fmt.Errorf("%w, or %s", err, noPage)
-		}
-	}
-	if c.TokenFile != "" && c.TrustedHeader != "" {
-		return usage("review.token-file and review.trusted-header must not both be given")
-	}
-	if len(c.TrustedProxies) > 0 && c.TrustedHeader == "" {
-		return usage("review.trusted-proxies is given without review.trusted-header")
-	}
-	if c.TrustedHeader != "" && !headerName.MatchString(c.TrustedHeader) {
-		return usage("review.trusted-header is %q, must be the name of a header", c.TrustedHeader)
-	}
-	if _, err := c.proxies(); err != nil {
-		return err
-	}
-	return errors.Join(
-		c.pair("review"), webAddress("review.url", c.URL), share("review.share", c.Share),
-		between("review.image-side", int64(c.ImageSide), 16, 512), between("review.workers", int64(c.Workers), 0, 64),
-		atLeast("review", map[string]int64{"evidence-attempts": int64(c.EvidenceAttempts)}, 1),
-	)
-}
-
-func (c ReviewConfig) proxies() ([]netip.Prefix, error) {
-	var list []netip.Prefix
-	for _, s := range c.TrustedProxies {
-		p, err := netip.ParsePrefix(s)
-		if err != nil {
-			ip, err := netip.ParseAddr(s)
-			if err != nil {
-				return nil, usage("review.trusted-proxies: %q is not an address or a CIDR", s)
-			}
-			p = netip.PrefixFrom(ip, ip.BitLen())
-		}
-		list = append(list, p)
-	}
-	return list, nil
-}
-
-// access reads who may see the page.
-func (c ReviewConfig) access() (review.Access, error) {
-	a := review.Access{Header: c.TrustedHeader, URL: c.URL, TLS: c.TLSCert != "", Reviewer: userName()}
-	var err error
-	if a.Proxies, err = c.proxies(); err != nil {
-		return a, err
-	}
-	if c.TokenFile != "" {
-		token, err := os.ReadFile(c.TokenFile)
-		if err != nil {
-			return a, fmt.Errorf("review.token-file: %w", err)
-		}
-		if a.Token = strings.TrimSpace(string(token)); a.Token == "" {
-			return a, usage("review.token-file: %s is empty", c.TokenFile)
-		}
-	}
-	return a, nil
-}
-
-// reviewLink begins the links to reviews on the page at url; "" where there is no page.
-func reviewLink(url string) string {
-	if url == "" {
-		return ""
-	}
-	return strings.TrimSuffix(url, "/") + "/review/"
-}
-
-// userName returns the name of the user who runs this.
-func userName() string {
-	if u, err := user.Current(); err == nil && u.Username != "" {
-		return u.Username
-	}
-	return "local"
-}
-
-// serveReview runs the evidence worker and the page, and returns the page's address, or "" where there is none.
-func serveReview(c ReviewConfig, store *postgres.Store, engines map[string]*scoring.Engine, reg prometheus.Registerer, log *slog.Logger, life *lifecycle) (string, error) {
-	if c.Workers > 0 {
-		gatherers := make([]review.Gatherer, 0, len(engines))
-		for _, e := range engines {
-			gatherers = append(gatherers, e)
-		}
-		worker, err := review.NewWorker(store, gatherers, review.WorkerConfig{
-			Workers: c.Workers, MaxAttempts: c.EvidenceAttempts, ImageSide: c.ImageSide, Registerer: reg, Log: log,
-		})
-		if err != nil {
-			return "", err
-		}
-		life.run("evidence", worker.Run)
-	}
-	if c.Address == noPage {
-		return "", nil
-	}
-	access, err := c.access()
-	if err != nil {
-		return "", err
-	}
-	listener, err := c.listen("review", c.Address)
-	if err != nil {
-		return "", err
-	}
-	page, err := review.NewPage(store, listener.Addr(), review.PageConfig{Access: access, Registerer: reg, Log: log})
-	if err != nil {
-		return "", errors.Join(err, listener.Close())
-	}
-	life.run("review page", func(ctx context.Context) error { return serveHTTP(ctx, listener, page) })
-	return listener.Addr().String(), nil
-}
 
 type reviewCmd struct {
 	List    reviewListCmd    `cmd:"" help:"List what waits for a reviewer."`
@@ -169,25 +34,15 @@ func (reviewCmd) Help() string {
 	return `Every alert on a score is reviewed, and so is a random share of the requests without one (review.share). The list does not say which is which: a verdict shall come from the images. An id may be shortened to its first characters, 6 or more.`
 }
 
-// withStore runs f on the store.
-func withStore(ctx context.Context, c PostgresConfig, log *slog.Logger, f func(*postgres.Store) error) error {
-	store, err := postgres.Open(ctx, c.config(log))
-	if err != nil {
-		return err
-	}
-	defer store.Close()
-	return f(store)
-}
-
 type reviewListCmd struct {
-	State    string         `default:"todo" enum:"todo,open,acknowledged,resolved,all" help:"todo (open and acknowledged), open, acknowledged, resolved or all."`
-	Model    string         `placeholder:"NAME" help:"Reviews of this model only."`
-	Class    *int           `placeholder:"INDEX" help:"Reviews of this class only."`
-	Assignee string         `placeholder:"NAME" help:"Reviews assigned to this person only."`
-	Severity string         `enum:"warn,critical," default:"" placeholder:"warn|critical" help:"Reviews of alerts of this severity only; requests drawn at random are left out then."`
-	Limit    int            `default:"50" help:"The newest so many."`
-	JSON     bool           `name:"json" help:"Print JSON."`
-	Postgres PostgresConfig `embed:"" prefix:"postgres." group:"Postgres"`
+	State    string             `default:"todo" enum:"todo,open,acknowledged,resolved,all" help:"todo (open and acknowledged), open, acknowledged, resolved or all."`
+	Model    string             `placeholder:"NAME" help:"Reviews of this model only."`
+	Class    *int               `placeholder:"INDEX" help:"Reviews of this class only."`
+	Assignee string             `placeholder:"NAME" help:"Reviews assigned to this person only."`
+	Severity string             `enum:"warn,critical," default:"" placeholder:"warn|critical" help:"Reviews of alerts of this severity only; requests drawn at random are left out then."`
+	Limit    int                `default:"50" help:"The newest so many."`
+	JSON     bool               `name:"json" help:"Print JSON."`
+	Postgres app.PostgresConfig `embed:"" prefix:"postgres." group:"Postgres"`
 }
 
 func (reviewListCmd) Help() string {
@@ -210,7 +65,7 @@ func (c *reviewListCmd) Run(ctx context.Context, s *streams, log *slog.Logger) e
 	default:
 		filter.States = []string{c.State}
 	}
-	return withStore(ctx, c.Postgres, log, func(store *postgres.Store) error {
+	return app.WithStore(ctx, c.Postgres, log, func(store *postgres.Store) error {
 		list, err := store.Reviews(ctx, filter)
 		if err != nil {
 			return err
@@ -254,10 +109,10 @@ func dash(s string) string {
 }
 
 type reviewShowCmd struct {
-	ID       string         `arg:"" help:"Id of the review, which is its alert's."`
-	Images   string         `placeholder:"DIR" help:"Write the images, the map and the numbers of the evidence into this directory."`
-	JSON     bool           `name:"json" help:"Print JSON."`
-	Postgres PostgresConfig `embed:"" prefix:"postgres." group:"Postgres"`
+	ID       string             `arg:"" help:"Id of the review, which is its alert's."`
+	Images   string             `placeholder:"DIR" help:"Write the images, the map and the numbers of the evidence into this directory."`
+	JSON     bool               `name:"json" help:"Print JSON."`
+	Postgres app.PostgresConfig `embed:"" prefix:"postgres." group:"Postgres"`
 }
 
 func (reviewShowCmd) Help() string {
@@ -277,7 +132,7 @@ type shownReview struct {
 }
 
 func (c *reviewShowCmd) Run(ctx context.Context, s *streams, log *slog.Logger) error {
-	return withStore(ctx, c.Postgres, log, func(store *postgres.Store) error {
+	return app.WithStore(ctx, c.Postgres, log, func(store *postgres.Store) error {
 		r, err := store.ReviewByID(ctx, c.ID)
 		if err != nil {
 			return err
@@ -389,22 +244,22 @@ func (v shownReview) print(out io.Writer) error {
 
 // reviewFlags are the flags of every verb that changes a review.
 type reviewFlags struct {
-	ID       string         `arg:"" help:"Id of the review, which is its alert's."`
-	By       string         `placeholder:"NAME" help:"Who does it. Defaults to the user who runs this."`
-	Version  int            `placeholder:"N" help:"Version of the review that this was decided on; a newer one is a conflict. Defaults to the newest."`
-	Postgres PostgresConfig `embed:"" prefix:"postgres." group:"Postgres"`
+	ID       string             `arg:"" help:"Id of the review, which is its alert's."`
+	By       string             `placeholder:"NAME" help:"Who does it. Defaults to the user who runs this."`
+	Version  int                `placeholder:"N" help:"Version of the review that this was decided on; a newer one is a conflict. Defaults to the newest."`
+	Postgres app.PostgresConfig `embed:"" prefix:"postgres." group:"Postgres"`
 }
 
 // change changes the review and prints what it is then.
 func (f reviewFlags) change(ctx context.Context, s *streams, log *slog.Logger, c review.Change) error {
 	c.Actor, c.Version = f.By, f.Version
 	if c.Actor == "" {
-		c.Actor = userName()
+		c.Actor = app.UserName()
 	}
 	if f.Version < 0 {
 		return usage("--version is %d, must be 1 or more", f.Version)
 	}
-	return withStore(ctx, f.Postgres, log, func(store *postgres.Store) error {
+	return app.WithStore(ctx, f.Postgres, log, func(store *postgres.Store) error {
 		r, err := review.NewDesk(store).Change(ctx, f.ID, c)
 		if err != nil {
 			return err
@@ -478,11 +333,11 @@ func (c *reviewCommentCmd) Run(ctx context.Context, s *streams, log *slog.Logger
 }
 
 type reviewStatsCmd struct {
-	Model    string         `placeholder:"NAME" help:"This model only."`
-	Class    *int           `placeholder:"INDEX" help:"This class only."`
-	Days     int            `default:"30" help:"Events of the last so many days."`
-	JSON     bool           `name:"json" help:"Print JSON."`
-	Postgres PostgresConfig `embed:"" prefix:"postgres." group:"Postgres"`
+	Model    string             `placeholder:"NAME" help:"This model only."`
+	Class    *int               `placeholder:"INDEX" help:"This class only."`
+	Days     int                `default:"30" help:"Events of the last so many days."`
+	JSON     bool               `name:"json" help:"Print JSON."`
+	Postgres app.PostgresConfig `embed:"" prefix:"postgres." group:"Postgres"`
 }
 
 func (reviewStatsCmd) Help() string {
@@ -497,7 +352,7 @@ func (c *reviewStatsCmd) Run(ctx context.Context, s *streams, log *slog.Logger) 
 	if c.Days < 1 || c.Days > 3650 {
 		return usage("--days is %d, must be 1 to 3650", c.Days)
 	}
-	return withStore(ctx, c.Postgres, log, func(store *postgres.Store) error {
+	return app.WithStore(ctx, c.Postgres, log, func(store *postgres.Store) error {
 		now := time.Now()
 		stats, err := review.LoadStats(ctx, store, c.Model, c.Class, now.AddDate(0, 0, -c.Days), now)
 		if err != nil {

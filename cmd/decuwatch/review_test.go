@@ -4,13 +4,10 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"fmt"
 	"log/slog"
-	"net/http"
 	"os"
 	"os/exec"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -19,6 +16,7 @@ import (
 
 	"github.com/decuwatch/decuwatch/consumers"
 	"github.com/decuwatch/decuwatch/consumers/natstest"
+	"github.com/decuwatch/decuwatch/internal/app"
 	"github.com/decuwatch/decuwatch/review"
 	"github.com/decuwatch/decuwatch/schema"
 	"github.com/decuwatch/decuwatch/schema/postgres"
@@ -29,7 +27,7 @@ import (
 // loop is a monitor that serves in this process on servers of its own, and what its people do.
 type loop struct {
 	t     *testing.T
-	cfg   Config
+	cfg   app.Config
 	page  string
 	js    jetstream.JetStream
 	store *postgres.Store
@@ -38,7 +36,7 @@ type loop struct {
 // newLoop serves the shipped ensemble; every unalerted request enters review. Under-trained classes fire, well-trained ones do not.
 func newLoop(t *testing.T) *loop {
 	t.Helper()
-	l := &loop{t: t, cfg: defaultConfig()}
+	l := &loop{t: t, cfg: app.DefaultConfig()}
 	l.cfg.NATS.URL, l.cfg.Postgres.URL = natstest.Start(t).URL(), pgtest.URL(t)
 	l.cfg.Metrics.Address, l.cfg.Review.Address, l.cfg.Review.Share = "127.0.0.1:0", "127.0.0.1:0", 1
 	l.cfg.Scoring.Ensembles, l.cfg.Scoring.Threads = []string{shipped}, 1
@@ -74,9 +72,11 @@ func newLoop(t *testing.T) *loop {
 		}
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	up, down := make(chan serving, 1), make(chan error, 1)
+	up, down := make(chan app.Serving, 1), make(chan error, 1)
 	go func() {
-		down <- serve(ctx, l.cfg, slog.New(slog.DiscardHandler), func(s serving) { up <- s })
+		down <- app.Serve(ctx, l.cfg, app.Options{
+			Log: slog.New(slog.DiscardHandler), Started: func(s app.Serving) { up <- s },
+		})
 	}()
 	t.Cleanup(func() {
 		cancel()
@@ -86,7 +86,7 @@ func newLoop(t *testing.T) *loop {
 	})
 	select {
 	case s := <-up:
-		l.page = "http://" + s.review
+		l.page = "http://" + s.Review
 	case err := <-down:
 		down <- err
 		t.Fatalf("serve: %v", err)
@@ -267,7 +267,7 @@ func TestReviewLoop(t *testing.T) {
 
 // Wrong use of the verbs: clear errors, and nothing changed.
 func TestReviewVerbsRefuse(t *testing.T) {
-	l := &loop{t: t, cfg: defaultConfig()}
+	l := &loop{t: t, cfg: app.DefaultConfig()}
 	l.cfg.Postgres.URL = pgtest.URL(t)
 	for _, c := range []struct {
 		code int
@@ -293,68 +293,4 @@ func TestReviewVerbsRefuse(t *testing.T) {
 	if out, _ := l.run(exitOK, "review", "stats"); !strings.Contains(out, "unknown") {
 		t.Errorf("statistics of nothing print %q", out)
 	}
-}
-
-// A page that other machines reach does not start without authentication.
-func TestReviewPageNeedsAuthentication(t *testing.T) {
-	token := t.TempDir() + "/token"
-	if err := os.WriteFile(token, []byte("0123456789abcdef0123\n"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	store := pgtest.New(t)
-	open := func(c ReviewConfig) (address string, err error) {
-		if err := c.validate(); err != nil {
-			return "", err
-		}
-		life := newLifecycle(t.Context(), slog.New(slog.DiscardHandler))
-		t.Cleanup(func() { _ = life.end() })
-		return serveReview(c, store, nil, nil, slog.New(slog.DiscardHandler), life)
-	}
-	valid := defaultConfig().Review
-	valid.Workers, valid.Address = 0, "0.0.0.0:0"
-	for name, change := range map[string]func(*ReviewConfig){
-		"takes a token":           func(*ReviewConfig) {},
-		"must not both":           func(c *ReviewConfig) { c.TokenFile, c.TrustedHeader = token, "X-User" },
-		"is not an address":       func(c *ReviewConfig) { c.TrustedHeader, c.TrustedProxies = "X-User", []string{"proxy"} },
-		"must be host:port":       func(c *ReviewConfig) { c.Address = "8080" },
-		"must be http://host":     func(c *ReviewConfig) { c.URL = "review" },
-		"review.image-side is 4":  func(c *ReviewConfig) { c.ImageSide = 4 },
-		"review.workers is -1":    func(c *ReviewConfig) { c.Workers = -1 },
-		"no such file":            func(c *ReviewConfig) { c.TokenFile = token + "-missing" },
-		"review.evidence-attempt": func(c *ReviewConfig) { c.EvidenceAttempts = 0 },
-	} {
-		c := valid
-		change(&c)
-		if _, err := open(c); err == nil || !strings.Contains(err.Error(), name) {
-			t.Errorf("%v, want an error that says %q", err, name)
-		}
-	}
-	c := valid
-	c.TokenFile = token
-	address, err := open(c)
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, port, _ := strings.Cut(address, "]:")
-	var wg sync.WaitGroup
-	for bearer, want := range map[string]int{"0123456789abcdef0123": http.StatusOK, "": http.StatusUnauthorized, "wrong": http.StatusUnauthorized} {
-		wg.Go(func() {
-			request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, fmt.Sprintf("http://127.0.0.1:%s/", port), nil)
-			if err != nil {
-				t.Error(err)
-				return
-			}
-			request.Header.Set("Authorization", "Bearer "+bearer)
-			response, err := http.DefaultClient.Do(request)
-			if err != nil {
-				t.Error(err)
-				return
-			}
-			response.Body.Close()
-			if response.StatusCode != want {
-				t.Errorf("token %q: %s, want %d", bearer, response.Status, want)
-			}
-		})
-	}
-	wg.Wait()
 }

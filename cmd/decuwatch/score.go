@@ -10,6 +10,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/decuwatch/decuwatch/internal/app"
 	"github.com/decuwatch/decuwatch/monitor"
 	"github.com/decuwatch/decuwatch/schema"
 	"github.com/decuwatch/decuwatch/scoring"
@@ -59,9 +60,9 @@ type scoreCmd struct {
 	Class        string `required:"" placeholder:"CLASS" help:"Class: an index, or a label."`
 	Seed         uint64 `required:"" help:"Seed of the first latent."`
 	samplerFlags `embed:""`
-	Source       string        `default:"/decuwatch/score" help:"Source of the event. With the id it names the component that carries the shared path."`
-	ID           string        `default:"offline" help:"Id of the event."`
-	Scoring      ScoringConfig `embed:"" prefix:"scoring." group:"Scoring"`
+	Source       string            `default:"/decuwatch/score" help:"Source of the event. With the id it names the component that carries the shared path."`
+	ID           string            `default:"offline" help:"Id of the event."`
+	Scoring      app.ScoringConfig `embed:"" prefix:"scoring." group:"Scoring"`
 }
 
 func (scoreCmd) Help() string {
@@ -78,18 +79,18 @@ func (c *scoreCmd) Run(ctx context.Context, s *streams, log *slog.Logger) (err e
 	if len(c.Scoring.Ensembles) != 1 {
 		return usage("scoring.ensembles names %d ensembles, score needs exactly one", len(c.Scoring.Ensembles))
 	}
-	life := newLifecycle(ctx, log)
-	defer func() { err = joinEnd(err, life) }()
-	engines, err := openEngines(c.Scoring, prometheus.NewRegistry(), slog.New(slog.DiscardHandler), life)
+	life, ctx := app.NewLifecycle(ctx, log)
+	defer life.End(&err)
+	engines, err := app.OpenEngines(c.Scoring, prometheus.NewRegistry(), slog.New(slog.DiscardHandler), life)
 	if err != nil {
 		return err
 	}
 	for name := range engines {
 		ev := schema.Event{Source: c.Source, ID: c.ID, Time: time.Now().UTC().Truncate(time.Microsecond), Data: c.generation(name, class(c.Class), c.Seed)}
 		if _, _, err := schema.Encode(ev); err != nil { // the bounds of an event
-			return usageError{err}
+			return usage("%w", err)
 		}
-		score, skip, err := monitor.ScoreOnce(ctx, models(engines, c.Scoring)[name], ev)
+		score, skip, err := monitor.ScoreOnce(ctx, app.Models(engines, c.Scoring)[name], ev)
 		if err != nil {
 			return err
 		}

@@ -8,6 +8,12 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
+
+	"github.com/alecthomas/kong"
+	"github.com/decuwatch/decuwatch/internal/app"
 )
 
 // wrongTexts gives each setting that is text or a list a value that must be refused; "" marks those that take any text:
@@ -57,27 +63,58 @@ var wrongValues = map[string][]string{
 	"true or false": {"maybe", "2"},
 }
 
+// Every setting is a flag of serve, with the name of the reference.
+func TestServeReadsEverySetting(t *testing.T) {
+	var c cli
+	parser, err := kong.New(&c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	flags := map[string]bool{}
+	for _, command := range parser.Model.Leaves(true) {
+		if command.Name != "serve" {
+			continue
+		}
+		for _, group := range command.AllFlags(true) {
+			for _, f := range group {
+				flags[f.Name] = true
+			}
+		}
+	}
+	for _, f := range app.Settings() {
+		if !flags[f.Name] {
+			t.Errorf("serve has no flag --%s", f.Name)
+		}
+		delete(flags, f.Name)
+	}
+	for name := range flags {
+		if strings.Contains(name, ".") {
+			t.Errorf("--%s is not in the reference", name)
+		}
+	}
+}
+
 // TestWrongValuesOfEverySetting gives serve a wrong value of each setting, in the file, in the environment and by a
 // flag.
 // It must end with the exit code for wrong settings, and name the setting and where the value stands.
 func TestWrongValuesOfEverySetting(t *testing.T) {
 	cases := 0
-	for _, f := range settingFields() {
-		values := append(wrongValues[f.kind], wrongTexts[f.name]...)
+	for _, f := range app.Settings() {
+		values := append(wrongValues[f.Kind], wrongTexts[f.Name]...)
 		if len(values) == 0 {
-			t.Errorf("%s has no wrong value here", f.name)
+			t.Errorf("%s has no wrong value here", f.Name)
 		}
 		for _, value := range values {
 			if value == "" {
 				continue
 			}
 			path := filepath.Join(t.TempDir(), "settings.yaml")
-			group, name, _ := strings.Cut(f.name, ".")
+			group, name, _ := strings.Cut(f.Name, ".")
 			if err := os.WriteFile(path, fmt.Appendf(nil, "# settings\n%s:\n  %s: %q\n", group, name, value),
 				0o600); err != nil {
 				t.Fatal(err)
 			}
-			variable := environmentName(f.name)
+			variable := f.Variable
 			for place, run := range map[string]struct {
 				args []string
 				env  map[string]string
@@ -85,16 +122,16 @@ func TestWrongValuesOfEverySetting(t *testing.T) {
 			}{
 				"file":        {args: []string{"--config", path}, want: "settings.yaml:3"},
 				"environment": {env: map[string]string{variable: value}, want: variable},
-				"flag":        {args: []string{"--" + f.name + "=" + value}},
+				"flag":        {args: []string{"--" + f.Name + "=" + value}},
 			} {
 				cases++
 				args := append([]string{"serve", "--scoring.ensembles=/nowhere"}, run.args...)
 				code, text := serveWith(t, args, run.env)
-				if code != exitUsage || !strings.Contains(text, f.name) || !strings.Contains(text, run.want) {
-					t.Errorf("%s: %s %q: exit code %d, %q", place, f.name, value, code, text)
+				if code != exitUsage || !strings.Contains(text, f.Name) || !strings.Contains(text, run.want) {
+					t.Errorf("%s: %s %q: exit code %d, %q", place, f.Name, value, code, text)
 				}
 				if strings.Count(strings.TrimSpace(text), "\n") > 1 { // the second line names the help
-					t.Errorf("%s: %s %q: the error has several lines: %q", place, f.name, value, text)
+					t.Errorf("%s: %s %q: the error has several lines: %q", place, f.Name, value, text)
 				}
 			}
 		}
@@ -158,7 +195,7 @@ func TestEveryVerbValidatesItsSettings(t *testing.T) {
 }
 
 func TestVariablesThatAreNoSettingsAreReported(t *testing.T) {
-	got := unknownVariables([]string{
+	got := app.UnknownVariables([]string{
 		"DECUWATCH_CONSUMERS_MAX_ROWS=1", "DECUWATCH_CONSUMERS_MAXROWS=1", "DECUWATCH_NATS_TLS=true",
 		"DECUWATCH_CONFIG=/x", "DECUWATCH_TRAIN=1", "PATH=/bin",
 		"DECUWATCH_REVIEW_SERVICE_HOST=10.0.0.1", "DECUWATCH_REVIEW_SERVICE_PORT_HTTP=80",
@@ -168,9 +205,28 @@ func TestVariablesThatAreNoSettingsAreReported(t *testing.T) {
 	if want := []string{"DECUWATCH_CONSUMERS_MAXROWS", "DECUWATCH_NATS_TLS"}; !slices.Equal(got, want) {
 		t.Errorf("%v, want %v", got, want)
 	}
-	for _, f := range settingFields() {
-		if got := unknownVariables([]string{environmentName(f.name) + "=x"}); len(got) > 0 {
+	for _, f := range app.Settings() {
+		if got := app.UnknownVariables([]string{f.Variable + "=x"}); len(got) > 0 {
 			t.Errorf("%s is reported", got)
 		}
+	}
+}
+
+// TestPublishNamesTheSettingsOfAFullServer creates the stream on a server that has no room for it.
+func TestPublishNamesTheSettingsOfAFullServer(t *testing.T) {
+	o := server.Options{Host: "127.0.0.1", Port: server.RANDOM_PORT, StoreDir: t.TempDir(), NoLog: true, NoSigs: true,
+		JetStream: true, JetStreamMaxStore: 1 << 30}
+	s, err := server.NewServer(&o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Start()
+	t.Cleanup(func() { s.Shutdown(); s.WaitForShutdown() })
+	if !s.ReadyForConnections(time.Minute) {
+		t.Fatal("nats-server does not start")
+	}
+	code, text := serveWith(t, []string{"publish", "--nats.url", s.ClientURL(), "--model=m", "--class=1", "--seed=1"}, nil)
+	if code != exitFailed || !strings.Contains(text, "stream.max-bytes") {
+		t.Errorf("exit code %d, %q", code, text)
 	}
 }

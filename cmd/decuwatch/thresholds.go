@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/decuwatch/decuwatch/alerts"
+	"github.com/decuwatch/decuwatch/internal/app"
 	"github.com/decuwatch/decuwatch/schema"
 	"github.com/decuwatch/decuwatch/schema/postgres"
 	"github.com/decuwatch/decuwatch/scoring/ensemble"
@@ -26,9 +27,9 @@ type thresholdsCmd struct {
 }
 
 type thresholdsListCmd struct {
-	Model    string         `placeholder:"NAME" help:"Thresholds of this model only."`
-	JSON     bool           `name:"json" help:"Print JSON."`
-	Postgres PostgresConfig `embed:"" prefix:"postgres." group:"Postgres"`
+	Model    string             `placeholder:"NAME" help:"Thresholds of this model only."`
+	JSON     bool               `name:"json" help:"Print JSON."`
+	Postgres app.PostgresConfig `embed:"" prefix:"postgres." group:"Postgres"`
 }
 
 func (thresholdsListCmd) Help() string {
@@ -38,7 +39,7 @@ func (thresholdsListCmd) Help() string {
 }
 
 func (c *thresholdsListCmd) Run(ctx context.Context, s *streams, log *slog.Logger) error {
-	store, err := postgres.Open(ctx, c.Postgres.config(log))
+	store, err := postgres.Open(ctx, c.Postgres.Config(log))
 	if err != nil {
 		return err
 	}
@@ -89,7 +90,7 @@ type thresholdsSetCmd struct {
 	Reason      string   `required:"" help:"Why, for the history."`
 	By          string   `placeholder:"NAME" help:"Who sets it. Defaults to the user who runs this."`
 
-	Postgres PostgresConfig `embed:"" prefix:"postgres." group:"Postgres"`
+	Postgres app.PostgresConfig `embed:"" prefix:"postgres." group:"Postgres"`
 }
 
 func (thresholdsSetCmd) Help() string {
@@ -111,7 +112,7 @@ func (c *thresholdsSetCmd) Run(ctx context.Context, s *streams, log *slog.Logger
 	if err != nil {
 		return err
 	}
-	store, err := postgres.Open(ctx, c.Postgres.config(log))
+	store, err := postgres.Open(ctx, c.Postgres.Config(log))
 	if err != nil {
 		return err
 	}

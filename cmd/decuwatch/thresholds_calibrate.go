@@ -14,6 +14,7 @@ import (
 
 	"github.com/decuwatch/decuwatch/alerts"
 	"github.com/decuwatch/decuwatch/alerts/calibration"
+	"github.com/decuwatch/decuwatch/internal/app"
 	"github.com/decuwatch/decuwatch/schema"
 	"github.com/decuwatch/decuwatch/schema/postgres"
 	"github.com/decuwatch/decuwatch/scoring/ensemble"
@@ -38,7 +39,7 @@ type thresholdsCalibrateCmd struct {
 	By          string        `placeholder:"NAME" help:"Who sets them. Defaults to the user who runs this."`
 	JSON        bool          `name:"json" help:"Print the plan as JSON."`
 
-	Postgres PostgresConfig `embed:"" prefix:"postgres." group:"Postgres"`
+	Postgres app.PostgresConfig `embed:"" prefix:"postgres." group:"Postgres"`
 }
 
 func (thresholdsCalibrateCmd) Help() string {
@@ -107,7 +108,7 @@ func (c *thresholdsCalibrateCmd) Run(ctx context.Context, s *streams, log *slog.
 	if err != nil {
 		return err
 	}
-	store, err := postgres.Open(ctx, c.Postgres.config(log))
+	store, err := postgres.Open(ctx, c.Postgres.Config(log))
 	if err != nil {
 		return err
 	}
@@ -406,10 +407,10 @@ func by(name string) string {
 }
 
 type thresholdsHistoryCmd struct {
-	Model    string         `placeholder:"NAME" help:"Changes of this model only."`
-	Limit    int            `default:"20" help:"The newest so many changes."`
-	JSON     bool           `name:"json" help:"Print JSON, with every threshold."`
-	Postgres PostgresConfig `embed:"" prefix:"postgres." group:"Postgres"`
+	Model    string             `placeholder:"NAME" help:"Changes of this model only."`
+	Limit    int                `default:"20" help:"The newest so many changes."`
+	JSON     bool               `name:"json" help:"Print JSON, with every threshold."`
+	Postgres app.PostgresConfig `embed:"" prefix:"postgres." group:"Postgres"`
 }
 
 func (thresholdsHistoryCmd) Help() string {
@@ -422,7 +423,7 @@ func (c *thresholdsHistoryCmd) Run(ctx context.Context, s *streams, log *slog.Lo
 	if c.Limit < 1 {
 		return usage("--limit is %d, must be at least 1", c.Limit)
 	}
-	store, err := postgres.Open(ctx, c.Postgres.config(log))
+	store, err := postgres.Open(ctx, c.Postgres.Config(log))
 	if err != nil {
 		return err
 	}
@@ -450,9 +451,9 @@ func (c *thresholdsHistoryCmd) Run(ctx context.Context, s *streams, log *slog.Lo
 }
 
 type thresholdsRollbackCmd struct {
-	Reason   string         `required:"" help:"Why, for the history."`
-	By       string         `placeholder:"NAME" help:"Who does it. Defaults to the user who runs this."`
-	Postgres PostgresConfig `embed:"" prefix:"postgres." group:"Postgres"`
+	Reason   string             `required:"" help:"Why, for the history."`
+	By       string             `placeholder:"NAME" help:"Who does it. Defaults to the user who runs this."`
+	Postgres app.PostgresConfig `embed:"" prefix:"postgres." group:"Postgres"`
 }
 
 func (thresholdsRollbackCmd) Help() string {
@@ -467,7 +468,7 @@ func (c *thresholdsRollbackCmd) Run(ctx context.Context, s *streams, log *slog.L
 	if strings.TrimSpace(c.Reason) == "" {
 		return usage("--reason is empty")
 	}
-	store, err := postgres.Open(ctx, c.Postgres.config(log))
+	store, err := postgres.Open(ctx, c.Postgres.Config(log))
 	if err != nil {
 		return err
 	}

@@ -6,6 +6,8 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+
+	"github.com/decuwatch/decuwatch/internal/app"
 )
 
 // TestVersion shows that the build's flags say what the program and its metrics tell, and that the Makefile and the
@@ -19,7 +21,7 @@ func TestVersion(t *testing.T) {
 		"decuwatch v9.8.7 (0123456789ab), go") {
 		t.Errorf("%q, %v", out.String(), err)
 	}
-	families, err := newRegistry().Gather()
+	families, err := app.NewRegistry(built()).Gather()
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -14,6 +14,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/decuwatch/decuwatch/consumers"
+	"github.com/decuwatch/decuwatch/internal/app"
 	"github.com/decuwatch/decuwatch/schema"
 )
 
@@ -26,9 +27,9 @@ type watchCmd struct {
 	NoFollow bool          `help:"End after the alerts that are there, instead of waiting for more."`
 	JSON     bool          `name:"json" help:"Print each alert as one line of JSON."`
 
-	ReviewURL string       `name:"review.url" default:"http://127.0.0.1:8080" placeholder:"URL" group:"Review" help:"Where the review page is, for the link to each alert. Defaults to http://127.0.0.1:8080."`
-	NATS      NATSConfig   `embed:"" prefix:"nats." group:"NATS"`
-	Alerts    AlertsConfig `embed:"" prefix:"alerts." group:"Alerts"`
+	ReviewURL string           `name:"review.url" default:"http://127.0.0.1:8080" placeholder:"URL" group:"Review" help:"Where the review page is, for the link to each alert. Defaults to http://127.0.0.1:8080."`
+	NATS      app.NATSConfig   `embed:"" prefix:"nats." group:"NATS"`
+	Alerts    app.AlertsConfig `embed:"" prefix:"alerts." group:"Alerts"`
 
 	quiet bool // about what is watched
 }
@@ -62,7 +63,7 @@ func (c *watchCmd) Run(ctx context.Context, s *streams, log *slog.Logger) error 
 	if strings.ContainsAny(c.Model, ". *>\t") {
 		return usage("--model %q is not a model's name", c.Model)
 	}
-	nc, err := c.NATS.connect("watch", false, log)
+	nc, err := c.NATS.Connect("watch", false, log)
 	if err != nil {
 		return err
 	}
@@ -80,7 +81,7 @@ func (c *watchCmd) Run(ctx context.Context, s *streams, log *slog.Logger) error 
 		return fmt.Errorf("watch %s: %w", c.Alerts.Stream, err)
 	}
 	if !c.NoFollow && s.terminal && !c.JSON && !c.quiet {
-		fmt.Fprintf(s.err, "watching %s on %s; Ctrl-C ends\n", c.filter(), redact(c.NATS.URL))
+		fmt.Fprintf(s.err, "watching %s on %s; Ctrl-C ends\n", c.filter(), app.Redact(c.NATS.URL))
 	}
 	return c.follow(ctx, s, js, next, log)
 }
@@ -178,7 +179,7 @@ func (c *watchCmd) print(s *streams, a schema.Alert) error {
 	printAlert(s.out, a, s.terminal)
 	link := c.Alerts.Link
 	if link == "" {
-		link = reviewLink(c.ReviewURL)
+		link = app.ReviewLink(c.ReviewURL)
 	}
 	if link != "" {
 		fmt.Fprintf(s.out, "    %s%s\n", link, a.ID)

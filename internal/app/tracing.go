@@ -1,4 +1,4 @@
-package main
+package app
 
 import (
 	"context"
@@ -7,6 +7,7 @@ import (
 	"os"
 	"time"
 
+	"github.com/decuwatch/decuwatch/internal/settings"
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/exporters/otlp/otlptrace/otlptracehttp"
 	"go.opentelemetry.io/otel/sdk/resource"
@@ -25,7 +26,7 @@ func newTracer(ctx context.Context, c TracingConfig) (trace.Tracer, func() error
 	}
 	endpoint, err := url.Parse(c.Endpoint)
 	if err != nil {
-		return nil, nil, usage("tracing.endpoint: %w", err)
+		return nil, nil, settings.Errorf("tracing.endpoint: %w", err)
 	}
 	exporter, err := otlptracehttp.New(ctx, otlptracehttp.WithEndpointURL(endpoint.JoinPath("v1", "traces").String()))
 	if err != nil {

@@ -1,4 +1,4 @@
-package main
+package app
 
 import (
 	"crypto/tls"
@@ -7,10 +7,12 @@ import (
 	"os"
 	"sync"
 	"time"
+
+	"github.com/decuwatch/decuwatch/internal/settings"
 )
 
-// listen binds the address of the server that section configures, behind TLS where a certificate is configured.
-func (c HTTPTLSConfig) listen(section, address string) (net.Listener, error) {
+// Listen binds the address of the server that section configures, behind TLS where a certificate is configured.
+func (c HTTPTLSConfig) Listen(section, address string) (net.Listener, error) {
 	if err := c.pair(section); err != nil {
 		return nil, err
 	}
@@ -21,11 +23,10 @@ func (c HTTPTLSConfig) listen(section, address string) (net.Listener, error) {
 			return nil, fmt.Errorf("%s.tls-cert: %w", section, err)
 		}
 	}
-	listener, err := net.Listen("tcp", address)
+	listener, err := Listen(section+".address", address) // bounded below TLS, so that a handshake counts
 	if err != nil {
-		return nil, fmt.Errorf("listen on %s.address: %w", section, err)
+		return nil, err
 	}
-	listener = bounded(listener) // below TLS, so that a handshake counts
 	if certificates != nil {
 		listener = tls.NewListener(listener, &tls.Config{
 			GetCertificate: certificates.get, MinVersion: tls.VersionTLS12, NextProtos: []string{"h2", "http/1.1"},
@@ -37,7 +38,7 @@ func (c HTTPTLSConfig) listen(section, address string) (net.Listener, error) {
 // pair returns an error if only one of certificate and key is given.
 func (c HTTPTLSConfig) pair(section string) error {
 	if (c.TLSCert == "") != (c.TLSKey == "") {
-		return usage("%s.tls-cert and %[1]s.tls-key must be given together", section)
+		return settings.Errorf("%s.tls-cert and %[1]s.tls-key must be given together", section)
 	}
 	return nil
 }

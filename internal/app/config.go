@@ -1,7 +1,6 @@
-package main
+package app
 
 import (
-	"bytes"
 	"crypto/tls"
 	"errors"
 	"fmt"
@@ -23,10 +22,10 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
-	"go.yaml.in/yaml/v3"
 
 	"github.com/decuwatch/decuwatch/alerts"
 	"github.com/decuwatch/decuwatch/consumers"
+	"github.com/decuwatch/decuwatch/internal/settings"
 	"github.com/decuwatch/decuwatch/schema/postgres"
 	"github.com/decuwatch/decuwatch/scoring"
 )
@@ -62,29 +61,29 @@ type NATSConfig struct {
 	InboxPrefix       string `name:"inbox-prefix" default:"_INBOX" help:"Subject below which replies are received; give each user its own where their permissions keep them apart. Defaults to _INBOX."`
 }
 
-func (c NATSConfig) validate() error {
+func (c NATSConfig) Check() error {
 	for address := range strings.SplitSeq(c.URL, ",") {
 		u, err := url.Parse(strings.TrimSpace(address))
 		if err != nil || u.Host == "" || !slices.Contains([]string{"nats", "tls", "ws", "wss"}, u.Scheme) {
-			return usage("nats.url is %q, must name servers: nats://host:4222 or tls://host:4222", redact(c.URL))
+			return settings.Errorf("nats.url is %q, must name servers: nats://host:4222 or tls://host:4222", Redact(c.URL))
 		}
 	}
 	switch {
 	case (c.Cert == "") != (c.Key == ""):
-		return usage("nats.cert and nats.key must be given together")
+		return settings.Errorf("nats.cert and nats.key must be given together")
 	case c.Creds != "" && c.NKey != "":
-		return usage("nats.creds and nats.nkey must not both be given")
+		return settings.Errorf("nats.creds and nats.nkey must not both be given")
 	}
 	err := nats.CustomInboxPrefix(c.InboxPrefix)(&nats.Options{})
 	if err != nil || strings.ContainsFunc(c.InboxPrefix, unicode.IsSpace) {
-		return usage("nats.inbox-prefix is %q, must be a subject without wildcards", c.InboxPrefix)
+		return settings.Errorf("nats.inbox-prefix is %q, must be a subject without wildcards", c.InboxPrefix)
 	}
 	return nil
 }
 
-// connect connects, and reconnects forever. The first connection must succeed unless wait is set.
-func (c NATSConfig) connect(name string, wait bool, log *slog.Logger) (*nats.Conn, error) {
-	if err := c.validate(); err != nil {
+// Connect connects, and reconnects forever. The first connection must succeed unless wait is set.
+func (c NATSConfig) Connect(name string, wait bool, log *slog.Logger) (*nats.Conn, error) {
+	if err := c.Check(); err != nil {
 		return nil, err
 	}
 	opts := []nats.Option{
@@ -96,7 +95,7 @@ func (c NATSConfig) connect(name string, wait bool, log *slog.Logger) (*nats.Con
 			}
 		}),
 		nats.ReconnectErrHandler(func(_ *nats.Conn, err error) {
-			log.Warn("cannot connect to NATS, trying again", "nats", redact(c.URL), "err", c.explain(err))
+			log.Warn("cannot connect to NATS, trying again", "nats", Redact(c.URL), "err", c.explain(err))
 		}),
 		nats.ReconnectHandler(func(nc *nats.Conn) { log.Info("connected to NATS again", "server", nc.ConnectedUrlRedacted()) }),
 		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) { log.Warn("NATS reports an error", "err", err) }),
@@ -122,7 +121,7 @@ func (c NATSConfig) connect(name string, wait bool, log *slog.Logger) (*nats.Con
 	}
 	nc, err := nats.Connect(c.URL, opts...)
 	if err != nil {
-		return nil, fmt.Errorf("connect to NATS at %s: %w", redact(c.URL), c.explain(err))
+		return nil, fmt.Errorf("connect to NATS at %s: %w", Redact(c.URL), c.explain(err))
 	}
 	return nc, nil
 }
@@ -142,8 +141,8 @@ func (c NATSConfig) explain(err error) error {
 	return err
 }
 
-// redact returns addresses without user and password.
-func redact(urls string) string {
+// Redact returns addresses without user and password.
+func Redact(urls string) string {
 	list := strings.Split(urls, ",")
 	for i, s := range list {
 		if u, err := url.Parse(strings.TrimSpace(s)); err == nil && u.Host != "" {
@@ -165,7 +164,7 @@ type StreamConfig struct {
 	CheckInterval time.Duration `name:"check-interval" default:"10s" help:"Interval at which settings, backlog, orphaned events and the ledger are checked. Defaults to 10s."`
 }
 
-func (c StreamConfig) validate() error {
+func (c StreamConfig) Check() error {
 	return errors.Join(
 		streamName("stream.name", c.Name),
 		atLeast("stream", map[string]int64{"max-age": int64(c.MaxAge)}, int64(time.Minute)),
@@ -183,7 +182,7 @@ func streamName(setting, name string) error {
 	if name == "" || strings.ContainsFunc(name, func(r rune) bool {
 		return unicode.IsSpace(r) || unicode.IsControl(r) || strings.ContainsRune(`.*>/\`, r)
 	}) {
-		return usage("%s is %q, must be the name of a stream, without spaces and . * > / \\", setting, name)
+		return settings.Errorf("%s is %q, must be the name of a stream, without spaces and . * > / \\", setting, name)
 	}
 	return nil
 }
@@ -201,7 +200,7 @@ type ConsumersConfig struct {
 	OrphanGrace   time.Duration `name:"orphan-grace" default:"24h" help:"How long an event waits while nobody pulls from its model's consumer; then it becomes a dead letter. Must be below the stream's maximum age. Defaults to 24h."`
 }
 
-func (c ConsumersConfig) validate() error {
+func (c ConsumersConfig) Check() error {
 	return errors.Join(
 		atLeast("consumers", map[string]int64{"ack-wait": int64(c.AckWait)}, int64(100*time.Millisecond)),
 		atLeast("consumers", map[string]int64{"orphan-grace": int64(c.OrphanGrace)}, int64(time.Minute)),
@@ -213,8 +212,8 @@ func (c ConsumersConfig) validate() error {
 	)
 }
 
-// consumers returns the configuration of consumers.Run without its collaborators.
-func (c Config) consumers(models []string) consumers.Config {
+// ConsumersConfig returns the configuration of consumers.Run without its collaborators.
+func (c Config) ConsumersConfig(models []string) consumers.Config {
 	return consumers.Config{
 		Models: models, Stream: c.Stream.Name, MaxAge: c.Stream.MaxAge, MaxBytes: c.Stream.MaxBytes, Replicas: c.Stream.Replicas,
 		AckWait: c.Consumers.AckWait, MaxDeliver: c.Consumers.MaxDeliver, MaxInFlight: c.Consumers.MaxInFlight, MaxRows: c.Consumers.MaxRows,
@@ -244,14 +243,14 @@ const (
 	unreproducibleSkip  = "skip"
 )
 
-func (c ScoringConfig) validate() error {
+func (c ScoringConfig) Check() error {
 	switch {
 	case len(c.Ensembles) == 0:
-		return usage("scoring.ensembles is empty, must name at least one ensemble directory: -e ensembles/fashion-mnist")
+		return settings.Errorf("scoring.ensembles is empty, must name at least one ensemble directory: -e ensembles/fashion-mnist")
 	case c.Profile != scoring.ProfileFixed && c.Profile != scoring.ProfileAsRequested:
-		return usage("scoring.profile is %q, must be %s or %s", c.Profile, scoring.ProfileFixed, scoring.ProfileAsRequested)
+		return settings.Errorf("scoring.profile is %q, must be %s or %s", c.Profile, scoring.ProfileFixed, scoring.ProfileAsRequested)
 	case c.Unreproducible != unreproducibleScore && c.Unreproducible != unreproducibleSkip:
-		return usage("scoring.unreproducible is %q, must be %s or %s", c.Unreproducible, unreproducibleScore, unreproducibleSkip)
+		return settings.Errorf("scoring.unreproducible is %q, must be %s or %s", c.Unreproducible, unreproducibleScore, unreproducibleSkip)
 	}
 	return errors.Join(
 		device(c.Device),
@@ -268,7 +267,7 @@ var devicePattern = regexp.MustCompile(`^(cpu|(cuda|tensorrt):[0-9]{1,4})$`)
 
 func device(name string) error {
 	if !devicePattern.MatchString(name) {
-		return usage("scoring.device is %q, must be cpu, cuda:N or tensorrt:N", name)
+		return settings.Errorf("scoring.device is %q, must be cpu, cuda:N or tensorrt:N", name)
 	}
 	return nil
 }
@@ -293,10 +292,10 @@ type PostgresConfig struct {
 	Migrate          bool          `name:"migrate" help:"Let serve create and upgrade the tables at its start; its database user needs the right to. Defaults to false."`
 }
 
-func (c PostgresConfig) validate() error {
+func (c PostgresConfig) Check() error {
 	// pgx takes "" for the settings of libpq's own environment variables.
 	if _, err := pgx.ParseConfig(c.URL); err != nil || c.URL == "" {
-		return usage("postgres.url is not an address: postgres://user@host:5432/name")
+		return settings.Errorf("postgres.url is not an address: postgres://user@host:5432/name")
 	}
 	if err := atLeast("postgres", map[string]int64{"max-conns": int64(c.MaxConns), "committers": int64(c.Committers), "batch-size": int64(c.BatchSize)}, 1); err != nil {
 		return err
@@ -304,8 +303,8 @@ func (c PostgresConfig) validate() error {
 	return atLeast("postgres", map[string]int64{"commit-timeout": int64(c.CommitTimeout), "statement-timeout": int64(c.StatementTimeout), "lock-timeout": int64(c.LockTimeout)}, int64(time.Millisecond))
 }
 
-// config returns the configuration of a store.
-func (c PostgresConfig) config(log *slog.Logger, sinks ...string) postgres.Config {
+// Config returns the configuration of a store.
+func (c PostgresConfig) Config(log *slog.Logger, sinks ...string) postgres.Config {
 	return postgres.Config{
 		URL: c.URL, MaxConns: c.MaxConns, Committers: c.Committers, BatchSize: c.BatchSize, CommitTimeout: c.CommitTimeout,
 		StatementTimeout: c.StatementTimeout, LockTimeout: c.LockTimeout, Sinks: sinks, Log: log,
@@ -322,16 +321,16 @@ type RetentionConfig struct {
 	PartitionsAhead int           `name:"partitions-ahead" default:"2" help:"Months for which partitions of scores exist in advance, 1 to 12. Defaults to 2."`
 }
 
-// validate checks what the database would refuse.
-func (c RetentionConfig) validate() error {
+// Check checks what the database would refuse.
+func (c RetentionConfig) Check() error {
 	if c.PartitionsAhead < 1 || c.PartitionsAhead > 12 {
-		return usage("retention.partitions-ahead is %d, must be 1 to 12", c.PartitionsAhead)
+		return settings.Errorf("retention.partitions-ahead is %d, must be 1 to 12", c.PartitionsAhead)
 	}
 	m := Config{Retention: c}.maintenance()
 	m.Deliveries, m.Rollups = m.WithDefaults().Deliveries, m.WithDefaults().Rollups // which have no settings
 	for _, r := range m.Retentions() {
 		if r.Keep < r.Least {
-			return usage("retention.%s is %s, must be at least %s", r.Kind, r.Keep, r.Least)
+			return settings.Errorf("retention.%s is %s, must be at least %s", r.Kind, r.Keep, r.Least)
 		}
 	}
 	return nil
@@ -356,13 +355,13 @@ type AlertsConfig struct {
 	Link              string `name:"link" placeholder:"URL" help:"Begins the link to an alert's review page in webhooks and Alertmanager; the alert's id follows. Defaults to review.url with /review/ where that is given, else to none."`
 }
 
-func (c AlertsConfig) validate() error {
+func (c AlertsConfig) Check() error {
 	if c.WebhookFormat != alerts.FormatCloudEvents && c.WebhookFormat != alerts.FormatSlack {
-		return usage("alerts.webhook-format is %q, must be %s or %s", c.WebhookFormat,
+		return settings.Errorf("alerts.webhook-format is %q, must be %s or %s", c.WebhookFormat,
 			alerts.FormatCloudEvents, alerts.FormatSlack)
 	}
 	if c.WebhookSecretFile != "" && c.WebhookURL == "" {
-		return usage("alerts.webhook-secret-file is given without alerts.webhook-url")
+		return settings.Errorf("alerts.webhook-secret-file is given without alerts.webhook-url")
 	}
 	return errors.Join(
 		streamName("alerts.stream", c.Stream),
@@ -380,14 +379,14 @@ func webAddress(setting, address string) error {
 		return nil
 	}
 	if u, err := url.Parse(address); err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" {
-		return usage("%s is %q, must be http://host or https://host", setting, redact(address))
+		return settings.Errorf("%s is %q, must be http://host or https://host", setting, Redact(address))
 	}
 	return nil
 }
 
-// sinks returns the sinks of alerts, the stream first.
-func (c AlertsConfig) sinks(js jetstream.JetStream) (*alerts.StreamSink, []alerts.Sink, error) {
-	stream := alerts.NewStreamSink(js, c.config())
+// Sinks returns the sinks of alerts, the stream first.
+func (c AlertsConfig) Sinks(js jetstream.JetStream) (*alerts.StreamSink, []alerts.Sink, error) {
+	stream := alerts.NewStreamSink(js, c.streamConfig())
 	sinks := []alerts.Sink{stream}
 	if c.WebhookURL != "" {
 		cfg := alerts.WebhookConfig{URL: c.WebhookURL, Format: c.WebhookFormat, Link: c.Link}
@@ -400,21 +399,21 @@ func (c AlertsConfig) sinks(js jetstream.JetStream) (*alerts.StreamSink, []alert
 		}
 		sink, err := alerts.NewWebhook(cfg)
 		if err != nil {
-			return nil, nil, usage("alerts.webhook-url: %w", err)
+			return nil, nil, settings.Errorf("alerts.webhook-url: %w", err)
 		}
 		sinks = append(sinks, sink)
 	}
 	if c.AlertmanagerURL != "" {
 		sink, err := alerts.NewAlertmanager(alerts.AlertmanagerConfig{URL: c.AlertmanagerURL, Link: c.Link})
 		if err != nil {
-			return nil, nil, usage("alerts.alertmanager-url: %w", err)
+			return nil, nil, settings.Errorf("alerts.alertmanager-url: %w", err)
 		}
 		sinks = append(sinks, sink)
 	}
 	return stream, sinks, nil
 }
 
-func (c AlertsConfig) config() alerts.StreamConfig {
+func (c AlertsConfig) streamConfig() alerts.StreamConfig {
 	return alerts.StreamConfig{Name: c.Stream, MaxAge: c.MaxAge, MaxBytes: c.MaxBytes, Replicas: c.Replicas}
 }
 
@@ -427,7 +426,7 @@ type MetricsConfig struct {
 	MaxClassSeries int           `name:"max-class-series" default:"100" help:"Classes of a model, at most, for each to have a score histogram of its own; with more they share one. Defaults to 100."`
 }
 
-func (c MetricsConfig) validate() error {
+func (c MetricsConfig) Check() error {
 	return errors.Join(
 		hostPort("metrics.address", c.Address), c.pair("metrics"),
 		atLeast("metrics", map[string]int64{"max-class-series": int64(c.MaxClassSeries)}, 1),
@@ -438,7 +437,7 @@ func (c MetricsConfig) validate() error {
 func hostPort(setting, address string) error {
 	_, port, err := net.SplitHostPort(address)
 	if n, perr := strconv.ParseUint(port, 10, 16); err != nil || perr != nil || n > math.MaxUint16 {
-		return usage("%s is %q, must be host:port", setting, address)
+		return settings.Errorf("%s is %q, must be host:port", setting, address)
 	}
 	return nil
 }
@@ -455,14 +454,14 @@ type TracingConfig struct {
 	SampleRatio float64 `name:"sample-ratio" default:"1" help:"Share of the traces begun here that are sampled, 0 to 1; a trace that a producer began keeps its producer's decision. Defaults to 1."`
 }
 
-func (c TracingConfig) validate() error {
+func (c TracingConfig) Check() error {
 	return errors.Join(webAddress("tracing.endpoint", c.Endpoint), share("tracing.sample-ratio", c.SampleRatio))
 }
 
 // share returns an error if v is not a share of a whole.
 func share(setting string, v float64) error {
 	if !(v >= 0 && v <= 1) {
-		return usage("%s is %g, must be 0 to 1", setting, v)
+		return settings.Errorf("%s is %g, must be 0 to 1", setting, v)
 	}
 	return nil
 }
@@ -473,10 +472,10 @@ type LogConfig struct {
 	Format string `name:"format" default:"text" help:"text or json. Defaults to text."`
 }
 
-func (c LogConfig) logger(w io.Writer) (*slog.Logger, error) {
+func (c LogConfig) Logger(w io.Writer) (*slog.Logger, error) {
 	var level slog.Level
 	if err := level.UnmarshalText([]byte(c.Level)); err != nil {
-		return nil, usage("log.level is %q, must be debug, info, warn or error", c.Level)
+		return nil, settings.Errorf("log.level is %q, must be debug, info, warn or error", c.Level)
 	}
 	opts := &slog.HandlerOptions{Level: level}
 	switch c.Format {
@@ -485,34 +484,34 @@ func (c LogConfig) logger(w io.Writer) (*slog.Logger, error) {
 	case "json":
 		return slog.New(slog.NewJSONHandler(w, opts)), nil
 	}
-	return nil, usage("log.format is %q, must be text or json", c.Format)
+	return nil, settings.Errorf("log.format is %q, must be text or json", c.Format)
 }
 
-// validate returns an error that names the settings out of their bounds.
-func (c Config) validate() error {
+// Check returns an error that names the settings out of their bounds.
+func (c Config) Check() error {
 	var errs []error
 	groups := reflect.ValueOf(c)
 	for i := range groups.NumField() {
-		if group, ok := groups.Field(i).Interface().(validator); ok {
-			errs = append(errs, group.validate())
+		if group, ok := groups.Field(i).Interface().(checker); ok {
+			errs = append(errs, group.Check())
 		}
 	}
 	least := int64(c.Consumers.OrphanGrace + time.Minute)
 	errs = append(errs, atLeast("stream", map[string]int64{"max-age": int64(c.Stream.MaxAge)}, least))
 	if c.Retention.Events < c.Stream.MaxAge {
-		errs = append(errs, usage("retention.events is %s, must be at least %s, which is stream.max-age",
+		errs = append(errs, settings.Errorf("retention.events is %s, must be at least %s, which is stream.max-age",
 			c.Retention.Events, c.Stream.MaxAge))
 	}
 	return errors.Join(errs...)
 }
 
-// validator is a group of settings with bounds.
-type validator interface{ validate() error }
+// checker is a group of settings with bounds.
+type checker interface{ Check() error }
 
-// validateGroups validates each group of settings that a verb reads.
-func validateGroups(verb reflect.Value) error {
-	if group, ok := verb.Interface().(validator); ok {
-		return group.validate()
+// CheckGroups validates each group of settings that a verb reads.
+func CheckGroups(verb reflect.Value) error {
+	if group, ok := verb.Interface().(checker); ok {
+		return group.Check()
 	}
 	if verb.Kind() != reflect.Struct {
 		return nil
@@ -520,7 +519,7 @@ func validateGroups(verb reflect.Value) error {
 	var errs []error
 	for i := range verb.NumField() {
 		if verb.Type().Field(i).IsExported() {
-			errs = append(errs, validateGroups(verb.Field(i)))
+			errs = append(errs, CheckGroups(verb.Field(i)))
 		}
 	}
 	return errors.Join(errs...)
@@ -542,22 +541,22 @@ func atLeast(group string, values map[string]int64, least int64) error {
 			continue
 		}
 		if slices.Contains(durations, name) {
-			return usage("%s.%s is %s, must be at least %s", group, name, time.Duration(v), time.Duration(least))
+			return settings.Errorf("%s.%s is %s, must be at least %s", group, name, time.Duration(v), time.Duration(least))
 		}
-		return usage("%s.%s is %d, must be at least %d", group, name, v, least)
+		return settings.Errorf("%s.%s is %d, must be at least %d", group, name, v, least)
 	}
 	return nil
 }
 
 func between(setting string, v, least, most int64) error {
 	if v < least || v > most {
-		return usage("%s is %d, must be %d to %d", setting, v, least, most)
+		return settings.Errorf("%s is %d, must be %d to %d", setting, v, least, most)
 	}
 	return nil
 }
 
-// defaultConfig returns the configuration with every default in place.
-func defaultConfig() Config {
+// DefaultConfig returns the configuration with every default in place.
+func DefaultConfig() Config {
 	var c struct {
 		Config `embed:""`
 	}
@@ -569,252 +568,4 @@ func defaultConfig() Config {
 		panic(fmt.Sprintf("the defaults of the configuration do not fit: %v", err)) // a test calls this
 	}
 	return c.Config
-}
-
-// settings are the values of a file and of the environment for flags that are settings: those with a dot in their name.
-type settings struct {
-	getenv func(string) string
-	path   string
-	file   map[string]any    // by name: a string, or a list of strings
-	origin map[string]string // by name: the line of the file, or the environment variable, that gave the value
-}
-
-// load reads a YAML file; an empty path is none. A name that is no setting's is an error.
-func (s *settings) load(path string) error {
-	if path == "" {
-		return nil
-	}
-	content, err := os.ReadFile(path)
-	if err != nil {
-		return fmt.Errorf("read settings: %w", err)
-	}
-	var document, second yaml.Node
-	decoder := yaml.NewDecoder(bytes.NewReader(content))
-	if err := decoder.Decode(&document); err != nil && !errors.Is(err, io.EOF) {
-		return fmt.Errorf("read settings from %s: %w", path, err)
-	}
-	if err := decoder.Decode(&second); err == nil {
-		return fmt.Errorf("%s:%d: a second document, settings must be in one", path, second.Line)
-	} else if !errors.Is(err, io.EOF) {
-		return fmt.Errorf("read settings from %s: %w", path, err)
-	}
-	s.path, s.file = path, map[string]any{}
-	if len(document.Content) == 0 {
-		return nil
-	}
-	known := map[string]bool{}
-	for _, f := range settingFields() {
-		known[f.name] = true
-	}
-	return s.flatten("", document.Content[0], known)
-}
-
-// flatten adds the settings below a node.
-func (s *settings) flatten(prefix string, node *yaml.Node, known map[string]bool) error {
-	if node.Kind != yaml.MappingNode {
-		return fmt.Errorf("%s:%d: %s must be a mapping of settings", s.path, node.Line, strings.TrimSuffix("the file."+prefix, "."))
-	}
-	seen := map[string]bool{}
-	for i := 0; i < len(node.Content); i += 2 {
-		key, value := node.Content[i], node.Content[i+1]
-		name := prefix + key.Value
-		if seen[key.Value] {
-			return fmt.Errorf("%s:%d: %s is given twice", s.path, key.Line, name)
-		}
-		seen[key.Value] = true
-		if known[name] {
-			s.from(name, fmt.Sprintf("%s:%d", s.path, key.Line))
-		}
-		if value.Kind == yaml.AliasNode {
-			value = value.Alias
-		}
-		switch {
-		case known[name] && value.Kind == yaml.ScalarNode:
-			if value.Tag == "!!null" {
-				continue
-			}
-			s.file[name] = value.Value
-		case known[name] && value.Kind == yaml.SequenceNode:
-			list := []any{}
-			for _, item := range value.Content {
-				if item.Kind != yaml.ScalarNode {
-					return fmt.Errorf("%s:%d: %s must be a list of plain values", s.path, item.Line, name)
-				}
-				list = append(list, item.Value)
-			}
-			s.file[name] = list
-		case value.Kind == yaml.MappingNode && hasPrefix(known, name+"."):
-			if err := s.flatten(name+".", value, known); err != nil {
-				return err
-			}
-		case value.Tag == "!!null" && hasPrefix(known, name+"."):
-		case known[name]:
-			return fmt.Errorf("%s:%d: %s must be a plain value", s.path, key.Line, name)
-		default:
-			return fmt.Errorf("%s:%d: there is no setting %s", s.path, key.Line, name)
-		}
-	}
-	return nil
-}
-
-func hasPrefix(known map[string]bool, prefix string) bool {
-	for name := range known {
-		if strings.HasPrefix(name, prefix) {
-			return true
-		}
-	}
-	return false
-}
-
-// fromFile gives kong the file's value of a flag.
-func (s *settings) fromFile(_ *kong.Context, _ *kong.Path, flag *kong.Flag) (any, error) {
-	if v, ok := s.file[flag.Name]; ok {
-		return v, nil
-	}
-	return nil, nil
-}
-
-// fromEnvironment gives kong the environment's value of a flag; it comes after the file and beats it.
-func (s *settings) fromEnvironment(_ *kong.Context, _ *kong.Path, flag *kong.Flag) (any, error) {
-	if !strings.Contains(flag.Name, ".") {
-		return nil, nil
-	}
-	name := environmentName(flag.Name)
-	if v := s.getenv(name); v != "" {
-		s.from(flag.Name, name)
-		return v, nil
-	}
-	return nil, nil
-}
-
-func (s *settings) from(setting, origin string) {
-	if s.origin == nil {
-		s.origin = map[string]string{}
-	}
-	s.origin[setting] = origin
-}
-
-var settingName = regexp.MustCompile(`\b[a-z]+\.[a-z][a-z-]*`)
-
-// explain returns the text of an error about settings, with the places that gave the settings it names.
-func (s *settings) explain(err error) string {
-	text := strings.ReplaceAll(err.Error(), "\n", "; ") // of errors that are joined
-	var places []string
-	for _, name := range settingName.FindAllString(text, -1) {
-		if origin, ok := s.origin[name]; ok && !slices.Contains(places, origin) {
-			places = append(places, origin)
-		}
-	}
-	if len(places) == 0 {
-		return text
-	}
-	return text + " (set by " + strings.Join(places, ", ") + ")"
-}
-
-// environmentName returns the environment variable of a setting: nats.url is DECUWATCH_NATS_URL. ONNX Runtime's library
-// keeps the name under which the scripts export it.
-func environmentName(setting string) string {
-	if setting == "scoring.library" {
-		return "DECUWATCH_ONNXRUNTIME_LIB"
-	}
-	return "DECUWATCH_" + strings.ToUpper(strings.NewReplacer(".", "_", "-", "_").Replace(setting))
-}
-
-// serviceLink matches the variables that Kubernetes makes of Services, among them one named decuwatch-review.
-var serviceLink = regexp.MustCompile(`_(SERVICE_HOST|SERVICE_PORT(_[A-Z0-9_]+)?|PORT(_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)$`)
-
-// unknownVariables returns the variables of an environment that are named like a setting of one of the groups, but are
-// none.
-func unknownVariables(environment []string) []string {
-	known, groups := map[string]bool{}, []string{}
-	for _, f := range settingFields() {
-		known[environmentName(f.name)] = true
-		group, _, _ := strings.Cut(f.name, ".")
-		groups = append(groups, environmentName(group)+"_")
-	}
-	var unknown []string
-	for _, variable := range environment {
-		name, _, _ := strings.Cut(variable, "=")
-		inGroup := slices.ContainsFunc(groups, func(group string) bool { return strings.HasPrefix(name, group) })
-		if inGroup && !known[name] && !serviceLink.MatchString(name) {
-			unknown = append(unknown, name)
-		}
-	}
-	return unknown
-}
-
-// settingField is one setting as its tags describe it.
-type settingField struct {
-	group, name, kind, fallback, help string
-}
-
-// settingFields lists all settings in the order of Config.
-func settingFields() []settingField {
-	var fields []settingField
-	config := reflect.TypeFor[Config]()
-	for i := range config.NumField() {
-		group := config.Field(i)
-		for _, f := range reflect.VisibleFields(group.Type) {
-			if f.Anonymous {
-				continue // its fields follow
-			}
-			kind := map[reflect.Kind]string{reflect.String: "text", reflect.Bool: "true or false", reflect.Int: "integer", reflect.Int64: "integer", reflect.Float64: "number", reflect.Slice: "list"}[f.Type.Kind()]
-			if f.Type == reflect.TypeFor[time.Duration]() {
-				kind = "duration"
-			}
-			fallback := f.Tag.Get("default")
-			if f.Type.Kind() == reflect.Bool {
-				fallback = "false"
-			}
-			fields = append(fields, settingField{
-				group: group.Tag.Get("group"), name: group.Tag.Get("prefix") + f.Tag.Get("name"), kind: kind, fallback: fallback, help: f.Tag.Get("help"),
-			})
-		}
-	}
-	return fields
-}
-
-// reference returns the document docs/configuration.md.
-func reference() string {
-	var b strings.Builder
-	b.WriteString(`# Configuration
-
-Each setting has one name, and three places where it can stand; each beats the one before:
-
-1. a YAML file that ` + "`--config FILE`" + ` or the environment variable ` + "`DECUWATCH_CONFIG`" + ` names, where the dots of the name nest,
-2. an environment variable: ` + "`nats.url`" + ` is ` + "`DECUWATCH_NATS_URL`" + `,
-3. a flag of the verbs that need it: ` + "`--nats.url`" + `.
-
-Unknown names and names given twice in the file are errors, and so are values that do not fit. The error names the
-setting, its bound, and the line of the file or the environment variable that gave the value. An environment variable
-that only looks like a setting is reported at the start.
-
-Durations are written as ` + "`90s`, `20m`, `168h`" + `. In the environment and in flags the items of a list are
-separated by commas.
-
-` + "```yaml" + `
-nats:
-  url: nats://nats.internal:4222
-  creds: /run/secrets/decuwatch.creds
-postgres:
-  url: postgres://decuwatch@postgres.internal:5432/decuwatch?sslmode=verify-full&passfile=/run/secrets/pgpass
-scoring:
-  ensembles: [/srv/ensembles/sdxl-class, /srv/ensembles/fashion-mnist]
-  device: cuda:0
-log:
-  format: json
-` + "```" + `
-
-The program's exit codes: 0 done, 1 failed, 2 a wrong flag, setting or argument, 3 a check found a difference.
-` + "`decuwatch VERB --help`" + ` lists the settings that a verb reads.
-`)
-	group := ""
-	for _, f := range settingFields() {
-		if f.group != group {
-			group = f.group
-			fmt.Fprintf(&b, "\n## %s\n\n| setting | environment | kind | meaning |\n|---|---|---|---|\n", group)
-		}
-		fmt.Fprintf(&b, "| `%s` | `%s` | %s | %s |\n", f.name, environmentName(f.name), f.kind, strings.ReplaceAll(f.help, "|", `\|`))
-	}
-	return b.String()
 }

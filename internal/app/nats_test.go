@@ -1,4 +1,4 @@
-package main
+package app
 
 import (
 	"context"
@@ -80,9 +80,9 @@ func TestHandshakeFirst(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			s := natsServer(t, options(c.server, c.timeout))
-			cfg := defaultConfig().NATS
+			cfg := DefaultConfig().NATS
 			cfg.URL, cfg.CA, cfg.TLSHandshakeFirst = "tls://"+s.Addr().String(), files.TLSCert, c.ours
-			nc, err := cfg.connect("test", false, slog.New(slog.DiscardHandler))
+			nc, err := cfg.Connect("test", false, slog.New(slog.DiscardHandler))
 			if c.want == "" {
 				if err != nil {
 					t.Fatal(err)
@@ -95,7 +95,7 @@ func TestHandshakeFirst(t *testing.T) {
 			}
 			// A worker that waits for NATS says the same in its log.
 			var log logBuffer
-			nc, err = cfg.connect("test", true, slog.New(slog.NewTextHandler(&log, nil)))
+			nc, err = cfg.Connect("test", true, slog.New(slog.NewTextHandler(&log, nil)))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -116,9 +116,9 @@ func TestHandshakeFirst(t *testing.T) {
 func TestNoRoomForStreams(t *testing.T) {
 	js := func(t *testing.T, most int64) (jetstream.JetStream, string) {
 		s := natsServer(t, &server.Options{JetStream: true, JetStreamMaxStore: most})
-		cfg := defaultConfig().NATS
+		cfg := DefaultConfig().NATS
 		cfg.URL = s.ClientURL()
-		nc, err := cfg.connect("test", false, slog.New(slog.DiscardHandler))
+		nc, err := cfg.Connect("test", false, slog.New(slog.DiscardHandler))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -141,39 +141,31 @@ func TestNoRoomForStreams(t *testing.T) {
 			}
 		}
 	}
-	defaults := defaultConfig()
+	defaults := DefaultConfig()
 	t.Run("events", func(t *testing.T) {
 		js, _ := js(t, 1<<30)
-		_, err := consumers.EnsureStream(t.Context(), js, defaults.consumers(nil))
-		want(t, explainRoom(t.Context(), js, defaults.Stream, defaults.Alerts, err))
+		_, err := consumers.EnsureStream(t.Context(), js, defaults.ConsumersConfig(nil))
+		want(t, ExplainRoom(t.Context(), js, defaults.Stream, defaults.Alerts, err))
 	})
 	t.Run("consumers do not try again", func(t *testing.T) {
 		js, _ := js(t, 12<<30) // events fit, advisories do not
-		cfg := defaults.consumers([]string{"m"})
+		cfg := defaults.ConsumersConfig([]string{"m"})
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
-		want(t, explainRoom(ctx, js, defaults.Stream, defaults.Alerts, consumers.Run(ctx, js, cfg, idle{}, idle{})))
+		want(t, ExplainRoom(ctx, js, defaults.Stream, defaults.Alerts, consumers.Run(ctx, js, cfg, idle{}, idle{})))
 	})
 	t.Run("alerts", func(t *testing.T) {
 		js, _ := js(t, 1<<30)
-		sink := alerts.NewStreamSink(js, defaults.Alerts.config())
-		want(t, explainRoom(t.Context(), js, defaults.Stream, defaults.Alerts, ensureAlerts(t.Context(), js.Conn(),
+		sink := alerts.NewStreamSink(js, defaults.Alerts.streamConfig())
+		want(t, ExplainRoom(t.Context(), js, defaults.Stream, defaults.Alerts, ensureAlerts(t.Context(), js.Conn(),
 			sink, slog.New(slog.DiscardHandler))))
-	})
-	t.Run("publish", func(t *testing.T) {
-		_, url := js(t, 1<<30)
-		code, text := serveWith(t, []string{"publish", "--nats.url", url, "--model=m", "--class=1", "--seed=1"}, nil)
-		if code != exitFailed || !strings.Contains(text, "stream.max-bytes") {
-			t.Errorf("exit code %d, %q", code, text)
-		}
 	})
 	t.Run("serve", func(t *testing.T) {
 		_, url := js(t, 1<<30)
-		code, text := serveWith(t, []string{"serve", "-e", shipped, "--nats.url", url, "--postgres.url", pgtest.URL(t),
-			"--metrics.address=127.0.0.1:0", "--review.address=none"}, nil)
-		if code != exitFailed || !strings.Contains(text, "stream.max-bytes") {
-			t.Errorf("exit code %d, %q", code, text)
-		}
+		c := DefaultConfig()
+		c.Scoring.Ensembles, c.NATS.URL, c.Postgres.URL = []string{"../../ensembles/fashion-mnist"}, url, pgtest.URL(t)
+		c.Metrics.Address, c.Review.Address = "127.0.0.1:0", NoPage
+		want(t, Serve(t.Context(), c, Options{Log: slog.New(slog.DiscardHandler)}))
 	})
 }
 

@@ -1,4 +1,4 @@
-package main
+package app
 
 import (
 	"bytes"
@@ -29,48 +29,17 @@ func TestConfigurationReferenceIsComplete(t *testing.T) {
 		t.Fatal(err)
 	}
 	if string(got) != want {
-		t.Errorf("%s is not what the settings say: go test ./cmd/decuwatch -run Reference -update", path)
+		t.Errorf("%s is not what the settings say: go test ./internal/app -run Reference -update", path)
 	}
-	for _, f := range settingFields() {
-		if !strings.Contains(f.help, "Defaults to ") && !strings.Contains(f.help, "Required.") {
-			t.Errorf("%s: the documentation does not say what it defaults to", f.name)
+	for _, f := range Settings() {
+		if !strings.Contains(f.Help, "Defaults to ") && !strings.Contains(f.Help, "Required.") {
+			t.Errorf("%s: the documentation does not say what it defaults to", f.Name)
 		}
-		if f.kind == "" || f.group == "" {
-			t.Errorf("%s has the kind %q and the group %q", f.name, f.kind, f.group)
+		if f.Kind == "" || f.Group == "" {
+			t.Errorf("%s has the kind %q and the group %q", f.Name, f.Kind, f.Group)
 		}
-		if f.fallback != "" && !strings.Contains(f.help, "Defaults to "+f.fallback) {
-			t.Errorf("%s defaults to %s, its documentation says %q", f.name, f.fallback, f.help)
-		}
-	}
-}
-
-// Every setting is a flag of serve, with the name of the reference.
-func TestServeReadsEverySetting(t *testing.T) {
-	var c cli
-	parser, err := kong.New(&c)
-	if err != nil {
-		t.Fatal(err)
-	}
-	flags := map[string]bool{}
-	for _, command := range parser.Model.Leaves(true) {
-		if command.Name != "serve" {
-			continue
-		}
-		for _, group := range command.AllFlags(true) {
-			for _, f := range group {
-				flags[f.Name] = true
-			}
-		}
-	}
-	for _, f := range settingFields() {
-		if !flags[f.name] {
-			t.Errorf("serve has no flag --%s", f.name)
-		}
-		delete(flags, f.name)
-	}
-	for name := range flags {
-		if strings.Contains(name, ".") {
-			t.Errorf("--%s is not in the reference", name)
+		if f.Default != "" && !strings.Contains(f.Help, "Defaults to "+f.Default) {
+			t.Errorf("%s defaults to %s, its documentation says %q", f.Name, f.Default, f.Help)
 		}
 	}
 }
@@ -83,10 +52,8 @@ func parsedConfig(t *testing.T, file string, env map[string]string, args ...stri
 		ConfigFile string `name:"config" short:"c"`
 		Config     `embed:""`
 	}
-	s := &settings{getenv: getenv}
-	parser, err := kong.New(&c, kong.Exit(func(int) { t.Fatal("exit") }),
-		kong.Resolvers(kong.ResolverFunc(s.fromFile), kong.ResolverFunc(s.fromEnvironment)),
-		kong.WithBeforeResolve(func(k *kong.Context) error { return s.load(configPath(k, getenv)) }))
+	s := &Sources{Getenv: getenv}
+	parser, err := kong.New(&c, kong.Exit(func(int) { t.Fatal("exit") }), s.Option())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -184,21 +151,21 @@ func TestWrongSettingsAreNamed(t *testing.T) {
 			args := append([]string{"--scoring.ensembles", "x"}, c.args...)
 			config, err := parsedConfig(t, c.file, c.env, args...)
 			if err == nil {
-				err = config.validate()
+				err = config.Check()
 			}
 			if err == nil || !strings.Contains(err.Error(), c.want) {
 				t.Errorf("error %v, want one that says %q", err, c.want)
 			}
 		})
 	}
-	if err := defaultConfig().validate(); err == nil || !strings.Contains(err.Error(), "scoring.ensembles") {
+	if err := DefaultConfig().Check(); err == nil || !strings.Contains(err.Error(), "scoring.ensembles") {
 		t.Errorf("defaults: %v, want only the required setting to be missing", err)
 	}
 }
 
 func TestLogFormats(t *testing.T) {
 	var out bytes.Buffer
-	log, err := LogConfig{Level: "warn", Format: "json"}.logger(&out)
+	log, err := LogConfig{Level: "warn", Format: "json"}.Logger(&out)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -208,14 +175,14 @@ func TestLogFormats(t *testing.T) {
 		t.Errorf("logged %q", got)
 	}
 	for _, wrong := range []LogConfig{{"loud", "text"}, {"info", "xml"}} {
-		if _, err := wrong.logger(&out); err == nil {
+		if _, err := wrong.Logger(&out); err == nil {
 			t.Errorf("%+v is accepted", wrong)
 		}
 	}
 }
 
 func TestRedactedAddressesHoldNoSecret(t *testing.T) {
-	if got := redact("nats://user:secret@a:4222, nats://b:4222"); strings.Contains(got, "secret") || !strings.Contains(got, "nats://a:4222") {
+	if got := Redact("nats://user:secret@a:4222, nats://b:4222"); strings.Contains(got, "secret") || !strings.Contains(got, "nats://a:4222") {
 		t.Errorf("redacted to %q", got)
 	}
 }

@@ -1,7 +1,8 @@
-package main
+package app
 
 import (
 	"context"
+	"fmt"
 	"net"
 	"net/http"
 	"time"
@@ -19,11 +20,17 @@ const (
 	httpConnections = 64              // at once on one listener; others wait to be accepted, and take no descriptor
 )
 
-// bounded returns l with at most httpConnections connections at a time.
-func bounded(l net.Listener) net.Listener { return netutil.LimitListener(l, httpConnections) }
+// Listen binds the address that a setting names, and accepts at most httpConnections connections at a time.
+func Listen(setting, address string) (net.Listener, error) {
+	l, err := net.Listen("tcp", address)
+	if err != nil {
+		return nil, fmt.Errorf("listen on %s: %w", setting, err)
+	}
+	return netutil.LimitListener(l, httpConnections), nil
+}
 
-// serveHTTP serves handler on l until ctx ends; requests under way are given five seconds.
-func serveHTTP(ctx context.Context, l net.Listener, handler http.Handler) error {
+// ServeHTTP serves handler on l until ctx ends; requests under way are given five seconds.
+func ServeHTTP(ctx context.Context, l net.Listener, handler http.Handler) error {
 	server := &http.Server{
 		Handler: http.MaxBytesHandler(handler, httpBody), MaxHeaderBytes: httpHeader,
 		ReadHeaderTimeout: httpRead, ReadTimeout: httpRead, WriteTimeout: httpWrite, IdleTimeout: httpIdle,

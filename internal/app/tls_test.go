@@ -1,4 +1,4 @@
-package main
+package app
 
 import (
 	"context"
@@ -58,14 +58,14 @@ func TestHTTPSpeaksTLS(t *testing.T) {
 	begin := time.Now().Add(-time.Minute)
 	first := writeCertificate(t, c, 1, begin)
 
-	listener, err := c.listen("review", "127.0.0.1:0")
+	listener, err := c.Listen("review", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	ctx, stop := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() {
-		ended <- serveHTTP(ctx, listener, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(http.StatusNoContent) }))
+		ended <- ServeHTTP(ctx, listener, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(http.StatusNoContent) }))
 	}()
 	get := func(scheme string, trusted *x509.Certificate) (*http.Response, error) {
 		pool := x509.NewCertPool()
@@ -109,7 +109,7 @@ func TestHTTPTLSRefusals(t *testing.T) {
 		{HTTPTLSConfig{TLSKey: "key.pem"}, "metrics.tls-cert and metrics.tls-key must be given together"},
 		{HTTPTLSConfig{TLSCert: filepath.Join(dir, "none.pem"), TLSKey: filepath.Join(dir, "none.key")}, "metrics.tls-cert: open " + filepath.Join(dir, "none.pem")},
 	} {
-		if l, err := c.listen("metrics", "127.0.0.1:0"); err == nil || !strings.Contains(err.Error(), c.says) {
+		if l, err := c.Listen("metrics", "127.0.0.1:0"); err == nil || !strings.Contains(err.Error(), c.says) {
 			if err == nil {
 				l.Close()
 			}

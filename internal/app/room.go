@@ -1,4 +1,4 @@
-package main
+package app
 
 import (
 	"context"
@@ -13,9 +13,9 @@ import (
 	"github.com/decuwatch/decuwatch/consumers"
 )
 
-// explainRoom adds to JetStream's refusal of a stream for its size the settings that ask for it, and what the account
+// ExplainRoom adds to JetStream's refusal of a stream for its size the settings that ask for it, and what the account
 // has. Other errors stay as they are.
-func explainRoom(ctx context.Context, js jetstream.JetStream, stream StreamConfig, alerts AlertsConfig,
+func ExplainRoom(ctx context.Context, js jetstream.JetStream, stream StreamConfig, alerts AlertsConfig,
 	err error) error {
 	if !consumers.NoRoom(err) {
 		return err

@@ -1,4 +1,4 @@
-package main
+package app
 
 import (
 	"context"
@@ -13,6 +13,7 @@ import (
 	"github.com/decuwatch/decuwatch/alerts"
 	"github.com/decuwatch/decuwatch/alerts/drift"
 	"github.com/decuwatch/decuwatch/alerts/patrol"
+	"github.com/decuwatch/decuwatch/internal/settings"
 	"github.com/decuwatch/decuwatch/schema"
 	"github.com/decuwatch/decuwatch/schema/postgres"
 	"github.com/decuwatch/decuwatch/scoring"
@@ -27,12 +28,12 @@ type VolumeConfig struct {
 	CoolDown     time.Duration `name:"cool-down" default:"0s" help:"How long more alerts of the same class, measurement and severity are held back after one was sent. Defaults to 0s: not at all."`
 }
 
-func (c VolumeConfig) validate() error {
+func (c VolumeConfig) Check() error {
 	if err := atLeast("volume", map[string]int64{"class-per-hour": int64(c.ClassPerHour), "model-per-hour": int64(c.ModelPerHour)}, 0); err != nil {
 		return err
 	}
 	if c.CoolDown < 0 {
-		return usage("volume.cool-down is %s, must be 0 or more", c.CoolDown)
+		return settings.Errorf("volume.cool-down is %s, must be 0 or more", c.CoolDown)
 	}
 	return nil
 }
@@ -49,16 +50,16 @@ type PatrolConfig struct {
 	Quiet     time.Duration `name:"quiet" default:"24h" help:"After an alert of a class's drift, how long its scores do not count. Defaults to 24h."`
 }
 
-func (c PatrolConfig) validate() error {
+func (c PatrolConfig) Check() error {
 	switch {
 	case c.Every < time.Second:
-		return usage("patrol.every is %s, must be at least 1s", c.Every)
+		return settings.Errorf("patrol.every is %s, must be at least 1s", c.Every)
 	case !(c.RunLength > 1) || math.IsInf(c.RunLength, 0):
-		return usage("patrol.run-length is %g, must be finite and above 1", c.RunLength)
+		return settings.Errorf("patrol.run-length is %g, must be finite and above 1", c.RunLength)
 	case c.Newest < 1:
-		return usage("patrol.newest is %d, must be at least 1", c.Newest)
+		return settings.Errorf("patrol.newest is %d, must be at least 1", c.Newest)
 	case c.Quiet < 0:
-		return usage("patrol.quiet is %s, must be 0 or more", c.Quiet)
+		return settings.Errorf("patrol.quiet is %s, must be 0 or more", c.Quiet)
 	}
 	return nil
 }
@@ -74,7 +75,7 @@ func newPatrol(ctx context.Context, c PatrolConfig, engines map[string]*scoring.
 	for _, engine := range engines {
 		e := engine.Ensemble()
 		m := patrol.Model{Name: e.Name, EnsembleDigest: e.Digest, Settings: engine.Profile().Settings(), WellSampled: e.WellSampled()}
-		if m.Reference, err = calibratedReference(ctx, m, thresholds, store); err != nil {
+		if m.Reference, err = CalibratedReference(ctx, m, thresholds, store); err != nil {
 			return nil, err
 		}
 		if m.Reference.Empty() {
@@ -87,9 +88,9 @@ func newPatrol(ctx context.Context, c PatrolConfig, engines map[string]*scoring.
 	}, models, store, store, store)
 }
 
-// calibratedReference returns the class gaps of the model's well-sampled classes in the window from which the newest
+// CalibratedReference returns the class gaps of the model's well-sampled classes in the window from which the newest
 // threshold of the model was calibrated. It is empty where there is none, or retention dropped the scores.
-func calibratedReference(ctx context.Context, m patrol.Model, thresholds []schema.Threshold, store *postgres.Store) (drift.Reference, error) {
+func CalibratedReference(ctx context.Context, m patrol.Model, thresholds []schema.Threshold, store *postgres.Store) (drift.Reference, error) {
 	var newest *schema.Threshold
 	for i, t := range thresholds {
 		if t.Series() == m.Series() && t.Measurement == schema.ClassGap && t.Scope == alerts.ScopeModel &&

@@ -1,4 +1,4 @@
-package main
+package app
 
 import (
 	"context"
@@ -19,20 +19,21 @@ import (
 
 func TestPartsStopInTheOppositeOrderOfTheirStart(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
-	life := newLifecycle(ctx, slog.New(slog.DiscardHandler))
+	life, _ := NewLifecycle(ctx, slog.New(slog.DiscardHandler))
 	var stopped []string
-	life.undo("first", func() error { stopped = append(stopped, "first"); return errors.New("broke") })
-	life.run("second", func(ctx context.Context) error {
+	life.OnStop("first", func() error { stopped = append(stopped, "first"); return errors.New("broke") })
+	life.Run("second", func(ctx context.Context) error {
 		<-ctx.Done()
 		stopped = append(stopped, "second")
 		return ctx.Err()
 	})
-	life.undo("third", func() error { stopped = append(stopped, "third"); return nil })
+	life.OnStop("third", func() error { stopped = append(stopped, "third"); return nil })
 	cancel()
-	if err := life.wait(); err != nil {
+	if err := life.Wait(); err != nil {
 		t.Errorf("wait: %v", err)
 	}
-	if err := life.end(); err == nil || err.Error() != "stop first: broke" {
+	var err error
+	if life.End(&err); err == nil || err.Error() != "stop first: broke" {
 		t.Errorf("end: %v", err)
 	}
 	if !slices.Equal(stopped, []string{"third", "second", "first"}) {
@@ -45,12 +46,13 @@ func TestAPartThatEndsByItselfEndsTheProgram(t *testing.T) {
 		"relay ended: away":          func(context.Context) error { return errors.New("away") },
 		"relay ended: for no reason": func(context.Context) error { return nil },
 	} {
-		life := newLifecycle(t.Context(), slog.New(slog.DiscardHandler))
-		life.run("relay", part)
-		if err := life.wait(); err == nil || err.Error() != want {
+		life, _ := NewLifecycle(t.Context(), slog.New(slog.DiscardHandler))
+		life.Run("relay", part)
+		if err := life.Wait(); err == nil || err.Error() != want {
 			t.Errorf("wait: %v, want %s", err, want)
 		}
-		_ = life.end() // its error is the part's
+		var err error
+		life.End(&err) // its error is the part's
 	}
 }
 
