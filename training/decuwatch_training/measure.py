@@ -42,7 +42,7 @@ class Plan:
     """Roll-outs are measured if S is at most this; else only the first branched step."""
 
     def branches(self, steps: int) -> list[Branch]:
-        """The first branched step at each branch point; roll-outs of 2, 4, 8, ... steps from the first and the middle."""
+        """The first branched step at each branch point; roll-outs of 2, 4, 8, ... steps from first and middle."""
         branches = {Branch(branch_step(fraction, steps), 1) for fraction in FRACTIONS.values()}
         if steps <= self.rollouts_up_to:
             for first in (0, steps // 2):
