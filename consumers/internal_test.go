@@ -308,7 +308,8 @@ func TestUntilNextLook(t *testing.T) {
 		looked bool
 		want   time.Duration
 	}{
-		{time.Millisecond, true, 5 * time.Second}, {2 * time.Second, true, 20 * time.Second}, {30 * time.Second, false, 5 * time.Second},
+		{time.Millisecond, true, 5 * time.Second}, {2 * time.Second, true, 20 * time.Second},
+		{15 * time.Second, true, 30 * time.Second}, {30 * time.Second, false, 5 * time.Second},
 	} {
 		if got := untilNextLook(5*time.Second, x.took, x.looked); got != x.want {
 			t.Errorf("after %s, looked %t: %s, want %s", x.took, x.looked, got, x.want)

@@ -116,13 +116,16 @@ func (k *keeper) run(ctx, work context.Context) {
 	}
 }
 
-// untilNextLook returns how long to wait after a look. A stream of very many subjects takes long to look at, and is looked
-// at less often. A look that failed took long because an answer was lost.
+// slowestLooks bounds the wait after a slow look: it may have been slow because an answer was lost and asked for again.
+const slowestLooks = 30 * time.Second
+
+// untilNextLook returns how long to wait after a look. A stream with very many subjects takes long to look at, so it is
+// looked at less often. A look that failed only waited for answers.
 func untilNextLook(interval, took time.Duration, looked bool) time.Duration {
 	if !looked {
 		return interval
 	}
-	return max(interval, 10*took)
+	return max(interval, min(10*took, slowestLooks))
 }
 
 // once looks at the stream and hands what it found to the sweeper, unless that is still busy with an earlier round. It
