@@ -80,7 +80,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdin i
 		kong.Name("decuwatch"), kong.Description(description), kong.UsageOnError(),
 		kong.ConfigureHelp(kong.HelpOptions{Compact: true, NoExpandSubcommands: true, WrapUpperBound: 110}),
 		kong.Writers(stdout, stderr), kong.Exit(func(code int) { exit = code; panic(exited{}) }),
-		sources.Option(),
+		sources.Option(), app.Documented(),
 		kong.Groups{"Logging": "Logging", "NATS": "NATS", "Postgres": "Postgres", "Scoring": "Scoring"},
 	)
 	if err != nil {

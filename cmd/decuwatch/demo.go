@@ -24,6 +24,7 @@ import (
 	"github.com/decuwatch/decuwatch/alerts"
 	"github.com/decuwatch/decuwatch/consumers"
 	"github.com/decuwatch/decuwatch/internal/app"
+	"github.com/decuwatch/decuwatch/internal/settings"
 	"github.com/decuwatch/decuwatch/monitor/reconcile"
 	"github.com/decuwatch/decuwatch/schema"
 	"github.com/decuwatch/decuwatch/schema/postgres"
@@ -485,7 +486,7 @@ func (c *demoCmd) addresses(s *streams, e *ensemble.Ensemble, broker *server.Ser
 	if up.Review != "" {
 		fmt.Fprintf(w, "review\thttp://%s/\n", up.Review)
 	}
-	fmt.Fprintf(w, "Postgres\t%s\n", app.Redact(database.URL()))
+	fmt.Fprintf(w, "Postgres\t%s\n", settings.Redact(database.URL()))
 	fmt.Fprintf(w, "log\t%s\n", log)
 	_ = w.Flush() // to the same place as everything else
 	fmt.Fprintf(s.out, "\nAsk the database:\n  psql '%s' -c '%s'\n", database.URL(), query)

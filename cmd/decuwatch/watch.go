@@ -15,6 +15,7 @@ import (
 
 	"github.com/decuwatch/decuwatch/consumers"
 	"github.com/decuwatch/decuwatch/internal/app"
+	"github.com/decuwatch/decuwatch/internal/settings"
 	"github.com/decuwatch/decuwatch/schema"
 )
 
@@ -81,7 +82,7 @@ func (c *watchCmd) Run(ctx context.Context, s *streams, log *slog.Logger) error 
 		return fmt.Errorf("watch %s: %w", c.Alerts.Stream, err)
 	}
 	if !c.NoFollow && s.terminal && !c.JSON && !c.quiet {
-		fmt.Fprintf(s.err, "watching %s on %s; Ctrl-C ends\n", c.filter(), app.Redact(c.NATS.URL))
+		fmt.Fprintf(s.err, "watching %s on %s; Ctrl-C ends\n", c.filter(), settings.Redact(c.NATS.URL))
 	}
 	return c.follow(ctx, s, js, next, log)
 }

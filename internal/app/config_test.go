@@ -4,6 +4,11 @@ import (
 	"bytes"
 	"context"
 	"flag"
+	"fmt"
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"maps"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -12,34 +17,115 @@ import (
 	"time"
 
 	"github.com/alecthomas/kong"
+	"github.com/decuwatch/decuwatch/internal/settings"
 )
 
 var update = flag.Bool("update", false, "write docs/configuration.md anew")
 
+// TestConfigurationReferenceIsComplete holds help.txt against the comments of the settings' fields, and
+// docs/configuration.md against both.
 func TestConfigurationReferenceIsComplete(t *testing.T) {
-	const path = "../../docs/configuration.md"
-	want := reference()
-	if *update {
-		if err := os.WriteFile(path, []byte(want), 0o644); err != nil {
+	hold := func(path, want string) {
+		t.Helper()
+		if *update {
+			if err := os.WriteFile(path, []byte(want), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		got, err := os.ReadFile(path)
+		if err != nil {
 			t.Fatal(err)
 		}
+		if string(got) != want {
+			t.Errorf("%s is not what the settings say: go test ./internal/app -run Reference -update", path)
+		}
 	}
-	got, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if string(got) != want {
-		t.Errorf("%s is not what the settings say: go test ./internal/app -run Reference -update", path)
-	}
+	help = comments(t)
+	hold("help.txt", help)
+	hold("../../docs/configuration.md", reference())
 	for _, f := range Settings() {
 		if !strings.Contains(f.Help, "Defaults to ") && !strings.Contains(f.Help, "Required.") {
 			t.Errorf("%s: the documentation does not say what it defaults to", f.Name)
 		}
-		if f.Kind == "" || f.Group == "" {
-			t.Errorf("%s has the kind %q and the group %q", f.Name, f.Kind, f.Group)
+		if f.Group == "" {
+			t.Errorf("%s has no group", f.Name)
 		}
 		if f.Default != "" && !strings.Contains(f.Help, "Defaults to "+f.Default) {
 			t.Errorf("%s defaults to %s, its documentation says %q", f.Name, f.Default, f.Help)
+		}
+	}
+}
+
+// comments returns the name of each setting with the comment of its field, one a line.
+func comments(t *testing.T) string {
+	t.Helper()
+	var b strings.Builder
+	config := reflect.TypeFor[Config]()
+	for i := range config.NumField() {
+		group := config.Field(i)
+		written := map[string]string{} // by the tags of the field
+		types := []reflect.Type{group.Type}
+		for _, f := range reflect.VisibleFields(group.Type) {
+			if f.Anonymous {
+				types = append(types, f.Type)
+			}
+		}
+		for _, owner := range types {
+			maps.Copy(written, fieldComments(t, owner))
+		}
+		for _, f := range reflect.VisibleFields(group.Type) {
+			if name := f.Tag.Get("name"); name != "" {
+				fmt.Fprintf(&b, "%s%s: %s\n", group.Tag.Get("prefix"), name, written[string(f.Tag)])
+			}
+		}
+	}
+	return b.String()
+}
+
+// fieldComments returns the comments of a struct's fields by their tags.
+func fieldComments(t *testing.T, owner reflect.Type) map[string]string {
+	t.Helper()
+	dir := filepath.Join("../..", strings.TrimPrefix(owner.PkgPath(), "github.com/decuwatch/decuwatch"))
+	files, err := filepath.Glob(filepath.Join(dir, "*.go"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	found := map[string]string{}
+	for _, path := range files {
+		file, err := parser.ParseFile(token.NewFileSet(), path, nil, parser.ParseComments|parser.SkipObjectResolution)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ast.Inspect(file, func(n ast.Node) bool {
+			spec, ok := n.(*ast.TypeSpec)
+			if !ok || spec.Name.Name != owner.Name() {
+				return true
+			}
+			for _, f := range spec.Type.(*ast.StructType).Fields.List {
+				if f.Tag != nil {
+					text := f.Doc.Text() + f.Comment.Text()
+					found[strings.Trim(f.Tag.Value, "`")] = strings.Join(strings.Fields(text), " ")
+				}
+			}
+			return false
+		})
+	}
+	return found
+}
+
+// Every group has bounds, and Config.Check, the entry of serve, asks each for them. LogConfig checks in Logger.
+func TestEveryGroupIsChecked(t *testing.T) {
+	config := reflect.TypeFor[Config]()
+	for i := range config.NumField() {
+		if g := config.Field(i); g.Name != "Log" && !g.Type.Implements(reflect.TypeFor[checker]()) {
+			t.Errorf("%s has no Check", g.Name)
+		}
+	}
+	err := Config{}.Check()
+	for i := range config.NumField() {
+		if g := config.Field(i); g.Name != "Log" && g.Name != "Volume" && g.Name != "Tracing" &&
+			!strings.Contains(err.Error(), g.Tag.Get("prefix")) {
+			t.Errorf("the zero values of %s are accepted", g.Name)
 		}
 	}
 }
@@ -182,7 +268,7 @@ func TestLogFormats(t *testing.T) {
 }
 
 func TestRedactedAddressesHoldNoSecret(t *testing.T) {
-	if got := Redact("nats://user:secret@a:4222, nats://b:4222"); strings.Contains(got, "secret") || !strings.Contains(got, "nats://a:4222") {
+	if got := settings.Redact("nats://user:secret@a:4222, nats://b:4222"); strings.Contains(got, "secret") || !strings.Contains(got, "nats://a:4222") {
 		t.Errorf("redacted to %q", got)
 	}
 }

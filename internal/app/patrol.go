@@ -23,20 +23,16 @@ import (
 // VolumeConfig bounds how many alerts on scores are sent. What is held back is stored, enters review, and is summed up by
 // one alert an hour.
 type VolumeConfig struct {
-	ClassPerHour int           `name:"class-per-hour" default:"120" help:"Alerts of a class and severity that are sent in an hour of the clock, at most; 0 is no bound. Defaults to 120."`
-	ModelPerHour int           `name:"model-per-hour" default:"1200" help:"Alerts of a model and severity that are sent in an hour of the clock, at most; 0 is no bound. Defaults to 1200."`
-	CoolDown     time.Duration `name:"cool-down" default:"0s" help:"How long more alerts of the same class, measurement and severity are held back after one was sent. Defaults to 0s: not at all."`
+	// Alerts of a class and severity that are sent in an hour of the clock, at most; 0 is no bound.
+	ClassPerHour int `name:"class-per-hour" default:"120" min:"0"`
+	// Alerts of a model and severity that are sent in an hour of the clock, at most; 0 is no bound.
+	ModelPerHour int `name:"model-per-hour" default:"1200" min:"0"`
+	// How long more alerts of the same class, measurement and severity are held back after one was sent. Defaults to
+	// 0s: not at all.
+	CoolDown time.Duration `name:"cool-down" default:"0s" min:"0s"`
 }
 
-func (c VolumeConfig) Check() error {
-	if err := atLeast("volume", map[string]int64{"class-per-hour": int64(c.ClassPerHour), "model-per-hour": int64(c.ModelPerHour)}, 0); err != nil {
-		return err
-	}
-	if c.CoolDown < 0 {
-		return settings.Errorf("volume.cool-down is %s, must be 0 or more", c.CoolDown)
-	}
-	return nil
-}
+func (c VolumeConfig) Check() error { return settings.Check("volume", c) }
 
 func (c VolumeConfig) config() postgres.Volume {
 	return postgres.Volume{ClassPerHour: c.ClassPerHour, ModelPerHour: c.ModelPerHour, CoolDown: c.CoolDown}
@@ -44,24 +40,21 @@ func (c VolumeConfig) config() postgres.Volume {
 
 // PatrolConfig says how stored scores are looked over for what no single score shows.
 type PatrolConfig struct {
-	Every     time.Duration `name:"every" default:"1m" help:"Between looks at held-back alerts and stale thresholds. Defaults to 1m."`
-	RunLength float64       `name:"run-length" default:"10000" help:"Requests of a class, on average at least, until a false alarm of its drift. Defaults to 10000."`
-	Newest    int           `name:"newest" default:"200" help:"Newest scores of a class that are looked at for a drift. Defaults to 200."`
-	Quiet     time.Duration `name:"quiet" default:"24h" help:"After an alert of a class's drift, how long its scores do not count. Defaults to 24h."`
+	// Between looks at held-back alerts and stale thresholds.
+	Every time.Duration `name:"every" default:"1m" min:"1s"`
+	// Requests of a class, on average at least, until a false alarm of its drift.
+	RunLength float64 `name:"run-length" default:"10000"`
+	// Newest scores of a class that are looked at for a drift.
+	Newest int `name:"newest" default:"200" min:"1"`
+	// After an alert of a class's drift, how long its scores do not count.
+	Quiet time.Duration `name:"quiet" default:"24h" min:"0s"`
 }
 
 func (c PatrolConfig) Check() error {
-	switch {
-	case c.Every < time.Second:
-		return settings.Errorf("patrol.every is %s, must be at least 1s", c.Every)
-	case !(c.RunLength > 1) || math.IsInf(c.RunLength, 0):
+	if !(c.RunLength > 1) || math.IsInf(c.RunLength, 0) {
 		return settings.Errorf("patrol.run-length is %g, must be finite and above 1", c.RunLength)
-	case c.Newest < 1:
-		return settings.Errorf("patrol.newest is %d, must be at least 1", c.Newest)
-	case c.Quiet < 0:
-		return settings.Errorf("patrol.quiet is %s, must be 0 or more", c.Quiet)
 	}
-	return nil
+	return settings.Check("patrol", c)
 }
 
 // newPatrol returns the patrol of every model. Frozen are the scores from which the model's own threshold was calibrated,

@@ -20,16 +20,26 @@ import (
 
 // ReviewConfig says what enters review beside alerts, how evidence is made, and who may see the review page.
 type ReviewConfig struct {
-	Share          float64  `name:"share" default:"0.01" help:"Share of scores without an alert that enter review unmarked, so that recall can be estimated; 0 to 1. Defaults to 0.01."`
-	Address        string   `name:"address" default:"127.0.0.1:8080" help:"Address of the review page; port 0 is any free one, none is no page. One that other machines reach takes review.token-file or review.trusted-header. Defaults to 127.0.0.1:8080."`
-	TokenFile      string   `name:"token-file" placeholder:"FILE" help:"File with the token that reviewers log in with, 16 characters or more. Defaults to none."`
-	TrustedHeader  string   `name:"trusted-header" placeholder:"NAME" help:"Header in which the proxy before the page names the user that it has authenticated. Defaults to none."`
-	TrustedProxies []string `name:"trusted-proxies" placeholder:"CIDR" help:"Addresses of proxies whose review.trusted-header is believed. Defaults to loopback."`
+	// Share of scores without an alert that enter review unmarked, so that recall can be estimated; 0 to 1.
+	Share float64 `name:"share" default:"0.01" min:"0" max:"1"`
+	// Address of the review page; port 0 is any free one, none is no page. One that other machines reach takes
+	// review.token-file or review.trusted-header.
+	Address string `name:"address" default:"127.0.0.1:8080"`
+	// File with the token that reviewers log in with, 16 characters or more. Defaults to none.
+	TokenFile string `name:"token-file" placeholder:"FILE"`
+	// Header in which the proxy before the page names the user that it has authenticated. Defaults to none.
+	TrustedHeader string `name:"trusted-header" placeholder:"NAME"`
+	// Addresses of proxies whose review.trusted-header is believed. Defaults to loopback.
+	TrustedProxies []string `name:"trusted-proxies" placeholder:"CIDR"`
 	HTTPTLSConfig
-	URL              string `name:"url" placeholder:"URL" help:"Where reviewers reach the page from outside: https://review.example.com. Defaults to none."`
-	Workers          int    `name:"workers" default:"1" help:"Requests that are rerun for their evidence at a time, behind live work; 0 leaves evidence to other processes. Defaults to 1."`
-	EvidenceAttempts int    `name:"evidence-attempts" default:"4" help:"Attempts to make one request's evidence, at most. Defaults to 4."`
-	ImageSide        int    `name:"image-side" default:"512" help:"Longer side of a stored image in pixels, 16 to 512; larger ones are scaled down. Defaults to 512."`
+	// Where reviewers reach the page from outside: https://review.example.com. Defaults to none.
+	URL string `name:"url" placeholder:"URL"`
+	// Requests that are rerun for their evidence at a time, behind live work; 0 leaves evidence to other processes.
+	Workers int `name:"workers" default:"1" min:"0" max:"64"`
+	// Attempts to make one request's evidence, at most.
+	EvidenceAttempts int `name:"evidence-attempts" default:"4" min:"1"`
+	// Longer side of a stored image in pixels, 16 to 512; larger ones are scaled down.
+	ImageSide int `name:"image-side" default:"512" min:"16" max:"512"`
 }
 
 // headerName is a token of RFC 9110.
@@ -40,7 +50,7 @@ const NoPage = "none"
 
 func (c ReviewConfig) Check() error {
 	if c.Address != NoPage {
-		if err := hostPort("review.address", c.Address); err != nil {
+		if err := settings.HostPort("review.address", c.Address); err != nil {
 			return fmt.Errorf("%w, or %s", err, NoPage)
 		}
 	}
@@ -56,11 +66,7 @@ func (c ReviewConfig) Check() error {
 	if _, err := c.proxies(); err != nil {
 		return err
 	}
-	return errors.Join(
-		c.pair("review"), webAddress("review.url", c.URL), share("review.share", c.Share),
-		between("review.image-side", int64(c.ImageSide), 16, 512), between("review.workers", int64(c.Workers), 0, 64),
-		atLeast("review", map[string]int64{"evidence-attempts": int64(c.EvidenceAttempts)}, 1),
-	)
+	return errors.Join(c.pair("review"), settings.WebAddress("review.url", c.URL), settings.Check("review", c))
 }
 
 func (c ReviewConfig) proxies() ([]netip.Prefix, error) {

@@ -176,7 +176,7 @@ func Serve(ctx context.Context, c Config, o Options) (err error) {
 		return err
 	}
 
-	log.Info("serving", "models", names, "nats", Redact(c.NATS.URL), "metrics", c.Metrics.scheme()+"://"+listener.Addr().String()+"/metrics", "thresholds", thresholds.Table().Len(), "review", page)
+	log.Info("serving", "models", names, "nats", settings.Redact(c.NATS.URL), "metrics", c.Metrics.scheme()+"://"+listener.Addr().String()+"/metrics", "thresholds", thresholds.Table().Len(), "review", page)
 	if o.Started != nil {
 		o.Started(Serving{Metrics: listener.Addr().String(), Review: page, Engines: engines})
 	}
@@ -226,7 +226,7 @@ func Models(engines map[string]*scoring.Engine, c ScoringConfig) map[string]moni
 		list[name] = monitor.Model{
 			Scorer: engine, Classes: Labels(engine), Profile: engine.Profile(),
 			Diffusion:   engine.Ensemble().Diffusion,
-			AsRequested: c.Profile == scoring.ProfileAsRequested, SkipUnreproducible: c.Unreproducible == unreproducibleSkip,
+			AsRequested: c.Profile == scoring.ProfileAsRequested, SkipUnreproducible: c.Unreproducible == "skip",
 		}
 	}
 	return list
