@@ -15,9 +15,6 @@ import (
 	"github.com/decuwatch/decuwatch/schema"
 )
 
-// SinkAlertmanager is the name of the sink that posts to Prometheus Alertmanager.
-const SinkAlertmanager = "alertmanager"
-
 // AlertmanagerConfig is the configuration of an [Alertmanager].
 type AlertmanagerConfig struct {
 	URL          string            // of the Alertmanager, without /api/v2
@@ -49,8 +46,8 @@ func NewAlertmanager(cfg AlertmanagerConfig) (*Alertmanager, error) {
 	return &Alertmanager{cfg: cfg, client: client(cfg.Client), now: time.Now}, nil
 }
 
-// Name returns SinkAlertmanager.
-func (s *Alertmanager) Name() string { return SinkAlertmanager }
+// Name returns [schema.SinkAlertmanager].
+func (s *Alertmanager) Name() schema.Sink { return schema.SinkAlertmanager }
 
 // postable is an alert as Alertmanager's API v2 takes it.
 type postable struct {
@@ -87,7 +84,8 @@ func (s *Alertmanager) send(ctx context.Context, m schema.OutboxMessage, a schem
 	now := s.now().UTC().Add(time.Duration(s.ahead.Load())) // by Alertmanager's clock
 	p := postable{
 		Labels: map[string]string{
-			"alertname": "DecuwatchUncertainty", "model": a.Model, "severity": a.Severity, "reason": a.Reason, "kind": a.Kind,
+			"alertname": "DecuwatchUncertainty", "model": a.Model,
+			"severity": string(a.Severity), "reason": string(a.Reason), "kind": string(a.Kind),
 		},
 		Annotations: map[string]string{
 			"summary":  Summary(a),
@@ -109,7 +107,7 @@ func (s *Alertmanager) send(ctx context.Context, m schema.OutboxMessage, a schem
 	if a.ClassIndex >= 0 {
 		p.Labels["class_index"] = strconv.Itoa(a.ClassIndex)
 	}
-	set(p.Labels, "measurement", a.Measurement)
+	set(p.Labels, "measurement", string(a.Measurement))
 	for name, value := range s.cfg.Labels {
 		p.Labels[name] = value
 	}

@@ -15,6 +15,7 @@ import (
 
 	"github.com/decuwatch/decuwatch/alerts"
 	"github.com/decuwatch/decuwatch/consumers/natstest"
+	"github.com/decuwatch/decuwatch/schema"
 	"github.com/decuwatch/decuwatch/schema/postgres"
 	"github.com/decuwatch/decuwatch/schema/postgres/pgtest"
 )
@@ -24,7 +25,7 @@ func TestRelayWithAnotherClock(t *testing.T) {
 	for _, ahead := range []time.Duration{-time.Hour, 0, time.Hour} {
 		t.Run(ahead.String(), func(t *testing.T) {
 			url := pgtest.ShiftedURL(t, ahead)
-			store, err := postgres.Open(t.Context(), postgres.Config{URL: url, Sinks: []string{alerts.SinkWebhook}, Log: quiet})
+			store, err := postgres.Open(t.Context(), postgres.Config{URL: url, Sinks: []schema.Sink{schema.SinkWebhook}, Log: quiet})
 			if err != nil {
 				t.Fatal(err)
 			}

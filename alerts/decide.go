@@ -5,46 +5,35 @@
 package alerts
 
 import (
-	"crypto/sha256"
-	"encoding/hex"
 	"maps"
 	"slices"
-	"strings"
 
 	"github.com/decuwatch/decuwatch/schema"
 )
 
-// Reasons of a finding. The first four fire an alert.
-const (
-	ReasonClass   = "class_threshold"   // the class's own threshold was reached
-	ReasonCluster = "cluster_threshold" // the class has none; that of its cluster was reached
-	ReasonModel   = "model_threshold"   // neither has one; the model's was reached
-	ReasonLimit   = "absolute_limit"    // the limit that no class may pass, whatever its own threshold
-	ReasonBelow   = "below_threshold"   // there are thresholds, and none was reached
-	ReasonNone    = "no_threshold"      // the model has no threshold for this measurement
-	ReasonStale   = "stale_threshold"   // the model has thresholds, but of another ensemble or other settings
-)
+// Fallback is why a class's own threshold did not decide.
+type Fallback string
 
-// Reasons why a class's own threshold did not decide.
+// Fallbacks of a finding.
 const (
-	FallbackCluster = "cluster" // its cluster's did
-	FallbackModel   = "model"   // its model's did
-	FallbackMissing = "missing" // there is none; at most the absolute limit did
-	FallbackStale   = "stale"   // there is one for another ensemble or other settings only; at most the limit did
+	FallbackCluster Fallback = "cluster" // its cluster's did
+	FallbackModel   Fallback = "model"   // its model's did
+	FallbackMissing Fallback = "missing" // there is none; at most the absolute limit did
+	FallbackStale   Fallback = "stale"   // there is one for another ensemble or other settings only; at most the limit did
 )
 
 // Fallbacks lists all fallbacks.
-func Fallbacks() []string {
-	return []string{FallbackCluster, FallbackModel, FallbackMissing, FallbackStale}
+func Fallbacks() []Fallback {
+	return []Fallback{FallbackCluster, FallbackModel, FallbackMissing, FallbackStale}
 }
 
 // Finding is what was decided on one measurement of a score.
 type Finding struct {
-	Measurement string // class_gap or request_risk
-	Reason      string // why an alert fired, or why none did
-	Severity    string // warn or critical; "" where no alert fired
-	Fallback    string // why the class's own threshold did not decide; "" where it did
-	Saturated   bool   // the measurement stood at its upper bound and its mean distance was compared
+	Measurement schema.MeasurementName
+	Reason      schema.Reason   // why an alert fired, or why none did
+	Severity    schema.Severity // warn or critical; "" where no alert fired
+	Fallback    Fallback        // why the class's own threshold did not decide; "" where it did
+	Saturated   bool            // the measurement stood at its upper bound and its mean distance was compared
 }
 
 // Decision is what was decided on a score.
@@ -87,11 +76,11 @@ func Decide(s schema.Score, t *Table) Decision {
 			f.Reason, f.Severity = reasons[fired.Scope], fired.Severity
 			d.Alerts = append(d.Alerts, alert(s, m.Name, m.Measurement, fired, decided))
 		case applies.Fallback == FallbackStale:
-			f.Reason = ReasonStale
+			f.Reason = schema.ReasonStale
 		case len(applies.All()) == 0:
-			f.Reason = ReasonNone
+			f.Reason = schema.ReasonNone
 		default:
-			f.Reason = ReasonBelow
+			f.Reason = schema.ReasonBelow
 		}
 		d.Findings = append(d.Findings, f)
 	}
@@ -108,23 +97,24 @@ func Compared(m schema.Measurement, th *schema.Threshold) (number, bound float64
 }
 
 // reasons are the reasons by the scope of the threshold that was reached.
-var reasons = map[string]string{
-	ScopeClass: ReasonClass, ScopeCluster: ReasonCluster, ScopeModel: ReasonModel, ScopeLimit: ReasonLimit,
+var reasons = map[schema.Scope]schema.Reason{
+	schema.ScopeClass: schema.ReasonClass, schema.ScopeCluster: schema.ReasonCluster,
+	schema.ScopeModel: schema.ReasonModel, schema.ScopeLimit: schema.ReasonLimit,
 }
 
 // rank orders severities.
-func rank(severity string) int {
+func rank(severity schema.Severity) int {
 	if severity == schema.SeverityCritical {
 		return 2
 	}
 	return 1
 }
 
-func alert(s schema.Score, name string, m schema.Measurement, th *schema.Threshold, decided float64) schema.Alert {
+func alert(s schema.Score, name schema.MeasurementName, m schema.Measurement, th *schema.Threshold, decided float64) schema.Alert {
 	_, bound, _ := Compared(m, th)
 	return schema.Alert{
 		ID:          ID(s.Event.Source, s.Event.ID, s.Receipt.EnsembleDigest, name),
-		Kind:        KindScore,
+		Kind:        schema.AlertScore,
 		Source:      s.Event.Source,
 		EventID:     s.Event.ID,
 		EventTime:   s.Event.Time,
@@ -148,12 +138,8 @@ func alert(s schema.Score, name string, m schema.Measurement, th *schema.Thresho
 	}
 }
 
-// KindScore is the kind of an alert that one score raised.
-const KindScore = "score"
-
 // ID returns the identifier of the alert on one measurement of one event by one ensemble: 32 hexadecimal digits, the
 // same on every try.
-func ID(source, id, ensembleDigest, measurement string) string {
-	sum := sha256.Sum256([]byte(strings.Join([]string{"alert", source, id, ensembleDigest, measurement}, "\n")))
-	return hex.EncodeToString(sum[:16])
+func ID(source, id, ensembleDigest string, measurement schema.MeasurementName) string {
+	return schema.ID("alert", source, id, ensembleDigest, string(measurement))
 }

@@ -20,7 +20,9 @@ const (
 func ptr[T any](v T) *T { return &v }
 
 // threshold is one of scope for the measurement; class below 0 is none.
-func threshold(id int64, scope string, class int, measurement, severity string, value float64) schema.Threshold {
+func threshold(
+	id int64, scope schema.Scope, class int, measurement schema.MeasurementName, severity schema.Severity, value float64,
+) schema.Threshold {
 	th := schema.Threshold{
 		ID: id, Model: "fashion-mnist", EnsembleDigest: digest, Settings: settings, Measurement: measurement,
 		Scope: scope, Severity: severity, Value: value, Origin: "manual", SetBy: "test", SetAt: time.Unix(id, 0),
@@ -66,7 +68,8 @@ func TestDecide(t *testing.T) {
 		return s
 	}
 	type fires struct {
-		severity, reason   string
+		severity           schema.Severity
+		reason             schema.Reason
 		decided, threshold float64
 		id                 int64
 	}
@@ -75,76 +78,76 @@ func TestDecide(t *testing.T) {
 		score      schema.Score
 		thresholds []schema.Threshold
 		gap, risk  *fires // nil is no alert
-		reasons    [2]string
-		fallbacks  [2]string
+		reasons    [2]schema.Reason
+		fallbacks  [2]alerts.Fallback
 	}{
 		{
 			name: "no thresholds", score: score(1, 1),
-			reasons: [2]string{"no_threshold", "no_threshold"}, fallbacks: [2]string{"missing", "missing"},
+			reasons: [2]schema.Reason{"no_threshold", "no_threshold"}, fallbacks: [2]alerts.Fallback{"missing", "missing"},
 		},
 		{
 			name: "class below", score: score(.2, .2),
 			thresholds: []schema.Threshold{threshold(1, "class", 3, gap, warn, .3), threshold(2, "model", -1, gap, warn, .1)},
-			reasons:    [2]string{"below_threshold", "no_threshold"}, fallbacks: [2]string{"", "missing"},
+			reasons:    [2]schema.Reason{"below_threshold", "no_threshold"}, fallbacks: [2]alerts.Fallback{"", "missing"},
 		},
 		{
 			name: "class reached exactly", score: score(.3, 0),
 			thresholds: []schema.Threshold{threshold(1, "class", 3, gap, warn, .3)},
 			gap:        &fires{warn, "class_threshold", .3, .3, 1},
-			reasons:    [2]string{"class_threshold", "no_threshold"}, fallbacks: [2]string{"", "missing"},
+			reasons:    [2]schema.Reason{"class_threshold", "no_threshold"}, fallbacks: [2]alerts.Fallback{"", "missing"},
 		},
 		{
 			name: "another class's threshold does not apply", score: score(.3, 0),
 			thresholds: []schema.Threshold{threshold(1, "class", 4, gap, warn, .1)},
-			reasons:    [2]string{"no_threshold", "no_threshold"}, fallbacks: [2]string{"missing", "missing"},
+			reasons:    [2]schema.Reason{"no_threshold", "no_threshold"}, fallbacks: [2]alerts.Fallback{"missing", "missing"},
 		},
 		{
 			name: "cluster where the class has none", score: score(.3, 0),
 			thresholds: []schema.Threshold{threshold(1, "cluster", 3, gap, warn, .25), threshold(2, "model", -1, gap, warn, .1)},
 			gap:        &fires{warn, "cluster_threshold", .3, .25, 1},
-			reasons:    [2]string{"cluster_threshold", "no_threshold"}, fallbacks: [2]string{"cluster", "missing"},
+			reasons:    [2]schema.Reason{"cluster_threshold", "no_threshold"}, fallbacks: [2]alerts.Fallback{"cluster", "missing"},
 		},
 		{
 			name: "model where neither has one", score: score(.3, .05),
 			thresholds: []schema.Threshold{threshold(2, "model", -1, gap, warn, .1), threshold(3, "model", -1, risk, warn, .1)},
 			gap:        &fires{warn, "model_threshold", .3, .1, 2},
-			reasons:    [2]string{"model_threshold", "below_threshold"}, fallbacks: [2]string{"model", "model"},
+			reasons:    [2]schema.Reason{"model_threshold", "below_threshold"}, fallbacks: [2]alerts.Fallback{"model", "model"},
 		},
 		{
 			name: "the class's thresholds replace the model's, of every severity", score: score(.3, 0),
 			thresholds: []schema.Threshold{threshold(1, "class", 3, gap, warn, .2), threshold(2, "model", -1, gap, critical, .1)},
 			gap:        &fires{warn, "class_threshold", .3, .2, 1},
-			reasons:    [2]string{"class_threshold", "no_threshold"}, fallbacks: [2]string{"", "missing"},
+			reasons:    [2]schema.Reason{"class_threshold", "no_threshold"}, fallbacks: [2]alerts.Fallback{"", "missing"},
 		},
 		{
 			name: "the highest severity makes one alert", score: score(.5, 0),
 			thresholds: []schema.Threshold{threshold(2, "class", 3, gap, critical, .4), threshold(1, "class", 3, gap, warn, .2)},
 			gap:        &fires{critical, "class_threshold", .5, .4, 2},
-			reasons:    [2]string{"class_threshold", "no_threshold"}, fallbacks: [2]string{"", "missing"},
+			reasons:    [2]schema.Reason{"class_threshold", "no_threshold"}, fallbacks: [2]alerts.Fallback{"", "missing"},
 		},
 		{
 			name: "a class does not hide behind its own threshold", score: score(.5, 0),
 			thresholds: []schema.Threshold{threshold(1, "class", 3, gap, warn, .9), threshold(2, "limit", -1, gap, critical, .45)},
 			gap:        &fires{critical, "absolute_limit", .5, .45, 2},
-			reasons:    [2]string{"absolute_limit", "no_threshold"}, fallbacks: [2]string{"", "missing"},
+			reasons:    [2]schema.Reason{"absolute_limit", "no_threshold"}, fallbacks: [2]alerts.Fallback{"", "missing"},
 		},
 		{
 			name: "the limit alone", score: score(.5, 0),
 			thresholds: []schema.Threshold{threshold(2, "limit", -1, gap, warn, .45)},
 			gap:        &fires{warn, "absolute_limit", .5, .45, 2},
-			reasons:    [2]string{"absolute_limit", "no_threshold"}, fallbacks: [2]string{"missing", "missing"},
+			reasons:    [2]schema.Reason{"absolute_limit", "no_threshold"}, fallbacks: [2]alerts.Fallback{"missing", "missing"},
 		},
 		{
 			name: "between equals the class is named, not the limit", score: score(.5, 0),
 			thresholds: []schema.Threshold{threshold(1, "class", 3, gap, warn, .4), threshold(2, "limit", -1, gap, warn, .45)},
 			gap:        &fires{warn, "class_threshold", .5, .4, 1},
-			reasons:    [2]string{"class_threshold", "no_threshold"}, fallbacks: [2]string{"", "missing"},
+			reasons:    [2]schema.Reason{"class_threshold", "no_threshold"}, fallbacks: [2]alerts.Fallback{"", "missing"},
 		},
 		{
 			name: "critical class over warning limit", score: score(.5, 0),
 			thresholds: []schema.Threshold{threshold(1, "class", 3, gap, critical, .4), threshold(2, "limit", -1, gap, warn, .3)},
 			gap:        &fires{critical, "class_threshold", .5, .4, 1},
-			reasons:    [2]string{"class_threshold", "no_threshold"}, fallbacks: [2]string{"", "missing"},
+			reasons:    [2]schema.Reason{"class_threshold", "no_threshold"}, fallbacks: [2]alerts.Fallback{"", "missing"},
 		},
 		{
 			name: "thresholds of another ensemble do not apply", score: score(.5, .5),
@@ -153,36 +156,36 @@ func TestDecide(t *testing.T) {
 				other(threshold(2, "model", -1, risk, warn, .1), func(th *schema.Threshold) { th.Settings = "ddim/50/g2" }),
 				other(threshold(3, "model", -1, gap, warn, .1), func(th *schema.Threshold) { th.Model = "cifar" }),
 			},
-			reasons: [2]string{"stale_threshold", "stale_threshold"}, fallbacks: [2]string{"stale", "stale"},
+			reasons: [2]schema.Reason{"stale_threshold", "stale_threshold"}, fallbacks: [2]alerts.Fallback{"stale", "stale"},
 		},
 		{
 			name: "two alerts, one for each measurement", score: score(.5, .6),
 			thresholds: []schema.Threshold{threshold(1, "class", 3, gap, warn, .1), threshold(2, "class", 3, risk, critical, .2)},
 			gap:        &fires{warn, "class_threshold", .5, .1, 1},
 			risk:       &fires{critical, "class_threshold", .6, .2, 2},
-			reasons:    [2]string{"class_threshold", "class_threshold"},
+			reasons:    [2]schema.Reason{"class_threshold", "class_threshold"},
 		},
 		{
 			name: "saturated below the distance", score: saturated(score(.5, 0)), // mean distance 50
 			thresholds: []schema.Threshold{other(threshold(1, "class", 3, gap, warn, .1), func(th *schema.Threshold) { th.Distance = ptr(51.) })},
-			reasons:    [2]string{"below_threshold", "no_threshold"}, fallbacks: [2]string{"", "missing"},
+			reasons:    [2]schema.Reason{"below_threshold", "no_threshold"}, fallbacks: [2]alerts.Fallback{"", "missing"},
 		},
 		{
 			name: "saturated above the distance", score: saturated(score(.5, 0)),
 			thresholds: []schema.Threshold{other(threshold(1, "class", 3, gap, warn, .1), func(th *schema.Threshold) { th.Distance = ptr(49.) })},
 			gap:        &fires{warn, "class_threshold", 50, 49, 1},
-			reasons:    [2]string{"class_threshold", "no_threshold"}, fallbacks: [2]string{"", "missing"},
+			reasons:    [2]schema.Reason{"class_threshold", "no_threshold"}, fallbacks: [2]alerts.Fallback{"", "missing"},
 		},
 		{
 			name: "saturated without a distance fires", score: saturated(score(.5, 0)),
 			thresholds: []schema.Threshold{threshold(1, "class", 3, gap, warn, 1.2)},
 			gap:        &fires{warn, "class_threshold", math.Log(5), 1.2, 1},
-			reasons:    [2]string{"class_threshold", "no_threshold"}, fallbacks: [2]string{"", "missing"},
+			reasons:    [2]schema.Reason{"class_threshold", "no_threshold"}, fallbacks: [2]alerts.Fallback{"", "missing"},
 		},
 		{
 			name: "the distance does not decide where nothing is saturated", score: score(.05, 0),
 			thresholds: []schema.Threshold{other(threshold(1, "class", 3, gap, warn, .1), func(th *schema.Threshold) { th.Distance = ptr(1.) })},
-			reasons:    [2]string{"below_threshold", "no_threshold"}, fallbacks: [2]string{"", "missing"},
+			reasons:    [2]schema.Reason{"below_threshold", "no_threshold"}, fallbacks: [2]alerts.Fallback{"", "missing"},
 		},
 		{
 			name: "a withdrawn threshold is gone", score: score(.5, 0),
@@ -191,12 +194,12 @@ func TestDecide(t *testing.T) {
 				threshold(7, "class", 3, gap, warn, .1), threshold(6, "model", -1, gap, warn, .2),
 			},
 			gap:     &fires{warn, "model_threshold", .5, .2, 6},
-			reasons: [2]string{"model_threshold", "no_threshold"}, fallbacks: [2]string{"model", "missing"},
+			reasons: [2]schema.Reason{"model_threshold", "no_threshold"}, fallbacks: [2]alerts.Fallback{"model", "missing"},
 		},
 		{
 			name: "the newer of two of one scope and severity stands", score: score(.5, 0),
 			thresholds: []schema.Threshold{threshold(8, "class", 3, gap, warn, .6), threshold(7, "class", 3, gap, warn, .1)},
-			reasons:    [2]string{"below_threshold", "no_threshold"}, fallbacks: [2]string{"", "missing"},
+			reasons:    [2]schema.Reason{"below_threshold", "no_threshold"}, fallbacks: [2]alerts.Fallback{"", "missing"},
 		},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -204,7 +207,7 @@ func TestDecide(t *testing.T) {
 			if again := alerts.Decide(c.score, table(t, c.thresholds...)); !reflect.DeepEqual(d, again) {
 				t.Errorf("decided twice: %+v, then %+v", d, again)
 			}
-			got := map[string]*fires{}
+			got := map[schema.MeasurementName]*fires{}
 			for _, a := range d.Alerts {
 				if got[a.Measurement] != nil {
 					t.Errorf("two alerts on %s", a.Measurement)
@@ -212,12 +215,12 @@ func TestDecide(t *testing.T) {
 				got[a.Measurement] = &fires{a.Severity, a.Reason, a.Decided, a.Threshold, a.ThresholdID}
 			}
 			for i, want := range []*fires{c.gap, c.risk} {
-				name := []string{gap, risk}[i]
+				name := []schema.MeasurementName{gap, risk}[i]
 				if !reflect.DeepEqual(got[name], want) {
 					t.Errorf("%s: alert is %+v, want %+v", name, got[name], want)
 				}
 				f := d.Findings[i]
-				severity := ""
+				severity := schema.Severity("")
 				if want != nil {
 					severity = want.severity
 				}
@@ -231,7 +234,7 @@ func TestDecide(t *testing.T) {
 
 func TestDecideWithoutTable(t *testing.T) {
 	d := alerts.Decide(score(9, 9), nil)
-	if len(d.Alerts) != 0 || len(d.Findings) != 2 || d.Findings[0].Reason != alerts.ReasonNone {
+	if len(d.Alerts) != 0 || len(d.Findings) != 2 || d.Findings[0].Reason != schema.ReasonNone {
 		t.Errorf("decision is %+v", d)
 	}
 }
@@ -306,7 +309,7 @@ func BenchmarkDecide(b *testing.B) {
 func ExampleDecide() {
 	class := 3
 	thresholds, err := alerts.NewTable([]schema.Threshold{
-		{ID: 1, Model: "fashion-mnist", Measurement: schema.ClassGap, Scope: alerts.ScopeClass, Class: &class, Severity: schema.SeverityWarn, Value: 0.2},
+		{ID: 1, Model: "fashion-mnist", Measurement: schema.ClassGap, Scope: schema.ScopeClass, Class: &class, Severity: schema.SeverityWarn, Value: 0.2},
 	})
 	if err != nil {
 		fmt.Println(err)

@@ -122,7 +122,7 @@ func published(t *testing.T) (*natstest.Server, []string) {
 		t.Fatal(err)
 	}
 	var ids []string
-	for i, severity := range []string{"critical", "warn", "critical"} {
+	for i, severity := range []schema.Severity{"critical", "warn", "critical"} {
 		sc := score(.5, 0)
 		sc.Event.ID = fmt.Sprint("r-", i)
 		a := alerts.Decide(sc, table(t, threshold(1, "class", 3, schema.ClassGap, severity, .1))).Alerts[0]

@@ -20,7 +20,7 @@ type Metrics struct {
 
 // NewMetrics registers the metrics of the given models and sinks with reg, so that each series begins at zero. A nil
 // reg registers nowhere.
-func NewMetrics(reg prometheus.Registerer, models, sinks []string) *Metrics {
+func NewMetrics(reg prometheus.Registerer, models []string, sinks []schema.Sink) *Metrics {
 	m := &Metrics{
 		publish: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name:        "decuwatch_stage_seconds",
@@ -50,10 +50,10 @@ func NewMetrics(reg prometheus.Registerer, models, sinks []string) *Metrics {
 		m.age.WithLabelValues(model)
 	}
 	for _, sink := range sinks {
-		m.attempts.WithLabelValues(sink, "sent")
-		m.attempts.WithLabelValues(sink, "failed")
-		m.pending.WithLabelValues(sink)
-		m.oldest.WithLabelValues(sink)
+		m.attempts.WithLabelValues(string(sink), "sent")
+		m.attempts.WithLabelValues(string(sink), "failed")
+		m.pending.WithLabelValues(string(sink))
+		m.oldest.WithLabelValues(string(sink))
 	}
 	if reg != nil {
 		reg.MustRegister(m.publish, m.attempts, m.pending, m.oldest, m.age)
@@ -61,24 +61,24 @@ func NewMetrics(reg prometheus.Registerer, models, sinks []string) *Metrics {
 	return m
 }
 
-func (m *Metrics) sent(sink string, took time.Duration, err error) {
+func (m *Metrics) sent(sink schema.Sink, took time.Duration, err error) {
 	m.publish.Observe(took.Seconds())
 	result := "sent"
 	if err != nil {
 		result = "failed"
 	}
-	m.attempts.WithLabelValues(sink, result).Inc()
+	m.attempts.WithLabelValues(string(sink), result).Inc()
 }
 
 func (m *Metrics) setOutbox(sinks []Sink, stats []schema.OutboxStats) {
-	due := map[string]schema.OutboxStats{}
+	due := map[schema.Sink]schema.OutboxStats{}
 	for _, s := range stats {
 		due[s.Sink] = s
 	}
 	for _, sink := range sinks {
 		s := due[sink.Name()]
-		m.pending.WithLabelValues(sink.Name()).Set(float64(s.Pending))
-		m.oldest.WithLabelValues(sink.Name()).Set(s.Oldest.Seconds())
+		m.pending.WithLabelValues(string(sink.Name())).Set(float64(s.Pending))
+		m.oldest.WithLabelValues(string(sink.Name())).Set(s.Oldest.Seconds())
 	}
 }
 

@@ -21,7 +21,7 @@ import (
 // Sink takes alerts: a JetStream stream, a webhook, an Alertmanager.
 type Sink interface {
 	// Name is the sink's name in the outbox and in metrics.
-	Name() string
+	Name() schema.Sink
 	// Send returns nil once the sink has taken the message for good. It may be called again with a message that it has
 	// taken already: receivers key on the alert's id. An error with a method RetryAfter() time.Duration puts the next
 	// attempt off for at least that long.
@@ -32,7 +32,7 @@ type Sink interface {
 type Outbox interface {
 	// OutboxNext returns at most limit messages that are due at the sink, oldest first, and withholds them from every
 	// other caller for the lease.
-	OutboxNext(ctx context.Context, sink string, limit int, lease time.Duration) ([]schema.OutboxMessage, error)
+	OutboxNext(ctx context.Context, sink schema.Sink, limit int, lease time.Duration) ([]schema.OutboxMessage, error)
 	// OutboxDelivered records that the sink has taken the messages.
 	OutboxDelivered(ctx context.Context, ids []int64) error
 	// OutboxFailed records a failed attempt and after what time the next may be made.
@@ -96,9 +96,9 @@ func NewRelay(outbox Outbox, cfg RelayConfig, sinks ...Sink) (*Relay, error) {
 	if cfg.Batch < 0 || cfg.Concurrency < 0 || cfg.SendTimeout < 0 || cfg.Poll < 0 || cfg.RetryDelay < 0 || cfg.RetryMax < 0 || cfg.Measure < 0 {
 		return nil, errors.New("alerts: a number of the relay's configuration is negative")
 	}
-	names := map[string]bool{}
+	names := map[schema.Sink]bool{}
 	r := &Relay{cfg: cfg, outbox: outbox, sinks: sinks}
-	var list []string
+	var list []schema.Sink
 	for _, s := range sinks {
 		if names[s.Name()] {
 			return nil, fmt.Errorf("alerts: two sinks are named %q", s.Name())
@@ -237,7 +237,7 @@ func (r *Relay) send(ctx context.Context, s Sink, m schema.OutboxMessage) error 
 	ctx, cancel := context.WithTimeout(ctx, r.cfg.SendTimeout)
 	defer cancel()
 	ctx, span := r.cfg.Tracer.Start(propagation.TraceContext{}.Extract(ctx, parent(m)), "publish", trace.WithSpanKind(trace.SpanKindProducer), trace.WithAttributes(
-		attribute.String("messaging.system", s.Name()), attribute.String("messaging.destination.name", m.Subject), attribute.String("messaging.message.id", m.AlertID)))
+		attribute.String("messaging.system", string(s.Name())), attribute.String("messaging.destination.name", m.Subject), attribute.String("messaging.message.id", m.AlertID)))
 	defer span.End()
 	start := time.Now()
 	err := s.Send(ctx, m)

@@ -221,7 +221,7 @@ func TestRelayWaitsForNATS(t *testing.T) {
 	}
 	s.Kill()
 	want := record(t, store, "e")
-	metrics := alerts.NewMetrics(reg, nil, []string{alerts.SinkStream})
+	metrics := alerts.NewMetrics(reg, nil, []schema.Sink{schema.SinkStream})
 	relay(t, store, alerts.RelayConfig{SendTimeout: 200 * time.Millisecond, RetryDelay: 50 * time.Millisecond, Poll: 50 * time.Millisecond, Measure: 50 * time.Millisecond, Metrics: metrics}, sink)
 	pending := func(n int) bool {
 		return testutil.GatherAndCompare(reg, strings.NewReader(fmt.Sprintf(`# HELP decuwatch_outbox_pending Alerts that a sink has not taken yet.
@@ -240,7 +240,7 @@ decuwatch_outbox_pending{sink="nats"} %d
 
 // Each sink gets each alert, whatever becomes of it at the other.
 func TestSinksAreIndependent(t *testing.T) {
-	store := pgtest.Open(t, postgres.Config{Sinks: []string{alerts.SinkStream, alerts.SinkWebhook}})
+	store := pgtest.Open(t, postgres.Config{Sinks: []schema.Sink{schema.SinkStream, schema.SinkWebhook}})
 	js := natstest.Start(t).JetStream()
 	url, got := receiver(t)
 	hook, err := alerts.NewWebhook(alerts.WebhookConfig{URL: url})
@@ -260,7 +260,7 @@ func TestSinksAreIndependent(t *testing.T) {
 	<-got
 	natstest.Until(t, "only the webhook's delivery is due", func() bool {
 		stats, err := store.OutboxStats(t.Context())
-		return err == nil && len(stats) == 1 && stats[0].Sink == alerts.SinkWebhook && stats[0].Pending == 1
+		return err == nil && len(stats) == 1 && stats[0].Sink == schema.SinkWebhook && stats[0].Pending == 1
 	})
 	if got := inStream(t, js); len(got[a.ID]) != 1 {
 		t.Errorf("the stream holds %v", got)

@@ -123,10 +123,10 @@ func (r *simRelay) call(ctx context.Context, what string, effect func()) error {
 }
 
 func (r *simRelay) OutboxNext(
-	ctx context.Context, sink string, limit int, lease time.Duration,
+	ctx context.Context, sink schema.Sink, limit int, lease time.Duration,
 ) ([]schema.OutboxMessage, error) {
 	var batch []schema.OutboxMessage
-	err := r.call(ctx, "next "+sink, func() {
+	err := r.call(ctx, "next "+string(sink), func() {
 		r.mu.Lock()
 		defer r.mu.Unlock()
 		for _, row := range r.rows {
@@ -195,10 +195,10 @@ func (r *simRelay) Listen(ctx context.Context, _ string, changed func()) error {
 // simSink is a sink as one relay sees it.
 type simSink struct {
 	*simRelay
-	sink string
+	sink schema.Sink
 }
 
-func (s simSink) Name() string { return s.sink }
+func (s simSink) Name() schema.Sink { return s.sink }
 
 // later asks for the next attempt after a time.
 type later struct{ time.Duration }
@@ -281,7 +281,7 @@ func simulateRelays(t *testing.T, seed uint64) {
 	w.cfg = alerts.RelayConfig{Batch: 1 + d.IntN(40), Concurrency: 1 + d.IntN(20), Logger: quiet}.WithDefaults()
 	for i := range simAlerts {
 		row := &simRow{due: w.born.Add(time.Duration(d.Int64N(int64(simFaults))))}
-		sink := []string{"stream", "webhook"}[d.IntN(2)]
+		sink := []schema.Sink{"stream", "webhook"}[d.IntN(2)]
 		row.message = schema.OutboxMessage{ID: int64(i), Sink: sink, AlertID: strconv.Itoa(i)}
 		w.rows = append(w.rows, row)
 	}

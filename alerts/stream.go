@@ -14,9 +14,6 @@ import (
 	"github.com/decuwatch/decuwatch/schema"
 )
 
-// SinkStream is the name of the sink that publishes to JetStream.
-const SinkStream = "nats"
-
 // ErrStreamConfig is returned if the stream of alerts exists with settings under which alerts can be erased or replaced by
 // a message, expire at once, or appear that nobody published. Its text names the setting.
 var ErrStreamConfig = errors.New("alerts: the stream's settings would lose alerts")
@@ -57,8 +54,8 @@ func NewStreamSink(js jetstream.JetStream, cfg StreamConfig) *StreamSink {
 	return &StreamSink{js: js, cfg: cfg.WithDefaults()}
 }
 
-// Name returns SinkStream.
-func (s *StreamSink) Name() string { return SinkStream }
+// Name returns [schema.SinkStream].
+func (s *StreamSink) Name() schema.Sink { return schema.SinkStream }
 
 // Stream returns the name of the stream.
 func (s *StreamSink) Stream() string { return s.cfg.Name }

@@ -8,14 +8,6 @@ import (
 	"github.com/decuwatch/decuwatch/schema"
 )
 
-// Scopes of a threshold.
-const (
-	ScopeClass   = "class"
-	ScopeCluster = "cluster" // set for each class of the cluster
-	ScopeModel   = "model"
-	ScopeLimit   = "limit" // absolute; applies beside the others
-)
-
 // Table is an immutable set of thresholds.
 type Table struct {
 	size       int
@@ -28,13 +20,16 @@ type Table struct {
 // key is what thresholds are found by.
 type key struct {
 	series      schema.Series
-	measurement string
-	scope       string
+	measurement schema.MeasurementName
+	scope       schema.Scope
 	class       int // -1 for the scopes model and limit
 }
 
 // known says that a model has thresholds of a measurement, of whichever ensemble and settings.
-type known struct{ model, measurement string }
+type known struct {
+	model       string
+	measurement schema.MeasurementName
+}
 
 // NewTable returns the table of the given thresholds. Where two have the same scope and severity, the one with the
 // higher id stands; where that one is withdrawn, none. The error names a threshold that cannot be: an unknown scope, measurement or severity, a number
@@ -64,7 +59,7 @@ func NewTable(thresholds []schema.Threshold) (*Table, error) {
 		t.thresholds[k] = append(t.thresholds[k], th)
 		slices.SortFunc(t.thresholds[k], func(a, b *schema.Threshold) int { return rank(a.Severity) - rank(b.Severity) })
 		t.size++
-		if th.Scope != ScopeLimit {
+		if th.Scope != schema.ScopeLimit {
 			k := known{th.Model, th.Measurement}
 			if t.known[k] == nil {
 				t.known[k] = map[schema.Series]bool{}
@@ -78,7 +73,7 @@ func NewTable(thresholds []schema.Threshold) (*Table, error) {
 
 func check(th *schema.Threshold) error {
 	finite := func(f float64) bool { return !math.IsNaN(f) && !math.IsInf(f, 0) }
-	perClass := th.Scope == ScopeClass || th.Scope == ScopeCluster
+	perClass := th.Scope == schema.ScopeClass || th.Scope == schema.ScopeCluster
 	switch {
 	case reasons[th.Scope] == "":
 		return fmt.Errorf("scope %q is not class, cluster, model or limit", th.Scope)
@@ -110,11 +105,11 @@ func (t *Table) Len() int {
 type Applicable struct {
 	Thresholds []*schema.Threshold // of the most specific scope that has any, warn before critical
 	Limits     []*schema.Threshold // absolute limits, which apply beside them, warn before critical
-	Fallback   string              // why the class's own thresholds do not decide; "" if they do
+	Fallback   Fallback            // why the class's own thresholds do not decide; "" if they do
 }
 
 // Scope returns the scope whose thresholds decide, or "" if there is no threshold.
-func (a Applicable) Scope() string {
+func (a Applicable) Scope() schema.Scope {
 	if len(a.Thresholds) == 0 {
 		return ""
 	}
@@ -122,7 +117,7 @@ func (a Applicable) Scope() string {
 }
 
 // Of returns the threshold of a severity, limits aside, or nil.
-func (a Applicable) Of(severity string) *schema.Threshold {
+func (a Applicable) Of(severity schema.Severity) *schema.Threshold {
 	for _, th := range a.Thresholds {
 		if th.Severity == severity {
 			return th
@@ -136,16 +131,16 @@ func (a Applicable) All() []*schema.Threshold { return slices.Concat(a.Threshold
 
 // SetAside returns the thresholds of wider scopes that do not apply to a class, because the class or its cluster has
 // thresholds of its own: those of the cluster first, warn before critical.
-func (t *Table) SetAside(series schema.Series, measurement string, class int) []*schema.Threshold {
+func (t *Table) SetAside(series schema.Series, measurement schema.MeasurementName, class int) []*schema.Threshold {
 	if t == nil {
 		return nil
 	}
-	cluster := t.thresholds[key{series, measurement, ScopeCluster, class}]
-	model := t.thresholds[key{series, measurement, ScopeModel, -1}]
+	cluster := t.thresholds[key{series, measurement, schema.ScopeCluster, class}]
+	model := t.thresholds[key{series, measurement, schema.ScopeModel, -1}]
 	switch t.Applicable(series, measurement, class).Scope() {
-	case ScopeClass:
+	case schema.ScopeClass:
 		return slices.Concat(cluster, model)
-	case ScopeCluster:
+	case schema.ScopeCluster:
 		return slices.Clone(model)
 	}
 	return nil
@@ -155,16 +150,16 @@ func (t *Table) SetAside(series schema.Series, measurement string, class int) []
 // place that knows the rule: the class's thresholds decide if it has any, of whichever severity; else those of its
 // cluster; else those of the model. Absolute limits apply beside them. Class -1 asks for the model's thresholds. A nil
 // table holds no thresholds.
-func (t *Table) Applicable(series schema.Series, measurement string, class int) Applicable {
+func (t *Table) Applicable(series schema.Series, measurement schema.MeasurementName, class int) Applicable {
 	if t == nil {
 		return Applicable{Fallback: FallbackMissing}
 	}
-	a := Applicable{Limits: t.thresholds[key{series, measurement, ScopeLimit, -1}]}
+	a := Applicable{Limits: t.thresholds[key{series, measurement, schema.ScopeLimit, -1}]}
 	for _, s := range []struct {
-		scope    string
+		scope    schema.Scope
 		class    int
-		fallback string
-	}{{ScopeClass, class, ""}, {ScopeCluster, class, FallbackCluster}, {ScopeModel, -1, FallbackModel}} {
+		fallback Fallback
+	}{{schema.ScopeClass, class, ""}, {schema.ScopeCluster, class, FallbackCluster}, {schema.ScopeModel, -1, FallbackModel}} {
 		if a.Thresholds = t.thresholds[key{series, measurement, s.scope, s.class}]; len(a.Thresholds) > 0 {
 			a.Fallback = s.fallback
 			return a

@@ -18,9 +18,6 @@ import (
 	"github.com/decuwatch/decuwatch/schema"
 )
 
-// SinkWebhook is the name of the sink that posts to a webhook, unless its configuration gives another.
-const SinkWebhook = "webhook"
-
 // Formats of a webhook's body.
 const (
 	FormatCloudEvents = "cloudevents" // the alert as it stands on NATS
@@ -29,11 +26,11 @@ const (
 
 // WebhookConfig is the configuration of a [Webhook].
 type WebhookConfig struct {
-	Name   string // of the sink. Defaults to webhook
-	URL    string // http or https
-	Secret string // key of the signature, base64, at least 24 bytes, with or without the prefix whsec_. "" does not sign
-	Format string // cloudevents or slack. Defaults to cloudevents
-	Link   string // begins the link to an alert, its id follows; "" gives none
+	Name   schema.Sink // of the sink. Defaults to webhook
+	URL    string      // http or https
+	Secret string      // key of the signature, base64, at least 24 bytes, with or without the prefix whsec_. "" does not sign
+	Format string      // cloudevents or slack. Defaults to cloudevents
+	Link   string      // begins the link to an alert, its id follows; "" gives none
 	Client *http.Client
 }
 
@@ -49,7 +46,7 @@ type Webhook struct {
 
 // NewWebhook returns the sink. The error names the field that is wrong.
 func NewWebhook(cfg WebhookConfig) (*Webhook, error) {
-	def(&cfg.Name, SinkWebhook)
+	def(&cfg.Name, schema.SinkWebhook)
 	def(&cfg.Format, FormatCloudEvents)
 	if err := checkURL(cfg.URL); err != nil {
 		return nil, fmt.Errorf("alerts: webhook %s: URL: %w", cfg.Name, err)
@@ -72,7 +69,7 @@ func NewWebhook(cfg WebhookConfig) (*Webhook, error) {
 }
 
 // Name returns the name of the configuration.
-func (w *Webhook) Name() string { return w.cfg.Name }
+func (w *Webhook) Name() schema.Sink { return w.cfg.Name }
 
 // Send posts m.
 func (w *Webhook) Send(ctx context.Context, m schema.OutboxMessage) error {
@@ -124,7 +121,7 @@ var escapeSlack = strings.NewReplacer("&", "&amp;", "<", "&lt;", ">", "&gt;")
 
 // Summary returns an alert in one line.
 func Summary(a schema.Alert) string {
-	s := fmt.Sprintf("%s: %s", strings.ToUpper(a.Severity), a.Model)
+	s := fmt.Sprintf("%s: %s", strings.ToUpper(string(a.Severity)), a.Model)
 	if a.ClassLabel != "" {
 		s += fmt.Sprintf(", class %s", a.ClassLabel)
 	}

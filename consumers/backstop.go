@@ -71,7 +71,7 @@ func (r *runner) terminated() loop {
 				if a.Reason != "" {
 					reason += ": " + a.Reason
 				}
-				d := decision{action: bury, kind: KindGivenUp, reason: clean(reason)}
+				d := decision{action: bury, kind: schema.KindGivenUp, reason: clean(reason)}
 				l, _, err := r.load(work, a.StreamSeq, a.Deliveries, schema.SubjectGeneration(model))
 				if err != nil {
 					return d, err

@@ -43,15 +43,6 @@ type DeadLetters interface {
 	DeadLetter(ctx context.Context, v schema.Verdict) error
 }
 
-// Kinds of dead letters that this package decides on.
-const (
-	KindInvalid      = "invalid"       // the message breaks the event's format or bounds
-	KindUnknownModel = "unknown_model" // its subject is of a model that nobody consumes
-	KindFailed       = "failed"        // too many attempts on it failed
-	KindGivenUp      = "given_up"      // workers ended while they had it alone in hand, or somebody terminated it
-	KindOrphaned     = "orphaned"      // its model has a consumer, but nobody pulls from it
-)
-
 // Config is the configuration of [Run].
 type Config struct {
 	Models []string // names of the models whose events are consumed; at least one

@@ -424,7 +424,7 @@ func TestPoison(t *testing.T) {
 			t.Errorf("%s: no dead letter", c.name)
 			continue
 		}
-		if l.Kind != consumers.KindInvalid || l.Reason == "" || c.field != "" && l.Field != c.field {
+		if l.Kind != schema.KindInvalid || l.Reason == "" || c.field != "" && l.Field != c.field {
 			t.Errorf("%s: dead letter of kind %s, field %q: %q; want field %q", c.name, l.Kind, l.Field, l.Reason, c.field)
 		}
 		if string(l.Payload) != string(c.payload) {
@@ -443,8 +443,8 @@ func TestPoison(t *testing.T) {
 		info := c.CachedInfo()
 		return info.NumPending == 0 && info.NumAckPending == 0 && info.Delivered.Consumer == uint64(len(corpus))
 	})
-	for kind, want := range map[string]int{consumers.KindInvalid: len(corpus), consumers.KindGivenUp: 0} {
-		if n := counter(t, reg, "decuwatch_dead_letters_total", "kind", kind); n != float64(want) {
+	for kind, want := range map[schema.DeadLetterKind]int{schema.KindInvalid: len(corpus), schema.KindGivenUp: 0} {
+		if n := counter(t, reg, "decuwatch_dead_letters_total", "kind", string(kind)); n != float64(want) {
 			t.Errorf("%g dead letters of kind %s are counted, want %d", n, kind, want)
 		}
 	}
@@ -498,7 +498,7 @@ func TestUnownedSubjects(t *testing.T) {
 	natstest.Until(t, "the two are buried", func() bool { done, letters := r.count(); return done == 1 && letters == 2 })
 	for _, sequence := range []uint64{2, 3} {
 		l := r.letter(sequence)
-		if l == nil || l.Kind != consumers.KindUnknownModel || l.Field != "data.model" || l.Event == nil || l.Event.ID != "theirs" || string(l.Payload) != string(payload) {
+		if l == nil || l.Kind != schema.KindUnknownModel || l.Field != "data.model" || l.Event == nil || l.Event.ID != "theirs" || string(l.Payload) != string(payload) {
 			t.Errorf("message %d: dead letter is %+v", sequence, l)
 		}
 	}
@@ -582,10 +582,10 @@ func TestServerGivesUp(t *testing.T) {
 	if c, err = stream.Consumer(t.Context(), consumers.Durable(model)); err != nil || c.CachedInfo().Config.MaxDeliver != -1 {
 		t.Errorf("the consumer was not updated: %v", err)
 	}
-	if l := r.letter(3); l == nil || l.Kind != consumers.KindGivenUp || l.Reason != "terminated after 1 deliveries: not now" || l.Event == nil || l.Event.ID != "by-hand" {
+	if l := r.letter(3); l == nil || l.Kind != schema.KindGivenUp || l.Reason != "terminated after 1 deliveries: not now" || l.Event == nil || l.Event.ID != "by-hand" {
 		t.Errorf("dead letter is %+v", l)
 	}
-	if l := r.letter(4); l == nil || l.Kind != consumers.KindFailed || l.Reason != "the session was lost" || l.Event == nil || l.Event.ID != "failing" {
+	if l := r.letter(4); l == nil || l.Kind != schema.KindFailed || l.Reason != "the session was lost" || l.Event == nil || l.Event.ID != "failing" {
 		t.Errorf("dead letter is %+v", l)
 	}
 }

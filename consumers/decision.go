@@ -12,17 +12,17 @@ import (
 )
 
 // Permanent returns err as one that no further delivery can mend: its message becomes a dead letter of the given
-// kind. Any error with a method DeadLetterKind() string is read in the same way, so that a handler need not import
+// kind. Any error with a method DeadLetterKind() schema.DeadLetterKind is read in the same way, so that a handler need not import
 // this package.
-func Permanent(err error, kind string) error { return &permanent{err, kind} }
+func Permanent(err error, kind schema.DeadLetterKind) error { return &permanent{err, kind} }
 
 type permanent struct {
 	error
-	kind string
+	kind schema.DeadLetterKind
 }
 
-func (p *permanent) Unwrap() error          { return p.error }
-func (p *permanent) DeadLetterKind() string { return p.kind }
+func (p *permanent) Unwrap() error                         { return p.error }
+func (p *permanent) DeadLetterKind() schema.DeadLetterKind { return p.kind }
 
 // Unavailable returns err as one that says nothing about the message: something that every message needs is away, slow,
 // locked or full. The message is kept and tried again when it is back, and no delivery is used up, however long that
@@ -59,8 +59,8 @@ const (
 // decision is an action with what it needs and why.
 type decision struct {
 	action action
-	kind   string // of the dead letter
-	field  string // that the dead letter names
+	kind   schema.DeadLetterKind // of the dead letter
+	field  string                // that the dead letter names
 	reason string
 	delay  time.Duration
 }
@@ -69,7 +69,7 @@ type decision struct {
 // attempts on the message have failed, with this one. Draining says that the worker has run out of time to stop.
 func (c Config) decide(err error, failed int, draining bool) decision {
 	var invalid *schema.Invalid
-	var kinded interface{ DeadLetterKind() string }
+	var kinded interface{ DeadLetterKind() schema.DeadLetterKind }
 	switch {
 	case err == nil:
 		return decision{action: acknowledge}
@@ -80,11 +80,11 @@ func (c Config) decide(err error, failed int, draining bool) decision {
 		}
 		return d
 	case errors.As(err, &invalid):
-		return decision{action: bury, kind: KindInvalid, field: invalid.Field, reason: clean(invalid.Reason)}
+		return decision{action: bury, kind: schema.KindInvalid, field: invalid.Field, reason: clean(invalid.Reason)}
 	case draining:
 		return decision{action: release, reason: clean(err.Error())}
 	case failed >= c.MaxDeliver:
-		return decision{action: bury, kind: KindFailed, reason: clean(err.Error())}
+		return decision{action: bury, kind: schema.KindFailed, reason: clean(err.Error())}
 	default:
 		return decision{action: redeliver, reason: clean(err.Error()), delay: c.retryDelay(failed)}
 	}

@@ -57,7 +57,7 @@ func TestHostileMessagesOnAModel(t *testing.T) {
 	cfg.Metrics = consumers.NewMetrics(reg, cfg.Models)
 	run(t, js, cfg, r)
 	settled(t, stream)
-	checkHostile(t, r, mixed, sequences, consumers.KindInvalid)
+	checkHostile(t, r, mixed, sequences, schema.KindInvalid)
 	if n := counter(t, reg, "decuwatch_redeliveries_total", "model", model); n != 0 {
 		t.Errorf("%g messages were delivered again", n)
 	}
@@ -65,7 +65,7 @@ func TestHostileMessagesOnAModel(t *testing.T) {
 
 // checkHostile checks that each message has its one verdict, and that the verdict is a dead letter of the given kind
 // exactly if the message carries no valid event.
-func checkHostile(t *testing.T, r *recorder, messages []natstest.Hostile, sequences []uint64, kind string) {
+func checkHostile(t *testing.T, r *recorder, messages []natstest.Hostile, sequences []uint64, kind schema.DeadLetterKind) {
 	t.Helper()
 	handled := map[uint64]int{}
 	r.mu.Lock()
@@ -101,7 +101,7 @@ func TestHostileMessagesWithoutOwner(t *testing.T) {
 	for i := range corpus {
 		corpus[i].Valid = false
 	}
-	checkHostile(t, r, corpus, sequences, consumers.KindUnknownModel)
+	checkHostile(t, r, corpus, sequences, schema.KindUnknownModel)
 }
 
 // Hostile messages that somebody terminated by hand become dead letters by the server's advisories.
@@ -130,7 +130,7 @@ func TestHostileMessagesTerminated(t *testing.T) {
 	for i := range corpus {
 		corpus[i].Valid = false
 	}
-	checkHostile(t, r, corpus, sequences, consumers.KindGivenUp)
+	checkHostile(t, r, corpus, sequences, schema.KindGivenUp)
 	natstest.Until(t, "each advisory is acknowledged", func() bool {
 		c, err := js.Consumer(t.Context(), consumers.AdvisoryStream("GENERATION"), "terminated-decuwatch")
 		if err != nil {

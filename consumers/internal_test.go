@@ -31,14 +31,14 @@ func TestDecide(t *testing.T) {
 	}{
 		{"committed", nil, 1, false, decision{action: acknowledge}},
 		{"committed while draining", nil, 4, true, decision{action: acknowledge}},
-		{"invalid", invalid, 1, false, decision{action: bury, kind: KindInvalid, field: "data.class", reason: "must be below 10"}},
-		{"invalid while draining", invalid, 1, true, decision{action: bury, kind: KindInvalid, field: "data.class", reason: "must be below 10"}},
+		{"invalid", invalid, 1, false, decision{action: bury, kind: schema.KindInvalid, field: "data.class", reason: "must be below 10"}},
+		{"invalid while draining", invalid, 1, true, decision{action: bury, kind: schema.KindInvalid, field: "data.class", reason: "must be below 10"}},
 		{"permanent", fmt.Errorf("a: %w", Permanent(plain, "unknown_class")), 1, false, decision{action: bury, kind: "unknown_class", reason: "a: session lost"}},
 		{"invalid with a kind", Permanent(invalid, "duplicate_id"), 1, false, decision{action: bury, kind: "duplicate_id", field: "data.class", reason: "must be below 10"}},
 		{"first failure", plain, 1, false, decision{action: redeliver, reason: "session lost", delay: time.Second}},
 		{"second failure", plain, 2, false, decision{action: redeliver, reason: "session lost", delay: 2 * time.Second}},
 		{"third failure", plain, 3, false, decision{action: redeliver, reason: "session lost", delay: 3 * time.Second}},
-		{"last failure", plain, 4, false, decision{action: bury, kind: KindFailed, reason: "session lost"}},
+		{"last failure", plain, 4, false, decision{action: bury, kind: schema.KindFailed, reason: "session lost"}},
 		{"failure while draining", plain, 4, true, decision{action: release, reason: "session lost"}},
 	} {
 		if got := c.decide(x.err, x.delivered, x.draining); got != x.want {
@@ -265,7 +265,7 @@ func TestPlaceOf(t *testing.T) {
 		{"ended alone three times", 6, schema.Tries{Watched: 1, Alone: 3}, alone, true},
 	} {
 		got, err := placeOf(x.delivered, x.sum)
-		var kinded interface{ DeadLetterKind() string }
+		var kinded interface{ DeadLetterKind() schema.DeadLetterKind }
 		if got != x.want || errors.As(err, &kinded) != x.givenUp {
 			t.Errorf("%s: place %d, %v; want %d, given up: %t", x.name, got, err, x.want, x.givenUp)
 		}

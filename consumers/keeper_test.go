@@ -71,8 +71,8 @@ func (k *kept) verdicts() map[uint64]string {
 		if found[v.Sequence] != "" {
 			k.t.Errorf("message %d has two verdicts", v.Sequence)
 		}
-		found[v.Sequence] = v.Outcome
-		if v.Outcome == postgres.OutcomeDeadLetter {
+		found[v.Sequence] = string(v.Outcome)
+		if v.Outcome == schema.OutcomeDeadLetter {
 			found[v.Sequence] = v.Reason
 		}
 	}
@@ -524,7 +524,7 @@ func (k *kept) ids(outcome string) map[string]bool {
 	}
 	ids := map[string]bool{}
 	for _, v := range list {
-		if v.Outcome == outcome || v.Reason == outcome {
+		if string(v.Outcome) == outcome || v.Reason == outcome {
 			ids[v.ID] = true
 		}
 	}

@@ -2,6 +2,8 @@ package consumers
 
 import (
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/decuwatch/decuwatch/schema"
 )
 
 // Metrics counts what the consumers do.
@@ -16,8 +18,8 @@ type Metrics struct {
 }
 
 // NewMetrics registers the metrics of the given models with reg, so that each series begins at zero. A nil reg
-// registers nowhere. Kinds are the kinds of dead letters that the handler decides on, beside this package's own.
-func NewMetrics(reg prometheus.Registerer, models []string, kinds ...string) *Metrics {
+// registers nowhere.
+func NewMetrics(reg prometheus.Registerer, models []string) *Metrics {
 	m := &Metrics{
 		redeliveries: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "decuwatch_redeliveries_total",
@@ -39,8 +41,8 @@ func NewMetrics(reg prometheus.Registerer, models []string, kinds ...string) *Me
 	for _, model := range models {
 		m.redeliveries.WithLabelValues(model)
 	}
-	for _, kind := range append([]string{KindInvalid, KindUnknownModel, KindFailed, KindGivenUp, KindOrphaned}, kinds...) {
-		m.deadLetters.WithLabelValues(kind)
+	for _, kind := range schema.DeadLetterKinds() {
+		m.deadLetters.WithLabelValues(string(kind))
 	}
 	m.keeper.register(reg, models)
 	if reg != nil {
@@ -61,4 +63,4 @@ func stage(name string) prometheus.Histogram {
 
 func (m *Metrics) redelivered(model string) { m.redeliveries.WithLabelValues(model).Inc() }
 
-func (m *Metrics) deadLetter(kind string) { m.deadLetters.WithLabelValues(kind).Inc() }
+func (m *Metrics) deadLetter(kind schema.DeadLetterKind) { m.deadLetters.WithLabelValues(string(kind)).Inc() }

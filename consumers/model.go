@@ -174,7 +174,7 @@ func transient(err error) bool {
 		return false
 	}
 	var invalid *schema.Invalid
-	var kinded interface{ DeadLetterKind() string }
+	var kinded interface{ DeadLetterKind() schema.DeadLetterKind }
 	return !errors.As(err, &invalid) && !errors.As(err, &kinded)
 }
 
@@ -297,7 +297,7 @@ func (r *runner) settle(work context.Context, msg *message, l letter, d decision
 		r.cfg.Metrics.ack.Observe(time.Since(start).Seconds())
 	case bury:
 		level = slog.LevelWarn
-		err = msg.term(buriedPrefix + d.kind + " " + d.field + " " + d.reason)
+		err = msg.term(buriedPrefix + string(d.kind) + " " + d.field + " " + d.reason)
 	case redeliver:
 		level = slog.LevelWarn
 		err = msg.nak(d.delay)

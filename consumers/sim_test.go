@@ -476,7 +476,7 @@ func (s *simWorker) commit(m *simMessage, verdict string, attempt int) error {
 // DeadLetter commits a dead letter.
 func (s *simWorker) DeadLetter(_ context.Context, v schema.Verdict) error {
 	attempt := int(time.Since(s.born) / time.Millisecond)
-	return s.commit(s.messages[v.Delivery.Sequence-1], "dead letter "+v.DeadLetter.Kind, attempt)
+	return s.commit(s.messages[v.Delivery.Sequence-1], "dead letter "+string(v.DeadLetter.Kind), attempt)
 }
 
 // simTries counts the attempts of one worker's messages in the database.

@@ -73,11 +73,11 @@ func (o owner) nobody() bool { return o.Ownership == Unowned || o.Ownership == O
 func (s *sweeper) verdict(subject string, o owner, now time.Time) (decision, time.Duration) {
 	d := decision{action: bury, field: "data.model"}
 	if o.Ownership == Orphaned {
-		d.kind = KindOrphaned
+		d.kind = schema.KindOrphaned
 		d.reason = clean(fmt.Sprintf("nobody has pulled from the consumer %s for %s", Durable(strings.TrimPrefix(subject, subjectPrefix)), now.Sub(o.since).Round(time.Second)))
 		return d, s.cfg.OrphanGrace
 	}
-	d.kind, d.reason = KindUnknownModel, clean(fmt.Sprintf("no consumer scores the subject %s", subject))
+	d.kind, d.reason = schema.KindUnknownModel, clean(fmt.Sprintf("no consumer scores the subject %s", subject))
 	return d, s.cfg.UnownedGrace
 }
 

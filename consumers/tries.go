@@ -67,7 +67,7 @@ func (r *runner) place(work context.Context, l letter) (place, error) {
 func placeOf(delivered int, sum schema.Tries) (place, error) {
 	switch {
 	case sum.Alone >= endsAlone:
-		return alone, Permanent(fmt.Errorf("%d workers ended without a word while they handled it alone", sum.Alone), KindGivenUp)
+		return alone, Permanent(fmt.Errorf("%d workers ended without a word while they handled it alone", sum.Alone), schema.KindGivenUp)
 	case sum.Alone > 0 || sum.Watched > 0:
 		return alone, nil
 	case delivered-1-sum.Failed-sum.HandedBack >= endsToWatch:

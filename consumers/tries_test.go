@@ -99,8 +99,8 @@ func TestFailuresAreCountedOverRestarts(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if l := r.letter(1); failures != 5 || l.Kind != consumers.KindFailed {
-		t.Errorf("a dead letter of kind %s after %d failures, want %s after 5", l.Kind, failures, consumers.KindFailed)
+	if l := r.letter(1); failures != 5 || l.Kind != schema.KindFailed {
+		t.Errorf("a dead letter of kind %s after %d failures, want %s after 5", l.Kind, failures, schema.KindFailed)
 	}
 }
 
@@ -212,7 +212,7 @@ func TestSuspectsAreHandledAlone(t *testing.T) {
 	if done, letters := r.count(); done != 41 || letters != 1 || beside.Load() != 0 {
 		t.Errorf("%d events were handled, %d became dead letters, %d were handled beside the suspect; want 41, 1, 0", done, letters, beside.Load())
 	}
-	if l := r.letter(2); l == nil || l.Kind != consumers.KindGivenUp || l.Event == nil || l.Event.ID != "guilty" {
+	if l := r.letter(2); l == nil || l.Kind != schema.KindGivenUp || l.Event == nil || l.Event.ID != "guilty" {
 		t.Errorf("dead letter is %+v", l)
 	}
 }

@@ -231,8 +231,8 @@ func TestNATSUsers(t *testing.T) {
 	if _, err := schema.Publish(t.Context(), jetStream(producer), event); err != nil {
 		t.Fatal(err)
 	}
-	if v := receive(t, dead, "the dead letter of an unknown model"); v.DeadLetter.Kind != consumers.KindUnknownModel {
-		t.Errorf("dead letter %q, want %q", v.DeadLetter.Kind, consumers.KindUnknownModel)
+	if v := receive(t, dead, "the dead letter of an unknown model"); v.DeadLetter.Kind != schema.KindUnknownModel {
+		t.Errorf("dead letter %q, want %q", v.DeadLetter.Kind, schema.KindUnknownModel)
 	}
 
 	// decuwatch canary finds the stream and publishes to it.

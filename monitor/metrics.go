@@ -2,6 +2,8 @@ package monitor
 
 import (
 	"context"
+	"maps"
+	"slices"
 	"strings"
 	"time"
 
@@ -12,12 +14,9 @@ import (
 	"github.com/decuwatch/decuwatch/schema"
 )
 
-// Outcomes of an event.
 const (
-	outcomeScore      = "score"
-	outcomeSkip       = "skip"
-	outcomeDeadLetter = "dead_letter"
-	outcomeKnown      = "known" // delivered again, or published again: the first verdict stood
+	// outcomeKnown counts an event that was delivered or published again: the first verdict stood.
+	outcomeKnown schema.Outcome = "known"
 
 	noReason     = "none"
 	otherClasses = "all"
@@ -67,33 +66,32 @@ func newMetrics(o Options) (*metrics, error) {
 		committing: stage("commit"),
 		models:     map[string]bool{},
 	}
-	outcomes := map[string][]string{
-		outcomeScore: {noReason}, outcomeKnown: {noReason}, outcomeSkip: Skips(), outcomeDeadLetter: append(Kinds(), o.DeadLetterKinds...),
-	}
 	for name, model := range o.Models {
 		m.models[name] = len(model.Classes) <= o.MaxClassSeries
-		for outcome, reasons := range outcomes {
-			for _, reason := range reasons {
-				m.events.WithLabelValues(name, outcome, reason)
-			}
+		m.events.WithLabelValues(name, string(schema.OutcomeScore), noReason)
+		m.events.WithLabelValues(name, string(outcomeKnown), noReason)
+		for _, reason := range schema.SkipReasons() {
+			m.events.WithLabelValues(name, string(schema.OutcomeSkip), string(reason))
 		}
-		for _, severity := range []string{schema.SeverityWarn, schema.SeverityCritical} {
-			for _, reason := range []string{alerts.ReasonClass, alerts.ReasonCluster, alerts.ReasonModel, alerts.ReasonLimit} {
-				m.alerts.WithLabelValues(name, severity, reason)
+		for _, severity := range schema.Severities() {
+			for _, reason := range []schema.Reason{schema.ReasonClass, schema.ReasonCluster, schema.ReasonModel, schema.ReasonLimit} {
+				m.alerts.WithLabelValues(name, string(severity), string(reason))
 			}
 		}
 		for _, reason := range alerts.Fallbacks() {
-			m.fallbacks.WithLabelValues(name, reason)
+			m.fallbacks.WithLabelValues(name, string(reason))
 		}
 		for _, measurement := range schema.MeasurementNames() {
-			m.saturated.WithLabelValues(name, measurement)
+			m.saturated.WithLabelValues(name, string(measurement))
 			for _, class := range model.Classes {
-				m.scores.WithLabelValues(name, m.class(name, class), measurement)
+				m.scores.WithLabelValues(name, m.class(name, class), string(measurement))
 			}
 		}
 	}
-	for _, kind := range outcomes[outcomeDeadLetter] {
-		m.events.WithLabelValues(unknownModel, outcomeDeadLetter, kind)
+	for _, kind := range schema.DeadLetterKinds() {
+		for _, name := range append(slices.Collect(maps.Keys(m.models)), unknownModel) {
+			m.events.WithLabelValues(name, string(schema.OutcomeDeadLetter), string(kind))
+		}
 	}
 	if o.Registerer == nil {
 		return m, nil
@@ -134,11 +132,11 @@ func (m *metrics) class(model, class string) string {
 	return otherClasses
 }
 
-func (m *metrics) event(model, outcome, reason string) {
+func (m *metrics) event(model string, outcome schema.Outcome, reason string) {
 	if _, ok := m.models[model]; !ok {
 		model = unknownModel // names come from outside
 	}
-	m.events.WithLabelValues(model, outcome, reason).Inc()
+	m.events.WithLabelValues(model, string(outcome), reason).Inc()
 }
 
 // verdict counts a verdict that was committed, or that found another one standing.
@@ -147,13 +145,13 @@ func (m *metrics) verdict(v schema.Verdict, first bool, findings []alerts.Findin
 	case v.DeadLetter != nil:
 		model := strings.TrimPrefix(v.DeadLetter.Subject, schema.SubjectGeneration(""))
 		if first {
-			m.event(model, outcomeDeadLetter, v.DeadLetter.Kind)
+			m.event(model, schema.OutcomeDeadLetter, string(v.DeadLetter.Kind))
 		} else {
 			m.event(model, outcomeKnown, noReason)
 		}
 	case v.Skip != nil:
 		if first {
-			m.event(v.Skip.Event.Data.Model, outcomeSkip, v.Skip.Reason)
+			m.event(v.Skip.Event.Data.Model, schema.OutcomeSkip, string(v.Skip.Reason))
 		} else {
 			m.event(v.Skip.Event.Data.Model, outcomeKnown, noReason)
 		}
@@ -167,19 +165,19 @@ func (m *metrics) verdict(v schema.Verdict, first bool, findings []alerts.Findin
 func (m *metrics) score(v schema.Verdict, findings []alerts.Finding) {
 	s := v.Score
 	model := s.Event.Data.Model
-	m.event(model, outcomeScore, noReason)
+	m.event(model, schema.OutcomeScore, noReason)
 	for _, measured := range s.Measurements() {
-		m.scores.WithLabelValues(model, m.class(model, s.ClassLabel), measured.Name).Observe(measured.Value)
+		m.scores.WithLabelValues(model, m.class(model, s.ClassLabel), string(measured.Name)).Observe(measured.Value)
 		if measured.Saturated {
-			m.saturated.WithLabelValues(model, measured.Name).Inc()
+			m.saturated.WithLabelValues(model, string(measured.Name)).Inc()
 		}
 	}
 	for _, f := range findings {
 		if f.Fallback != "" {
-			m.fallbacks.WithLabelValues(model, f.Fallback).Inc()
+			m.fallbacks.WithLabelValues(model, string(f.Fallback)).Inc()
 		}
 	}
 	for _, a := range v.Alerts {
-		m.alerts.WithLabelValues(model, a.Severity, a.Reason).Inc()
+		m.alerts.WithLabelValues(model, string(a.Severity), string(a.Reason)).Inc()
 	}
 }

@@ -44,28 +44,12 @@ type Recorder interface {
 	Record(ctx context.Context, v schema.Verdict) (first bool, err error)
 }
 
-// Kinds of dead letters that this package decides on.
-const (
-	KindUnknownModel = "unknown_model" // no ensemble stands for the model
-	KindUnknownClass = "unknown_class" // the ensemble does not have the class
-	KindDuplicateID  = "duplicate_id"  // source and id belong to another message
-	KindNonFinite    = "non_finite"    // the backbone gave a NaN or an infinity
-)
-
-// Kinds lists them.
-func Kinds() []string {
-	return []string{KindUnknownModel, KindUnknownClass, KindDuplicateID, KindNonFinite}
-}
-
 // Options configure a Monitor.
 type Options struct {
 	Models     map[string]Model // by name. Required
 	Decider    Decider          // Required
 	Recorder   Recorder         // Required
 	Registerer prometheus.Registerer
-	// DeadLetterKinds are kinds of dead letters that others decide on and hand to DeadLetter, so that their series begin
-	// at zero.
-	DeadLetterKinds []string
 	// MaxClassSeries bounds the classes of a model that get a score histogram of their own; the scores of a model with
 	// more classes share one with the class "all". Defaults to 100.
 	MaxClassSeries int
@@ -116,7 +100,7 @@ func New(o Options) (*Monitor, error) {
 }
 
 // Handle brings one delivered event to its verdict and returns nil once that is committed. An event that has its verdict
-// keeps it, at no cost in rows. The error has a method DeadLetterKind() string if retrying will not help; any other error
+// keeps it, at no cost in rows. The error has a method DeadLetterKind() schema.DeadLetterKind if retrying will not help; any other error
 // may be tried again.
 func (m *Monitor) Handle(ctx context.Context, ev schema.Event, d schema.Delivery) (err error) {
 	ctx, end := m.consume(ctx, ev, d)
@@ -128,7 +112,7 @@ func (m *Monitor) Handle(ctx context.Context, ev schema.Event, d schema.Delivery
 	}
 	model, ok := m.models[ev.Data.Model]
 	if !ok {
-		return permanent(KindUnknownModel, "data.model", "no ensemble stands for %s here", ev.Data.Model)
+		return permanent(schema.KindUnknownModel, "data.model", "no ensemble stands for %s here", ev.Data.Model)
 	}
 	plan, err := model.plan(ev)
 	if err != nil {
@@ -247,8 +231,8 @@ func (m *Monitor) commit(ctx context.Context, v schema.Verdict, findings ...aler
 
 // warnMissing logs once, until it changes, that nothing can raise an alert for a measurement.
 func (m *Monitor) warnMissing(s schema.Score, f alerts.Finding) {
-	key := [3]string{s.Event.Data.Model, s.Receipt.Settings, f.Measurement}
-	if f.Reason != alerts.ReasonNone && f.Reason != alerts.ReasonStale {
+	key := [3]string{s.Event.Data.Model, s.Receipt.Settings, string(f.Measurement)}
+	if f.Reason != schema.ReasonNone && f.Reason != schema.ReasonStale {
 		m.missing.Delete(key)
 		return
 	}

@@ -149,9 +149,9 @@ func first(sequence uint64) schema.Delivery {
 	return schema.Delivery{Stream: "G", Sequence: sequence, Delivered: 1, Digest: "d"}
 }
 
-func critical(measurement string, value float64) schema.Threshold {
+func critical(measurement schema.MeasurementName, value float64) schema.Threshold {
 	return schema.Threshold{ID: 4, Model: "m", EnsembleDigest: strings.Repeat("a", 64), Settings: profile.Settings(), Measurement: measurement,
-		Scope: alerts.ScopeModel, Severity: schema.SeverityCritical, Value: value}
+		Scope: schema.ScopeModel, Severity: schema.SeverityCritical, Value: value}
 }
 
 func TestAnEventIsScoredDecidedAndCommitted(t *testing.T) {
@@ -262,17 +262,18 @@ func TestPermanentErrorsNameKindAndField(t *testing.T) {
 	label := event("1")
 	label.Data.Class = schema.ClassLabel("Coat")
 	for _, c := range []struct {
-		name        string
-		event       schema.Event
-		score       error
-		record      error
-		kind, field string
+		name   string
+		event  schema.Event
+		score  error
+		record error
+		kind   schema.DeadLetterKind
+		field  string
 	}{
-		{name: "model", event: other, kind: monitor.KindUnknownModel, field: "data.model"},
-		{name: "class index", event: index, kind: monitor.KindUnknownClass, field: "data.class"},
-		{name: "class label", event: label, kind: monitor.KindUnknownClass, field: "data.class"},
-		{name: "NaN", event: event("1"), score: &scoring.NonFiniteError{Step: 3}, kind: monitor.KindNonFinite},
-		{name: "id of another", event: event("1"), record: fmt.Errorf("record: %w", &schema.Invalid{Field: "id", Reason: "belongs to another event"}), kind: monitor.KindDuplicateID, field: "id"},
+		{name: "model", event: other, kind: schema.KindUnknownModel, field: "data.model"},
+		{name: "class index", event: index, kind: schema.KindUnknownClass, field: "data.class"},
+		{name: "class label", event: label, kind: schema.KindUnknownClass, field: "data.class"},
+		{name: "NaN", event: event("1"), score: &scoring.NonFiniteError{Step: 3}, kind: schema.KindNonFinite},
+		{name: "id of another", event: event("1"), record: fmt.Errorf("record: %w", &schema.Invalid{Field: "id", Reason: "belongs to another event"}), kind: schema.KindDuplicateID, field: "id"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			f := newFixture(t, monitor.Model{})
@@ -281,7 +282,7 @@ func TestPermanentErrorsNameKindAndField(t *testing.T) {
 				f.scorer.answer = func(scoring.Request) (scoring.Result, error) { return scoring.Result{}, c.score }
 			}
 			err := f.Handle(t.Context(), c.event, first(1))
-			var kinded interface{ DeadLetterKind() string }
+			var kinded interface{ DeadLetterKind() schema.DeadLetterKind }
 			var invalid *schema.Invalid
 			if !errors.As(err, &kinded) || !errors.As(err, &invalid) {
 				t.Fatalf("error %v is not permanent", err)
@@ -303,7 +304,7 @@ func TestOtherErrorsMayBeTriedAgain(t *testing.T) {
 	again.Delivered = 2
 	for _, d := range []schema.Delivery{first(1), again} {
 		err := f.Handle(t.Context(), event("1"), d)
-		var kinded interface{ DeadLetterKind() string }
+		var kinded interface{ DeadLetterKind() schema.DeadLetterKind }
 		if err == nil || errors.As(err, &kinded) {
 			t.Errorf("error %v, want one that is not permanent", err)
 		}
@@ -352,23 +353,23 @@ func TestWhatCannotBeRerunIsReplacedOrSkipped(t *testing.T) {
 		event       schema.Event
 		steps       int // of the profile that ran; 0 is the fixed one
 		deviation   string
-		skip        string
+		skip        schema.SkipReason
 	}{
-		{"another sampler", false, sampled("euler", 10), 0, "euler was replaced by ddim", monitor.SkipSampler},
+		{"another sampler", false, sampled("euler", 10), 0, "euler was replaced by ddim", schema.SkipSampler},
 		{"settings of its own, fixed", false, sampled("ddim", 10), 0, "", ""},
 		{"settings of its own, as requested", true, sampled("ddim", 10), 10, "", ""},
-		{"no sampler, as requested", true, event("1"), 0, "fixed profile", monitor.SkipSampler},
-		{"a step too many, as requested", true, sampled("ddim", 61), 0, "trailing spacing has timestep -1", monitor.SkipSettings},
-		{"too large, as requested", true, sampled("ddim", 900), 0, "fixed profile", monitor.SkipSettings},
+		{"no sampler, as requested", true, event("1"), 0, "fixed profile", schema.SkipSampler},
+		{"a step too many, as requested", true, sampled("ddim", 61), 0, "trailing spacing has timestep -1", schema.SkipSettings},
+		{"too large, as requested", true, sampled("ddim", 900), 0, "fixed profile", schema.SkipSettings},
 		{"a sampler as diffusers names it", true, sampled("DDIMScheduler", 10), 10, "", ""},
 		{"a sampler as CompVis names it", true, sampled("DDIMSampler", 10), 10, "", ""},
 		{"a sampler as user interfaces name it", true, sampled("DDIM", 10), 10, "", ""},
-		{"a sampler whose name begins like it", true, sampled("DDIMInverseScheduler", 10), 0, "DDIMInverseScheduler was replaced by ddim", monitor.SkipSampler},
-		{"a sampler with a space", false, sampled("DPM++ 2M SDE Karras", 10), 0, "DPM++ 2M SDE Karras was replaced by ddim", monitor.SkipSampler},
-		{"noise of another type", false, half, 0, "float16 cannot be drawn again", monitor.SkipNoise},
+		{"a sampler whose name begins like it", true, sampled("DDIMInverseScheduler", 10), 0, "DDIMInverseScheduler was replaced by ddim", schema.SkipSampler},
+		{"a sampler with a space", false, sampled("DPM++ 2M SDE Karras", 10), 0, "DPM++ 2M SDE Karras was replaced by ddim", schema.SkipSampler},
+		{"noise of another type", false, half, 0, "float16 cannot be drawn again", schema.SkipNoise},
 		{"noise of the same type", false, plain, 0, "", ""},
-		{"an image of a batch", false, third, 0, "image 2 of those drawn together cannot be drawn again", monitor.SkipNoise},
-		{"noise", false, noisy, 0, "jax cannot be drawn again", monitor.SkipNoise},
+		{"an image of a batch", false, third, 0, "image 2 of those drawn together cannot be drawn again", schema.SkipNoise},
+		{"noise", false, noisy, 0, "jax cannot be drawn again", schema.SkipNoise},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			f := newFixture(t, monitor.Model{AsRequested: c.asRequested, Diffusion: trailing})
@@ -403,7 +404,7 @@ func TestWhatCannotBeRerunIsReplacedOrSkipped(t *testing.T) {
 func TestDeadLettersOfUnknownModelsShareASeries(t *testing.T) {
 	f := newFixture(t, monitor.Model{})
 	for i, subject := range []string{"generation.requested.m", "generation.requested.x1", "generation.requested.x2"} {
-		v := schema.Verdict{Delivery: first(uint64(i + 1)), DeadLetter: &schema.DeadLetter{Subject: subject, Kind: monitor.KindUnknownModel, Reason: "r"}}
+		v := schema.Verdict{Delivery: first(uint64(i + 1)), DeadLetter: &schema.DeadLetter{Subject: subject, Kind: schema.KindUnknownModel, Reason: "r"}}
 		if err := f.DeadLetter(t.Context(), v); err != nil {
 			t.Fatal(err)
 		}
@@ -422,7 +423,7 @@ func TestDeadLettersOfUnknownModelsShareASeries(t *testing.T) {
 			for _, l := range m.GetLabel() {
 				labels[l.GetName()] = l.GetValue()
 			}
-			if labels["outcome"] == "dead_letter" && labels["reason"] == monitor.KindUnknownModel {
+			if labels["outcome"] == "dead_letter" && labels["reason"] == string(schema.KindUnknownModel) {
 				counted[labels["model"]] = m.GetCounter().GetValue()
 			}
 		}

@@ -14,16 +14,6 @@ import (
 	"github.com/decuwatch/decuwatch/scoring"
 )
 
-// Reasons of a skip.
-const (
-	SkipSampler  = "sampler"  // the event's sampler cannot be rerun
-	SkipNoise    = "noise"    // the event's first latent cannot be drawn again
-	SkipSettings = "settings" // the event's sampler settings cannot be rerun
-)
-
-// Skips lists the reasons of a skip.
-func Skips() []string { return []string{SkipSampler, SkipNoise, SkipSettings} }
-
 // Model is an ensemble that stands for a production model, and how its events are scored.
 type Model struct {
 	Scorer  Scorer
@@ -65,19 +55,19 @@ func (m Model) plan(ev schema.Event) (plan, error) {
 	}
 	p := plan{event: ev, request: scoring.Request{Key: Key(ev.Source, ev.ID), Class: class, Seed: ev.Data.Seed, Noise: ev.Data.Noise}}
 	if i := ev.Data.BatchIndex; i != nil {
-		p = m.replace(p, SkipNoise, fmt.Sprintf(
+		p = m.replace(p, schema.SkipNoise, fmt.Sprintf(
 			"noise: image %d of those drawn together cannot be drawn again, an image drawn alone was used", *i))
 	}
 	if t := ev.Data.NoiseDtype; t != "" && t != drawnAs && p.skip == nil {
-		p = m.replace(p, SkipNoise, fmt.Sprintf("noise: %s cannot be drawn again, %s was used", t, drawnAs))
+		p = m.replace(p, schema.SkipNoise, fmt.Sprintf("noise: %s cannot be drawn again, %s was used", t, drawnAs))
 	}
 	s := ev.Data.Sampler
 	switch {
 	case p.skip != nil:
 	case s != nil && !slices.Contains(samplerNames, strings.ToLower(s.Name)):
-		p = m.replace(p, SkipSampler, fmt.Sprintf("sampler: %s was replaced by %s", s.Name, Sampler))
+		p = m.replace(p, schema.SkipSampler, fmt.Sprintf("sampler: %s was replaced by %s", s.Name, Sampler))
 	case m.AsRequested && s == nil:
-		p = m.replace(p, SkipSampler, "sampler: not in the event, the fixed profile was used")
+		p = m.replace(p, schema.SkipSampler, "sampler: not in the event, the fixed profile was used")
 	case m.AsRequested:
 		p.request.Profile = m.Profile.WithSampler(m.Diffusion, s.Steps, s.GuidanceScale, s.Eta)
 	}
@@ -98,9 +88,9 @@ func (m Model) score(ctx context.Context, p plan) (result scoring.Result, _ plan
 	var nonFinite *scoring.NonFiniteError
 	switch {
 	case errors.As(err, &nonFinite):
-		return result, p, permanent(KindNonFinite, "", "%s", nonFinite)
+		return result, p, permanent(schema.KindNonFinite, "", "%s", nonFinite)
 	case errors.Is(err, scoring.ErrUnknownClass):
-		return result, p, permanent(KindUnknownClass, "data.class", "%s", err)
+		return result, p, permanent(schema.KindUnknownClass, "data.class", "%s", err)
 	case err != nil:
 		return result, p, fmt.Errorf("score: %w", err)
 	}
@@ -113,16 +103,16 @@ func (m Model) instead(p plan, err error) (plan, bool) {
 	case errors.Is(err, scoring.ErrNoise) && p.request.Noise != "":
 		was := p.request.Noise
 		p.request.Noise = ""
-		return m.replace(p, SkipNoise, fmt.Sprintf("noise: %s cannot be drawn again, the ensemble's own generator was used", was)), true
+		return m.replace(p, schema.SkipNoise, fmt.Sprintf("noise: %s cannot be drawn again, the ensemble's own generator was used", was)), true
 	case (errors.Is(err, scoring.ErrSettings) || errors.Is(err, scoring.ErrTooLarge)) && p.request.Profile != (scoring.Profile{}):
 		p.request.Profile = scoring.Profile{}
-		return m.replace(p, SkipSettings, fmt.Sprintf("sampler settings: %s; the fixed profile was used", err)), true
+		return m.replace(p, schema.SkipSettings, fmt.Sprintf("sampler settings: %s; the fixed profile was used", err)), true
 	}
 	return p, false
 }
 
 // replace returns p with a deviation, or as a skip where the model's rule says so.
-func (m Model) replace(p plan, reason, deviation string) plan {
+func (m Model) replace(p plan, reason schema.SkipReason, deviation string) plan {
 	if m.SkipUnreproducible {
 		return plan{event: p.event, skip: &schema.Skip{Event: p.event, Reason: reason, Detail: deviation}}
 	}
@@ -135,10 +125,10 @@ func (m Model) class(c schema.Class) (int, error) {
 		if i := slices.Index(m.Classes, c.Label); i >= 0 {
 			return i, nil
 		}
-		return 0, permanent(KindUnknownClass, "data.class", "%s is no label of the ensemble's %d classes", c, len(m.Classes))
+		return 0, permanent(schema.KindUnknownClass, "data.class", "%s is no label of the ensemble's %d classes", c, len(m.Classes))
 	}
 	if c.Index < 0 || c.Index >= len(m.Classes) {
-		return 0, permanent(KindUnknownClass, "data.class", "is %d, the ensemble has the classes 0 to %d", c.Index, len(m.Classes)-1)
+		return 0, permanent(schema.KindUnknownClass, "data.class", "is %d, the ensemble has the classes 0 to %d", c.Index, len(m.Classes)-1)
 	}
 	return c.Index, nil
 }
@@ -170,10 +160,10 @@ func compose(ev schema.Event, m Model, p plan, r scoring.Result, at time.Time) s
 // permanentError is an error that no further delivery can mend.
 type permanentError struct {
 	*schema.Invalid
-	kind string
+	kind schema.DeadLetterKind
 }
 
-func permanent(kind, field, format string, args ...any) error {
+func permanent(kind schema.DeadLetterKind, field, format string, args ...any) error {
 	return &permanentError{&schema.Invalid{Field: field, Reason: fmt.Sprintf(format, args...)}, kind}
 }
 
@@ -185,14 +175,14 @@ func (e *permanentError) Error() string {
 	return e.Invalid.Error()
 }
 
-func (e *permanentError) Unwrap() error          { return e.Invalid }
-func (e *permanentError) DeadLetterKind() string { return e.kind }
+func (e *permanentError) Unwrap() error                         { return e.Invalid }
+func (e *permanentError) DeadLetterKind() schema.DeadLetterKind { return e.kind }
 
 // refusal gives a kind to a recorder's refusal of an identifier that belongs to another message.
 func refusal(err error) error {
 	var invalid *schema.Invalid
 	if errors.As(err, &invalid) && invalid.Field == "id" {
-		return &permanentError{invalid, KindDuplicateID}
+		return &permanentError{invalid, schema.KindDuplicateID}
 	}
 	return err
 }

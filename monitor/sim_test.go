@@ -144,7 +144,7 @@ func simulateHandle(t *testing.T, seed uint64) {
 					ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 					err := monitors[n%2].Handle(ctx, ev, d)
 					cancel()
-					var kinded interface{ DeadLetterKind() string }
+					var kinded interface{ DeadLetterKind() schema.DeadLetterKind }
 					switch {
 					case err == nil:
 						mu.Lock()
@@ -160,7 +160,7 @@ func simulateHandle(t *testing.T, seed uint64) {
 						mu.Lock()
 						refused[ev.ID]++
 						mu.Unlock()
-						if kinded.DeadLetterKind() != monitor.KindDuplicateID {
+						if kinded.DeadLetterKind() != schema.KindDuplicateID {
 							t.Errorf("event %s: %v", ev.ID, err)
 						}
 						return

@@ -25,13 +25,13 @@ func TestPageDrawsWhatDecides(t *testing.T) {
 		}
 	}
 	site := servePage(t, b.store, review.PageConfig{})
-	shows := func(severity string) bool {
+	shows := func(severity schema.Severity) bool {
 		t.Helper()
 		status, _, text := ask(t, "GET", site.URL+"/review/"+id, nil, nil)
 		if status != 200 {
 			t.Fatalf("status %d: %s", status, text)
 		}
-		return strings.Contains(text, `class="bound `+severity+`"`)
+		return strings.Contains(text, `class="bound `+string(severity)+`"`)
 	}
 	set()
 	if !shows(schema.SeverityCritical) {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/binary"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -18,9 +17,6 @@ import (
 	"github.com/decuwatch/decuwatch/schema/postgres"
 	"github.com/decuwatch/decuwatch/scoring/ensemble"
 )
-
-// KindCanaryMissed is the kind, and the reason, of the alert that a canary was missed.
-const KindCanaryMissed = "canary_missed"
 
 // CanarySource is the CloudEvents source of canaries.
 const CanarySource = "/decuwatch/canary"
@@ -55,7 +51,7 @@ func CanaryClasses(m *ensemble.Manifest) ([]int, error) {
 type Canaries interface {
 	AddCanary(ctx context.Context, c postgres.Canary) error
 	OpenCanaries(ctx context.Context) ([]postgres.Canary, error)
-	CloseCanary(ctx context.Context, source, id, outcome string) (bool, error)
+	CloseCanary(ctx context.Context, source, id string, outcome postgres.CanaryOutcome) (bool, error)
 	RaiseAlert(ctx context.Context, a schema.Alert) (bool, error)
 }
 
@@ -115,8 +111,8 @@ func NewCanary(store Canaries, publish func(context.Context, schema.Event) error
 			return nil, err
 		}
 		k.rare[m.Name], k.models[m.Name] = rare, m
-		k.decided.WithLabelValues(m.Name, postgres.CanaryCaught)
-		k.decided.WithLabelValues(m.Name, postgres.CanaryMissed)
+		k.decided.WithLabelValues(m.Name, string(postgres.CanaryCaught))
+		k.decided.WithLabelValues(m.Name, string(postgres.CanaryMissed))
 		k.last.WithLabelValues(m.Name)
 	}
 	return k, register(c.Registerer, k.decided, k.last)
@@ -202,7 +198,7 @@ func (k *Canary) Decide(ctx context.Context) ([]postgres.Canary, error) {
 			continue
 		}
 		closed = append(closed, c)
-		k.decided.WithLabelValues(c.Model, c.Outcome).Inc()
+		k.decided.WithLabelValues(c.Model, string(c.Outcome)).Inc()
 		if c.Outcome == postgres.CanaryCaught {
 			k.last.WithLabelValues(c.Model).SetToCurrentTime()
 			k.config.Log.Debug("canary was caught", "model", c.Model, "class", c.ClassLabel, "id", c.EventID)
@@ -215,11 +211,10 @@ func (k *Canary) Decide(ctx context.Context) ([]postgres.Canary, error) {
 
 // missed returns the alert on a missed canary.
 func (k *Canary) missed(c postgres.Canary) schema.Alert {
-	sum := sha256.Sum256([]byte(KindCanaryMissed + "\n" + c.Source + "\n" + c.EventID))
 	return schema.Alert{
-		ID: hex.EncodeToString(sum[:16]), Kind: KindCanaryMissed, Source: c.Source, EventID: c.EventID, EventTime: c.PublishedAt.UTC(), Model: c.Model,
+		ID: schema.ID(string(schema.AlertCanaryMissed), c.Source, c.EventID), Kind: schema.AlertCanaryMissed, Source: c.Source, EventID: c.EventID, EventTime: c.PublishedAt.UTC(), Model: c.Model,
 		ClassIndex: c.ClassIndex, ClassLabel: c.ClassLabel, Labels: map[string]string{schema.LabelCanary: "true"}, Severity: schema.SeverityCritical,
-		Reason: KindCanaryMissed, FiredAt: time.Now().UTC().Truncate(time.Microsecond),
+		Reason: schema.Reason(schema.AlertCanaryMissed), FiredAt: time.Now().UTC().Truncate(time.Microsecond),
 		Detail: fmt.Sprintf("no alert fired on a canary of the under-trained class %q within %s: %s", c.ClassLabel, c.DueAt.Sub(c.PublishedAt), why(c)),
 	}
 }
@@ -227,11 +222,11 @@ func (k *Canary) missed(c postgres.Canary) schema.Alert {
 // why says how far a missed canary came.
 func why(c postgres.Canary) string {
 	switch c.Verdict {
-	case postgres.OutcomeScore:
+	case schema.OutcomeScore:
 		return "it was scored, but no threshold fired"
-	case postgres.OutcomeSkip:
+	case schema.OutcomeSkip:
 		return "it was skipped"
-	case postgres.OutcomeDeadLetter:
+	case schema.OutcomeDeadLetter:
 		return "it became a dead letter"
 	}
 	return "it was not scored"

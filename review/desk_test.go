@@ -28,9 +28,9 @@ func TestDesk(t *testing.T) {
 	for _, c := range []struct {
 		name    string
 		change  review.Change
-		refused string // "" where it succeeds
-		state   string // after it
-		holder  string // assignee after it
+		refused string             // "" where it succeeds
+		state   schema.ReviewState // after it
+		holder  string             // assignee after it
 	}{
 		{"no name", review.Change{Action: review.Acknowledge}, "name", schema.ReviewOpen, ""},
 		{"unprintable name", review.Change{Action: review.Acknowledge, Actor: "a\x1bb"}, "printable", schema.ReviewOpen, ""},
@@ -74,7 +74,7 @@ func TestDesk(t *testing.T) {
 		})
 	}
 	// The verdict and its taking back are owed to the stream, each once; nothing else is, but the alert.
-	due, err := b.store.OutboxNext(t.Context(), postgres.SinkStream, 10, time.Minute)
+	due, err := b.store.OutboxNext(t.Context(), schema.SinkStream, 10, time.Minute)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -132,7 +132,7 @@ func TestOneOfManyAcknowledges(t *testing.T) {
 func TestQueue(t *testing.T) {
 	b := newBench(t, tiny)
 	for i := range 7 {
-		b.record(request{class: i % 2, seed: uint64(i), alert: []string{schema.SeverityWarn, schema.SeverityCritical}[i%2]})
+		b.record(request{class: i % 2, seed: uint64(i), alert: []schema.Severity{schema.SeverityWarn, schema.SeverityCritical}[i%2]})
 	}
 	_, sample := b.record(request{class: 0, seed: 9, sampled: true})
 	if err := b.store.AddCanary(t.Context(), postgres.Canary{Source: review.CanarySource, EventID: fmt.Sprintf("event-%d", b.n+1), Model: "tiny", DueAt: time.Now(), PublishedAt: time.Now()}); err != nil {
@@ -155,7 +155,7 @@ func TestQueue(t *testing.T) {
 		{"class", postgres.ReviewFilter{Class: &one}, 3},
 		{"severity", postgres.ReviewFilter{Severity: schema.SeverityWarn}, 4},
 		{"model", postgres.ReviewFilter{Model: "another"}, 0},
-		{"state", postgres.ReviewFilter{States: []string{schema.ReviewResolved}}, 0},
+		{"state", postgres.ReviewFilter{States: []schema.ReviewState{schema.ReviewResolved}}, 0},
 		{"assignee", postgres.ReviewFilter{Assignee: "ada"}, 0},
 	} {
 		found, err := b.store.Reviews(t.Context(), c.filter)

@@ -233,7 +233,7 @@ func TestCanary(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	raised, err := b.store.Alerts(t.Context(), postgres.AlertFilter{Kind: review.KindCanaryMissed})
+	raised, err := b.store.Alerts(t.Context(), postgres.AlertFilter{Kind: schema.AlertCanaryMissed})
 	if err != nil || decided != 1 || len(raised) != 1 || raised[0].EventID != missed.EventID || raised[0].Severity != schema.SeverityCritical || !strings.Contains(raised[0].Detail, "was not scored") {
 		t.Errorf("%d decided, alerts %+v, %v", decided, raised, err)
 	}

@@ -76,8 +76,8 @@ type request struct {
 	class   int
 	seed    uint64
 	labels  map[string]string
-	alert   string  // severity of the alert on its class gap, or ""
-	limit   float64 // threshold of the model that it reached. Defaults to the class's, a tenth below
+	alert   schema.Severity // severity of the alert on its class gap, or ""
+	limit   float64         // threshold of the model that it reached. Defaults to the class's, a tenth below
 	sampled bool
 	source  string // Defaults to /review/test
 	ago     time.Duration
@@ -116,9 +116,9 @@ func (b *bench) commit(score schema.Score, r request) string {
 		id = postgres.SampleID(ev.Identity())
 	}
 	if r.alert != "" {
-		reason := "model_threshold"
+		reason := schema.ReasonModel
 		if r.limit == 0 {
-			reason, r.limit = "class_threshold", score.ClassGap.Value*0.9
+			reason, r.limit = schema.ReasonClass, score.ClassGap.Value*0.9
 		}
 		id = hex.EncodeToString(digest[:16])
 		v.Alerts = []schema.Alert{{

@@ -2,6 +2,7 @@ package review
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"embed"
 	"encoding/json"
@@ -239,13 +240,14 @@ type row struct {
 }
 
 var tabs = []struct {
-	name, state string
-	states      []string
+	name   string
+	state  schema.ReviewState
+	states []schema.ReviewState
 }{
-	{"To do", "", []string{schema.ReviewOpen, schema.ReviewAcknowledged}},
-	{"Open", schema.ReviewOpen, []string{schema.ReviewOpen}},
-	{"Acknowledged", schema.ReviewAcknowledged, []string{schema.ReviewAcknowledged}},
-	{"Resolved", schema.ReviewResolved, []string{schema.ReviewResolved}},
+	{"To do", "", []schema.ReviewState{schema.ReviewOpen, schema.ReviewAcknowledged}},
+	{"Open", schema.ReviewOpen, []schema.ReviewState{schema.ReviewOpen}},
+	{"Acknowledged", schema.ReviewAcknowledged, []schema.ReviewState{schema.ReviewAcknowledged}},
+	{"Resolved", schema.ReviewResolved, []schema.ReviewState{schema.ReviewResolved}},
 }
 
 const queueRows = 30
@@ -284,7 +286,7 @@ func (p *Page) queue(w http.ResponseWriter, r *http.Request, reviewer string) er
 		for _, state := range t.states {
 			n += counts[state]
 		}
-		c.Tabs = append(c.Tabs, tab{t.name, "/?" + with(q, "state", t.state, "after", "").Encode(), n, q.Get("state") == t.state})
+		c.Tabs = append(c.Tabs, tab{t.name, "/?" + with(q, "state", string(t.state), "after", "").Encode(), n, q.Get("state") == string(t.state)})
 	}
 	if len(reviews) > queueRows {
 		last := reviews[queueRows-1]
@@ -312,15 +314,15 @@ func (p *Page) notices(ctx context.Context) ([]schema.Alert, error) {
 	if err != nil {
 		return nil, err
 	}
-	return p.store.Alerts(ctx, postgres.AlertFilter{NotKind: "score", Since: now.Add(-24 * time.Hour), Limit: 4})
+	return p.store.Alerts(ctx, postgres.AlertFilter{NotKind: schema.AlertScore, Since: now.Add(-24 * time.Hour), Limit: 4})
 }
 
 // queueFilter reads the filter of the queue.
 func queueFilter(q url.Values) (postgres.ReviewFilter, error) {
-	f := postgres.ReviewFilter{Model: q.Get("model"), Assignee: q.Get("assignee"), Severity: q.Get("severity")}
+	f := postgres.ReviewFilter{Model: q.Get("model"), Assignee: q.Get("assignee"), Severity: schema.Severity(q.Get("severity"))}
 	found := false
 	for _, t := range tabs {
-		if t.state == q.Get("state") {
+		if string(t.state) == q.Get("state") {
 			f.States, found = t.states, true
 		}
 	}
@@ -390,7 +392,8 @@ type pair struct{ Name, Value string }
 
 // measurePage is one measurement of a score among those of its class.
 type measurePage struct {
-	Name, Question string
+	Name     schema.MeasurementName
+	Question string
 	schema.Measurement
 	Higher float64 // share of the class's other scores below this one
 	N      int
@@ -400,7 +403,7 @@ type measurePage struct {
 }
 
 // questions are what the measurements answer.
-var questions = map[string]string{
+var questions = map[schema.MeasurementName]string{
 	schema.ClassGap:    "Does the ensemble know this class?",
 	schema.RequestRisk: "How risky is this request within its class?",
 }
@@ -554,13 +557,13 @@ func (p *Page) measures(ctx context.Context, c *reviewPage) error {
 }
 
 // bounds returns the thresholds that decide on a measurement of the score, warn before critical.
-func bounds(table *alerts.Table, s *schema.Score, measurement string, m schema.Measurement) []bound {
+func bounds(table *alerts.Table, s *schema.Score, measurement schema.MeasurementName, m schema.Measurement) []bound {
 	var list []bound
 	for _, th := range table.Applicable(s.Series(), measurement, s.ClassIndex).All() {
 		_, at, byDistance := alerts.Compared(m, th)
 		list = append(list, bound{Value: th.Value, Compared: at, ByDistance: byDistance, Severity: th.Severity, Scope: th.Scope})
 	}
-	slices.SortStableFunc(list, func(a, b bound) int { return -strings.Compare(a.Severity, b.Severity) })
+	slices.SortStableFunc(list, func(a, b bound) int { return -cmp.Compare(a.Severity, b.Severity) })
 	return list
 }
 
@@ -586,8 +589,8 @@ func (p *Page) act(w http.ResponseWriter, r *http.Request, reviewer string) erro
 	do := r.PostForm.Get("do")
 	change := Change{Action: do, Actor: reviewer, Comment: r.PostForm.Get("comment"), Version: version}
 	switch {
-	case slices.Contains(Verdicts(), do):
-		change.Action, change.Verdict = Resolve, do
+	case slices.Contains(schema.ReviewVerdicts(), schema.ReviewVerdict(do)):
+		change.Action, change.Verdict = Resolve, schema.ReviewVerdict(do)
 	case do == Assign:
 		change.Assignee, change.Comment = strings.TrimSpace(r.PostForm.Get("assignee")), ""
 	case do == "evidence":
@@ -734,7 +737,7 @@ var functions = template.FuncMap{
 	"number":     number,
 	"words":      Words,
 	"short":      short,
-	"severities": func() []string { return []string{schema.SeverityCritical, schema.SeverityWarn} },
+	"severities": func() []schema.Severity { return []schema.Severity{schema.SeverityCritical, schema.SeverityWarn} },
 	"inc":        func(i int) int { return i + 1 },
 	"percent": func(v float64) string {
 		switch {

@@ -194,12 +194,12 @@ func TestPageInChromium(t *testing.T) {
 			b.record(request{class: class, seed: seed, ago: time.Hour})
 		}
 	}
-	limits := map[string]float64{}
-	for _, severity := range []string{schema.SeverityWarn, schema.SeverityCritical} {
+	limits := map[schema.Severity]float64{}
+	for _, severity := range []schema.Severity{schema.SeverityWarn, schema.SeverityCritical} {
 		reference := b.engine.Ensemble().Reference
-		value := reference[schema.ClassGap].Quantiles["0.99"]
+		value := reference[string(schema.ClassGap)].Quantiles["0.99"]
 		if severity == schema.SeverityCritical {
-			value = reference[schema.ClassGap].Quantiles["0.999"] * 2
+			value = reference[string(schema.ClassGap)].Quantiles["0.999"] * 2
 		}
 		limits[severity] = value
 		if _, err := b.store.SetThreshold(t.Context(), schema.Threshold{

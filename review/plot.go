@@ -5,6 +5,8 @@ import (
 	"math"
 	"slices"
 	"strconv"
+
+	"github.com/decuwatch/decuwatch/schema"
 )
 
 // plot is a drawing in a box of Width x Height units, whose coordinates a template writes into SVG.
@@ -116,16 +118,16 @@ type bound struct {
 	Value      float64 // where it stands on the axis
 	Compared   float64 // the number that decides: Value, or a mean distance
 	ByDistance bool    // Compared is a mean distance, because the score is saturated
-	Severity   string
-	Scope      string
+	Severity   schema.Severity
+	Scope      schema.Scope
 }
 
 // text returns what stands at the bound's line.
 func (b bound) text() string {
 	if b.ByDistance {
-		return b.Severity + " at mean distance " + number(b.Compared)
+		return string(b.Severity) + " at mean distance " + number(b.Compared)
 	}
-	return b.Severity + " " + number(b.Compared)
+	return string(b.Severity) + " " + number(b.Compared)
 }
 
 // distribution draws where a score stands among the scores of its class: a histogram of the class's, the outline of all classes',
@@ -166,7 +168,7 @@ func distribution(class, all []float64, score float64, bounds []bound, label str
 		p.Ticks = append(p.Ticks, mark{X: round(a.at(v)), Y: p.Base, Text: number(v), Anchor: anchor(a.at(v), p)})
 	}
 	for _, b := range bounds {
-		p.Lines = append(p.Lines, mark{X: round(a.at(b.Value)), Y: 30, Text: b.text(), Class: "bound " + b.Severity, Anchor: anchor(a.at(b.Value), p)})
+		p.Lines = append(p.Lines, mark{X: round(a.at(b.Value)), Y: 30, Text: b.text(), Class: "bound " + string(b.Severity), Anchor: anchor(a.at(b.Value), p)})
 	}
 	slices.SortFunc(p.Lines, func(a, b mark) int { return int(a.X - b.X) })
 	for i := 1; i < len(p.Lines); i++ { // texts that would meet stand one above the other

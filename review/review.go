@@ -42,12 +42,12 @@ var (
 
 // Change is what a reviewer asks for.
 type Change struct {
-	Action   string // Acknowledge, Resolve, Reopen, Assign or Comment
-	Actor    string // who, 1 to MaxName characters
-	Verdict  string // of Resolve: confirmed, false_alarm or expected
-	Assignee string // of Assign: who, or empty for nobody
-	Comment  string // at most MaxComment characters; required for Comment
-	Version  int    // of the review that the reviewer saw. Defaults to the newest
+	Action   string               // Acknowledge, Resolve, Reopen, Assign or Comment
+	Actor    string               // who, 1 to MaxName characters
+	Verdict  schema.ReviewVerdict // of Resolve
+	Assignee string               // of Assign: who, or empty for nobody
+	Comment  string               // at most MaxComment characters; required for Comment
+	Version  int                  // of the review that the reviewer saw. Defaults to the newest
 }
 
 // apply returns the review as the change makes it. The error wraps ErrRefused.
@@ -75,8 +75,8 @@ func (c Change) apply(r postgres.Review, at time.Time) (postgres.Review, error) 
 		r.State = schema.ReviewAcknowledged
 		r.Assignee = or(r.Assignee, c.Actor)
 	case Resolve:
-		if !slices.Contains(Verdicts(), c.Verdict) {
-			return refuse("the verdict is %q, must be one of %s", c.Verdict, strings.Join(Verdicts(), ", "))
+		if verdicts := schema.ReviewVerdicts(); !slices.Contains(verdicts, c.Verdict) {
+			return refuse("the verdict is %q, must be one of %s", c.Verdict, schema.List(verdicts))
 		}
 		if r.State == schema.ReviewResolved {
 			return refuse("it is resolved already (%s); reopen it to change the verdict", Words(r.Verdict))
@@ -108,13 +108,8 @@ func (c Change) apply(r postgres.Review, at time.Time) (postgres.Review, error) 
 	return r, nil
 }
 
-// Verdicts lists the verdicts of a resolved review.
-func Verdicts() []string {
-	return []string{schema.VerdictConfirmed, schema.VerdictFalseAlarm, schema.VerdictExpected}
-}
-
 // Words returns a constant of the review's or alert's as words: false_alarm is "false alarm".
-func Words(constant string) string { return strings.ReplaceAll(constant, "_", " ") }
+func Words(constant any) string { return strings.ReplaceAll(fmt.Sprint(constant), "_", " ") }
 
 func checkName(name string) error {
 	switch n := utf8.RuneCountInString(name); {
@@ -182,7 +177,7 @@ func (d *Desk) Change(ctx context.Context, id string, c Change) (postgres.Review
 }
 
 func conflict(now postgres.Review) error {
-	state := now.State
+	state := string(now.State)
 	if now.Verdict != "" {
 		state += " as " + Words(now.Verdict)
 	}
@@ -210,7 +205,7 @@ func (d *Desk) tell(ctx context.Context, r postgres.Review, c Change, at time.Ti
 		return schema.OutboxMessage{}, err
 	}
 	return schema.OutboxMessage{
-		Sink: postgres.SinkStream, AlertID: schema.ReviewMessageID(event), Subject: schema.ReviewSubject(event), Header: header, Body: body,
+		Sink: schema.SinkStream, AlertID: schema.ReviewMessageID(event), Subject: schema.ReviewSubject(event), Header: header, Body: body,
 	}, nil
 }
 

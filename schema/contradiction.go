@@ -12,8 +12,8 @@ var ErrContradiction = errors.New("thresholds contradict each other")
 // scopeKey is what the severities of one scope have in common.
 type scopeKey struct {
 	series      Series
-	measurement string
-	scope       string
+	measurement MeasurementName
+	scope       Scope
 	class       int // -1 for a scope without a class
 }
 
@@ -30,11 +30,11 @@ func (t *Threshold) scopeKey() scopeKey {
 // given in their order; each replaces what stands before it with the same scope and severity. Scopes that the change
 // leaves alone are not checked.
 func CheckChange(inForce, change []Threshold) error {
-	after := map[scopeKey]map[string]*Threshold{}
+	after := map[scopeKey]map[Severity]*Threshold{}
 	var touched []scopeKey
 	for i := range change {
 		if k := change[i].scopeKey(); after[k] == nil {
-			after[k] = map[string]*Threshold{}
+			after[k] = map[Severity]*Threshold{}
 			touched = append(touched, k)
 		}
 	}
@@ -68,7 +68,7 @@ func CheckChange(inForce, change []Threshold) error {
 // String names the scope, and the class if there is one.
 func (k scopeKey) String() string {
 	if k.class < 0 {
-		return "scope " + k.scope
+		return "scope " + string(k.scope)
 	}
 	return fmt.Sprintf("scope %s, class %d", k.scope, k.class)
 }

@@ -9,7 +9,7 @@ import (
 func TestCheckChange(t *testing.T) {
 	at := func(f float64) *float64 { return &f }
 	class := func(i int) *int { return &i }
-	th := func(scope string, class *int, severity string, value float64, distance *float64) Threshold {
+	th := func(scope Scope, class *int, severity Severity, value float64, distance *float64) Threshold {
 		return Threshold{Model: "m", Measurement: ClassGap, Scope: scope, Class: class, Severity: severity, Value: value, Distance: distance}
 	}
 	withdrawn := func(t Threshold) Threshold { t.Withdrawn = true; return t }

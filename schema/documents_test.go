@@ -140,8 +140,8 @@ func TestEveryAlertFitsTheSchema(t *testing.T) {
 	for i := range 2000 {
 		var a Alert
 		fill(reflect.ValueOf(&a).Elem(), i == 0)
-		a.ID, a.Severity = "a1", []string{SeverityWarn, SeverityCritical}[random.IntN(2)]
-		a.Measurement = []string{ClassGap, RequestRisk, ""}[random.IntN(3)]
+		a.ID, a.Severity = "a1", []Severity{SeverityWarn, SeverityCritical}[random.IntN(2)]
+		a.Measurement = []MeasurementName{ClassGap, RequestRisk, ""}[random.IntN(3)]
 		if random.IntN(4) == 0 {
 			a.ClassIndex = -1
 		}
@@ -340,7 +340,7 @@ func TestAsyncAPI(t *testing.T) {
 			t.Errorf("parameters of %s: %s", name, got)
 		}
 	}
-	if got := fmt.Sprint(at("channels", "uncertaintyAlert", "parameters", "severity", "enum")); got != fmt.Sprint([]string{SeverityWarn, SeverityCritical}) {
+	if got := fmt.Sprint(at("channels", "uncertaintyAlert", "parameters", "severity", "enum")); got != fmt.Sprint([]Severity{SeverityWarn, SeverityCritical}) {
 		t.Errorf("severities %s", got)
 	}
 	for name, want := range map[string]string{"receiveGeneration": "receive", "sendAlert": "send", "sendReview": "send"} {

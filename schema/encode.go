@@ -24,7 +24,7 @@ func AlertSubject(a Alert) string {
 	if a.ClassIndex >= 0 {
 		class = strconv.Itoa(a.ClassIndex)
 	}
-	return "uncertainty.alert." + a.Model + "." + a.Severity + "." + class
+	return "uncertainty.alert." + a.Model + "." + string(a.Severity) + "." + class
 }
 
 // MessageID returns the Nats-Msg-Id of an event: its source, model and id with spaces between. Only an id may hold a

@@ -5,7 +5,7 @@ import "time"
 // OutboxMessage is one alert that is due at one sink.
 type OutboxMessage struct {
 	ID        int64
-	Sink      string // name of the sink: nats, webhook, alertmanager
+	Sink      Sink
 	AlertID   string
 	Subject   string
 	Header    map[string][]string
@@ -16,7 +16,7 @@ type OutboxMessage struct {
 
 // OutboxStats is what is due at one sink.
 type OutboxStats struct {
-	Sink    string
+	Sink    Sink
 	Pending int64
 	Oldest  time.Duration // age of the oldest that is due; 0 if Pending is 0
 }

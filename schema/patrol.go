@@ -8,7 +8,7 @@ type HeldBack struct {
 	Model       string
 	ClassIndex  int
 	ClassLabel  string
-	Severity    string
+	Severity    Severity
 	ClassBudget int // beyond the class's budget
 	ModelBudget int // beyond the model's budget
 	CoolDown    int // repeated one that was sent shortly before

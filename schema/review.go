@@ -14,38 +14,24 @@ const TypeReview = "io.decuwatch.uncertainty.review.v1"
 // kept from review and from statistics is decided by the table of canaries, not by this label, for anybody can set a label.
 const LabelCanary = "decuwatch.canary"
 
-// States of a review.
-const (
-	ReviewOpen         = "open"
-	ReviewAcknowledged = "acknowledged"
-	ReviewResolved     = "resolved"
-)
-
-// Verdicts of a resolved review.
-const (
-	VerdictConfirmed  = "confirmed"   // the model does not understand the request
-	VerdictFalseAlarm = "false_alarm" // nothing is wrong with the request
-	VerdictExpected   = "expected"    // the model does not understand the request, which is known and accepted
-)
-
 // Review is the data of a review event: the verdict of a person on one request, or that it was taken back.
 type Review struct {
-	ReviewID    string    `json:"review_id"`
-	AlertID     string    `json:"alert_id,omitempty"` // empty for a request that was drawn at random
-	Version     int       `json:"version"`            // of the review; a greater one is newer
-	State       string    `json:"state"`              // resolved, or open where an earlier verdict was taken back
-	Verdict     string    `json:"verdict,omitempty"`  // confirmed, false_alarm or expected; empty where it was taken back
-	Reviewer    string    `json:"reviewer"`
-	Comment     string    `json:"comment,omitempty"`
-	Source      string    `json:"source"` // of the event
-	EventID     string    `json:"event_id"`
-	EventTime   time.Time `json:"event_time"`
-	Model       string    `json:"model"`
-	ClassIndex  int       `json:"class_index"`
-	ClassLabel  string    `json:"class_label"`
-	ClassGap    float64   `json:"class_gap"`
-	RequestRisk float64   `json:"request_risk"`
-	At          time.Time `json:"at"`
+	ReviewID    string        `json:"review_id"`
+	AlertID     string        `json:"alert_id,omitempty"` // empty for a request that was drawn at random
+	Version     int           `json:"version"`            // of the review; a greater one is newer
+	State       ReviewState   `json:"state"`              // resolved, or open where an earlier verdict was taken back
+	Verdict     ReviewVerdict `json:"verdict,omitempty"`  // confirmed, false_alarm or expected; empty where it was taken back
+	Reviewer    string        `json:"reviewer"`
+	Comment     string        `json:"comment,omitempty"`
+	Source      string        `json:"source"` // of the event
+	EventID     string        `json:"event_id"`
+	EventTime   time.Time     `json:"event_time"`
+	Model       string        `json:"model"`
+	ClassIndex  int           `json:"class_index"`
+	ClassLabel  string        `json:"class_label"`
+	ClassGap    float64       `json:"class_gap"`
+	RequestRisk float64       `json:"request_risk"`
+	At          time.Time     `json:"at"`
 }
 
 // ReviewSubject returns uncertainty.review.<model>.

@@ -63,15 +63,6 @@ type Delivery struct {
 	Digest    string    // SHA-256 of the message's payload and CloudEvents headers, lower-case hex: tells a redelivery from an identifier used twice
 }
 
-// Names of the two measurements of a score.
-const (
-	ClassGap    = "class_gap"    // does the ensemble know this class
-	RequestRisk = "request_risk" // how risky is this request within its class
-)
-
-// MeasurementNames returns the names of the measurements of a score.
-func MeasurementNames() []string { return []string{ClassGap, RequestRisk} }
-
 // Measurement is one pairwise-distance measurement of a score.
 type Measurement struct {
 	Estimator    string      `json:"estimator"`     // paide-w2, paide-kl, paide-bhattacharyya, mean-w2, pixel-paide-w2
@@ -115,7 +106,7 @@ type Score struct {
 
 // NamedMeasurement is a measurement of a score with its name.
 type NamedMeasurement struct {
-	Name string // ClassGap or RequestRisk
+	Name MeasurementName
 	Measurement
 }
 
@@ -127,7 +118,7 @@ func (s *Score) Measurements() []NamedMeasurement {
 // Skip is the verdict on an event that was deliberately not scored.
 type Skip struct {
 	Event  Event
-	Reason string // one of a few constants, a metric's label
+	Reason SkipReason // a metric's label
 	Detail string
 }
 
@@ -137,10 +128,10 @@ type DeadLetter struct {
 	Source  string // CloudEvents source if Event is nil and it could be read all the same, else ""
 	EventID string // CloudEvents id, likewise
 	Subject string
-	Payload []byte // at most 64 KiB of it
-	Field   string // the field that is wrong, or ""
-	Reason  string // what is wrong and the bound, for the producer
-	Kind    string // one of a few constants, a metric's label: invalid, unknown_model, unknown_class, duplicate_id, failed, ...
+	Payload []byte         // at most 64 KiB of it
+	Field   string         // the field that is wrong, or ""
+	Reason  string         // what is wrong and the bound, for the producer
+	Kind    DeadLetterKind // a metric's label
 }
 
 // Verdict is what becomes of one delivered message: exactly one of Score, Skip and DeadLetter is set.
@@ -161,40 +152,34 @@ type Tries struct {
 	Alone      int // began alone in the worker and did not end, likewise
 }
 
-// Severities of an alert.
-const (
-	SeverityWarn     = "warn"
-	SeverityCritical = "critical"
-)
-
 // Threshold is one bound on one measurement.
 type Threshold struct {
-	ID             int64      `json:"id"`
-	Model          string     `json:"model"`
-	EnsembleDigest string     `json:"ensemble_digest"`
-	Settings       string     `json:"settings"`        // Receipt.Settings
-	Measurement    string     `json:"measurement"`     // class_gap or request_risk
-	Scope          string     `json:"scope"`           // class, cluster, model or limit (absolute: applies beside the others)
-	Class          *int       `json:"class,omitempty"` // for the scopes class and cluster
-	Severity       string     `json:"severity"`
-	Value          float64    `json:"value"`               // the measurement's value at which an alert fires
-	Distance       *float64   `json:"distance,omitempty"`  // decides instead, on MeanDistance, where the measurement is saturated
-	Withdrawn      bool       `json:"withdrawn,omitempty"` // the key has no threshold from here on
-	Origin         string     `json:"origin"`              // manual, calibrated, reference
-	N              int        `json:"n"`                   // scores it was calibrated from
-	Alpha          *float64   `json:"alpha,omitempty"`     // false-alarm rate that was wished for
-	Achieved       *float64   `json:"achieved,omitempty"`  // false-alarm rate that was achieved
-	WindowFrom     *time.Time `json:"window_from,omitempty"`
-	WindowTo       *time.Time `json:"window_to,omitempty"`
-	SetBy          string     `json:"set_by"`
-	Reason         string     `json:"reason"`
-	SetAt          time.Time  `json:"set_at"`
+	ID             int64           `json:"id"`
+	Model          string          `json:"model"`
+	EnsembleDigest string          `json:"ensemble_digest"`
+	Settings       string          `json:"settings"` // Receipt.Settings
+	Measurement    MeasurementName `json:"measurement"`
+	Scope          Scope           `json:"scope"`
+	Class          *int            `json:"class,omitempty"` // for the scopes class and cluster
+	Severity       Severity        `json:"severity"`
+	Value          float64         `json:"value"`               // the measurement's value at which an alert fires
+	Distance       *float64        `json:"distance,omitempty"`  // decides instead, on MeanDistance, where the measurement is saturated
+	Withdrawn      bool            `json:"withdrawn,omitempty"` // the key has no threshold from here on
+	Origin         string          `json:"origin"`              // manual, calibrated, reference
+	N              int             `json:"n"`                   // scores it was calibrated from
+	Alpha          *float64        `json:"alpha,omitempty"`     // false-alarm rate that was wished for
+	Achieved       *float64        `json:"achieved,omitempty"`  // false-alarm rate that was achieved
+	WindowFrom     *time.Time      `json:"window_from,omitempty"`
+	WindowTo       *time.Time      `json:"window_to,omitempty"`
+	SetBy          string          `json:"set_by"`
+	Reason         string          `json:"reason"`
+	SetAt          time.Time       `json:"set_at"`
 }
 
 // Alert is the data of an alert event: what fired, where the score stands, and the receipt.
 type Alert struct {
-	ID          string            `json:"id"`     // derived from the event's identity, the ensemble digest and the measurement: the same on every try
-	Kind        string            `json:"kind"`   // score; later summary, class_drift, canary_missed, threshold_missing
+	ID          string            `json:"id"` // derived from the event's identity, the ensemble digest and the measurement: the same on every try
+	Kind        AlertKind         `json:"kind"`
 	Source      string            `json:"source"` // of the event
 	EventID     string            `json:"event_id"`
 	EventTime   time.Time         `json:"event_time"`
@@ -202,9 +187,9 @@ type Alert struct {
 	ClassIndex  int               `json:"class_index"`
 	ClassLabel  string            `json:"class_label"`
 	Labels      map[string]string `json:"labels,omitempty"`
-	Severity    string            `json:"severity"`
-	Reason      string            `json:"reason"` // why it fired, a metric's label: class_threshold, model_threshold, absolute_limit, ...
-	Measurement string            `json:"measurement"`
+	Severity    Severity          `json:"severity"`
+	Reason      Reason            `json:"reason"` // why it fired, a metric's label
+	Measurement MeasurementName   `json:"measurement"`
 	Value       float64           `json:"value"`
 	Decided     float64           `json:"decided"`   // the number that was compared: Value, or MeanDistance where saturated
 	Threshold   float64           `json:"threshold"` // the number it was compared with

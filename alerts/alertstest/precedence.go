@@ -14,20 +14,21 @@ const Class = 3
 type Case struct {
 	Name       string
 	Thresholds []schema.Threshold
-	Value      float64 // of the score
-	Severity   string  // of the alert, or "" for no alert
-	Reason     string  // of the finding
-	Bounds     []Bound // that decide: warn before critical, and of one severity the limit last
+	Value      float64         // of the score
+	Severity   schema.Severity // of the alert, or "" for no alert
+	Reason     schema.Reason   // of the finding
+	Bounds     []Bound         // that decide: warn before critical, and of one severity the limit last
 }
 
 // Bound is a threshold that decides.
 type Bound struct {
-	Scope, Severity string
-	Value           float64
+	Scope    schema.Scope
+	Severity schema.Severity
+	Value    float64
 }
 
 // Of returns the bound of a severity, limits aside.
-func (c Case) Of(severity string) (Bound, bool) {
+func (c Case) Of(severity schema.Severity) (Bound, bool) {
 	for _, b := range c.Bounds {
 		if b.Severity == severity && b.Scope != "limit" {
 			return b, true
@@ -39,7 +40,7 @@ func (c Case) Of(severity string) (Bound, bool) {
 // Cases returns the cases.
 func Cases() []Case {
 	var id int64
-	threshold := func(scope, severity string, value float64) schema.Threshold {
+	threshold := func(scope schema.Scope, severity schema.Severity, value float64) schema.Threshold {
 		id++
 		th := schema.Threshold{
 			ID: id, Model: Series.Model, EnsembleDigest: Series.EnsembleDigest, Settings: Series.Settings,

@@ -174,10 +174,10 @@ type Options struct {
 
 // Result is what was found for one scope.
 type Result struct {
-	Scope   string // alerts.ScopeClass, alerts.ScopeCluster or alerts.ScopeModel
-	Class   int    // -1 for the model
-	Cluster []int  // the classes whose scores were pooled, for a cluster
-	Own     int    // scores of the class itself
+	Scope   schema.Scope
+	Class   int   // -1 for the model
+	Cluster []int // the classes whose scores were pooled, for a cluster
+	Own     int   // scores of the class itself
 	Bound
 }
 
@@ -217,13 +217,13 @@ func Calibrate(samples []Sample, o Options) ([]Result, error) {
 	if !ok {
 		return nil, &TooFewError{o.Alpha, Needed(o.Alpha), len(pool)}
 	}
-	results := []Result{{Scope: alerts.ScopeModel, Class: -1, Own: len(pool), Bound: bound}}
+	results := []Result{{Scope: schema.ScopeModel, Class: -1, Own: len(pool), Bound: bound}}
 	clusters := Clusters(byClass)
 	found := map[int]Bound{} // by the first class of a cluster
 	for class := range o.Classes {
 		own := byClass[class]
 		if bound, ok := Find(slices.Clone(own), o.Alpha); ok {
-			results = append(results, Result{Scope: alerts.ScopeClass, Class: class, Own: len(own), Bound: bound})
+			results = append(results, Result{Scope: schema.ScopeClass, Class: class, Own: len(own), Bound: bound})
 			continue
 		}
 		members := clusters[class]
@@ -241,7 +241,7 @@ func Calibrate(samples []Sample, o Options) ([]Result, error) {
 			}
 		}
 		if ok {
-			results = append(results, Result{Scope: alerts.ScopeCluster, Class: class, Cluster: members, Own: len(own), Bound: bound})
+			results = append(results, Result{Scope: schema.ScopeCluster, Class: class, Cluster: members, Own: len(own), Bound: bound})
 		}
 	}
 	return results, nil
@@ -250,8 +250,8 @@ func Calibrate(samples []Sample, o Options) ([]Result, error) {
 // Key is what the thresholds of one calibration have in common.
 type Key struct {
 	schema.Series
-	Measurement string
-	Severity    string
+	Measurement schema.MeasurementName
+	Severity    schema.Severity
 }
 
 // Matches tells whether a threshold has the key.

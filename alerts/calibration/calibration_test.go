@@ -8,7 +8,6 @@ import (
 	"slices"
 	"testing"
 
-	"github.com/decuwatch/decuwatch/alerts"
 	"github.com/decuwatch/decuwatch/schema"
 )
 
@@ -144,10 +143,10 @@ func TestCalibrate(t *testing.T) {
 		got = append(got, Result{Scope: res.Scope, Class: res.Class, Cluster: res.Cluster, Own: res.Own, Bound: Bound{N: res.N}})
 	}
 	want := []Result{
-		{Scope: alerts.ScopeModel, Class: -1, Own: 270, Bound: Bound{N: 270}},
-		{Scope: alerts.ScopeClass, Class: 0, Own: 150, Bound: Bound{N: 150}},
-		{Scope: alerts.ScopeCluster, Class: 1, Cluster: []int{1, 2}, Own: 60, Bound: Bound{N: 120}},
-		{Scope: alerts.ScopeCluster, Class: 2, Cluster: []int{1, 2}, Own: 60, Bound: Bound{N: 120}},
+		{Scope: schema.ScopeModel, Class: -1, Own: 270, Bound: Bound{N: 270}},
+		{Scope: schema.ScopeClass, Class: 0, Own: 150, Bound: Bound{N: 150}},
+		{Scope: schema.ScopeCluster, Class: 1, Cluster: []int{1, 2}, Own: 60, Bound: Bound{N: 120}},
+		{Scope: schema.ScopeCluster, Class: 2, Cluster: []int{1, 2}, Own: 60, Bound: Bound{N: 120}},
 	}
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("\n got %+v\nwant %+v", got, want)
@@ -176,8 +175,8 @@ func TestCount(t *testing.T) {
 	k := Key{Series: schema.Series{Model: "m", EnsembleDigest: "d", Settings: "s"}, Measurement: schema.RequestRisk, Severity: schema.SeverityWarn}
 	class := 1
 	thresholds := []schema.Threshold{
-		{ID: 1, Model: "m", EnsembleDigest: "d", Settings: "s", Measurement: schema.RequestRisk, Severity: schema.SeverityWarn, Scope: alerts.ScopeModel, Value: 2},
-		{ID: 2, Model: "m", EnsembleDigest: "d", Settings: "s", Measurement: schema.RequestRisk, Severity: schema.SeverityWarn, Scope: alerts.ScopeClass, Class: &class, Value: 3},
+		{ID: 1, Model: "m", EnsembleDigest: "d", Settings: "s", Measurement: schema.RequestRisk, Severity: schema.SeverityWarn, Scope: schema.ScopeModel, Value: 2},
+		{ID: 2, Model: "m", EnsembleDigest: "d", Settings: "s", Measurement: schema.RequestRisk, Severity: schema.SeverityWarn, Scope: schema.ScopeClass, Class: &class, Value: 3},
 	}
 	samples := []Sample{{Class: 0, Value: 1}, {Class: 0, Value: 2}, {Class: 1, Value: 2}, {Class: 1, Value: 3}, {Class: 1, Value: 4}}
 	got, err := Count(samples, k, thresholds)

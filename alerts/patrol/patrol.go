@@ -5,27 +5,16 @@ package patrol
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"log/slog"
 	"math"
-	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
-	"github.com/decuwatch/decuwatch/alerts"
 	"github.com/decuwatch/decuwatch/alerts/drift"
 	"github.com/decuwatch/decuwatch/schema"
-)
-
-// Kinds of the alerts that a patrol raises, each with the reason of the same name.
-const (
-	KindSummary    = "summary"           // alerts of an hour that were held back
-	KindClassDrift = "class_drift"       // a class's scores rose above the model's distribution
-	KindStale      = "threshold_missing" // thresholds do not apply to the ensemble or the settings that score now
 )
 
 // History is where stored scores and alerts are read.
@@ -38,7 +27,7 @@ type History interface {
 	// and after quiet has passed since the class's last alert of kind class_drift.
 	ClassSequences(ctx context.Context, model, ensembleDigest, settings string, since time.Time, quiet time.Duration, limit int) ([]schema.ClassSequence, error)
 	// Tail returns the value that a share alpha of the scores of some classes since a moment reach, and their number.
-	Tail(ctx context.Context, model, ensembleDigest, settings, measurement string, classes []int, since time.Time, alpha float64) (float64, int, error)
+	Tail(ctx context.Context, model, ensembleDigest, settings string, measurement schema.MeasurementName, classes []int, since time.Time, alpha float64) (float64, int, error)
 }
 
 // Raiser commits an alert; false where one with its id is there already, so that several monitors may patrol.
@@ -148,15 +137,15 @@ func New(c Config, models []Model, h History, t ThresholdSource, r Raiser) (*Pat
 		}, []string{"model", "measurement"}),
 	}
 	for _, m := range models {
-		for _, kind := range []string{KindSummary, KindClassDrift, KindStale} {
-			p.raised.WithLabelValues(m.Name, kind)
+		for _, kind := range []schema.AlertKind{schema.AlertSummary, schema.AlertClassDrift, schema.AlertThresholdMissing} {
+			p.raised.WithLabelValues(m.Name, string(kind))
 		}
 		for _, reason := range []string{"class_budget", "model_budget", "cool_down"} {
 			p.held.WithLabelValues(m.Name, reason)
 		}
 		for _, measurement := range schema.MeasurementNames() {
-			p.stale.WithLabelValues(m.Name, measurement)
-			p.shadow.WithLabelValues(m.Name, measurement)
+			p.stale.WithLabelValues(m.Name, string(measurement))
+			p.shadow.WithLabelValues(m.Name, string(measurement))
 		}
 	}
 	if c.Registerer != nil {
@@ -223,7 +212,7 @@ func (p *Patrol) Summaries(ctx context.Context, now time.Time) error {
 		n := h.ClassBudget + h.ModelBudget + h.CoolDown
 		end := h.Hour.Add(time.Hour)
 		first, err := p.raise(ctx, schema.Alert{
-			ID: id(KindSummary, h.Model, fmt.Sprint(h.ClassIndex), h.Severity, h.Hour.Format(time.RFC3339)), Kind: KindSummary, Reason: KindSummary,
+			ID: schema.ID(string(schema.AlertSummary), h.Model, fmt.Sprint(h.ClassIndex), string(h.Severity), h.Hour.Format(time.RFC3339)), Kind: schema.AlertSummary,
 			Model: h.Model, ClassIndex: h.ClassIndex, ClassLabel: h.ClassLabel, Severity: h.Severity, EventTime: h.Hour, FiredAt: now.UTC().Truncate(time.Microsecond), Count: n,
 			Detail: fmt.Sprintf("%d more alerts from %s to %s UTC were not sent: %d beyond the class's budget, %d beyond the model's, %d in the cool-down; all of them are in review",
 				n, h.Hour.Format("2006-01-02 15:04"), end.Format("15:04"), h.ClassBudget, h.ModelBudget, h.CoolDown),
@@ -250,7 +239,7 @@ func (p *Patrol) Stale(ctx context.Context, now time.Time) error {
 		for _, measurement := range schema.MeasurementNames() {
 			applies, others := 0, 0
 			for _, t := range thresholds {
-				if t.Model != m.Name || t.Measurement != measurement || t.Scope == alerts.ScopeLimit {
+				if t.Model != m.Name || t.Measurement != measurement || t.Scope == schema.ScopeLimit {
 					continue
 				}
 				if t.Series() == m.Series() {
@@ -260,12 +249,12 @@ func (p *Patrol) Stale(ctx context.Context, now time.Time) error {
 				}
 			}
 			if applies > 0 || others == 0 {
-				p.stale.WithLabelValues(m.Name, measurement).Set(0)
+				p.stale.WithLabelValues(m.Name, string(measurement)).Set(0)
 				continue
 			}
-			p.stale.WithLabelValues(m.Name, measurement).Set(1)
+			p.stale.WithLabelValues(m.Name, string(measurement)).Set(1)
 			_, err := p.raise(ctx, schema.Alert{
-				ID: id(KindStale, m.Name, m.EnsembleDigest, m.Settings, measurement), Kind: KindStale, Reason: KindStale, Model: m.Name, ClassIndex: -1,
+				ID: schema.ID(string(schema.AlertThresholdMissing), m.Name, m.EnsembleDigest, m.Settings, string(measurement)), Kind: schema.AlertThresholdMissing, Model: m.Name, ClassIndex: -1,
 				Severity: schema.SeverityCritical, Measurement: measurement, EventTime: now.UTC().Truncate(time.Microsecond), FiredAt: now.UTC().Truncate(time.Microsecond), Count: others,
 				Receipt: schema.Receipt{EnsembleDigest: m.EnsembleDigest, Settings: m.Settings},
 				Detail:  fmt.Sprintf("the %d thresholds of %s are those of another ensemble or other settings and do not apply to %.12s: calibrate anew", others, measurement, m.EnsembleDigest),
@@ -301,7 +290,7 @@ func (p *Patrol) ClassDrift(ctx context.Context, now time.Time) error {
 			}
 			at := q.Times[rise.At]
 			_, err := p.raise(ctx, schema.Alert{
-				ID: id(KindClassDrift, m.Name, m.EnsembleDigest, m.Settings, fmt.Sprint(q.ClassIndex), at.Truncate(p.config.Quiet).Format(time.RFC3339)), Kind: KindClassDrift, Reason: KindClassDrift,
+				ID: schema.ID(string(schema.AlertClassDrift), m.Name, m.EnsembleDigest, m.Settings, fmt.Sprint(q.ClassIndex), at.Truncate(p.config.Quiet).Format(time.RFC3339)), Kind: schema.AlertClassDrift,
 				Model: m.Name, ClassIndex: q.ClassIndex, ClassLabel: q.ClassLabel, Severity: schema.SeverityWarn, Measurement: schema.ClassGap,
 				Value: mean, Decided: math.Min(rise.Evidence, math.MaxFloat64), Threshold: p.config.RunLength, ClassGap: mean, Count: rise.At + 1,
 				EventTime: at, FiredAt: now.UTC().Truncate(time.Microsecond), Receipt: schema.Receipt{EnsembleDigest: m.EnsembleDigest, Settings: m.Settings},
@@ -327,7 +316,7 @@ func (p *Patrol) Shadow(ctx context.Context, now time.Time) error {
 			ratio := 0.0
 			for _, t := range thresholds {
 				if t.Series() != m.Series() || t.Measurement != measurement ||
-					t.Scope != alerts.ScopeModel || t.Severity != schema.SeverityWarn || t.Alpha == nil || t.Value <= 0 {
+					t.Scope != schema.ScopeModel || t.Severity != schema.SeverityWarn || t.Alpha == nil || t.Value <= 0 {
 					continue
 				}
 				value, n, err := p.history.Tail(ctx, m.Name, m.EnsembleDigest, m.Settings, measurement, m.WellSampled, now.Add(-p.config.Window), *t.Alpha)
@@ -335,24 +324,19 @@ func (p *Patrol) Shadow(ctx context.Context, now time.Time) error {
 					ratio = value / t.Value
 				}
 			}
-			p.shadow.WithLabelValues(m.Name, measurement).Set(ratio)
+			p.shadow.WithLabelValues(m.Name, string(measurement)).Set(ratio)
 		}
 	}
 	return errors.Join(errs...)
 }
 
 func (p *Patrol) raise(ctx context.Context, a schema.Alert) (bool, error) {
+	a.Reason = schema.Reason(a.Kind)
 	first, err := p.raiser.RaiseAlert(ctx, a)
 	if err != nil || !first {
 		return false, err
 	}
-	p.raised.WithLabelValues(a.Model, a.Kind).Inc()
+	p.raised.WithLabelValues(a.Model, string(a.Kind)).Inc()
 	p.config.Log.Info("alert", "alert", a.ID, "kind", a.Kind, "model", a.Model, "class", a.ClassLabel, "severity", a.Severity, "detail", a.Detail)
 	return true, nil
-}
-
-// id returns the identifier of an alert from what it is about: the same from every monitor and on every turn.
-func id(parts ...string) string {
-	sum := sha256.Sum256([]byte(strings.Join(parts, "\n")))
-	return hex.EncodeToString(sum[:16])
 }

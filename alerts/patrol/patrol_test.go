@@ -11,7 +11,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
-	"github.com/decuwatch/decuwatch/alerts"
 	"github.com/decuwatch/decuwatch/alerts/drift"
 	"github.com/decuwatch/decuwatch/schema"
 	"github.com/decuwatch/decuwatch/schema/postgres"
@@ -32,7 +31,7 @@ type history struct {
 }
 
 // add records a score, with an alert of the given severity where there is one.
-func (h *history) add(class int, at time.Time, gap, risk float64, severity string) {
+func (h *history) add(class int, at time.Time, gap, risk float64, severity schema.Severity) {
 	h.t.Helper()
 	h.n++
 	at = at.UTC().Truncate(time.Microsecond)
@@ -47,8 +46,8 @@ func (h *history) add(class int, at time.Time, gap, risk float64, severity strin
 	v := schema.Verdict{Delivery: schema.Delivery{Stream: "GENERATION", Sequence: h.n, Delivered: 1, Digest: schema.Digest(nil, []byte(s.Event.ID))}, Score: s}
 	if severity != "" {
 		v.Alerts = []schema.Alert{{
-			ID: fmt.Sprint("alert-", h.n), Kind: alerts.KindScore, Source: s.Event.Source, EventID: s.Event.ID, EventTime: at, Model: "m", ClassIndex: class, ClassLabel: s.ClassLabel,
-			Severity: severity, Reason: alerts.ReasonClass, Measurement: schema.ClassGap, Value: gap, Decided: gap, Receipt: s.Receipt, FiredAt: at,
+			ID: fmt.Sprint("alert-", h.n), Kind: schema.AlertScore, Source: s.Event.Source, EventID: s.Event.ID, EventTime: at, Model: "m", ClassIndex: class, ClassLabel: s.ClassLabel,
+			Severity: severity, Reason: schema.ReasonClass, Measurement: schema.ClassGap, Value: gap, Decided: gap, Receipt: s.Receipt, FiredAt: at,
 		}}
 	}
 	if _, err := h.store.Record(h.t.Context(), v); err != nil {
@@ -66,7 +65,7 @@ func newPatrol(t *testing.T, store *postgres.Store, c Config, reference drift.Re
 	return p
 }
 
-func raised(t *testing.T, store *postgres.Store, kind string) []schema.Alert {
+func raised(t *testing.T, store *postgres.Store, kind schema.AlertKind) []schema.Alert {
 	t.Helper()
 	found, err := store.Alerts(t.Context(), postgres.AlertFilter{Kind: kind})
 	if err != nil {
@@ -90,15 +89,15 @@ func TestVolumeAndSummaries(t *testing.T) {
 		if !time.Now().Truncate(time.Hour).Equal(hour) {
 			continue
 		}
-		due, err := store.OutboxNext(t.Context(), postgres.SinkStream, 100, time.Minute)
+		due, err := store.OutboxNext(t.Context(), schema.SinkStream, 100, time.Minute)
 		if err != nil || len(due) != 6 {
 			t.Errorf("%d alerts are sent, want 6 (%v)", len(due), err)
 		}
-		if all := raised(t, store, alerts.KindScore); len(all) != 12 {
+		if all := raised(t, store, schema.AlertScore); len(all) != 12 {
 			t.Errorf("%d alerts are stored, want all 12", len(all))
 		}
 		p := newPatrol(t, store, Config{}, drift.Reference{})
-		if err := p.Summaries(t.Context(), hour.Add(time.Hour)); err != nil || len(raised(t, store, KindSummary)) != 0 {
+		if err := p.Summaries(t.Context(), hour.Add(time.Hour)); err != nil || len(raised(t, store, schema.AlertSummary)) != 0 {
 			t.Errorf("summed up before the hour had settled: %v", err)
 		}
 		for range 2 {
@@ -107,7 +106,7 @@ func TestVolumeAndSummaries(t *testing.T) {
 			}
 		}
 		counts := map[int]int{}
-		for _, a := range raised(t, store, KindSummary) {
+		for _, a := range raised(t, store, schema.AlertSummary) {
 			counts[a.ClassIndex] = a.Count
 			if a.Severity != schema.SeverityWarn || !strings.Contains(a.Detail, "were not sent") {
 				t.Errorf("%+v", a)
@@ -122,7 +121,7 @@ func TestVolumeAndSummaries(t *testing.T) {
 			}
 		}
 		// Summaries are sent themselves.
-		if due, err := store.OutboxNext(t.Context(), postgres.SinkStream, 100, time.Minute); err != nil || len(due) != 2 {
+		if due, err := store.OutboxNext(t.Context(), schema.SinkStream, 100, time.Minute); err != nil || len(due) != 2 {
 			t.Errorf("%d summaries are sent, want 2 (%v)", len(due), err)
 		}
 		return
@@ -136,7 +135,7 @@ func TestCoolDown(t *testing.T) {
 		h.add(class, time.Now(), 1, 0, schema.SeverityWarn)
 	}
 	h.add(1, time.Now(), 1, 0, schema.SeverityCritical)
-	due, err := store.OutboxNext(t.Context(), postgres.SinkStream, 100, time.Minute)
+	due, err := store.OutboxNext(t.Context(), schema.SinkStream, 100, time.Minute)
 	if err != nil || len(due) != 3 {
 		t.Errorf("%d alerts are sent, want one of class 1, one of class 2 and the critical one (%v)", len(due), err)
 	}
@@ -165,7 +164,7 @@ func TestClassDrift(t *testing.T) {
 		}
 	}
 	got := map[int]schema.Alert{}
-	for _, a := range raised(t, store, KindClassDrift) {
+	for _, a := range raised(t, store, schema.AlertClassDrift) {
 		got[a.ClassIndex] = a
 	}
 	if len(got) != 2 || got[1].ID == "" || got[3].ID == "" {
@@ -177,7 +176,7 @@ func TestClassDrift(t *testing.T) {
 	if got[3].Count <= got[1].Count {
 		t.Errorf("the slow rise was noticed after %d requests, the plain one after %d", got[3].Count, got[1].Count)
 	}
-	if n := testutil.ToFloat64(p.raised.WithLabelValues("m", KindClassDrift)); n != 2 {
+	if n := testutil.ToFloat64(p.raised.WithLabelValues("m", string(schema.AlertClassDrift))); n != 2 {
 		t.Errorf("the metric counts %g", n)
 	}
 	// After the quiet time the class's new scores count again.
@@ -187,7 +186,7 @@ func TestClassDrift(t *testing.T) {
 	if err := p.ClassDrift(t.Context(), time.Now().Add(25*time.Hour)); err != nil {
 		t.Fatal(err)
 	}
-	if n := len(raised(t, store, KindClassDrift)); n != 3 {
+	if n := len(raised(t, store, schema.AlertClassDrift)); n != 3 {
 		t.Errorf("%d alerts of drift, want 3", n)
 	}
 	// Without a reference nothing is told.
@@ -200,7 +199,7 @@ func set(t *testing.T, store *postgres.Store, ensembleDigest string, value float
 	t.Helper()
 	alpha := 0.1
 	_, err := store.SetThreshold(t.Context(), schema.Threshold{
-		Model: "m", EnsembleDigest: ensembleDigest, Settings: settings, Measurement: schema.ClassGap, Scope: alerts.ScopeModel, Severity: schema.SeverityWarn,
+		Model: "m", EnsembleDigest: ensembleDigest, Settings: settings, Measurement: schema.ClassGap, Scope: schema.ScopeModel, Severity: schema.SeverityWarn,
 		Value: value, Origin: "calibrated", Alpha: &alpha, SetBy: "test", Reason: "test",
 	})
 	if err != nil {
@@ -218,20 +217,20 @@ func TestStale(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		return testutil.ToFloat64(p.stale.WithLabelValues("m", schema.ClassGap))
+		return testutil.ToFloat64(p.stale.WithLabelValues("m", string(schema.ClassGap)))
 	}
-	if got := stale(); got != 0 || len(raised(t, store, KindStale)) != 0 {
+	if got := stale(); got != 0 || len(raised(t, store, schema.AlertThresholdMissing)) != 0 {
 		t.Errorf("a model without thresholds is stale: %g", got)
 	}
 	set(t, store, other, 1)
 	if got := stale(); got != 1 {
 		t.Errorf("the metric is %g", got)
 	}
-	if got := raised(t, store, KindStale); len(got) != 1 || got[0].Severity != schema.SeverityCritical || got[0].ClassIndex != -1 || got[0].Measurement != schema.ClassGap {
+	if got := raised(t, store, schema.AlertThresholdMissing); len(got) != 1 || got[0].Severity != schema.SeverityCritical || got[0].ClassIndex != -1 || got[0].Measurement != schema.ClassGap {
 		t.Errorf("%+v", got)
 	}
 	set(t, store, digest, 1)
-	if got := stale(); got != 0 || len(raised(t, store, KindStale)) != 1 {
+	if got := stale(); got != 0 || len(raised(t, store, schema.AlertThresholdMissing)) != 1 {
 		t.Errorf("the metric is %g after the calibration", got)
 	}
 }
@@ -251,7 +250,7 @@ func TestShadow(t *testing.T) {
 		if err := p.Shadow(t.Context(), time.Now()); err != nil {
 			t.Fatal(err)
 		}
-		return testutil.ToFloat64(p.shadow.WithLabelValues("m", schema.ClassGap))
+		return testutil.ToFloat64(p.shadow.WithLabelValues("m", string(schema.ClassGap)))
 	}
 	if got := look(); got != 0 {
 		t.Errorf("%g without a threshold", got)

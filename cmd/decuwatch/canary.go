@@ -67,7 +67,7 @@ func (c *canaryCmd) Run(ctx context.Context, s *streams, log *slog.Logger) (err 
 	if err != nil {
 		return err
 	}
-	names := make([]string, len(sinks))
+	names := make([]schema.Sink, len(sinks))
 	for i, sink := range sinks {
 		names[i] = sink.Name()
 	}

@@ -227,7 +227,7 @@ func freePort(port int) int {
 // Quantiles of the reference that become the demo's thresholds.
 var referenceQuantiles = []struct {
 	quantile float64
-	severity string
+	severity schema.Severity
 }{{0.99, schema.SeverityWarn}, {0.999, schema.SeverityCritical}}
 
 // referenceThresholds sets the model's first thresholds from the ensemble's reference, the scores of its well-sampled classes,
@@ -245,7 +245,7 @@ func referenceThresholds(ctx context.Context, store *postgres.Store, e *ensemble
 	change := postgres.ThresholdChange{Kind: postgres.ChangeReference, SetBy: "demo", Reason: "quantiles of the ensemble's reference scores"}
 	var said []string
 	for _, measurement := range schema.MeasurementNames() {
-		reference, ok := e.Reference[measurement]
+		reference, ok := e.Reference[string(measurement)]
 		if !ok {
 			continue
 		}
@@ -256,7 +256,7 @@ func referenceThresholds(ctx context.Context, store *postgres.Store, e *ensemble
 			}
 			alpha := math.Round((1-q.quantile)*1e6) / 1e6
 			change.Thresholds = append(change.Thresholds, schema.Threshold{
-				Model: e.Name, EnsembleDigest: e.Digest, Settings: series.Settings, Measurement: measurement, Scope: alerts.ScopeModel,
+				Model: e.Name, EnsembleDigest: e.Digest, Settings: series.Settings, Measurement: measurement, Scope: schema.ScopeModel,
 				Severity: q.severity, Value: value, Origin: "reference", N: reference.N, Alpha: &alpha, SetBy: change.SetBy, Reason: change.Reason,
 			})
 			said = append(said, fmt.Sprintf("%s %s from %.4g", measurement, q.severity, value))
@@ -398,7 +398,7 @@ func (c *demoCmd) summary(ctx context.Context, s *streams, store *postgres.Store
 	if err != nil {
 		return err
 	}
-	bound := func(measurement string, class int) float64 { // the least that raises an alert
+	bound := func(measurement schema.MeasurementName, class int) float64 { // the least that raises an alert
 		lowest := math.NaN()
 		for _, t := range table.Applicable(seriesOf(e), measurement, class).All() {
 			if !(t.Value >= lowest) {

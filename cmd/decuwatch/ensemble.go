@@ -55,7 +55,7 @@ func (c *ensembleInspectCmd) Run(s *streams) error {
 		fmt.Fprintf(w, "reason\t%s\n", e.Profile.Reason)
 	}
 	for _, name := range schema.MeasurementNames() {
-		if r, ok := e.Reference[name]; ok {
+		if r, ok := e.Reference[string(name)]; ok {
 			fmt.Fprintf(w, "reference %s\tmean %.4g, 99%% quantile %.4g, of %d scores of well-sampled classes\n", name, r.Mean, r.Quantiles["0.99"], r.N)
 		}
 	}

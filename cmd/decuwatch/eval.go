@@ -50,7 +50,7 @@ func parseProfile(text string, base scoring.Profile, d scoring.Diffusion) (scori
 	fields := map[string]string{}
 	for field := range strings.SplitSeq(text, ",") {
 		key, value, ok := strings.Cut(field, "=")
-		if !ok || !slices.Contains([]string{"steps", "guidance", "eta", schema.ClassGap, schema.RequestRisk}, key) {
+		if !ok || !slices.Contains([]string{"steps", "guidance", "eta", string(schema.ClassGap), string(schema.RequestRisk)}, key) {
 			return scoring.Profile{}, fmt.Errorf("%q is not one of steps=, guidance=, eta=, class_gap=, request_risk=", field)
 		}
 		if _, twice := fields[key]; twice {
@@ -74,8 +74,8 @@ func parseProfile(text string, base scoring.Profile, d scoring.Diffusion) (scori
 	}
 	p := base.WithSampler(d, steps, guidance, eta)
 	p.Reason = ""
-	for key, target := range map[string]*scoring.Measure{schema.ClassGap: &p.ClassGap, schema.RequestRisk: &p.RequestRisk} {
-		v, ok := fields[key]
+	for key, target := range map[schema.MeasurementName]*scoring.Measure{schema.ClassGap: &p.ClassGap, schema.RequestRisk: &p.RequestRisk} {
+		v, ok := fields[string(key)]
 		if !ok {
 			continue
 		}
@@ -177,9 +177,9 @@ type evalError struct {
 
 // evalScore is one measurement of one profile.
 type evalScore struct {
-	Settings     string                   `json:"settings"`    // of the sampler and the measurement
-	Measurement  string                   `json:"measurement"` // class_gap or request_risk
-	Rows         int                      `json:"rows"`        // of U-Net work, of this measurement alone
+	Settings     string                   `json:"settings"` // of the sampler and the measurement
+	Measurement  schema.MeasurementName   `json:"measurement"`
+	Rows         int                      `json:"rows"` // of U-Net work, of this measurement alone
 	ProfileRows  int                      `json:"profile_rows"`
 	Saturated    float64                  `json:"saturated"` // share of scores at their upper bound
 	ClassLevel   evaluation.ClassLevel    `json:"class_level"`
@@ -248,7 +248,7 @@ func (c *evalCmd) measure(ctx context.Context, s *streams, log *slog.Logger, pat
 		work++
 	}
 	for _, p := range profiles {
-		for name, m := range map[string]scoring.Measure{schema.ClassGap: p.ClassGap, schema.RequestRisk: p.RequestRisk} {
+		for name, m := range map[schema.MeasurementName]scoring.Measure{schema.ClassGap: p.ClassGap, schema.RequestRisk: p.RequestRisk} {
 			settings := fmt.Sprintf("s=%d g=%g eta=%g %s", p.Steps, p.GuidanceScale, p.Eta, m)
 			results.Scores = append(results.Scores, evalScore{Settings: settings, Measurement: name, values: matrix(n, c.Seeds), distances: matrix(n, c.Seeds), saturated: matrix(n, c.Seeds)})
 		}

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"testing"
 
+	"github.com/decuwatch/decuwatch/schema"
 	"github.com/decuwatch/decuwatch/scoring"
 	"github.com/decuwatch/decuwatch/scoring/ensemble"
 )
@@ -69,7 +70,7 @@ func TestEval(t *testing.T) {
 	m := e.Components
 	for i, rows := range []int{m, 4 * m} { // w (b + r M) with w = 1
 		score := r.Scores[i]
-		if score.Rows != rows || score.Measurement != []string{"class_gap", "request_risk"}[i] || score.ProfileRows != 4*m {
+		if score.Rows != rows || score.Measurement != schema.MeasurementNames()[i] || score.ProfileRows != 4*m {
 			t.Errorf("score %d is %s of %d rows, %d in its profile", i, score.Measurement, score.Rows, score.ProfileRows)
 		}
 	}

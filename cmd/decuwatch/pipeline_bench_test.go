@@ -79,7 +79,7 @@ func BenchmarkPipeline(b *testing.B) {
 			scorer := newNoOpScorer()
 			table, err := alerts.NewTable([]schema.Threshold{{
 				Model: faultModel, EnsembleDigest: scorer.result.Receipt.EnsembleDigest, Settings: "no-op", Measurement: schema.ClassGap,
-				Scope: alerts.ScopeClass, Class: new(int), Severity: schema.SeverityWarn, Value: .05,
+				Scope: schema.ScopeClass, Class: new(int), Severity: schema.SeverityWarn, Value: .05,
 			}})
 			if err != nil {
 				b.Fatal(err)

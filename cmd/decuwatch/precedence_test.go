@@ -16,8 +16,8 @@ func TestPlanPrecedence(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, c := range alertstest.Cases() {
-		for _, severity := range []string{schema.SeverityWarn, schema.SeverityCritical} {
-			t.Run(c.Name+"/"+severity, func(t *testing.T) {
+		for _, severity := range []schema.Severity{schema.SeverityWarn, schema.SeverityCritical} {
+			t.Run(c.Name+"/"+string(severity), func(t *testing.T) {
 				p := &calibrationPlan{
 					Model: alertstest.Series.Model, EnsembleDigest: alertstest.Series.EnsembleDigest, Settings: alertstest.Series.Settings,
 					Measurement: schema.ClassGap, Severity: severity, Alpha: 0.1,

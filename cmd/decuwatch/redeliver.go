@@ -6,23 +6,23 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
-	"strings"
 
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/decuwatch/decuwatch/internal/app"
 	"github.com/decuwatch/decuwatch/monitor/redeliver"
+	"github.com/decuwatch/decuwatch/schema"
 	"github.com/decuwatch/decuwatch/schema/postgres"
 )
 
 type redeliverCmd struct {
-	IDs   []int64  `arg:"" optional:"" name:"id" help:"Numbers of dead letters: column id of decuwatch_views.dead_letters. Defaults to all that the flags select."`
-	Model string   `placeholder:"NAME" help:"Dead letters of this model only."`
-	Kind  []string `placeholder:"KIND" help:"Dead letters of these kinds only: orphaned, unknown_model, given_up, failed. Defaults to all four."`
-	From  uint64   `placeholder:"SEQUENCE" help:"First sequence number of the stream. Defaults to 0."`
-	To    uint64   `placeholder:"SEQUENCE" help:"Last sequence number of the stream. Defaults to the last."`
-	Apply bool     `help:"Publish the messages again. Without it they are only listed."`
-	By    string   `placeholder:"NAME" help:"Who asks. Defaults to the user who runs this."`
+	IDs   []int64                 `arg:"" optional:"" name:"id" help:"Numbers of dead letters: column id of decuwatch_views.dead_letters. Defaults to all that the flags select."`
+	Model string                  `placeholder:"NAME" help:"Dead letters of this model only."`
+	Kind  []schema.DeadLetterKind `placeholder:"KIND" help:"Dead letters of these kinds only: orphaned, unknown_model, given_up, failed. Defaults to all four."`
+	From  uint64                  `placeholder:"SEQUENCE" help:"First sequence number of the stream. Defaults to 0."`
+	To    uint64                  `placeholder:"SEQUENCE" help:"Last sequence number of the stream. Defaults to the last."`
+	Apply bool                    `help:"Publish the messages again. Without it they are only listed."`
+	By    string                  `placeholder:"NAME" help:"Who asks. Defaults to the user who runs this."`
 
 	NATS     app.NATSConfig     `embed:"" prefix:"nats." group:"NATS"`
 	Stream   app.StreamConfig   `embed:"" prefix:"stream." group:"Stream of events"`
@@ -42,7 +42,7 @@ Examples:
 func (c *redeliverCmd) validate() error {
 	for _, kind := range c.Kind {
 		if !slices.Contains(redeliver.Kinds(), kind) {
-			return usage("--kind is %q, must be %s: a message of any other kind would fail again", kind, strings.Join(redeliver.Kinds(), ", "))
+			return usage("--kind is %q, must be %s: a message of any other kind would fail again", kind, schema.List(redeliver.Kinds()))
 		}
 	}
 	switch {

@@ -39,7 +39,7 @@ type reviewListCmd struct {
 	Model    string             `placeholder:"NAME" help:"Reviews of this model only."`
 	Class    *int               `placeholder:"INDEX" help:"Reviews of this class only."`
 	Assignee string             `placeholder:"NAME" help:"Reviews assigned to this person only."`
-	Severity string             `enum:"warn,critical," default:"" placeholder:"warn|critical" help:"Reviews of alerts of this severity only; requests drawn at random are left out then."`
+	Severity schema.Severity    `enum:"warn,critical," default:"" placeholder:"warn|critical" help:"Reviews of alerts of this severity only; requests drawn at random are left out then."`
 	Limit    int                `default:"50" help:"The newest so many."`
 	JSON     bool               `name:"json" help:"Print JSON."`
 	Postgres app.PostgresConfig `embed:"" prefix:"postgres." group:"Postgres"`
@@ -60,10 +60,10 @@ func (c *reviewListCmd) Run(ctx context.Context, s *streams, log *slog.Logger) e
 	filter := postgres.ReviewFilter{Model: c.Model, Class: c.Class, Assignee: c.Assignee, Severity: c.Severity, Limit: c.Limit}
 	switch c.State {
 	case "todo":
-		filter.States = []string{schema.ReviewOpen, schema.ReviewAcknowledged}
+		filter.States = []schema.ReviewState{schema.ReviewOpen, schema.ReviewAcknowledged}
 	case "all":
 	default:
-		filter.States = []string{c.State}
+		filter.States = []schema.ReviewState{schema.ReviewState(c.State)}
 	}
 	return app.WithStore(ctx, c.Postgres, log, func(store *postgres.Store) error {
 		list, err := store.Reviews(ctx, filter)
@@ -98,7 +98,7 @@ func stateOf(r postgres.Review) string {
 	if r.Verdict != "" {
 		return review.Words(r.Verdict)
 	}
-	return r.State
+	return string(r.State)
 }
 
 func dash(s string) string {
@@ -302,7 +302,7 @@ Examples:
 }
 
 func (c *reviewResolveCmd) Run(ctx context.Context, s *streams, log *slog.Logger) error {
-	return c.change(ctx, s, log, review.Change{Action: review.Resolve, Verdict: strings.ReplaceAll(c.Verdict, "-", "_"), Comment: c.Comment})
+	return c.change(ctx, s, log, review.Change{Action: review.Resolve, Verdict: schema.ReviewVerdict(strings.ReplaceAll(c.Verdict, "-", "_")), Comment: c.Comment})
 }
 
 type reviewReopenCmd struct {

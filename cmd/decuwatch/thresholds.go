@@ -64,7 +64,7 @@ func (c *thresholdsListCmd) Run(ctx context.Context, s *streams, log *slog.Logge
 	w := tabwriter.NewWriter(s.out, 0, 8, 2, ' ', 0)
 	fmt.Fprintln(w, "id\tmodel\tensemble\tmeasurement\tscope\tseverity\tvalue\tdistance\torigin\tn\tset by\tset at\treason")
 	for _, t := range list {
-		scope := t.Scope
+		scope := string(t.Scope)
 		if t.Class != nil {
 			scope = fmt.Sprintf("%s %d", t.Scope, *t.Class)
 		}
@@ -79,16 +79,16 @@ func (c *thresholdsListCmd) Run(ctx context.Context, s *streams, log *slog.Logge
 }
 
 type thresholdsSetCmd struct {
-	Ensemble    string   `arg:"" help:"Ensemble that the threshold is for: a directory, or a manifest. A threshold belongs to its digest and settings."`
-	Measurement string   `required:"" enum:"class_gap,request_risk" placeholder:"class_gap|request_risk" help:"Number that is held against the threshold."`
-	Value       float64  `required:"" help:"An alert fires at or above it."`
-	Severity    string   `default:"warn" enum:"warn,critical" help:"warn or critical."`
-	Class       string   `placeholder:"CLASS" help:"Class that the threshold is for: an index, or a label. Defaults to every class without one of its own."`
-	Limit       bool     `help:"An absolute limit that applies beside the other thresholds, to every class."`
-	Distance    *float64 `placeholder:"D" help:"Decides instead, on the mean distance, where the measurement is saturated. Defaults to none: a saturated measurement fires."`
-	Settings    string   `placeholder:"KEY" help:"Settings that the threshold is for, as a receipt has them. Defaults to the ensemble's fixed profile."`
-	Reason      string   `required:"" help:"Why, for the history."`
-	By          string   `placeholder:"NAME" help:"Who sets it. Defaults to the user who runs this."`
+	Ensemble    string                 `arg:"" help:"Ensemble that the threshold is for: a directory, or a manifest. A threshold belongs to its digest and settings."`
+	Measurement schema.MeasurementName `required:"" enum:"class_gap,request_risk" placeholder:"class_gap|request_risk" help:"Number that is held against the threshold."`
+	Value       float64                `required:"" help:"An alert fires at or above it."`
+	Severity    schema.Severity        `default:"warn" enum:"warn,critical" help:"warn or critical."`
+	Class       string                 `placeholder:"CLASS" help:"Class that the threshold is for: an index, or a label. Defaults to every class without one of its own."`
+	Limit       bool                   `help:"An absolute limit that applies beside the other thresholds, to every class."`
+	Distance    *float64               `placeholder:"D" help:"Decides instead, on the mean distance, where the measurement is saturated. Defaults to none: a saturated measurement fires."`
+	Settings    string                 `placeholder:"KEY" help:"Settings that the threshold is for, as a receipt has them. Defaults to the ensemble's fixed profile."`
+	Reason      string                 `required:"" help:"Why, for the history."`
+	By          string                 `placeholder:"NAME" help:"Who sets it. Defaults to the user who runs this."`
 
 	Postgres app.PostgresConfig `embed:"" prefix:"postgres." group:"Postgres"`
 }
@@ -146,7 +146,7 @@ type aside struct {
 }
 
 // setAside returns the model's thresholds, and those of clusters, that do not apply to some classes.
-func setAside(table *alerts.Table, e *ensemble.Ensemble, series schema.Series, measurement string) []*aside {
+func setAside(table *alerts.Table, e *ensemble.Ensemble, series schema.Series, measurement schema.MeasurementName) []*aside {
 	var list []*aside
 	for class := range e.Classes {
 		for _, th := range table.SetAside(series, measurement, class) {
@@ -175,7 +175,7 @@ func (a *aside) String() string {
 // threshold returns what the flags say.
 func (c *thresholdsSetCmd) threshold(e *ensemble.Ensemble) (schema.Threshold, error) {
 	t := schema.Threshold{
-		Model: e.Name, EnsembleDigest: e.Digest, Settings: c.Settings, Measurement: c.Measurement, Scope: alerts.ScopeModel,
+		Model: e.Name, EnsembleDigest: e.Digest, Settings: c.Settings, Measurement: c.Measurement, Scope: schema.ScopeModel,
 		Severity: c.Severity, Value: c.Value, Distance: c.Distance, Origin: "manual", SetBy: c.By, Reason: strings.TrimSpace(c.Reason), SetAt: time.Now().UTC(),
 	}
 	if t.Settings == "" {
@@ -197,9 +197,9 @@ func (c *thresholdsSetCmd) threshold(e *ensemble.Ensemble) (schema.Threshold, er
 	case c.Limit && c.Class != "":
 		return t, usage("--limit and --class exclude each other: a limit applies to every class")
 	case c.Limit:
-		t.Scope = alerts.ScopeLimit
+		t.Scope = schema.ScopeLimit
 	case c.Class != "":
-		t.Scope = alerts.ScopeClass
+		t.Scope = schema.ScopeClass
 		index := class(c.Class).Index
 		if index < 0 {
 			var ok bool

@@ -24,20 +24,20 @@ import (
 const week = 7 * 24 * time.Hour
 
 type thresholdsCalibrateCmd struct {
-	Ensemble    string        `arg:"" help:"Ensemble whose scores are read: a directory, or a manifest."`
-	Measurement string        `required:"" enum:"class_gap,request_risk" placeholder:"class_gap|request_risk" help:"Number that is held against the thresholds."`
-	Alpha       float64       `required:"" help:"False-alarm rate that is wished for, between 0 and 1: the share of usual requests that may alert."`
-	Severity    string        `default:"warn" enum:"warn,critical" help:"warn or critical."`
-	Window      time.Duration `default:"720h" help:"Scores of so long before --to are read."`
-	To          *time.Time    `placeholder:"TIME" help:"End of the window of event time, RFC 3339. Defaults to now."`
-	Pool        string        `default:"well-sampled" enum:"well-sampled,all" help:"Classes whose scores make the model's threshold: those with the most training images, or all."`
-	LimitAlpha  float64       `placeholder:"RATE" help:"Also set an absolute limit, which no class may pass, at this rate of the same pool. Defaults to none."`
-	Manual      bool          `name:"replace-manual" help:"Also replace thresholds that were set by hand."`
-	Settings    string        `placeholder:"KEY" help:"Settings of the scores, as a receipt has them. Defaults to the ensemble's fixed profile."`
-	Apply       bool          `help:"Set the thresholds. Without it the plan is printed only."`
-	Reason      string        `help:"Why, for the history. Needed with --apply."`
-	By          string        `placeholder:"NAME" help:"Who sets them. Defaults to the user who runs this."`
-	JSON        bool          `name:"json" help:"Print the plan as JSON."`
+	Ensemble    string                 `arg:"" help:"Ensemble whose scores are read: a directory, or a manifest."`
+	Measurement schema.MeasurementName `required:"" enum:"class_gap,request_risk" placeholder:"class_gap|request_risk" help:"Number that is held against the thresholds."`
+	Alpha       float64                `required:"" help:"False-alarm rate that is wished for, between 0 and 1: the share of usual requests that may alert."`
+	Severity    schema.Severity        `default:"warn" enum:"warn,critical" help:"warn or critical."`
+	Window      time.Duration          `default:"720h" help:"Scores of so long before --to are read."`
+	To          *time.Time             `placeholder:"TIME" help:"End of the window of event time, RFC 3339. Defaults to now."`
+	Pool        string                 `default:"well-sampled" enum:"well-sampled,all" help:"Classes whose scores make the model's threshold: those with the most training images, or all."`
+	LimitAlpha  float64                `placeholder:"RATE" help:"Also set an absolute limit, which no class may pass, at this rate of the same pool. Defaults to none."`
+	Manual      bool                   `name:"replace-manual" help:"Also replace thresholds that were set by hand."`
+	Settings    string                 `placeholder:"KEY" help:"Settings of the scores, as a receipt has them. Defaults to the ensemble's fixed profile."`
+	Apply       bool                   `help:"Set the thresholds. Without it the plan is printed only."`
+	Reason      string                 `help:"Why, for the history. Needed with --apply."`
+	By          string                 `placeholder:"NAME" help:"Who sets them. Defaults to the user who runs this."`
+	JSON        bool                   `name:"json" help:"Print the plan as JSON."`
 
 	Postgres app.PostgresConfig `embed:"" prefix:"postgres." group:"Postgres"`
 }
@@ -53,20 +53,20 @@ Examples:
 
 // calibrationPlan is what a calibration would change.
 type calibrationPlan struct {
-	Model          string            `json:"model"`
-	EnsembleDigest string            `json:"ensemble_digest"`
-	Settings       string            `json:"settings"`
-	Measurement    string            `json:"measurement"`
-	Severity       string            `json:"severity"`
-	Alpha          float64           `json:"alpha"`
-	WindowFrom     time.Time         `json:"window_from"`
-	WindowTo       time.Time         `json:"window_to"`
-	Scores         int               `json:"scores"`
-	Classes        []calibrationLine `json:"classes"` // the model first, then each class
-	WeekScores     int               `json:"week_scores"`
-	AlertsOld      int               `json:"alerts_old"` // in the last week, had the old thresholds stood all the time
-	AlertsNew      int               `json:"alerts_new"`
-	Applied        int64             `json:"applied_change,omitempty"`
+	Model          string                 `json:"model"`
+	EnsembleDigest string                 `json:"ensemble_digest"`
+	Settings       string                 `json:"settings"`
+	Measurement    schema.MeasurementName `json:"measurement"`
+	Severity       schema.Severity        `json:"severity"`
+	Alpha          float64                `json:"alpha"`
+	WindowFrom     time.Time              `json:"window_from"`
+	WindowTo       time.Time              `json:"window_to"`
+	Scores         int                    `json:"scores"`
+	Classes        []calibrationLine      `json:"classes"` // the model first, then each class
+	WeekScores     int                    `json:"week_scores"`
+	AlertsOld      int                    `json:"alerts_old"` // in the last week, had the old thresholds stood all the time
+	AlertsNew      int                    `json:"alerts_new"`
+	Applied        int64                  `json:"applied_change,omitempty"`
 
 	set   []schema.Threshold
 	aside []*aside // thresholds of the other severity that do not apply to some classes
@@ -74,16 +74,16 @@ type calibrationPlan struct {
 
 // calibrationLine is what a plan says about the model or one class.
 type calibrationLine struct {
-	Class    *int     `json:"class,omitempty"` // nil for the model
-	Label    string   `json:"label"`
-	Scores   int      `json:"scores"`
-	Missing  int      `json:"missing"`   // scores that a threshold of the class's own would take more
-	Old      *float64 `json:"old"`       // value that decides now
-	OldScope string   `json:"old_scope"` // "" where none does
-	New      *float64 `json:"new"`
-	NewScope string   `json:"new_scope"` // "" if no threshold of the severity decides
-	Deciding string   `json:"deciding"`  // scope that decides then, with thresholds of whichever severity
-	Cluster  []int    `json:"cluster,omitempty"`
+	Class    *int         `json:"class,omitempty"` // nil for the model
+	Label    string       `json:"label"`
+	Scores   int          `json:"scores"`
+	Missing  int          `json:"missing"`   // scores that a threshold of the class's own would take more
+	Old      *float64     `json:"old"`       // value that decides now
+	OldScope schema.Scope `json:"old_scope"` // "" where none does
+	New      *float64     `json:"new"`
+	NewScope schema.Scope `json:"new_scope"` // "" if no threshold of the severity decides
+	Deciding schema.Scope `json:"deciding"`  // scope that decides then, with thresholds of whichever severity
+	Cluster  []int        `json:"cluster,omitempty"`
 
 	SetAside  []schema.Threshold `json:"set_aside,omitempty"` // wider thresholds that do not apply to the class then
 	N         int                `json:"n"`
@@ -212,7 +212,7 @@ func (c *thresholdsCalibrateCmd) thresholds(p *calibrationPlan, key calibration.
 		set = append(set, t)
 	}
 	for _, t := range now {
-		if key.Matches(t) && t.Scope != alerts.ScopeLimit && !done[scopeOf(t)] && (t.Origin != "manual" || c.Manual) {
+		if key.Matches(t) && t.Scope != schema.ScopeLimit && !done[scopeOf(t)] && (t.Origin != "manual" || c.Manual) {
 			t.Withdrawn = true
 			set = append(set, t)
 		}
@@ -224,7 +224,7 @@ func (p *calibrationPlan) series() schema.Series {
 	return schema.Series{Model: p.Model, EnsembleDigest: p.EnsembleDigest, Settings: p.Settings}
 }
 
-func (p *calibrationPlan) threshold(scope string, b calibration.Bound, alpha float64) schema.Threshold {
+func (p *calibrationPlan) threshold(scope schema.Scope, b calibration.Bound, alpha float64) schema.Threshold {
 	return schema.Threshold{
 		Model: p.Model, EnsembleDigest: p.EnsembleDigest, Settings: p.Settings, Measurement: p.Measurement, Scope: scope, Severity: p.Severity,
 		Value: b.Value, Distance: b.Distance, Origin: "calibrated", N: b.N, Alpha: &alpha, Achieved: &b.Achieved, WindowFrom: &p.WindowFrom, WindowTo: &p.WindowTo,
@@ -238,14 +238,14 @@ func (c *thresholdsCalibrateCmd) limit(p *calibrationPlan, samples []calibration
 	if err != nil {
 		return schema.Threshold{}, fmt.Errorf("absolute limit of %s: %w; nothing was changed", p.Measurement, err)
 	}
-	t := p.threshold(alerts.ScopeLimit, results[0].Bound, c.LimitAlpha)
+	t := p.threshold(schema.ScopeLimit, results[0].Bound, c.LimitAlpha)
 	t.Severity = schema.SeverityCritical
 	return t, nil
 }
 
 // scopeKey is what thresholds of one key differ by.
 type scopeKey struct {
-	scope string
+	scope schema.Scope
 	class int
 }
 
@@ -353,11 +353,11 @@ func (p *calibrationPlan) print(out io.Writer) error {
 		}
 		old, oldScope := "-", "-"
 		if l.Old != nil {
-			old, oldScope = fmt.Sprintf("%.5g", *l.Old), l.OldScope
+			old, oldScope = fmt.Sprintf("%.5g", *l.Old), string(l.OldScope)
 		}
 		value, scope := "-", "-"
 		if l.New != nil {
-			value, scope = fmt.Sprintf("%.5g", *l.New), l.NewScope
+			value, scope = fmt.Sprintf("%.5g", *l.New), string(l.NewScope)
 		}
 		remark := ""
 		switch {
@@ -365,9 +365,9 @@ func (p *calibrationPlan) print(out io.Writer) error {
 			remark = fmt.Sprintf("%s does not apply: the %s's thresholds of another severity decide", p.Severity, l.Deciding)
 		case l.Kept:
 			remark = "set by hand, stays (--replace-manual)"
-		case l.NewScope == alerts.ScopeCluster:
+		case l.NewScope == schema.ScopeCluster:
 			remark = fmt.Sprintf("pooled with classes %s; %d more scores for one of its own", strings.Trim(fmt.Sprint(l.Cluster), "[]"), l.Missing)
-		case l.Class != nil && l.NewScope == alerts.ScopeModel:
+		case l.Class != nil && l.NewScope == schema.ScopeModel:
 			remark = fmt.Sprintf("the model's; %d more scores for one of its own", l.Missing)
 		}
 		fmt.Fprintf(w, "%s\t%d\t%s\t%s\t%s\t%s\t%d\t%.3g\t%d\t%d\t%s\n", name, l.Scores, old, oldScope, value, scope, l.N, l.Achieved, l.AlertsOld, l.AlertsNew, remark)
@@ -376,7 +376,7 @@ func (p *calibrationPlan) print(out io.Writer) error {
 		return err
 	}
 	for _, t := range p.set {
-		if t.Scope == alerts.ScopeLimit {
+		if t.Scope == schema.ScopeLimit {
 			fmt.Fprintf(out, "\nabsolute limit (critical) for every class: %.5g, at a rate of %g\n", t.Value, *t.Alpha)
 		}
 	}

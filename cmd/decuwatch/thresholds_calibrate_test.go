@@ -12,7 +12,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/decuwatch/decuwatch/alerts"
 	"github.com/decuwatch/decuwatch/alerts/patrol"
 	"github.com/decuwatch/decuwatch/internal/app"
 	"github.com/decuwatch/decuwatch/schema"
@@ -129,7 +128,7 @@ func TestThresholdsCalibrate(t *testing.T) {
 	}
 	scopes := map[string]int{}
 	for _, th := range now {
-		scopes[th.Scope]++
+		scopes[string(th.Scope)]++
 		if th.Origin != "calibrated" || th.SetBy != "ada" || th.Reason != "first month" || th.N == 0 || th.Alpha == nil || th.Achieved == nil || *th.Achieved > *th.Alpha || th.WindowFrom == nil {
 			t.Errorf("%+v", th)
 		}
@@ -138,7 +137,7 @@ func TestThresholdsCalibrate(t *testing.T) {
 		t.Errorf("scopes %v", scopes)
 	}
 	// What was counted is what a live decision says: the share of class 3's scores that alert is at most alpha.
-	if line := plan.Classes[4]; *line.Class != 3 || line.NewScope != alerts.ScopeClass || float64(line.AlertsNew) > 0.05*41 {
+	if line := plan.Classes[4]; *line.Class != 3 || line.NewScope != schema.ScopeClass || float64(line.AlertsNew) > 0.05*41 {
 		t.Errorf("%+v", line)
 	}
 
@@ -174,7 +173,7 @@ func TestThresholdsCalibrate(t *testing.T) {
 	}
 	scopes = map[string]int{}
 	for _, th := range now {
-		scopes[th.Scope+" "+th.Origin]++
+		scopes[string(th.Scope)+" "+th.Origin]++
 	}
 	// Classes 3 and 7 differ by half a deviation and are one cluster or none: 80 scores of the pool carry the model's.
 	if scopes["class manual"] != 1 || scopes["class calibrated"] != 0 || scopes["model calibrated"] != 1 || scopes["limit calibrated"] != 1 {

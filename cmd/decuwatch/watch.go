@@ -20,13 +20,13 @@ import (
 )
 
 type watchCmd struct {
-	Model    string        `placeholder:"NAME" help:"Alerts of this model only."`
-	Severity string        `enum:"warn,critical," default:"" placeholder:"warn|critical" help:"Alerts of this severity only."`
-	Class    string        `placeholder:"CLASS" help:"Alerts of this class only: an index, or a label."`
-	Since    time.Duration `placeholder:"DURATION" help:"Begin with the alerts of the last so long. Defaults to none: alerts from now on."`
-	All      bool          `help:"Begin with every alert that the stream holds."`
-	NoFollow bool          `help:"End after the alerts that are there, instead of waiting for more."`
-	JSON     bool          `name:"json" help:"Print each alert as one line of JSON."`
+	Model    string          `placeholder:"NAME" help:"Alerts of this model only."`
+	Severity schema.Severity `enum:"warn,critical," default:"" placeholder:"warn|critical" help:"Alerts of this severity only."`
+	Class    string          `placeholder:"CLASS" help:"Alerts of this class only: an index, or a label."`
+	Since    time.Duration   `placeholder:"DURATION" help:"Begin with the alerts of the last so long. Defaults to none: alerts from now on."`
+	All      bool            `help:"Begin with every alert that the stream holds."`
+	NoFollow bool            `help:"End after the alerts that are there, instead of waiting for more."`
+	JSON     bool            `name:"json" help:"Print each alert as one line of JSON."`
 
 	ReviewURL string           `name:"review.url" default:"http://127.0.0.1:8080" placeholder:"URL" group:"Review" help:"Where the review page is, for the link to each alert. Defaults to http://127.0.0.1:8080."`
 	NATS      app.NATSConfig   `embed:"" prefix:"nats." group:"NATS"`
@@ -57,7 +57,7 @@ func (c *watchCmd) filter() string {
 	if _, err := strconv.Atoi(c.Class); err == nil {
 		class = c.Class
 	}
-	return strings.Join([]string{"uncertainty", "alert", token(c.Model), token(c.Severity), class}, ".")
+	return strings.Join([]string{"uncertainty", "alert", token(c.Model), token(string(c.Severity)), class}, ".")
 }
 
 func (c *watchCmd) Run(ctx context.Context, s *streams, log *slog.Logger) error {
@@ -202,7 +202,7 @@ func printAlert(w io.Writer, a schema.Alert, colour bool) {
 		printable(a.ClassLabel), a.Measurement, a.Decided, a.Threshold, a.Reason, saturated, printable(a.EventID))
 }
 
-var colours = map[string]string{schema.SeverityWarn: "\x1b[33m", schema.SeverityCritical: "\x1b[1;31m"}
+var colours = map[schema.Severity]string{schema.SeverityWarn: "\x1b[33m", schema.SeverityCritical: "\x1b[1;31m"}
 
 // printable makes text that comes from outside fit for a terminal.
 func printable(s string) string {

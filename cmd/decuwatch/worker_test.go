@@ -73,7 +73,7 @@ func newBench(t *testing.T, natsURL, pgURL string) *bench {
 	b.open()
 	digest, settings := tinyProfile(t)
 	_, err = b.store.SetThreshold(t.Context(), schema.Threshold{
-		Model: faultModel, EnsembleDigest: digest, Settings: settings, Measurement: schema.ClassGap, Scope: alerts.ScopeModel,
+		Model: faultModel, EnsembleDigest: digest, Settings: settings, Measurement: schema.ClassGap, Scope: schema.ScopeModel,
 		Severity: schema.SeverityWarn, Value: 1e-12, Origin: "manual", SetBy: "faults_test", Reason: "every score fires",
 	})
 	if err != nil {

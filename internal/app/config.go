@@ -18,6 +18,7 @@ import (
 	"github.com/decuwatch/decuwatch/alerts"
 	"github.com/decuwatch/decuwatch/consumers"
 	"github.com/decuwatch/decuwatch/internal/settings"
+	"github.com/decuwatch/decuwatch/schema"
 	"github.com/decuwatch/decuwatch/schema/postgres"
 	"github.com/decuwatch/decuwatch/scoring"
 )
@@ -184,7 +185,7 @@ func (c PostgresConfig) Check() error {
 }
 
 // Config returns the configuration of a store.
-func (c PostgresConfig) Config(log *slog.Logger, sinks ...string) postgres.Config {
+func (c PostgresConfig) Config(log *slog.Logger, sinks ...schema.Sink) postgres.Config {
 	return postgres.Config{
 		URL: c.URL, MaxConns: c.MaxConns, Committers: c.Committers, BatchSize: c.BatchSize, CommitTimeout: c.CommitTimeout,
 		StatementTimeout: c.StatementTimeout, LockTimeout: c.LockTimeout, Sinks: sinks, Log: log,

@@ -10,7 +10,6 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
-	"github.com/decuwatch/decuwatch/alerts"
 	"github.com/decuwatch/decuwatch/alerts/drift"
 	"github.com/decuwatch/decuwatch/alerts/patrol"
 	"github.com/decuwatch/decuwatch/internal/settings"
@@ -86,7 +85,7 @@ func newPatrol(ctx context.Context, c PatrolConfig, engines map[string]*scoring.
 func CalibratedReference(ctx context.Context, m patrol.Model, thresholds []schema.Threshold, store *postgres.Store) (drift.Reference, error) {
 	var newest *schema.Threshold
 	for i, t := range thresholds {
-		if t.Series() == m.Series() && t.Measurement == schema.ClassGap && t.Scope == alerts.ScopeModel &&
+		if t.Series() == m.Series() && t.Measurement == schema.ClassGap && t.Scope == schema.ScopeModel &&
 			t.Origin == "calibrated" && t.WindowFrom != nil && t.WindowTo != nil && (newest == nil || t.ID > newest.ID) {
 			newest = &thresholds[i]
 		}
@@ -110,7 +109,7 @@ func CalibratedReference(ctx context.Context, m patrol.Model, thresholds []schem
 // manifestReference returns the class gaps of the ensemble's well-sampled classes under its own profile, by the quantiles
 // of its manifest. Where the manifest has none, or another profile scores, it is empty.
 func manifestReference(e *ensemble.Ensemble, p scoring.Profile, log *slog.Logger) drift.Reference {
-	reference, ok := e.Reference[schema.ClassGap]
+	reference, ok := e.Reference[string(schema.ClassGap)]
 	if !ok || p.Settings() != e.Profile.Settings() {
 		log.Info("class drift is not watched: the ensemble has no reference scores for these settings", "model", e.Name)
 		return drift.Reference{}

@@ -92,7 +92,7 @@ func Serve(ctx context.Context, c Config, o Options) (err error) {
 	if err != nil {
 		return err
 	}
-	sinkNames := make([]string, len(sinks))
+	sinkNames := make([]schema.Sink, len(sinks))
 	for i, s := range sinks {
 		sinkNames[i] = s.Name()
 	}
@@ -154,7 +154,6 @@ func Serve(ctx context.Context, c Config, o Options) (err error) {
 	m, err := monitor.New(monitor.Options{
 		Models: Models(engines, c.Scoring), Decider: thresholds, Recorder: Recorder{store},
 		Registerer: reg, MaxClassSeries: c.Metrics.MaxClassSeries, SampleShare: c.Review.Share, Tracer: tracer, Log: log,
-		DeadLetterKinds: []string{consumers.KindInvalid, consumers.KindFailed, consumers.KindGivenUp, consumers.KindOrphaned},
 	})
 	if err != nil {
 		return err
@@ -163,7 +162,7 @@ func Serve(ctx context.Context, c Config, o Options) (err error) {
 	consuming.Healthy, consuming.Tries = healthy(store, engines), tries{store}
 	consuming.Ledger, consuming.Standing = store, &consumers.Standing{}
 	health.set(partStream, func(ctx context.Context) error { return errors.Join(consuming.Standing.Err(ctx), stream.Check(ctx)) })
-	consuming.Logger, consuming.Metrics, consuming.Tracer = log, consumers.NewMetrics(reg, names, monitor.Kinds()...), tracer
+	consuming.Logger, consuming.Metrics, consuming.Tracer = log, consumers.NewMetrics(reg, names), tracer
 	consuming.Pulling = &consumers.Pulling{}
 	health.set(partPulling, func(ctx context.Context) error {
 		return errors.Join(consuming.Pulling.Err(), ready.paused(ctx, names))

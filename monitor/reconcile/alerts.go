@@ -19,7 +19,7 @@ func (r *run) compareAlerts(ctx context.Context) error {
 		return err
 	}
 	for _, st := range stats {
-		if st.Sink == postgres.SinkStream {
+		if st.Sink == schema.SinkStream {
 			r.report.OwedAlerts = int(st.Pending)
 		}
 	}

@@ -232,11 +232,11 @@ func (r *run) settled(m consumers.Stored, verdicts []postgres.SequenceVerdict) b
 	case len(own) > 1:
 		r.report.Several++
 		r.report.differ("message %d has %d verdicts", m.Sequence, len(own))
-	case own[0].Outcome == postgres.OutcomeScore:
+	case own[0].Outcome == schema.OutcomeScore:
 		r.report.Scores++
-	case own[0].Outcome == postgres.OutcomeSkip:
+	case own[0].Outcome == schema.OutcomeSkip:
 		r.report.Skips++
-	case own[0].Outcome == postgres.OutcomeRepeat:
+	case own[0].Outcome == schema.OutcomeRepeat:
 		r.report.Repeats++
 	default:
 		r.report.DeadLetters++

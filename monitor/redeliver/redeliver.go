@@ -17,8 +17,8 @@ import (
 )
 
 // Kinds returns the kinds of dead letters that can be redelivered. A message of any other kind would fail in the same way.
-func Kinds() []string {
-	return []string{consumers.KindOrphaned, consumers.KindUnknownModel, consumers.KindGivenUp, consumers.KindFailed}
+func Kinds() []schema.DeadLetterKind {
+	return []schema.DeadLetterKind{schema.KindOrphaned, schema.KindUnknownModel, schema.KindGivenUp, schema.KindFailed}
 }
 
 // Result is what became of one dead letter.

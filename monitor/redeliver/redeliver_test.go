@@ -75,7 +75,7 @@ func outcomes(t *testing.T, store *postgres.Store) map[uint64]string {
 	}
 	found := map[uint64]string{}
 	for _, v := range list {
-		found[v.Sequence] = strings.TrimSuffix(v.Outcome+" "+v.Reason, " ")
+		found[v.Sequence] = strings.TrimSuffix(string(v.Outcome)+" "+v.Reason, " ")
 	}
 	return found
 }
@@ -174,7 +174,7 @@ func purge(t *testing.T, js jetstream.JetStream, below uint64) (jetstream.Stream
 func letter(t *testing.T, store *postgres.Store) int64 {
 	t.Helper()
 	var id int64
-	if err := store.EachLetter(t.Context(), postgres.LetterQuery{Stream: "GENERATION", Kinds: []string{"invalid"}}, func(l postgres.StoredLetter) error {
+	if err := store.EachLetter(t.Context(), postgres.LetterQuery{Stream: "GENERATION", Kinds: []schema.DeadLetterKind{schema.KindInvalid}}, func(l postgres.StoredLetter) error {
 		id = l.ID
 		return nil
 	}); err != nil {

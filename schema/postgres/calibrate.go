@@ -3,9 +3,12 @@ package postgres
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/decuwatch/decuwatch/schema"
 )
 
 // Sample is one measurement of a stored score, as a calibration reads it.
@@ -19,11 +22,12 @@ type Sample struct {
 // Samples returns one measurement (class_gap or request_risk) of a model's scores by one ensemble under one settings
 // key, with event times in [from, to). Canaries, and events whose alert a reviewer confirmed, are left out: they are
 // no reference for what is usual.
-func (s *Store) Samples(ctx context.Context, model, ensembleDigest, settings, measurement string, from, to time.Time) ([]Sample, error) {
-	if measurement != "class_gap" && measurement != "request_risk" {
+func (s *Store) Samples(ctx context.Context, model, ensembleDigest, settings string, measurement schema.MeasurementName, from, to time.Time) ([]Sample, error) {
+	if !slices.Contains(schema.MeasurementNames(), measurement) {
 		return nil, fmt.Errorf("read scores: measurement %q is neither class_gap nor request_risk", measurement)
 	}
-	rows, err := s.pool.Query(ctx, `SELECT class_index, `+measurement+`, `+measurement+`_mean_distance, `+measurement+`_saturated
+	m := string(measurement)
+	rows, err := s.pool.Query(ctx, `SELECT class_index, `+m+`, `+m+`_mean_distance, `+m+`_saturated
 		FROM decuwatch.scores s
 		WHERE model = $1 AND ensemble_digest = $2 AND settings = $3 AND event_time >= $4 AND event_time < $5
 		AND NOT EXISTS (SELECT FROM decuwatch.canaries c WHERE c.source = s.source AND c.event_id = s.event_id AND c.model = s.model)

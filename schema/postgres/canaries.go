@@ -6,12 +6,17 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/decuwatch/decuwatch/schema"
 )
+
+// CanaryOutcome is what became of a canary.
+type CanaryOutcome string
 
 // Outcomes of a canary.
 const (
-	CanaryCaught = "caught" // an alert fired on it in time
-	CanaryMissed = "missed"
+	CanaryCaught CanaryOutcome = "caught" // an alert fired on it in time
+	CanaryMissed CanaryOutcome = "missed"
 )
 
 // Canary is an event of a class that the ensemble is known to know too little, published to see whether an alert fires.
@@ -22,9 +27,9 @@ type Canary struct {
 	ClassIndex  int
 	ClassLabel  string
 	PublishedAt time.Time
-	DueAt       time.Time // by when an alert is expected
-	Outcome     string    // caught, missed, or empty while it is open
-	Verdict     string    // what became of the event so far: score, skip, dead_letter, or empty where it has no verdict
+	DueAt       time.Time      // by when an alert is expected
+	Outcome     CanaryOutcome  // empty while it is open
+	Verdict     schema.Outcome // on the event so far, or empty
 }
 
 // AddCanary records a canary before it is published, so that its event enters neither review nor statistics. Its two times
@@ -61,7 +66,7 @@ func (s *Store) OpenCanaries(ctx context.Context) ([]Canary, error) {
 }
 
 // CloseCanary writes the outcome of a canary. It returns false where another process did so before.
-func (s *Store) CloseCanary(ctx context.Context, source, id, outcome string) (bool, error) {
+func (s *Store) CloseCanary(ctx context.Context, source, id string, outcome CanaryOutcome) (bool, error) {
 	tag, err := s.pool.Exec(ctx, `UPDATE decuwatch.canaries SET outcome = $3, decided_at = clock_timestamp()
 		WHERE source = $1 AND event_id = $2 AND outcome IS NULL`, source, id, outcome)
 	if err != nil {

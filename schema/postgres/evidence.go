@@ -57,7 +57,7 @@ func (s *Store) NextEvidence(ctx context.Context, ensembleDigests []string, leas
 	if err != nil {
 		return job, false, fmt.Errorf("take an evidence job: %w", err)
 	}
-	r, err := s.standing(ctx, eventRow{Source: source, EventID: eventID, Model: model, EventTime: eventTime, EnsembleDigest: &digest, Outcome: OutcomeScore})
+	r, err := s.standing(ctx, eventRow{Source: source, EventID: eventID, Model: model, EventTime: eventTime, EnsembleDigest: &digest, Outcome: schema.OutcomeScore})
 	if err != nil {
 		return job, true, fmt.Errorf("read the score of evidence job %s: %w", job.ReviewID, err)
 	}

@@ -37,7 +37,8 @@ func (s *Store) Lookup(ctx context.Context, of schema.Identity, digest string) (
 // as settled first. The error is *schema.Invalid on the field id if the identity is that of another event.
 func (s *Store) Known(ctx context.Context, of schema.Identity, d schema.Delivery) (bool, error) {
 	var settled bool
-	var digest, outcome *string
+	var digest *string
+	var outcome *schema.Outcome
 	err := s.pool.QueryRow(ctx, `SELECT
 			EXISTS (SELECT FROM decuwatch.events WHERE stream = $3 AND sequence = $4 AND digest = $5)
 			OR EXISTS (SELECT FROM decuwatch.dead_letters WHERE stream = $3 AND sequence = $4 AND digest = $5)
@@ -64,7 +65,7 @@ func (s *Store) Known(ctx context.Context, of schema.Identity, d schema.Delivery
 }
 
 // usedTwice is the refusal of an identifier that belongs to another event.
-func usedTwice(outcome string) *schema.Invalid {
+func usedTwice(outcome schema.Outcome) *schema.Invalid {
 	return &schema.Invalid{Field: "id", Reason: fmt.Sprintf(
 		"source and id are those of a different event of this model, which has its verdict (%s); give each event an id of its own", outcome)}
 }
@@ -72,7 +73,7 @@ func usedTwice(outcome string) *schema.Invalid {
 // standing returns the verdict that a row of the ledger stands for.
 func (s *Store) standing(ctx context.Context, e eventRow) (Recorded, error) {
 	r := Recorded{Outcome: e.Outcome, Reason: e.Reason}
-	if e.Outcome != OutcomeScore {
+	if e.Outcome != schema.OutcomeScore {
 		return r, nil
 	}
 	var row scoreRow
@@ -114,7 +115,7 @@ func (s *Store) ScoreByID(ctx context.Context, of schema.Identity) (*schema.Scor
 		return nil, fmt.Errorf("event %s: several models have an event of this id (%s, %s), name the model", of.ID, found[0].Model, found[1].Model)
 	case len(found) > 1:
 		return nil, fmt.Errorf("event %s: several sources used this id (%s, %s), name the source", of.ID, found[0].Source, found[1].Source)
-	case found[0].Outcome != OutcomeScore:
+	case found[0].Outcome != schema.OutcomeScore:
 		return nil, fmt.Errorf("event %s: its verdict is %s (%s): %w", of.ID, found[0].Outcome, found[0].Reason, ErrNotFound)
 	}
 	r, err := s.standing(ctx, found[0])
@@ -139,7 +140,7 @@ func (s *Store) refusedEvent(ctx context.Context, of schema.Identity) error {
 	case err != nil:
 		return fmt.Errorf("read dead letter of event %s: %w", of.ID, err)
 	}
-	return fmt.Errorf("event %s: its verdict is %s (%s: %s %s): %w", of.ID, OutcomeDeadLetter, kind, field, reason, ErrNotFound)
+	return fmt.Errorf("event %s: its verdict is %s (%s: %s %s): %w", of.ID, schema.OutcomeDeadLetter, kind, field, reason, ErrNotFound)
 }
 
 // SequenceVerdict is the verdict that one message of a stream got.
@@ -148,12 +149,12 @@ type SequenceVerdict struct {
 	Digest   string
 	Source   string // "" where the message could not be decoded
 	ID       string
-	Outcome  string
+	Outcome  schema.Outcome
 	Reason   string // of a skip; kind of a dead letter
 }
 
 // VerdictsBySequence returns the verdicts that messages from <= sequence <= to of a stream got, in order of sequence.
-// The outcome of a message that repeats an event is OutcomeRepeat: Lookup finds the event's own.
+// The outcome of a message that repeats an event is schema.OutcomeRepeat: Lookup finds the event's own.
 func (s *Store) VerdictsBySequence(ctx context.Context, stream string, from, to uint64) ([]SequenceVerdict, error) {
 	rows, err := s.pool.Query(ctx, `SELECT sequence, digest, source, event_id, outcome, reason FROM decuwatch.events
 		WHERE stream = $1 AND sequence BETWEEN $2 AND $3 AND outcome <> 'dead_letter'

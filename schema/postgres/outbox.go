@@ -2,8 +2,6 @@ package postgres
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"fmt"
 	"time"
 
@@ -14,7 +12,7 @@ import (
 
 // OutboxNext returns at most limit messages that are due at the sink, oldest first, and withholds them from every
 // other caller for the lease.
-func (s *Store) OutboxNext(ctx context.Context, sink string, limit int, lease time.Duration) ([]schema.OutboxMessage, error) {
+func (s *Store) OutboxNext(ctx context.Context, sink schema.Sink, limit int, lease time.Duration) ([]schema.OutboxMessage, error) {
 	rows, err := s.pool.Query(ctx, `
 		WITH due AS (
 			SELECT id FROM decuwatch.outbox
@@ -134,10 +132,10 @@ func (s *Store) AlertByID(ctx context.Context, id string) (schema.Alert, error) 
 // AlertFilter chooses alerts; a field at its zero value does not.
 type AlertFilter struct {
 	Model    string
-	Severity string
+	Severity schema.Severity
 	Class    *int
-	Kind     string
-	NotKind  string
+	Kind     schema.AlertKind
+	NotKind  schema.AlertKind
 	Since    time.Time // recorded at or after
 	Limit    int       // the newest so many. Defaults to 100
 }
@@ -182,6 +180,5 @@ func (s *Store) AlertsSent(ctx context.Context, since time.Time) (map[string]boo
 
 // SampleID returns the id of the review of an event that was drawn at random: it looks like an alert's.
 func SampleID(of schema.Identity) string {
-	sum := sha256.Sum256([]byte("sample\n" + of.Source + "\n" + of.Model + "\n" + of.ID))
-	return hex.EncodeToString(sum[:16])
+	return schema.ID("sample", of.Source, of.Model, of.ID)
 }

@@ -32,8 +32,10 @@ func (v Volume) bounded() bool { return v.ClassPerHour > 0 || v.ModelPerHour > 0
 
 // volumeKey is what is counted and cooled down by.
 type volumeKey struct {
-	model, measurement, severity string
-	class                        int
+	model       string
+	measurement schema.MeasurementName
+	severity    schema.Severity
+	class       int
 }
 
 // spent is what was sent of a key lately.
@@ -69,8 +71,9 @@ func limit(ctx context.Context, tx pgx.Tx, v Volume, alerts []alertRow) error {
 	}
 	sent := map[volumeKey]spent{}
 	type bySeverity struct {
-		model, severity string
-		class           int
+		model    string
+		severity schema.Severity
+		class    int
 	}
 	counts := map[bySeverity]int{} // class -1: of the model
 	var k volumeKey
@@ -172,11 +175,11 @@ func (s *Store) ClassSequences(ctx context.Context, model, ensembleDigest, setti
 
 // Tail returns the value that at most a share alpha of the scores of some classes since a moment reach, for one
 // measurement, and how many scores there were, canaries left out. The value means nothing where there were fewer than 1/alpha.
-func (s *Store) Tail(ctx context.Context, model, ensembleDigest, settings, measurement string, classes []int, since time.Time, alpha float64) (value float64, n int, err error) {
+func (s *Store) Tail(ctx context.Context, model, ensembleDigest, settings string, measurement schema.MeasurementName, classes []int, since time.Time, alpha float64) (value float64, n int, err error) {
 	if measurement != schema.ClassGap && measurement != schema.RequestRisk {
 		return 0, 0, fmt.Errorf("read tail of scores: measurement %q is neither class_gap nor request_risk", measurement)
 	}
-	err = s.pool.QueryRow(ctx, `SELECT coalesce(percentile_disc(1 - $6::float8) WITHIN GROUP (ORDER BY `+measurement+`::float8), 0), count(*) FROM decuwatch.scores s
+	err = s.pool.QueryRow(ctx, `SELECT coalesce(percentile_disc(1 - $6::float8) WITHIN GROUP (ORDER BY `+string(measurement)+`::float8), 0), count(*) FROM decuwatch.scores s
 		WHERE model = $1 AND ensemble_digest = $2 AND settings = $3 AND class_index = ANY ($4) AND event_time >= $5
 		AND NOT EXISTS (SELECT FROM decuwatch.canaries c WHERE c.source = s.source AND c.event_id = s.event_id AND c.model = s.model)`,
 		model, ensembleDigest, settings, classes, since, alpha).Scan(&value, &n)

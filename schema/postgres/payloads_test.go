@@ -10,7 +10,7 @@ import (
 	"github.com/decuwatch/decuwatch/schema/postgres"
 )
 
-func garbled(sequence uint64, kind string, payload []byte) schema.Verdict {
+func garbled(sequence uint64, kind schema.DeadLetterKind, payload []byte) schema.Verdict {
 	return schema.Verdict{Delivery: delivery(sequence, fmt.Sprint("message ", sequence)), DeadLetter: &schema.DeadLetter{Kind: kind, Reason: "r", Payload: payload}}
 }
 
@@ -65,7 +65,7 @@ func TestGarbageIsBounded(t *testing.T) {
 func TestPayloadsExpire(t *testing.T) {
 	s, conn := open(t, postgres.Config{Maintenance: postgres.Maintenance{Payloads: 2 * day}})
 	ctx := testContext(t)
-	for i, kind := range []string{"invalid", "unknown_class", "unknown_model", "failed", "given_up"} {
+	for i, kind := range []schema.DeadLetterKind{"invalid", "unknown_class", "unknown_model", "failed", "given_up"} {
 		mustRecord(t, s, garbled(uint64(i+1), kind, []byte("{")))
 	}
 	whole := func(age time.Duration) int {

@@ -132,7 +132,7 @@ func TestFirstVerdictStands(t *testing.T) {
 	v := scoreVerdict(1, "one")
 	v.Alerts = []schema.Alert{alert(v.Score, "alert-one")}
 	first := mustRecord(t, s, v)
-	if !first.First || first.Outcome != postgres.OutcomeScore || first.Score != v.Score || !reflect.DeepEqual(first.AlertIDs, []string{"alert-one"}) {
+	if !first.First || first.Outcome != schema.OutcomeScore || first.Score != v.Score || !reflect.DeepEqual(first.AlertIDs, []string{"alert-one"}) {
 		t.Fatalf("first: %+v", first)
 	}
 	// A redelivery that came to another score, and another outcome even, changes nothing.
@@ -140,7 +140,7 @@ func TestFirstVerdictStands(t *testing.T) {
 	again.Score.ClassGap.Value = 0.6
 	for _, v := range []schema.Verdict{again, {Delivery: delivery(1, "one"), DeadLetter: &schema.DeadLetter{Event: &v.Score.Event, Kind: "failed", Reason: "five times"}}} {
 		second := mustRecord(t, s, v)
-		if second.First || second.Outcome != postgres.OutcomeScore || !reflect.DeepEqual(second.AlertIDs, []string{"alert-one"}) {
+		if second.First || second.Outcome != schema.OutcomeScore || !reflect.DeepEqual(second.AlertIDs, []string{"alert-one"}) {
 			t.Errorf("second: %+v", second)
 		}
 		if !reflect.DeepEqual(second.Score, first.Score) {
@@ -174,10 +174,10 @@ func TestIdentifierUsedTwice(t *testing.T) {
 		t.Fatalf("lookup: got %v, want Invalid on id", err)
 	}
 	letter := schema.Verdict{Delivery: v.Delivery, DeadLetter: &schema.DeadLetter{Event: &v.Score.Event, Kind: "duplicate_id", Field: "id", Reason: invalid.Reason, Payload: []byte("x")}}
-	if r := mustRecord(t, s, letter); !r.First || r.Outcome != postgres.OutcomeDeadLetter {
+	if r := mustRecord(t, s, letter); !r.First || r.Outcome != schema.OutcomeDeadLetter {
 		t.Errorf("dead letter: %+v", r)
 	}
-	if r := mustRecord(t, s, letter); r.First || r.Outcome != postgres.OutcomeDeadLetter {
+	if r := mustRecord(t, s, letter); r.First || r.Outcome != schema.OutcomeDeadLetter {
 		t.Errorf("dead letter again: %+v", r)
 	}
 	if n := count(t, conn, `SELECT count(*) FROM decuwatch.dead_letters`); n != 1 {
@@ -218,10 +218,10 @@ func TestUndecodableMessage(t *testing.T) {
 func TestSkip(t *testing.T) {
 	s, conn := open(t, postgres.Config{})
 	v := schema.Verdict{Delivery: delivery(1, "s"), Skip: &schema.Skip{Event: event("s"), Reason: "noise", Detail: "torch-mps"}}
-	if r := mustRecord(t, s, v); !r.First || r.Outcome != postgres.OutcomeSkip || r.Reason != "noise" {
+	if r := mustRecord(t, s, v); !r.First || r.Outcome != schema.OutcomeSkip || r.Reason != "noise" {
 		t.Errorf("%+v", r)
 	}
-	if r := mustRecord(t, s, scoreVerdict(1, "s")); r.First || r.Outcome != postgres.OutcomeSkip || r.Reason != "noise" {
+	if r := mustRecord(t, s, scoreVerdict(1, "s")); r.First || r.Outcome != schema.OutcomeSkip || r.Reason != "noise" {
 		// The digest of scoreVerdict(1, "s") is the skip's.
 		t.Errorf("%+v", r)
 	}

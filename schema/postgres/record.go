@@ -17,18 +17,10 @@ import (
 	"github.com/decuwatch/decuwatch/schema"
 )
 
-// Outcomes of an event.
-const (
-	OutcomeScore      = "score"
-	OutcomeSkip       = "skip"
-	OutcomeDeadLetter = "dead_letter"
-	OutcomeRepeat     = "repeat" // of a message, not of an event: it repeats an event that has its verdict
-)
-
 // Recorded is the verdict that stands on an event.
 type Recorded struct {
-	First    bool          // this call wrote it; false where an earlier one stands
-	Outcome  string        // score, skip or dead_letter
+	First    bool // this call wrote it; false where an earlier one stands
+	Outcome  schema.Outcome
 	Reason   string        // of a skip; kind of a dead letter
 	Score    *schema.Score // nil where the outcome is another, or the score was dropped by retention
 	AlertIDs []string      // of the score's alerts
@@ -132,7 +124,7 @@ func (s *Store) prepare(ctx context.Context, v schema.Verdict) (*call, error) {
 		}
 		row := newScoreRow(v.Score)
 		c.score = &row
-		c.result = Recorded{First: true, Outcome: OutcomeScore, Score: v.Score}
+		c.result = Recorded{First: true, Outcome: schema.OutcomeScore, Score: v.Score}
 		for _, a := range v.Alerts {
 			if err := c.addAlert(a, s.config.Sinks); err != nil {
 				return nil, err
@@ -155,7 +147,7 @@ func (s *Store) prepare(ctx context.Context, v schema.Verdict) (*call, error) {
 			Source: event.Source, EventID: event.ID, EventTime: event.Time, Model: event.Data.Model, Class: event.Data.Class.String(),
 			Reason: v.Skip.Reason, Detail: clean(v.Skip.Detail), Labels: labels(event.Data.Labels),
 		}
-		c.result = Recorded{First: true, Outcome: OutcomeSkip, Reason: v.Skip.Reason}
+		c.result = Recorded{First: true, Outcome: schema.OutcomeSkip, Reason: string(v.Skip.Reason)}
 	}
 	if v.DeadLetter != nil {
 		set++
@@ -163,7 +155,7 @@ func (s *Store) prepare(ctx context.Context, v schema.Verdict) (*call, error) {
 			event = v.DeadLetter.Event
 		}
 		c.deadLetter = newDeadLetterRow(v)
-		c.result = Recorded{First: true, Outcome: OutcomeDeadLetter, Reason: v.DeadLetter.Kind}
+		c.result = Recorded{First: true, Outcome: schema.OutcomeDeadLetter, Reason: string(v.DeadLetter.Kind)}
 	}
 	if set != 1 {
 		return nil, fmt.Errorf("exactly one of Score, Skip and DeadLetter must be set, %d are", set)
@@ -186,7 +178,7 @@ const kindInvalid = "invalid"
 
 // untaken are the kinds of dead letters of messages that no worker took. They say nothing about the event, so they do not
 // claim it: sent again when somebody scores its model, it gets its verdict.
-var untaken = []string{"unknown_model", "orphaned"}
+var untaken = []schema.DeadLetterKind{schema.KindUnknownModel, schema.KindOrphaned}
 
 // ofItsModel reports whether a dead letter is about its event, not only about its message. Whoever may publish on one
 // subject must not settle the events of another, so only a message on the subject of its own model is.
@@ -195,7 +187,7 @@ func ofItsModel(l *schema.DeadLetter) bool {
 }
 
 // addAlert adds an alert with its review, where it is about a score, and what is owed to the sinks.
-func (c *call) addAlert(a schema.Alert, sinks []string) error {
+func (c *call) addAlert(a schema.Alert, sinks []schema.Sink) error {
 	if err := checkAlert(a); err != nil {
 		return err
 	}
@@ -476,7 +468,7 @@ func (s *Store) claim(ctx context.Context, tx pgx.Tx, events []*eventRow, byKey 
 	_, err = pgx.ForEachRow(rows, []any{&key.Source, &key.ID, &key.Model, &kind}, func() error {
 		if c := byKey[key]; !c.won && (c.stands == nil || c.stands.Digest != c.event.Digest) {
 			stands := *c.event
-			stands.Outcome, stands.Reason = OutcomeDeadLetter, kind
+			stands.Outcome, stands.Reason = schema.OutcomeDeadLetter, kind
 			c.stands = &stands
 		}
 		return nil
@@ -550,7 +542,7 @@ func claimLetters(ctx context.Context, tx pgx.Tx, letters []*deadLetterRow, byMe
 	}
 	for _, c := range byMessage {
 		if !c.won {
-			c.stands = &eventRow{Outcome: OutcomeDeadLetter, Reason: c.deadLetter.Kind}
+			c.stands = &eventRow{Outcome: schema.OutcomeDeadLetter, Reason: string(c.deadLetter.Kind)}
 		}
 	}
 	if !slices.ContainsFunc(slices.Collect(maps.Values(byMessage)), func(c *call) bool { return !c.won }) {

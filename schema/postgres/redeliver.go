@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/decuwatch/decuwatch/schema"
 )
 
 // StoredLetter is a dead letter with its message.
@@ -19,7 +21,7 @@ type StoredLetter struct {
 	EventID      string
 	Model        string
 	Subject      string
-	Kind         string
+	Kind         schema.DeadLetterKind
 	Reason       string
 	Payload      []byte
 	PayloadState string // whole, cut or expired
@@ -29,7 +31,7 @@ type StoredLetter struct {
 type LetterQuery struct {
 	Stream   string
 	Model    string
-	Kinds    []string
+	Kinds    []schema.DeadLetterKind
 	From, To uint64 // sequence numbers
 	IDs      []int64
 }
@@ -61,7 +63,7 @@ func (s *Store) letters(ctx context.Context, q LetterQuery, after int64) ([]Stor
 		FROM decuwatch.dead_letters d LEFT JOIN decuwatch.redeliveries r ON r.dead_letter = d.id
 		WHERE d.id > $1 AND d.stream = $2 AND r.published_as IS NULL AND ($3 = '' OR d.model = $3) AND (cardinality($4::text[]) = 0 OR d.kind = ANY ($4))
 			AND d.sequence >= $5 AND ($6::bigint = 0 OR d.sequence <= $6) AND (cardinality($7::bigint[]) = 0 OR d.id = ANY ($7))
-		ORDER BY d.id LIMIT $8`, after, q.Stream, q.Model, append([]string{}, q.Kinds...), int64(q.From), int64(q.To), append([]int64{}, q.IDs...), letterPage)
+		ORDER BY d.id LIMIT $8`, after, q.Stream, q.Model, append([]schema.DeadLetterKind{}, q.Kinds...), int64(q.From), int64(q.To), append([]int64{}, q.IDs...), letterPage)
 	if err != nil {
 		return nil, err
 	}

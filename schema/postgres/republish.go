@@ -19,7 +19,7 @@ func (s *Store) Sent(ctx context.Context, within time.Duration) ([]string, error
 		UNION
 		SELECT message_id FROM decuwatch.outbox WHERE sink = $2 AND ($3::interval = '0' OR delivered_at >= now() - $3::interval)
 			AND delivered_at IS NOT NULL
-		ORDER BY 1`, deliveryOwed, SinkStream, within)
+		ORDER BY 1`, deliveryOwed, schema.SinkStream, within)
 	if err != nil {
 		return nil, fmt.Errorf("read messages that were sent: %w", err)
 	}
@@ -35,7 +35,7 @@ func (s *Store) Sent(ctx context.Context, within time.Duration) ([]string, error
 func (s *Store) OweAgain(ctx context.Context, ids []string) error {
 	return s.begin(ctx, "owe messages again", func(tx pgx.Tx) error {
 		rows, err := tx.Query(ctx, `SELECT row_to_json(a) FROM decuwatch.alerts a WHERE id = ANY ($1)
-			AND NOT EXISTS (SELECT FROM decuwatch.outbox o WHERE o.sink = $2 AND o.message_id = a.id)`, ids, SinkStream)
+			AND NOT EXISTS (SELECT FROM decuwatch.outbox o WHERE o.sink = $2 AND o.message_id = a.id)`, ids, schema.SinkStream)
 		if err != nil {
 			return err
 		}
@@ -50,11 +50,11 @@ func (s *Store) OweAgain(ctx context.Context, ids []string) error {
 			if err != nil {
 				return err
 			}
-			outbox = append(outbox, outboxRow{Sink: SinkStream, MessageID: a.ID, Subject: schema.AlertSubject(a), Headers: header, Body: body})
+			outbox = append(outbox, outboxRow{Sink: schema.SinkStream, MessageID: a.ID, Subject: schema.AlertSubject(a), Headers: header, Body: body})
 		}
 		b := &batch{}
 		b.Queue(`UPDATE decuwatch.outbox SET delivered_at = NULL, attempts = 0, next_attempt_at = clock_timestamp()
-			WHERE sink = $2 AND message_id = ANY ($1) AND delivered_at IS NOT NULL`, ids, SinkStream)
+			WHERE sink = $2 AND message_id = ANY ($1) AND delivered_at IS NOT NULL`, ids, schema.SinkStream)
 		b.insert("outbox", outboxColumns, "ON CONFLICT DO NOTHING", rowsOf(outbox))
 		b.Queue(`SELECT pg_catalog.pg_notify($1, '')`, ChannelOutbox)
 		return b.send(ctx, tx)

@@ -19,7 +19,7 @@ func TestOweAgain(t *testing.T) {
 		v.Alerts = []schema.Alert{alert(v.Score, id)}
 		mustRecord(t, s, v)
 	}
-	before, err := s.OutboxNext(ctx, postgres.SinkStream, 10, time.Nanosecond)
+	before, err := s.OutboxNext(ctx, schema.SinkStream, 10, time.Nanosecond)
 	if err != nil || len(before) != 4 {
 		t.Fatalf("%d messages, %v", len(before), err)
 	}
@@ -35,7 +35,7 @@ func TestOweAgain(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	after, err := s.OutboxNext(ctx, postgres.SinkStream, 10, time.Minute)
+	after, err := s.OutboxNext(ctx, schema.SinkStream, 10, time.Minute)
 	if err != nil || len(after) != 3 {
 		t.Fatalf("%d messages are owed, %v; want known, forgotten and owed", len(after), err)
 	}

@@ -52,7 +52,7 @@ func fill(t testing.TB, s *postgres.Store, conn *pgx.Conn, when time.Time) {
 	if err := s.AddCanary(ctx, postgres.Canary{Source: "canary", EventID: "c", Model: "fashion-mnist"}); err != nil {
 		t.Fatal(err)
 	}
-	messages, err := s.OutboxNext(ctx, postgres.SinkStream, 10, time.Minute)
+	messages, err := s.OutboxNext(ctx, schema.SinkStream, 10, time.Minute)
 	if err != nil || len(messages) != 1 {
 		t.Fatalf("%d messages, %v", len(messages), err)
 	}
@@ -150,7 +150,7 @@ func TestRetentionUsesTheServersClock(t *testing.T) {
 	late.Score.Event.Time = now.UTC().Truncate(time.Microsecond)
 	late.Alerts = []schema.Alert{alert(late.Score, "late")}
 	mustRecord(t, s, late)
-	due, err := s.OutboxNext(ctx, postgres.SinkStream, 1, time.Minute)
+	due, err := s.OutboxNext(ctx, schema.SinkStream, 1, time.Minute)
 	if err != nil || len(due) != 1 {
 		t.Fatalf("%d messages are due, %v", len(due), err)
 	}

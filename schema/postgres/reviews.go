@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -25,27 +26,27 @@ const (
 
 // Review is what a person looks at: one alert, or one request that was drawn at random.
 type Review struct {
-	ID             string     `json:"id"`
-	Kind           string     `json:"kind"`     // alert or sample
-	AlertID        string     `json:"alert_id"` // empty for a sample
-	Source         string     `json:"source"`
-	EventID        string     `json:"event_id"`
-	EventTime      time.Time  `json:"event_time"`
-	Model          string     `json:"model"`
-	EnsembleDigest string     `json:"ensemble_digest"`
-	ClassIndex     int        `json:"class_index"`
-	ClassLabel     string     `json:"class_label"`
-	State          string     `json:"state"`   // open, acknowledged or resolved
-	Verdict        string     `json:"verdict"` // confirmed, false_alarm or expected; empty until resolved
-	Assignee       string     `json:"assignee"`
-	Version        int        `json:"version"` // counts changes, from 1
-	OpenedAt       time.Time  `json:"opened_at"`
-	UpdatedAt      time.Time  `json:"updated_at"`
-	ResolvedAt     *time.Time `json:"resolved_at"`
+	ID             string               `json:"id"`
+	Kind           string               `json:"kind"`     // alert or sample
+	AlertID        string               `json:"alert_id"` // empty for a sample
+	Source         string               `json:"source"`
+	EventID        string               `json:"event_id"`
+	EventTime      time.Time            `json:"event_time"`
+	Model          string               `json:"model"`
+	EnsembleDigest string               `json:"ensemble_digest"`
+	ClassIndex     int                  `json:"class_index"`
+	ClassLabel     string               `json:"class_label"`
+	State          schema.ReviewState   `json:"state"`
+	Verdict        schema.ReviewVerdict `json:"verdict"` // empty until resolved
+	Assignee       string               `json:"assignee"`
+	Version        int                  `json:"version"` // counts changes, from 1
+	OpenedAt       time.Time            `json:"opened_at"`
+	UpdatedAt      time.Time            `json:"updated_at"`
+	ResolvedAt     *time.Time           `json:"resolved_at"`
 
-	Severity    string `json:"severity"`    // of the alert; empty for a sample
-	Reason      string `json:"reason"`      // of the alert
-	Measurement string `json:"measurement"` // of the alert
+	Severity    schema.Severity        `json:"severity"`    // of the alert; empty for a sample
+	Reason      schema.Reason          `json:"reason"`      // of the alert
+	Measurement schema.MeasurementName `json:"measurement"` // of the alert
 
 	Evidence         string `json:"evidence"` // pending, done or failed; empty where there is no job
 	EvidenceAttempts int    `json:"evidence_attempts"`
@@ -70,11 +71,11 @@ const reviewQuery = `SELECT row_to_json(x) FROM (
 
 // ReviewFilter chooses reviews; a field at its zero value does not.
 type ReviewFilter struct {
-	States   []string // any of them
+	States   []schema.ReviewState // any of them
 	Model    string
 	Class    *int
 	Assignee string
-	Severity string // of the alert: leaves samples out
+	Severity schema.Severity // of the alert: leaves samples out
 	After    *ReviewPlace
 	Limit    int // Defaults to 50
 }
@@ -115,15 +116,15 @@ func (s *Store) Reviews(ctx context.Context, f ReviewFilter) ([]Review, error) {
 }
 
 // ReviewCounts returns how many reviews the filter lets through by state; its States are not looked at.
-func (s *Store) ReviewCounts(ctx context.Context, f ReviewFilter) (map[string]int, error) {
+func (s *Store) ReviewCounts(ctx context.Context, f ReviewFilter) (map[schema.ReviewState]int, error) {
 	f.States = nil
 	rows, err := s.pool.Query(ctx, `SELECT r.state, count(*) FROM decuwatch.reviews r LEFT JOIN decuwatch.alerts a ON a.id = r.alert_id
 		WHERE `+reviewWhere+` GROUP BY r.state`, f.args()...)
 	if err != nil {
 		return nil, fmt.Errorf("count reviews: %w", err)
 	}
-	counts := map[string]int{}
-	var state string
+	counts := map[schema.ReviewState]int{}
+	var state schema.ReviewState
 	var n int
 	if _, err := pgx.ForEachRow(rows, []any{&state, &n}, func() error { counts[state] = n; return nil }); err != nil {
 		return nil, fmt.Errorf("count reviews: %w", err)
@@ -180,14 +181,14 @@ func (s *Store) reviewsWhere(ctx context.Context, where string, args ...any) ([]
 
 // ReviewEntry is one change of a review.
 type ReviewEntry struct {
-	Version  int       `json:"version"` // of the review after the change
-	Action   string    `json:"action"`  // acknowledge, resolve, reopen, assign or comment
-	Actor    string    `json:"actor"`
-	State    string    `json:"state"` // after the change, as are the next two
-	Verdict  string    `json:"verdict"`
-	Assignee string    `json:"assignee"`
-	Comment  string    `json:"comment"`
-	At       time.Time `json:"at"`
+	Version  int                  `json:"version"` // of the review after the change
+	Action   string               `json:"action"`  // acknowledge, resolve, reopen, assign or comment
+	Actor    string               `json:"actor"`
+	State    schema.ReviewState   `json:"state"` // after the change, as are the next two
+	Verdict  schema.ReviewVerdict `json:"verdict"`
+	Assignee string               `json:"assignee"`
+	Comment  string               `json:"comment"`
+	At       time.Time            `json:"at"`
 }
 
 // ReviewHistory returns the changes of a review, the oldest first.
@@ -308,9 +309,9 @@ func (s *Store) TallyReviews(ctx context.Context, model string, class *int, from
 
 // ScoreValues returns the newest values of a measurement (class_gap or request_risk) of one ensemble and settings, canaries left
 // out: of one class, or of all classes where class is nil. At most limit of them, none older than since.
-func (s *Store) ScoreValues(ctx context.Context, model, ensembleDigest, settings, measurement string, class *int, since time.Time, limit int) ([]float64, error) {
-	column := map[string]string{schema.ClassGap: "class_gap", schema.RequestRisk: "request_risk"}[measurement]
-	if column == "" {
+func (s *Store) ScoreValues(ctx context.Context, model, ensembleDigest, settings string, measurement schema.MeasurementName, class *int, since time.Time, limit int) ([]float64, error) {
+	column := string(measurement)
+	if !slices.Contains(schema.MeasurementNames(), measurement) {
 		return nil, fmt.Errorf("read scores: no measurement is named %q", measurement)
 	}
 	rows, err := s.pool.Query(ctx, `SELECT `+column+`::double precision FROM decuwatch.scores

@@ -16,17 +16,17 @@ import (
 
 // eventRow is a row of events.
 type eventRow struct {
-	Source         string    `json:"source"`
-	EventID        string    `json:"event_id"`
-	Digest         string    `json:"digest"`
-	Outcome        string    `json:"outcome"`
-	Reason         string    `json:"reason"`
-	EventTime      time.Time `json:"event_time"`
-	Model          string    `json:"model"`
-	EnsembleDigest *string   `json:"ensemble_digest"`
-	Stream         string    `json:"stream"`
-	Sequence       int64     `json:"sequence"`
-	Delivered      int       `json:"delivered"`
+	Source         string         `json:"source"`
+	EventID        string         `json:"event_id"`
+	Digest         string         `json:"digest"`
+	Outcome        schema.Outcome `json:"outcome"`
+	Reason         string         `json:"reason"`
+	EventTime      time.Time      `json:"event_time"`
+	Model          string         `json:"model"`
+	EnsembleDigest *string        `json:"ensemble_digest"`
+	Stream         string         `json:"stream"`
+	Sequence       int64          `json:"sequence"`
+	Delivered      int            `json:"delivered"`
 }
 
 // identity returns what names the row's event.
@@ -200,7 +200,7 @@ type skipRow struct {
 	EventTime time.Time         `json:"event_time"`
 	Model     string            `json:"model"`
 	Class     string            `json:"class"`
-	Reason    string            `json:"reason"`
+	Reason    schema.SkipReason `json:"reason"`
 	Detail    string            `json:"detail"`
 	Labels    map[string]string `json:"labels"`
 }
@@ -209,19 +209,19 @@ const skipColumns = `source, event_id, event_time, model, class, reason, detail,
 
 // deadLetterRow is a row of dead_letters.
 type deadLetterRow struct {
-	Stream    string     `json:"stream"`
-	Sequence  int64      `json:"sequence"`
-	Digest    string     `json:"digest"`
-	Delivered int        `json:"delivered"`
-	Source    *string    `json:"source"`
-	EventID   *string    `json:"event_id"`
-	EventTime *time.Time `json:"event_time"`
-	Model     *string    `json:"model"`
-	Subject   string     `json:"subject"`
-	Payload   bytea      `json:"payload"`
-	Kind      string     `json:"kind"`
-	Field     string     `json:"field"`
-	Reason    string     `json:"reason"`
+	Stream    string                `json:"stream"`
+	Sequence  int64                 `json:"sequence"`
+	Digest    string                `json:"digest"`
+	Delivered int                   `json:"delivered"`
+	Source    *string               `json:"source"`
+	EventID   *string               `json:"event_id"`
+	EventTime *time.Time            `json:"event_time"`
+	Model     *string               `json:"model"`
+	Subject   string                `json:"subject"`
+	Payload   bytea                 `json:"payload"`
+	Kind      schema.DeadLetterKind `json:"kind"`
+	Field     string                `json:"field"`
+	Reason    string                `json:"reason"`
 
 	PayloadSize  int    `json:"payload_size"`
 	PayloadState string `json:"payload_state"`
@@ -238,32 +238,32 @@ const deadLetterColumns = `stream, sequence, digest, delivered, source, event_id
 
 // alertRow is a row of alerts.
 type alertRow struct {
-	ID             string            `json:"id"`
-	Kind           string            `json:"kind"`
-	Source         string            `json:"source"`
-	EventID        string            `json:"event_id"`
-	EventTime      time.Time         `json:"event_time"`
-	Model          string            `json:"model"`
-	ClassIndex     int               `json:"class_index"`
-	ClassLabel     string            `json:"class_label"`
-	Labels         map[string]string `json:"labels"`
-	Severity       string            `json:"severity"`
-	Reason         string            `json:"reason"`
-	Measurement    string            `json:"measurement"`
-	Value          float64           `json:"value"`
-	Decided        float64           `json:"decided"`
-	Threshold      float64           `json:"threshold"`
-	ThresholdID    int64             `json:"threshold_id"`
-	Saturated      bool              `json:"saturated"`
-	ClassGap       float64           `json:"class_gap"`
-	RequestRisk    float64           `json:"request_risk"`
-	EnsembleDigest string            `json:"ensemble_digest"`
-	Settings       string            `json:"settings"`
-	Receipt        schema.Receipt    `json:"receipt"`
-	Count          int               `json:"count"`
-	Detail         string            `json:"detail"`
-	FiredAt        time.Time         `json:"fired_at"`
-	Delivery       string            `json:"delivery"`
+	ID             string                 `json:"id"`
+	Kind           schema.AlertKind       `json:"kind"`
+	Source         string                 `json:"source"`
+	EventID        string                 `json:"event_id"`
+	EventTime      time.Time              `json:"event_time"`
+	Model          string                 `json:"model"`
+	ClassIndex     int                    `json:"class_index"`
+	ClassLabel     string                 `json:"class_label"`
+	Labels         map[string]string      `json:"labels"`
+	Severity       schema.Severity        `json:"severity"`
+	Reason         schema.Reason          `json:"reason"`
+	Measurement    schema.MeasurementName `json:"measurement"`
+	Value          float64                `json:"value"`
+	Decided        float64                `json:"decided"`
+	Threshold      float64                `json:"threshold"`
+	ThresholdID    int64                  `json:"threshold_id"`
+	Saturated      bool                   `json:"saturated"`
+	ClassGap       float64                `json:"class_gap"`
+	RequestRisk    float64                `json:"request_risk"`
+	EnsembleDigest string                 `json:"ensemble_digest"`
+	Settings       string                 `json:"settings"`
+	Receipt        schema.Receipt         `json:"receipt"`
+	Count          int                    `json:"count"`
+	Detail         string                 `json:"detail"`
+	FiredAt        time.Time              `json:"fired_at"`
+	Delivery       string                 `json:"delivery"`
 }
 
 const alertColumns = `id, kind, source, event_id, event_time, model, class_index, class_label, labels, severity, reason, measurement, value, decided, threshold,
@@ -288,7 +288,7 @@ func (r alertRow) alert() schema.Alert {
 
 // outboxRow is a row of outbox.
 type outboxRow struct {
-	Sink      string              `json:"sink"`
+	Sink      schema.Sink         `json:"sink"`
 	MessageID string              `json:"message_id"`
 	Subject   string              `json:"subject"`
 	Headers   map[string][]string `json:"headers"`
@@ -350,12 +350,12 @@ var classDayColumns = strings.Replace(classHourColumns, "hour", "day", 1)
 
 // outcomeHourRow is a row of outcome_hour_parts.
 type outcomeHourRow struct {
-	Hour    time.Time `json:"hour,omitzero"` // zero: of the recording
-	Model   string    `json:"model"`
-	Outcome string    `json:"outcome"`
-	Reason  string    `json:"reason"`
-	N       int       `json:"n"`
-	Folded  bool      `json:"folded"`
+	Hour    time.Time      `json:"hour,omitzero"` // zero: of the recording
+	Model   string         `json:"model"`
+	Outcome schema.Outcome `json:"outcome"`
+	Reason  string         `json:"reason"`
+	N       int            `json:"n"`
+	Folded  bool           `json:"folded"`
 }
 
 const (
@@ -397,7 +397,7 @@ func labels(m map[string]string) map[string]string {
 	return m
 }
 
-func optional(s string) *string {
+func optional[T ~string](s T) *T {
 	if s == "" {
 		return nil
 	}

@@ -76,7 +76,7 @@ func works(t testing.TB, address string) {
 	if stored, err := s.ScoreByID(ctx, schema.Identity{ID: "one"}); err != nil || stored.ClassGap.Value != v.Score.ClassGap.Value {
 		t.Errorf("%v came back, %v", stored, err)
 	}
-	if got, err := s.OutboxNext(ctx, postgres.SinkStream, 10, time.Minute); err != nil || len(got) != 1 {
+	if got, err := s.OutboxNext(ctx, schema.SinkStream, 10, time.Minute); err != nil || len(got) != 1 {
 		t.Errorf("%d messages, %v", len(got), err)
 	}
 	if _, err := s.SetThreshold(ctx, threshold(0.1)); err != nil {

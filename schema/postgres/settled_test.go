@@ -11,7 +11,7 @@ import (
 	"github.com/decuwatch/decuwatch/schema/postgres"
 )
 
-func letter(sequence uint64, message, subject, kind string, ev *schema.Event) schema.Verdict {
+func letter(sequence uint64, message, subject string, kind schema.DeadLetterKind, ev *schema.Event) schema.Verdict {
 	return schema.Verdict{Delivery: delivery(sequence, message), DeadLetter: &schema.DeadLetter{
 		Event: ev, Subject: subject, Kind: kind, Field: "data.model", Reason: "is wrong", Payload: []byte(message),
 	}}
@@ -20,7 +20,10 @@ func letter(sequence uint64, message, subject, kind string, ev *schema.Event) sc
 // A dead letter of a message on one subject settles that message, and no event of another subject. An invalid event can
 // be sent again, corrected.
 func TestDeadLettersClaimOnlyTheirOwn(t *testing.T) {
-	for _, c := range []struct{ name, subject, kind string }{
+	for _, c := range []struct {
+		name, subject string
+		kind          schema.DeadLetterKind
+	}{
 		{"another subject", "generation.requested.other", "invalid"},
 		{"another subject, given up", "generation.requested.other", "given_up"},
 		{"another subject, unknown model", "generation.requested.other", "unknown_model"},
@@ -34,7 +37,7 @@ func TestDeadLettersClaimOnlyTheirOwn(t *testing.T) {
 				t.Fatalf("dead letter: %+v", r)
 			}
 			// The server's advisory about the same message comes to another kind, and changes nothing.
-			if r := mustRecord(t, s, letter(1, "wrong", c.subject, "given_up", &ev)); r.First || r.Reason != c.kind {
+			if r := mustRecord(t, s, letter(1, "wrong", c.subject, "given_up", &ev)); r.First || r.Reason != string(c.kind) {
 				if r.First {
 					t.Errorf("the message has a second verdict: %+v", r)
 				}
@@ -48,7 +51,7 @@ func TestDeadLettersClaimOnlyTheirOwn(t *testing.T) {
 					t.Errorf("%s on its own subject: known %t, %v", message, known, err)
 				}
 			}
-			if r := mustRecord(t, s, scoreVerdict(2, "one")); !r.First || r.Outcome != postgres.OutcomeScore {
+			if r := mustRecord(t, s, scoreVerdict(2, "one")); !r.First || r.Outcome != schema.OutcomeScore {
 				t.Errorf("the event on its own subject: %+v", r)
 			}
 			if n := count(t, conn, `SELECT count(*) FROM decuwatch_views.dead_letters WHERE source = $1 AND event_id = $2`, ev.Source, ev.ID); n != 1 {
@@ -111,11 +114,11 @@ func TestSettledSequences(t *testing.T) {
 		t.Errorf("settled are %v, %v; want 3, 5, 6, 9", sequences, err)
 	}
 	verdicts, err := s.VerdictsBySequence(testContext(t), "GENERATION", 1, 100)
-	var outcomes []string
+	var outcomes []schema.Outcome
 	for _, v := range verdicts {
 		outcomes = append(outcomes, v.Outcome)
 	}
-	if want := []string{"score", "repeat", "repeat", "dead_letter"}; err != nil || !slices.Equal(outcomes, want) {
+	if want := []schema.Outcome{"score", "repeat", "repeat", "dead_letter"}; err != nil || !slices.Equal(outcomes, want) {
 		t.Errorf("outcomes are %v, %v; want %v", outcomes, err, want)
 	}
 	if n := count(t, conn, `SELECT count(*) FROM decuwatch.scores`); n != 1 {
@@ -129,7 +132,7 @@ func TestOneVerdictAMessage(t *testing.T) {
 	mustRecord(t, s, scoreVerdict(1, "one"))
 	// Read again by stricter rules, it cannot be decoded.
 	r := mustRecord(t, s, letter(1, "one", "generation.requested.fashion-mnist", "invalid", nil))
-	if r.First || r.Outcome != postgres.OutcomeScore {
+	if r.First || r.Outcome != schema.OutcomeScore {
 		t.Errorf("a second verdict: %+v", r)
 	}
 	if n := count(t, conn, `SELECT count(*) FROM decuwatch.dead_letters`); n != 0 {
@@ -216,11 +219,11 @@ func TestModelsDoNotShareIdentities(t *testing.T) {
 // A dead letter of a message that nobody took is no verdict on its event: sent again, or redelivered, it is scored. The
 // redelivery takes the dead letter out of the counts, whatever hour they are of.
 func TestUntakenEventsStayOpen(t *testing.T) {
-	for _, kind := range []string{"unknown_model", "orphaned"} {
+	for _, kind := range []schema.DeadLetterKind{"unknown_model", "orphaned"} {
 		s, conn := open(t, postgres.Config{})
 		ev := event("one")
 		mustRecord(t, s, letter(1, "one", "generation.requested.fashion-mnist", kind, &ev))
-		if r := mustRecord(t, s, letter(1, "one", "generation.requested.fashion-mnist", "given_up", &ev)); r.First || r.Reason != kind {
+		if r := mustRecord(t, s, letter(1, "one", "generation.requested.fashion-mnist", "given_up", &ev)); r.First || r.Reason != string(kind) {
 			t.Errorf("%s: a second verdict on the message: %+v", kind, r)
 		}
 		id := count(t, conn, `SELECT id FROM decuwatch.dead_letters`)
@@ -240,7 +243,7 @@ func TestUntakenEventsStayOpen(t *testing.T) {
 			t.Errorf("%s sent again: %+v", kind, r)
 		}
 		// Once more while nobody takes the model: it repeats the score.
-		if r := mustRecord(t, s, letter(3, "one", "generation.requested.fashion-mnist", kind, &ev)); r.First || r.Outcome != postgres.OutcomeScore {
+		if r := mustRecord(t, s, letter(3, "one", "generation.requested.fashion-mnist", kind, &ev)); r.First || r.Outcome != schema.OutcomeScore {
 			t.Errorf("%s of an event that is scored: %+v", kind, r)
 		}
 	}

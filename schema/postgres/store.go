@@ -12,6 +12,8 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/jackc/pgx/v5/stdlib"
+
+	"github.com/decuwatch/decuwatch/schema"
 )
 
 var (
@@ -24,9 +26,6 @@ var (
 	// ErrNotFinite is returned by Record for a score or an alert that holds a NaN or an infinity. Nothing was written.
 	ErrNotFinite = errors.New("not a finite number")
 )
-
-// SinkStream is the sink that every alert is owed to: the JetStream stream of alerts.
-const SinkStream = "nats"
 
 // Channels of NOTIFY, for Listen.
 const (
@@ -44,7 +43,7 @@ type Config struct {
 	CommitTimeout    time.Duration // for one transaction of Record. Defaults to 10 s
 	StatementTimeout time.Duration // for any other statement. Defaults to 30 s
 	LockTimeout      time.Duration // for a lock. Defaults to 5 s
-	Sinks            []string      // to which each alert is owed. Defaults to SinkStream alone
+	Sinks            []schema.Sink // to which each alert is owed. Defaults to [schema.SinkStream] alone
 	Volume           Volume        // Defaults to no bound: every alert is sent
 	Maintenance      Maintenance   // how long data is kept
 	Log              *slog.Logger  // Defaults to slog.Default()
@@ -71,7 +70,7 @@ func (c Config) WithDefaults() Config {
 		c.LockTimeout = 5 * time.Second
 	}
 	if c.Sinks == nil {
-		c.Sinks = []string{SinkStream}
+		c.Sinks = []schema.Sink{schema.SinkStream}
 	}
 	c.Maintenance = c.Maintenance.WithDefaults()
 	if c.Log == nil {

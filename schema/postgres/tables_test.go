@@ -168,7 +168,7 @@ func TestRoles(t *testing.T) {
 	if _, err := s.RollbackThresholds(ctx, "me", "why"); err != nil {
 		t.Error(err)
 	}
-	messages, err := s.OutboxNext(ctx, postgres.SinkStream, 10, time.Minute)
+	messages, err := s.OutboxNext(ctx, schema.SinkStream, 10, time.Minute)
 	if err != nil || len(messages) != 1 {
 		t.Fatalf("%d messages, %v", len(messages), err)
 	}
@@ -259,7 +259,7 @@ func denied(err error) bool {
 }
 
 func TestOutbox(t *testing.T) {
-	s, _ := open(t, postgres.Config{Sinks: []string{"nats", "webhook"}})
+	s, _ := open(t, postgres.Config{Sinks: []schema.Sink{"nats", "webhook"}})
 	ctx := testContext(t)
 	v := scoreVerdict(1, "one")
 	v.Alerts = []schema.Alert{alert(v.Score, "a1"), alert(v.Score, "a2")}

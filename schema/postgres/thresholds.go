@@ -32,27 +32,27 @@ type ThresholdChange struct {
 
 // thresholdRow is a row of thresholds.
 type thresholdRow struct {
-	ID             int64      `json:"id,omitempty"`
-	ChangeID       int64      `json:"change_id"`
-	Model          string     `json:"model"`
-	EnsembleDigest string     `json:"ensemble_digest"`
-	Settings       string     `json:"settings"`
-	Measurement    string     `json:"measurement"`
-	Scope          string     `json:"scope"`
-	ClassIndex     *int       `json:"class_index"`
-	Severity       string     `json:"severity"`
-	Value          float64    `json:"value"`
-	Distance       *float64   `json:"distance"`
-	Withdrawn      bool       `json:"withdrawn"`
-	Origin         string     `json:"origin"`
-	N              int        `json:"n"`
-	Alpha          *float64   `json:"alpha"`
-	Achieved       *float64   `json:"achieved"`
-	WindowFrom     *time.Time `json:"window_from"`
-	WindowTo       *time.Time `json:"window_to"`
-	SetBy          string     `json:"set_by"`
-	Reason         string     `json:"reason"`
-	SetAt          time.Time  `json:"set_at"`
+	ID             int64                  `json:"id,omitempty"`
+	ChangeID       int64                  `json:"change_id"`
+	Model          string                 `json:"model"`
+	EnsembleDigest string                 `json:"ensemble_digest"`
+	Settings       string                 `json:"settings"`
+	Measurement    schema.MeasurementName `json:"measurement"`
+	Scope          schema.Scope           `json:"scope"`
+	ClassIndex     *int                   `json:"class_index"`
+	Severity       schema.Severity        `json:"severity"`
+	Value          float64                `json:"value"`
+	Distance       *float64               `json:"distance"`
+	Withdrawn      bool                   `json:"withdrawn"`
+	Origin         string                 `json:"origin"`
+	N              int                    `json:"n"`
+	Alpha          *float64               `json:"alpha"`
+	Achieved       *float64               `json:"achieved"`
+	WindowFrom     *time.Time             `json:"window_from"`
+	WindowTo       *time.Time             `json:"window_to"`
+	SetBy          string                 `json:"set_by"`
+	Reason         string                 `json:"reason"`
+	SetAt          time.Time              `json:"set_at"`
 }
 
 const thresholdColumns = `change_id, model, ensemble_digest, settings, measurement, scope, class_index, severity, value, distance, withdrawn,

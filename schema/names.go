@@ -1,0 +1,154 @@
+package schema
+
+import "strings"
+
+// Severity is how urgent an alert is.
+type Severity string
+
+// Severities, the mildest first.
+const (
+	SeverityWarn     Severity = "warn"
+	SeverityCritical Severity = "critical"
+)
+
+// Severities returns all severities, the mildest first.
+func Severities() []Severity { return []Severity{SeverityWarn, SeverityCritical} }
+
+// Scope is what a threshold applies to.
+type Scope string
+
+// Scopes of a threshold, the most specific first.
+const (
+	ScopeClass   Scope = "class"
+	ScopeCluster Scope = "cluster" // set for each class of the cluster
+	ScopeModel   Scope = "model"
+	ScopeLimit   Scope = "limit" // absolute: applies beside the others
+)
+
+// MeasurementName names a measurement of a score.
+type MeasurementName string
+
+// Measurements of a score.
+const (
+	ClassGap    MeasurementName = "class_gap"    // does the ensemble know this class
+	RequestRisk MeasurementName = "request_risk" // how risky is this request within its class
+)
+
+// MeasurementNames returns the names of the measurements of a score.
+func MeasurementNames() []MeasurementName { return []MeasurementName{ClassGap, RequestRisk} }
+
+// AlertKind is what an alert is about.
+type AlertKind string
+
+// Kinds of alerts.
+const (
+	AlertScore            AlertKind = "score"             // one score
+	AlertSummary          AlertKind = "summary"           // alerts of an hour that were held back
+	AlertClassDrift       AlertKind = "class_drift"       // a class's scores rose above the model's distribution
+	AlertThresholdMissing AlertKind = "threshold_missing" // no threshold applies to the ensemble or settings that score now
+	AlertCanaryMissed     AlertKind = "canary_missed"     // no alert fired on a canary
+)
+
+// Reason is why an alert fired, or why none did. The reason of an alert that is not about a score is its kind.
+type Reason string
+
+// Reasons of a decision on a score. The first four fire an alert.
+const (
+	ReasonClass   Reason = "class_threshold"   // the class's own threshold was reached
+	ReasonCluster Reason = "cluster_threshold" // the class has no threshold; its cluster's was reached
+	ReasonModel   Reason = "model_threshold"   // neither has a threshold; the model's was reached
+	ReasonLimit   Reason = "absolute_limit"    // the limit that no class may pass, whatever its own threshold
+	ReasonBelow   Reason = "below_threshold"   // no threshold was reached
+	ReasonNone    Reason = "no_threshold"      // the model has no threshold for this measurement
+	ReasonStale   Reason = "stale_threshold"   // the model has thresholds, but of another ensemble or other settings
+)
+
+// Outcome is the kind of verdict on an event.
+type Outcome string
+
+// Outcomes of an event or a message.
+const (
+	OutcomeScore      Outcome = "score"
+	OutcomeSkip       Outcome = "skip"
+	OutcomeDeadLetter Outcome = "dead_letter"
+	OutcomeRepeat     Outcome = "repeat" // of a message only: it repeats an event that has its verdict
+)
+
+// SkipReason is why an event was deliberately not scored.
+type SkipReason string
+
+// Reasons of a skip.
+const (
+	SkipSampler  SkipReason = "sampler"  // the event's sampler cannot be rerun
+	SkipNoise    SkipReason = "noise"    // the event's first latent cannot be drawn again
+	SkipSettings SkipReason = "settings" // the event's sampler settings cannot be rerun
+)
+
+// SkipReasons returns all reasons of a skip.
+func SkipReasons() []SkipReason { return []SkipReason{SkipSampler, SkipNoise, SkipSettings} }
+
+// DeadLetterKind is why a message became a dead letter.
+type DeadLetterKind string
+
+// Kinds of dead letters.
+const (
+	KindInvalid      DeadLetterKind = "invalid"       // the message breaks the event's format or bounds
+	KindUnknownModel DeadLetterKind = "unknown_model" // nobody consumes the model of its subject, or no ensemble stands for it
+	KindUnknownClass DeadLetterKind = "unknown_class" // the ensemble does not have the class
+	KindDuplicateID  DeadLetterKind = "duplicate_id"  // source and id belong to another message
+	KindNonFinite    DeadLetterKind = "non_finite"    // the backbone gave a NaN or an infinity
+	KindFailed       DeadLetterKind = "failed"        // too many attempts on it failed
+	KindGivenUp      DeadLetterKind = "given_up"      // workers ended while they handled it alone, or somebody terminated it
+	KindOrphaned     DeadLetterKind = "orphaned"      // its model has a consumer, but nobody pulls from it
+)
+
+// DeadLetterKinds returns all kinds of dead letters.
+func DeadLetterKinds() []DeadLetterKind {
+	return []DeadLetterKind{
+		KindInvalid, KindUnknownModel, KindUnknownClass, KindDuplicateID, KindNonFinite, KindFailed, KindGivenUp, KindOrphaned,
+	}
+}
+
+// Sink names where alerts are sent.
+type Sink string
+
+// Sinks by their default names.
+const (
+	SinkStream       Sink = "nats" // the JetStream stream of alerts: every alert is owed to it
+	SinkWebhook      Sink = "webhook"
+	SinkAlertmanager Sink = "alertmanager"
+)
+
+// ReviewState is where a review stands.
+type ReviewState string
+
+// States of a review.
+const (
+	ReviewOpen         ReviewState = "open"
+	ReviewAcknowledged ReviewState = "acknowledged"
+	ReviewResolved     ReviewState = "resolved"
+)
+
+// ReviewVerdict is what a person found on a request.
+type ReviewVerdict string
+
+// Verdicts of a resolved review.
+const (
+	VerdictConfirmed  ReviewVerdict = "confirmed"   // the model does not understand the request
+	VerdictFalseAlarm ReviewVerdict = "false_alarm" // nothing is wrong with the request
+	VerdictExpected   ReviewVerdict = "expected"    // the model does not understand the request, which is known and accepted
+)
+
+// ReviewVerdicts returns all verdicts of a resolved review.
+func ReviewVerdicts() []ReviewVerdict {
+	return []ReviewVerdict{VerdictConfirmed, VerdictFalseAlarm, VerdictExpected}
+}
+
+// List writes names in one line, a comma between.
+func List[T ~string](names []T) string {
+	texts := make([]string, len(names))
+	for i, name := range names {
+		texts[i] = string(name)
+	}
+	return strings.Join(texts, ", ")
+}
