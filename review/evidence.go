@@ -12,6 +12,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/decuwatch/decuwatch/monitor/replay"
 	"github.com/decuwatch/decuwatch/schema"
 	"github.com/decuwatch/decuwatch/schema/postgres"
 	"github.com/decuwatch/decuwatch/scoring"
@@ -232,26 +233,11 @@ func (w *Worker) gather(ctx context.Context, job postgres.EvidenceJob) ([]postgr
 	if engine == nil {
 		return nil, fmt.Errorf("no ensemble %s is open here", job.Score.Receipt.EnsembleDigest)
 	}
-	evidence, err := engine.Evidence(ctx, Request(job.Score))
+	evidence, err := engine.Evidence(ctx, replay.Request(job.Score))
 	if err != nil {
 		return nil, err
 	}
 	return files(*job.Score, evidence, engine.Ensemble().Image, w.config.ImageSide)
-}
-
-// Request returns the request that reruns a stored score.
-func Request(s *schema.Score) scoring.Request {
-	measure := func(m schema.Measurement) scoring.Measure {
-		return scoring.Measure{BranchStep: m.BranchStep, RolloutSteps: m.RolloutSteps, Estimator: m.Estimator}
-	}
-	r := s.Receipt
-	return scoring.Request{
-		Key: s.Event.Source + "\n" + s.Event.ID, Class: s.ClassIndex, Seed: r.Seed, Noise: r.Noise,
-		Profile: scoring.Profile{
-			Steps: r.Steps, GuidanceScale: r.GuidanceScale, Eta: r.Eta, ClassGap: measure(s.ClassGap), RequestRisk: measure(s.RequestRisk),
-		},
-		Priority: scoring.Background,
-	}
 }
 
 // Names of the files of a review's evidence. The image of component i is "image-i".

@@ -37,13 +37,14 @@ var arrows = []struct {
 	{"monitor", []string{"schema", "scoring", "alerts"}, "the one sequence knows neither JetStream nor Postgres; cmd hands them over"},
 	{"monitor/reconcile", []string{"schema", "schema/postgres", "consumers"}, "both sides are read, and nobody writes"},
 	{"monitor/redeliver", []string{"schema", "schema/postgres", "consumers"}, "an operator's act, between the two sides"},
-	{"review", []string{"schema", "schema/postgres", "alerts", "scoring", "scoring/ensemble"}, "review comes after the verdict and takes no part in it"},
+	{"monitor/replay", []string{"schema", "scoring", "monitor"}, "the one way from a receipt back to a request"},
+	{"review", []string{"schema", "schema/postgres", "alerts", "scoring", "scoring/ensemble", "monitor/replay"}, "review comes after the verdict and takes no part in it"},
 	{"internal/settings", nil, "what the owners of settings share"},
 	{"internal/app", []string{"internal/settings", "schema", "schema/postgres", "scoring", "scoring/ensemble", "consumers",
 		"alerts", "monitor", "review"}, "wires everything; nobody but cmd may know it"},
 	{"internal/faults", nil, "the fault matrix, in tests only"},
 	{"deploy", nil, "files, held against the code by tests"},
-	{"cmd/decuwatch", []string{"internal/app", "internal/settings", "schema", "schema/postgres", "schema/postgres/local", "scoring", "scoring/ensemble", "scoring/ort", "scoring/diffusion", "scoring/evaluation", "consumers", "alerts", "monitor", "monitor/reconcile", "monitor/redeliver", "review"}, "wires everything, tests' helpers excepted"},
+	{"cmd/decuwatch", []string{"internal/app", "internal/settings", "schema", "schema/postgres", "schema/postgres/local", "scoring", "scoring/ensemble", "scoring/ort", "scoring/diffusion", "scoring/evaluation", "consumers", "alerts", "monitor", "monitor/reconcile", "monitor/redeliver", "monitor/replay", "review"}, "wires everything, tests' helpers excepted"},
 }
 
 // goPackage is what `go list -json` says of a package.

@@ -10,6 +10,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/decuwatch/decuwatch/consumers/natstest"
+	"github.com/decuwatch/decuwatch/monitor/replay"
 	"github.com/decuwatch/decuwatch/schema/postgres/pgtest"
 )
 
@@ -34,7 +35,7 @@ func TestEventOlderThanRetention(t *testing.T) {
 	user.run(exitOK, "replay", "-e", faultEnsemble, "young")
 	_, text := get(t, mux+"/metrics")
 	rows := regexp.MustCompile(`(?m)^decuwatch_sampler_rows_total\{kind="live",model="tiny"\} (\d+)$`).FindStringSubmatch(text)
-	one := decode[replayed](t, first(user.run(exitOK, "replay", "-e", faultEnsemble, "--json", "young"))).Stored.Receipt.Rows
+	one := decode[replay.Replay](t, first(user.run(exitOK, "replay", "-e", faultEnsemble, "--json", "young"))).Stored.Receipt.Rows
 	if rows == nil || rows[1] != fmt.Sprint(one) {
 		t.Errorf("%s rows were computed, want the %d of the young event", strings.Join(rows, " "), one)
 	}

@@ -29,6 +29,7 @@ import (
 
 	"github.com/decuwatch/decuwatch/consumers/natstest"
 	"github.com/decuwatch/decuwatch/monitor/reconcile"
+	"github.com/decuwatch/decuwatch/monitor/replay"
 	"github.com/decuwatch/decuwatch/schema"
 	"github.com/decuwatch/decuwatch/schema/postgres/pgtest"
 )
@@ -334,7 +335,7 @@ func TestEventsBecomeAlerts(t *testing.T) {
 	// A stored score, replayed and scored offline.
 	out, _ = user.run(exitOK, "replay", "-e", shipped, "coat")
 	holds(t, out, "class_gap", "request_risk", "agrees")
-	r := decode[replayed](t, first(user.run(exitOK, "replay", "-e", shipped, "--json", "--source=/tests", "coat")))
+	r := decode[replay.Replay](t, first(user.run(exitOK, "replay", "-e", shipped, "--json", "--source=/tests", "coat")))
 	if !r.Agrees || r.Stored.Receipt.Carrier != r.Recomputed.Receipt.Carrier || r.Difference > 1e-3 {
 		t.Errorf("replayed %+v", r)
 	}

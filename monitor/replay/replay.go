@@ -1,0 +1,112 @@
+// Package replay reruns stored scores from their receipts and compares the results.
+package replay
+
+import (
+	"context"
+	"fmt"
+	"math"
+	"slices"
+
+	"github.com/decuwatch/decuwatch/monitor"
+	"github.com/decuwatch/decuwatch/schema"
+	"github.com/decuwatch/decuwatch/scoring"
+)
+
+// Request returns the request that reruns a stored score, behind live work. It reads nothing but the score.
+func Request(s *schema.Score) scoring.Request {
+	measure := func(m schema.Measurement) scoring.Measure {
+		return scoring.Measure{BranchStep: m.BranchStep, RolloutSteps: m.RolloutSteps, Estimator: m.Estimator}
+	}
+	r := s.Receipt
+	return scoring.Request{
+		Key: monitor.Key(s.Event.Source, s.Event.ID), Class: s.ClassIndex, Seed: r.Seed, Noise: r.Noise,
+		Profile: scoring.Profile{
+			Steps: r.Steps, GuidanceScale: r.GuidanceScale, Eta: r.Eta,
+			ClassGap: measure(s.ClassGap), RequestRisk: measure(s.RequestRisk),
+		},
+		Priority: scoring.Background,
+	}
+}
+
+// Replay is a stored score beside its recomputation.
+type Replay struct {
+	Source     string       `json:"source"`
+	ID         string       `json:"id"`
+	Agrees     bool         `json:"agrees"`
+	Tolerance  float64      `json:"tolerance"`       // relative
+	Floor      float64      `json:"tolerance_floor"` // absolute
+	Difference float64      `json:"difference"`      // the largest relative difference
+	Stored     schema.Score `json:"stored"`
+	Recomputed schema.Score `json:"recomputed"`
+}
+
+// Run reruns a stored score on the engine that has its ensemble's digest. Engines are given by model.
+func Run(ctx context.Context, engines map[string]*scoring.Engine, stored *schema.Score) (*Replay, error) {
+	given := make([]string, 0, len(engines))
+	for name, engine := range engines {
+		if engine.Ensemble().Digest == stored.Receipt.EnsembleDigest {
+			result, err := engine.Score(ctx, Request(stored))
+			if err != nil {
+				return nil, err
+			}
+			return hold(stored, result), nil
+		}
+		given = append(given, fmt.Sprintf("%s %s", name, engine.Ensemble().Digest))
+	}
+	slices.Sort(given)
+	return nil, fmt.Errorf("the score was made by the ensemble %s %s; given is %q",
+		stored.Event.Data.Model, stored.Receipt.EnsembleDigest, given)
+}
+
+func hold(stored *schema.Score, result scoring.Result) *Replay {
+	again := monitor.Compose(stored.Event, stored.ClassIndex, stored.ClassLabel, result, stored.Receipt.Deviations, stored.ScoredAt)
+	r := &Replay{
+		Source: stored.Event.Source, ID: stored.Event.ID, Agrees: again.Receipt.Carrier == stored.Receipt.Carrier,
+		Tolerance: scoring.Tolerance, Floor: scoring.ToleranceFloor, Stored: *stored, Recomputed: again,
+	}
+	for _, m := range r.Measurements() {
+		r.Agrees = r.Agrees && m.Agrees
+		r.Difference = max(r.Difference, m.Difference)
+	}
+	return r
+}
+
+// Comparison is one measurement of a score beside its recomputation.
+type Comparison struct {
+	Name               schema.MeasurementName
+	Stored, Recomputed schema.Measurement
+	Agrees             bool    // every number agrees by scoring.Agrees
+	Difference         float64 // the largest relative difference
+}
+
+// Measurements compares the measurements one by one, in the order of schema.Score.Measurements.
+func (r *Replay) Measurements() []Comparison {
+	var list []Comparison
+	again := r.Recomputed.Measurements()
+	for i, m := range r.Stored.Measurements() {
+		c := Comparison{Name: m.Name, Stored: m.Measurement, Recomputed: again[i].Measurement}
+		c.Agrees, c.Difference = compare(c.Stored, c.Recomputed)
+		list = append(list, c)
+	}
+	return list
+}
+
+// compare compares the values, the mean distances and all single distances of two measurements.
+func compare(a, b schema.Measurement) (agrees bool, difference float64) {
+	x, y := numbers(a), numbers(b)
+	if !slices.EqualFunc(a.Distances, b.Distances, func(a, b []float64) bool { return len(a) == len(b) }) {
+		return false, math.MaxFloat64 // JSON has no infinity
+	}
+	agrees = true
+	for i := range x {
+		agrees = agrees && scoring.Agrees(x[i], y[i])
+		if x[i] != y[i] {
+			difference = max(difference, math.Abs(x[i]-y[i])/max(math.Abs(x[i]), math.Abs(y[i])))
+		}
+	}
+	return agrees, difference
+}
+
+func numbers(m schema.Measurement) []float64 {
+	return append([]float64{m.Value, m.MeanDistance}, slices.Concat(m.Distances...)...)
+}
