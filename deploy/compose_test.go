@@ -28,7 +28,7 @@ func settings(t *testing.T) map[string]bool {
 		t.Fatal(err)
 	}
 	known := map[string]bool{}
-	for _, m := range regexp.MustCompile("(?m)^\\| `[^`]+` \\| `(DECUWATCH_\\w+)` \\|").FindAllStringSubmatch(string(content), -1) {
+	for _, m := range regexp.MustCompile("(?m)^- \\*\\*`[^`]+`\\*\\* \\(`(DECUWATCH_\\w+)`,").FindAllStringSubmatch(string(content), -1) {
 		known[m[1]] = true
 	}
 	if len(known) < 30 {

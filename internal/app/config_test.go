@@ -15,6 +15,7 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"github.com/alecthomas/kong"
 	"github.com/decuwatch/decuwatch/internal/settings"
@@ -42,7 +43,13 @@ func TestConfigurationReferenceIsComplete(t *testing.T) {
 	}
 	help = comments(t)
 	hold("help.txt", help)
-	hold("../../docs/configuration.md", reference())
+	const page, mark = "../../docs/configuration.md", "<!-- settings -->\n"
+	content, err := os.ReadFile(page)
+	if err != nil {
+		t.Fatal(err)
+	}
+	before, _, _ := strings.Cut(string(content), mark)
+	hold(page, before+mark+reference())
 	for _, f := range Settings() {
 		if !strings.Contains(f.Help, "Defaults to ") && !strings.Contains(f.Help, "Required.") {
 			t.Errorf("%s: the documentation does not say what it defaults to", f.Name)
@@ -54,6 +61,33 @@ func TestConfigurationReferenceIsComplete(t *testing.T) {
 			t.Errorf("%s defaults to %s, its documentation says %q", f.Name, f.Default, f.Help)
 		}
 	}
+}
+
+// reference describes the settings in Markdown, by group.
+func reference() string {
+	var b strings.Builder
+	group := ""
+	for _, s := range Settings() {
+		if s.Group != group {
+			group = s.Group
+			fmt.Fprintf(&b, "\n## %s\n\n", group)
+		}
+		width := 0
+		for i, word := range strings.Fields(fmt.Sprintf("- **`%s`** (`%s`, %s): %s", s.Name, s.Variable, s.Kind, s.Help)) {
+			switch {
+			case i > 0 && width+1+utf8.RuneCountInString(word) > 120:
+				b.WriteString("\n  ")
+				width = 2
+			case i > 0:
+				b.WriteString(" ")
+				width++
+			}
+			b.WriteString(word)
+			width += utf8.RuneCountInString(word)
+		}
+		b.WriteString("\n")
+	}
+	return b.String()
 }
 
 // comments returns the name of each setting with the comment of its field, one a line.
