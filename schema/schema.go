@@ -176,6 +176,14 @@ type Threshold struct {
 	SetAt          time.Time       `json:"set_at"`
 }
 
+// Sample is one measurement of a stored score, as calibrations and drift references read it.
+type Sample struct {
+	Class     int
+	Value     float64
+	Distance  float64 // mean pairwise distance
+	Saturated bool
+}
+
 // Alert is the data of an alert event: what fired, where the score stands, and the receipt.
 type Alert struct {
 	ID          string            `json:"id"` // derived from the event's identity, the ensemble digest and the measurement: the same on every try

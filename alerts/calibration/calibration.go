@@ -14,17 +14,9 @@ import (
 	"github.com/decuwatch/decuwatch/schema"
 )
 
-// Sample is one measurement of one stored score.
-type Sample struct {
-	Class     int
-	Value     float64
-	Distance  float64 // mean pairwise distance
-	Saturated bool
-}
-
 // compare orders samples by how uncertain they are: saturated ones, which are alike in their value, stand above the
 // others and among each other by their distance.
-func compare(a, b Sample) int {
+func compare(a, b schema.Sample) int {
 	switch {
 	case a.Saturated && b.Saturated:
 		return cmp.Compare(a.Distance, b.Distance)
@@ -41,7 +33,7 @@ func compare(a, b Sample) int {
 //
 // Reference: V. Vovk, A. Gammerman, G. Shafer, "Algorithmic Learning in a Random World", Springer 2005, chapter 2;
 // for outlier detection S. Bates et al., "Testing for outliers with conformal p-values", Annals of Statistics 2023.
-func PValue(reference []Sample, s Sample) float64 {
+func PValue(reference []schema.Sample, s schema.Sample) float64 {
 	n := 0
 	for _, r := range reference {
 		if compare(r, s) >= 0 {
@@ -71,12 +63,12 @@ type Bound struct {
 // Find returns the bound at which exactly those samples alert whose conformal p-value is at most alpha. The reference
 // is sorted in place. The second result is false where it is too small: Needed(alpha) says how many it takes.
 // Numbers of the reference must be finite. Find panics unless 0 < alpha < 1.
-func Find(reference []Sample, alpha float64) (Bound, bool) {
+func Find(reference []schema.Sample, alpha float64) (Bound, bool) {
 	n := len(reference)
 	if n < Needed(alpha) {
 		return Bound{}, false
 	}
-	slices.SortFunc(reference, func(a, b Sample) int { return compare(b, a) }) // the most uncertain first
+	slices.SortFunc(reference, func(a, b schema.Sample) int { return compare(b, a) }) // the most uncertain first
 	// p(s) <= alpha means #{reference >= s} <= alpha (n + 1) - 1, so s lies above the sample of that rank.
 	allowed := int(math.Floor(alpha*float64(n+1)+1e-9)) - 1
 	last := reference[min(allowed, n-1)]
@@ -87,7 +79,7 @@ func Find(reference []Sample, alpha float64) (Bound, bool) {
 	} else {
 		b.Value = math.Nextafter(last.Value, math.Inf(1))
 	}
-	above := slices.IndexFunc(reference, func(s Sample) bool { return compare(s, last) <= 0 }) // ties of last do not alert
+	above := slices.IndexFunc(reference, func(s schema.Sample) bool { return compare(s, last) <= 0 }) // ties of last do not alert
 	b.Achieved = float64(1+above) / float64(n+1)
 	return b, true
 }
@@ -99,7 +91,7 @@ const minimal = 8
 // neighbours that are most alike are joined, by the two-sample Kolmogorov-Smirnov statistic in units of its critical
 // value at 5%, until no neighbours agree at that level. Classes of fewer than 8 scores stay out. The result maps each
 // class of a cluster to the cluster's classes, in ascending order.
-func Clusters(samples map[int][]Sample) map[int][]int {
+func Clusters(samples map[int][]schema.Sample) map[int][]int {
 	type cluster struct {
 		classes []int
 		values  []float64 // sorted
@@ -196,18 +188,18 @@ func (e *TooFewError) Error() string {
 // Calibrate finds the threshold of the model and of each class that has scores enough, itself or in its cluster; a class
 // that has them in neither way is left to the model's. The model's stands first, then classes in order. The error is
 // *TooFewError where the model itself has too few: nothing can be said at that rate then.
-func Calibrate(samples []Sample, o Options) ([]Result, error) {
+func Calibrate(samples []schema.Sample, o Options) ([]Result, error) {
 	if !(o.Alpha > 0 && o.Alpha < 1) {
 		return nil, fmt.Errorf("alpha is %g, must lie between 0 and 1", o.Alpha)
 	}
-	byClass := map[int][]Sample{}
+	byClass := map[int][]schema.Sample{}
 	for _, s := range samples {
 		if s.Class < 0 || s.Class >= o.Classes {
 			return nil, fmt.Errorf("a score is of class %d, the model has %d classes", s.Class, o.Classes)
 		}
 		byClass[s.Class] = append(byClass[s.Class], s)
 	}
-	var pool []Sample
+	var pool []schema.Sample
 	for class, list := range byClass {
 		if len(o.WellSampled) == 0 || slices.Contains(o.WellSampled, class) {
 			pool = append(pool, list...)
@@ -232,7 +224,7 @@ func Calibrate(samples []Sample, o Options) ([]Result, error) {
 		}
 		bound, ok := found[members[0]]
 		if !ok {
-			var joined []Sample
+			var joined []schema.Sample
 			for _, member := range members {
 				joined = append(joined, byClass[member]...)
 			}
@@ -261,7 +253,7 @@ func (k Key) Matches(t schema.Threshold) bool {
 
 // Count returns by class how many of the samples the thresholds would have raised an alert on, of the key's measurement
 // and of any severity, decided as live scores are.
-func Count(samples []Sample, k Key, thresholds []schema.Threshold) (map[int]int, error) {
+func Count(samples []schema.Sample, k Key, thresholds []schema.Threshold) (map[int]int, error) {
 	table, err := alerts.NewTable(thresholds)
 	if err != nil {
 		return nil, err

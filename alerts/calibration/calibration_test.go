@@ -11,16 +11,16 @@ import (
 	"github.com/decuwatch/decuwatch/schema"
 )
 
-func normal(r *rand.Rand, class, n int, mean float64) []Sample {
-	samples := make([]Sample, n)
+func normal(r *rand.Rand, class, n int, mean float64) []schema.Sample {
+	samples := make([]schema.Sample, n)
 	for i := range samples {
-		samples[i] = Sample{Class: class, Value: mean + r.NormFloat64(), Distance: r.Float64()}
+		samples[i] = schema.Sample{Class: class, Value: mean + r.NormFloat64(), Distance: r.Float64()}
 	}
 	return samples
 }
 
 // alert tells whether a bound alerts on a sample, as alerts.Decide does.
-func (b Bound) alert(s Sample) bool {
+func (b Bound) alert(s schema.Sample) bool {
 	if s.Saturated && b.Distance != nil {
 		return s.Distance >= *b.Distance
 	}
@@ -28,11 +28,11 @@ func (b Bound) alert(s Sample) bool {
 }
 
 func TestPValue(t *testing.T) {
-	reference := []Sample{{Value: 1}, {Value: 2}, {Value: 2}, {Value: 3}}
+	reference := []schema.Sample{{Value: 1}, {Value: 2}, {Value: 2}, {Value: 3}}
 	for _, c := range []struct {
 		value, want float64
 	}{{0, 1}, {2, 4.0 / 5}, {2.5, 2.0 / 5}, {3, 2.0 / 5}, {4, 1.0 / 5}} {
-		if got := PValue(reference, Sample{Value: c.value}); got != c.want {
+		if got := PValue(reference, schema.Sample{Value: c.value}); got != c.want {
 			t.Errorf("p(%g) = %g, want %g", c.value, got, c.want)
 		}
 	}
@@ -52,14 +52,14 @@ func TestFindAgreesWithPValue(t *testing.T) {
 	for trial := range 300 {
 		n := 1 + r.IntN(250)
 		alpha := []float64{0.5, 0.1, 0.05, 0.013, 0.01}[trial%5]
-		draw := func() Sample {
-			s := Sample{Value: math.Round(r.NormFloat64()*4) / 4, Distance: math.Round(r.ExpFloat64()*8) / 8} // with ties
+		draw := func() schema.Sample {
+			s := schema.Sample{Value: math.Round(r.NormFloat64()*4) / 4, Distance: math.Round(r.ExpFloat64()*8) / 8} // with ties
 			if r.Float64() < 0.1*float64(trial%4) {
 				s.Saturated, s.Value = true, 5
 			}
 			return s
 		}
-		reference := make([]Sample, n)
+		reference := make([]schema.Sample, n)
 		for i := range reference {
 			reference[i] = draw()
 		}
@@ -112,7 +112,7 @@ func TestFalseAlarmRate(t *testing.T) {
 
 func TestClusters(t *testing.T) {
 	r := rand.New(rand.NewPCG(5, 6))
-	samples := map[int][]Sample{}
+	samples := map[int][]schema.Sample{}
 	for class, mean := range []float64{0, 10, 0, 10, 0, 30} {
 		samples[class] = normal(r, class, 60, mean)
 	}
@@ -126,7 +126,7 @@ func TestClusters(t *testing.T) {
 
 func TestCalibrate(t *testing.T) {
 	r := rand.New(rand.NewPCG(7, 8))
-	var samples []Sample
+	var samples []schema.Sample
 	samples = append(samples, normal(r, 0, 150, 0)...)  // enough by itself
 	samples = append(samples, normal(r, 1, 60, 20)...)  // enough together with class 2
 	samples = append(samples, normal(r, 2, 60, 20)...)  //
@@ -178,7 +178,7 @@ func TestCount(t *testing.T) {
 		{ID: 1, Model: "m", EnsembleDigest: "d", Settings: "s", Measurement: schema.RequestRisk, Severity: schema.SeverityWarn, Scope: schema.ScopeModel, Value: 2},
 		{ID: 2, Model: "m", EnsembleDigest: "d", Settings: "s", Measurement: schema.RequestRisk, Severity: schema.SeverityWarn, Scope: schema.ScopeClass, Class: &class, Value: 3},
 	}
-	samples := []Sample{{Class: 0, Value: 1}, {Class: 0, Value: 2}, {Class: 1, Value: 2}, {Class: 1, Value: 3}, {Class: 1, Value: 4}}
+	samples := []schema.Sample{{Class: 0, Value: 1}, {Class: 0, Value: 2}, {Class: 1, Value: 2}, {Class: 1, Value: 3}, {Class: 1, Value: 4}}
 	got, err := Count(samples, k, thresholds)
 	if err != nil || !reflect.DeepEqual(got, map[int]int{0: 1, 1: 2}) {
 		t.Errorf("%v %v", got, err)

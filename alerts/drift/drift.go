@@ -1,12 +1,13 @@
-// Package drift tells whether the scores of a class, or of a whole model, have left a frozen reference. It is pure:
-// numbers in, numbers out.
+// Package drift detects a rise of scores above a frozen reference.
 package drift
 
 import (
 	"fmt"
+	"maps"
 	"math"
 	"slices"
 	"sort"
+	"strconv"
 )
 
 // Reference is the frozen distribution that scores are held against. Its zero value knows nothing: every p-value is 1.
@@ -23,23 +24,23 @@ func NewReference(samples []float64) Reference {
 	return Reference{sorted: sorted}
 }
 
-// Quantiles returns the reference that is known by some quantiles of n samples only: from probability (between 0 and 1)
-// to value. Its p-values are never smaller than those of the samples themselves would be, so that tests on them keep
-// their guarantee and lose only power.
-func Quantiles(n int, quantiles map[float64]float64) (Reference, error) {
-	var r Reference
-	probabilities := make([]float64, 0, len(quantiles))
-	for q := range quantiles {
-		if !(q > 0 && q < 1) {
-			return Reference{}, fmt.Errorf("a quantile at %g is none: it must lie between 0 and 1", q)
+// Quantiles returns a reference of which only some quantiles of n samples are known. The keys are probabilities, as an
+// ensemble's manifest has them. Its p-values are never smaller than the samples' own p-values would be: tests on them
+// keep their guarantee and lose only power.
+func Quantiles(n int, quantiles map[string]float64) (Reference, error) {
+	values := map[float64]float64{}
+	for name, v := range quantiles {
+		q, err := strconv.ParseFloat(name, 64)
+		if err != nil || !(q > 0 && q < 1) {
+			return Reference{}, fmt.Errorf("quantile %s is out of range (0, 1)", name)
 		}
-		probabilities = append(probabilities, q)
+		values[q] = v
 	}
-	slices.Sort(probabilities)
-	for _, q := range probabilities {
-		v := quantiles[q]
+	var r Reference
+	for _, q := range slices.Sorted(maps.Keys(values)) {
+		v := values[q]
 		if math.IsNaN(v) || len(r.bounds) > 0 && v < r.bounds[len(r.bounds)-1] {
-			return Reference{}, fmt.Errorf("the quantile at %g is %g: quantiles must ascend", q, v)
+			return Reference{}, fmt.Errorf("quantile %g is %g: quantiles must ascend", q, v)
 		}
 		r.bounds = append(r.bounds, v)
 		r.tails = append(r.tails, (math.Ceil((1-q)*float64(n))+1)/float64(n+1))
@@ -105,16 +106,4 @@ func Scan(p []float64, runLength float64) (Rise, bool) {
 		}
 	}
 	return Rise{}, false
-}
-
-// Exceedance returns the least x that at most a share alpha of the samples exceed or equal, as a threshold: the shadow
-// of a frozen threshold at alpha. It is NaN where there are fewer than 1/alpha samples. The samples are sorted in place.
-func Exceedance(samples []float64, alpha float64) float64 {
-	n := len(samples)
-	above := int(math.Floor(alpha*float64(n) + 1e-9))
-	if above < 1 {
-		return math.NaN()
-	}
-	slices.Sort(samples)
-	return samples[n-above]
 }

@@ -23,8 +23,8 @@ func TestPlanPrecedence(t *testing.T) {
 					Measurement: schema.ClassGap, Severity: severity, Alpha: 0.1,
 				}
 				key := calibration.Key{Series: p.series(), Measurement: p.Measurement, Severity: severity}
-				sample := []calibration.Sample{{Class: alertstest.Class, Value: c.Value}}
-				week := func() ([]calibration.Sample, error) { return sample, nil }
+				sample := []schema.Sample{{Class: alertstest.Class, Value: c.Value}}
+				week := func() ([]schema.Sample, error) { return sample, nil }
 				if err := p.describe(key, e, sample, nil, c.Thresholds, week); err != nil {
 					t.Fatal(err)
 				}

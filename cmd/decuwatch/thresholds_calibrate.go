@@ -145,13 +145,8 @@ func (c *thresholdsCalibrateCmd) plan(ctx context.Context, store *postgres.Store
 	if p.Settings == "" {
 		p.Settings = e.Profile.Settings()
 	}
-	read := func(from, to time.Time) ([]calibration.Sample, error) {
-		stored, err := store.Samples(ctx, p.Model, p.EnsembleDigest, p.Settings, p.Measurement, from, to)
-		samples := make([]calibration.Sample, len(stored))
-		for i, s := range stored {
-			samples[i] = calibration.Sample(s)
-		}
-		return samples, err
+	read := func(from, to time.Time) ([]schema.Sample, error) {
+		return store.Samples(ctx, p.series(), p.Measurement, from, to)
 	}
 	samples, err := read(p.WindowFrom, p.WindowTo)
 	if err != nil {
@@ -186,7 +181,7 @@ func (c *thresholdsCalibrateCmd) plan(ctx context.Context, store *postgres.Store
 	if err := schema.CheckChange(now, p.set); err != nil {
 		return nil, fmt.Errorf("calibrate %s of model %s: %w; nothing was changed", p.Measurement, p.Model, err)
 	}
-	return p, p.describe(key, e, samples, results, now, func() ([]calibration.Sample, error) { return read(to.Add(-week), to) })
+	return p, p.describe(key, e, samples, results, now, func() ([]schema.Sample, error) { return read(to.Add(-week), to) })
 }
 
 // thresholds returns what the results set, and withdraws what a former calibration set for scopes that have no result
@@ -232,7 +227,7 @@ func (p *calibrationPlan) threshold(scope schema.Scope, b calibration.Bound, alp
 }
 
 // limit returns the absolute limit: critical, at a rate of its own of the pool that made the model's threshold.
-func (c *thresholdsCalibrateCmd) limit(p *calibrationPlan, samples []calibration.Sample, o calibration.Options) (schema.Threshold, error) {
+func (c *thresholdsCalibrateCmd) limit(p *calibrationPlan, samples []schema.Sample, o calibration.Options) (schema.Threshold, error) {
 	o.Alpha = c.LimitAlpha
 	results, err := calibration.Calibrate(samples, o)
 	if err != nil {
@@ -257,8 +252,8 @@ func scopeOf(t schema.Threshold) scopeKey {
 }
 
 // describe fills the lines of the plan.
-func (p *calibrationPlan) describe(key calibration.Key, e *ensemble.Ensemble, samples []calibration.Sample, results []calibration.Result,
-	now []schema.Threshold, lastWeek func() ([]calibration.Sample, error)) error {
+func (p *calibrationPlan) describe(key calibration.Key, e *ensemble.Ensemble, samples []schema.Sample, results []calibration.Result,
+	now []schema.Threshold, lastWeek func() ([]schema.Sample, error)) error {
 	recent, err := lastWeek()
 	if err != nil {
 		return err

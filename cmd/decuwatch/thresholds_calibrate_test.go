@@ -12,8 +12,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/decuwatch/decuwatch/alerts/patrol"
-	"github.com/decuwatch/decuwatch/internal/app"
+	"github.com/decuwatch/decuwatch/alerts/drift"
 	"github.com/decuwatch/decuwatch/schema"
 	"github.com/decuwatch/decuwatch/schema/postgres"
 	"github.com/decuwatch/decuwatch/schema/postgres/pgtest"
@@ -142,8 +141,8 @@ func TestThresholdsCalibrate(t *testing.T) {
 	}
 
 	// What the model's threshold was calibrated from is what a class's drift is held against.
-	class := patrol.Model{Name: e.Name, EnsembleDigest: e.Digest, Settings: e.Profile.Settings(), WellSampled: e.WellSampled()}
-	if reference, err := app.CalibratedReference(t.Context(), class, now, store); err != nil || !reference.Empty() {
+	series := schema.Series{Model: e.Name, EnsembleDigest: e.Digest, Settings: e.Profile.Settings()}
+	if reference, err := drift.Calibrated(t.Context(), series, e.WellSampled(), now, store); err != nil || !reference.Empty() {
 		t.Errorf("a threshold of the request risk is no reference of the class gap: %v", err)
 	}
 	if _, stderr, code := verb(t, "thresholds", "calibrate", shippedEnsemble, "--measurement", "class_gap", "--alpha", "0.05", "--apply", "--reason", "for drift", "--postgres.url", url); code != exitOK {
@@ -152,7 +151,7 @@ func TestThresholdsCalibrate(t *testing.T) {
 	if now, err = store.Thresholds(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if reference, err := app.CalibratedReference(t.Context(), class, now, store); err != nil || reference.PValue(1000) != 1.0/81 {
+	if reference, err := drift.Calibrated(t.Context(), series, e.WellSampled(), now, store); err != nil || reference.PValue(1000) != 1.0/81 {
 		t.Errorf("the reference does not hold the 80 scores of the well-sampled classes: p = %g, %v", reference.PValue(1000), err)
 	}
 	if _, stderr, code := verb(t, "thresholds", "rollback", "--reason", "drift done", "--postgres.url", url); code != exitOK {

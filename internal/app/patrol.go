@@ -4,8 +4,6 @@ import (
 	"context"
 	"log/slog"
 	"math"
-	"slices"
-	"strconv"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -67,7 +65,7 @@ func newPatrol(ctx context.Context, c PatrolConfig, engines map[string]*scoring.
 	for _, engine := range engines {
 		e := engine.Ensemble()
 		m := patrol.Model{Name: e.Name, EnsembleDigest: e.Digest, Settings: engine.Profile().Settings(), WellSampled: e.WellSampled()}
-		if m.Reference, err = CalibratedReference(ctx, m, thresholds, store); err != nil {
+		if m.Reference, err = drift.Calibrated(ctx, m.Series(), m.WellSampled, thresholds, store); err != nil {
 			return nil, err
 		}
 		if m.Reference.Empty() {
@@ -80,52 +78,17 @@ func newPatrol(ctx context.Context, c PatrolConfig, engines map[string]*scoring.
 	}, models, store, store, store)
 }
 
-// CalibratedReference returns the class gaps of the model's well-sampled classes in the window from which the newest
-// threshold of the model was calibrated. It is empty where there is none, or retention dropped the scores.
-func CalibratedReference(ctx context.Context, m patrol.Model, thresholds []schema.Threshold, store *postgres.Store) (drift.Reference, error) {
-	var newest *schema.Threshold
-	for i, t := range thresholds {
-		if t.Series() == m.Series() && t.Measurement == schema.ClassGap && t.Scope == schema.ScopeModel &&
-			t.Origin == "calibrated" && t.WindowFrom != nil && t.WindowTo != nil && (newest == nil || t.ID > newest.ID) {
-			newest = &thresholds[i]
-		}
-	}
-	if newest == nil {
-		return drift.Reference{}, nil
-	}
-	samples, err := store.Samples(ctx, m.Name, m.EnsembleDigest, m.Settings, schema.ClassGap, *newest.WindowFrom, *newest.WindowTo)
-	if err != nil {
-		return drift.Reference{}, err
-	}
-	var gaps []float64
-	for _, s := range samples {
-		if slices.Contains(m.WellSampled, s.Class) {
-			gaps = append(gaps, s.Value)
-		}
-	}
-	return drift.NewReference(gaps), nil
-}
-
 // manifestReference returns the class gaps of the ensemble's well-sampled classes under its own profile, by the quantiles
-// of its manifest. Where the manifest has none, or another profile scores, it is empty.
+// of its manifest. It is empty if the manifest has no quantiles, or another profile scores.
 func manifestReference(e *ensemble.Ensemble, p scoring.Profile, log *slog.Logger) drift.Reference {
 	reference, ok := e.Reference[string(schema.ClassGap)]
 	if !ok || p.Settings() != e.Profile.Settings() {
-		log.Info("class drift is not watched: the ensemble has no reference scores for these settings", "model", e.Name)
+		log.Info("class drift disabled: the ensemble has no reference scores for these settings", "model", e.Name)
 		return drift.Reference{}
 	}
-	quantiles := map[float64]float64{}
-	for name, value := range reference.Quantiles {
-		q, err := strconv.ParseFloat(name, 64)
-		if err != nil {
-			log.Warn("class drift is not watched: a quantile of the reference has no number", "model", e.Name, "quantile", name)
-			return drift.Reference{}
-		}
-		quantiles[q] = value
-	}
-	r, err := drift.Quantiles(reference.N, quantiles)
+	r, err := drift.Quantiles(reference.N, reference.Quantiles)
 	if err != nil {
-		log.Warn("class drift is not watched: the reference cannot be", "model", e.Name, "err", err)
+		log.Warn("class drift disabled: invalid reference", "model", e.Name, "err", err)
 	}
 	return r
 }

@@ -11,18 +11,11 @@ import (
 	"github.com/decuwatch/decuwatch/schema"
 )
 
-// Sample is one measurement of a stored score, as a calibration reads it.
-type Sample struct {
-	Class     int
-	Value     float64
-	Distance  float64 // mean pairwise distance
-	Saturated bool
-}
-
-// Samples returns one measurement (class_gap or request_risk) of a model's scores by one ensemble under one settings
-// key, with event times in [from, to). Canaries, and events whose alert a reviewer confirmed, are left out: they are
-// no reference for what is usual.
-func (s *Store) Samples(ctx context.Context, model, ensembleDigest, settings string, measurement schema.MeasurementName, from, to time.Time) ([]Sample, error) {
+// Samples returns one measurement of the scores of a series, with event times in [from, to). Canaries, and events whose
+// alert a reviewer confirmed, are left out: they are no reference for what is usual.
+func (s *Store) Samples(
+	ctx context.Context, of schema.Series, measurement schema.MeasurementName, from, to time.Time,
+) ([]schema.Sample, error) {
 	if !slices.Contains(schema.MeasurementNames(), measurement) {
 		return nil, fmt.Errorf("read scores: measurement %q is neither class_gap nor request_risk", measurement)
 	}
@@ -33,11 +26,11 @@ func (s *Store) Samples(ctx context.Context, model, ensembleDigest, settings str
 		AND NOT EXISTS (SELECT FROM decuwatch.canaries c WHERE c.source = s.source AND c.event_id = s.event_id AND c.model = s.model)
 		AND NOT EXISTS (SELECT FROM decuwatch.reviews r
 			WHERE r.verdict = 'confirmed' AND r.source = s.source AND r.event_id = s.event_id AND r.model = s.model)`,
-		model, ensembleDigest, settings, from, to)
+		of.Model, of.EnsembleDigest, of.Settings, from, to)
 	if err != nil {
 		return nil, fmt.Errorf("read scores: %w", err)
 	}
-	samples, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (s Sample, err error) {
+	samples, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (s schema.Sample, err error) {
 		err = row.Scan(&s.Class, &s.Value, &s.Distance, &s.Saturated)
 		return s, err
 	})
