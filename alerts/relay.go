@@ -15,6 +15,7 @@ import (
 	"go.opentelemetry.io/otel/trace/noop"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/decuwatch/decuwatch/internal/backoff"
 	"github.com/decuwatch/decuwatch/schema"
 )
 
@@ -117,10 +118,7 @@ func NewRelay(outbox Outbox, cfg RelayConfig, sinks ...Sink) (*Relay, error) {
 func (r *Relay) Run(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
 	announced := make(chan struct{}, 1)
-	group.Go(func() error {
-		listen(ctx, r.outbox, ChannelOutbox, announced, r.cfg.Logger)
-		return nil
-	})
+	group.Go(func() error { return listen(ctx, r.outbox, ChannelOutbox, announced) })
 	group.Go(func() error {
 		for {
 			select {
@@ -145,23 +143,20 @@ func (r *Relay) Run(ctx context.Context) error {
 
 // serve sends to one sink.
 func (r *Relay) serve(ctx context.Context, s Sink, wake <-chan struct{}) error {
-	failures := 0
+	retry := backoff.Backoff{Min: r.cfg.RetryDelay, Max: 10 * time.Second}
 	for ctx.Err() == nil {
 		n, err := r.round(ctx, s)
-		wait := r.cfg.Poll
 		switch {
 		case err != nil && ctx.Err() == nil:
 			r.cfg.Logger.Warn("outbox is not available", "sink", s.Name(), "err", err)
-			wait = delay(r.cfg.RetryDelay, 10*time.Second, failures)
-			failures++
-			pause(ctx, wait)
+			retry.Wait(ctx)
 			continue
 		case n == r.cfg.Batch:
-			failures = 0
+			retry.Failures = 0
 			continue
 		}
-		failures = 0
-		timer := time.NewTimer(wait)
+		retry.Failures = 0
+		timer := time.NewTimer(r.cfg.Poll)
 		select {
 		case <-ctx.Done():
 		case <-wake:
@@ -200,7 +195,7 @@ func (r *Relay) round(ctx context.Context, s Sink) (int, error) {
 				sent = append(sent, m.ID)
 				return nil
 			}
-			wait := delay(r.cfg.RetryDelay, r.cfg.RetryMax, m.Attempts)
+			wait := backoff.After(m.Attempts+1, r.cfg.RetryDelay, r.cfg.RetryMax)
 			var asked interface{ RetryAfter() time.Duration }
 			if errors.As(err, &asked) {
 				wait = max(wait, min(asked.RetryAfter(), maxRetryAfter))
@@ -260,17 +255,6 @@ func parent(m schema.OutboxMessage) propagation.MapCarrier {
 	return c
 }
 
-// delay is the time before the next attempt after the given number of failed ones before this.
-func delay(first, most time.Duration, failed int) time.Duration {
-	d := first
-	for range failed {
-		if d *= 2; d >= most || d <= 0 {
-			return most
-		}
-	}
-	return min(d, most)
-}
-
 // measure keeps the metrics of what is due.
 func (r *Relay) measure(ctx context.Context) error {
 	for ctx.Err() == nil {
@@ -280,7 +264,7 @@ func (r *Relay) measure(ctx context.Context) error {
 		if err == nil {
 			r.cfg.Metrics.setOutbox(r.sinks, stats)
 		}
-		pause(ctx, r.cfg.Measure)
+		backoff.Sleep(ctx, backoff.Jitter(r.cfg.Measure))
 	}
 	return nil
 }

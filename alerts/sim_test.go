@@ -177,14 +177,13 @@ func (r *simRelay) OutboxFailed(ctx context.Context, id int64, reason string, wa
 
 func (r *simRelay) OutboxStats(context.Context) ([]schema.OutboxStats, error) { return nil, nil }
 
-// Listen hears of new messages now and then.
+// Listen hears of new messages now and then, and misses some.
 func (r *simRelay) Listen(ctx context.Context, _ string, changed func()) error {
 	for {
 		select {
 		case <-time.After(time.Duration(r.draw(r.name, "listen", time.Since(r.born)).Int64N(int64(10 * time.Second)))):
-			changed()
-			if r.faulty(20, r.name, "listening", time.Since(r.born)) {
-				return errSimulated
+			if !r.faulty(20, r.name, "listening", time.Since(r.born)) {
+				changed()
 			}
 		case <-ctx.Done():
 			return ctx.Err()

@@ -4,12 +4,12 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"math/rand/v2"
 	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/decuwatch/decuwatch/internal/backoff"
 	"github.com/decuwatch/decuwatch/schema"
 )
 
@@ -70,10 +70,7 @@ func (t *Thresholds) Decide(s schema.Score) Decision { return Decide(s, t.Table(
 func (t *Thresholds) Run(ctx context.Context) error {
 	changed := make(chan struct{}, 1)
 	group, ctx := errgroup.WithContext(ctx)
-	group.Go(func() error {
-		listen(ctx, t.source, ChannelThresholds, changed, t.log)
-		return nil
-	})
+	group.Go(func() error { return listen(ctx, t.source, ChannelThresholds, changed) })
 	group.Go(func() error {
 		tick := time.NewTicker(resync)
 		defer tick.Stop()
@@ -84,13 +81,14 @@ func (t *Thresholds) Run(ctx context.Context) error {
 			case <-changed:
 			case <-tick.C:
 			}
-			for wait := 100 * time.Millisecond; ; wait = min(2*wait, 5*time.Second) {
+			retry := backoff.Backoff{Min: 100 * time.Millisecond, Max: 5 * time.Second}
+			for {
 				err := t.read(ctx)
 				if err == nil || ctx.Err() != nil {
 					break
 				}
 				t.log.Warn("thresholds stay as they were", "err", err)
-				pause(ctx, wait)
+				retry.Wait(ctx)
 			}
 		}
 	})
@@ -115,29 +113,16 @@ func (t *Thresholds) read(ctx context.Context) error {
 	return nil
 }
 
-// listen listens on a channel until ctx ends and puts a signal into changed for each announcement; several become one.
-func listen(ctx context.Context, l Listener, channel string, changed chan<- struct{}, log *slog.Logger) {
-	for ctx.Err() == nil {
-		err := l.Listen(ctx, channel, func() {
-			select {
-			case changed <- struct{}{}:
-			default:
-			}
-		})
-		if ctx.Err() != nil {
-			return
+// listen puts a signal into changed for each announcement on a channel, until ctx ends. Several become one.
+func listen(ctx context.Context, l Listener, channel string, changed chan<- struct{}) error {
+	err := l.Listen(ctx, channel, func() {
+		select {
+		case changed <- struct{}{}:
+		default:
 		}
-		log.Warn("listening was interrupted", "channel", channel, "err", err)
-		pause(ctx, time.Second)
+	})
+	if ctx.Err() != nil {
+		return nil //nolint:nilerr // it has ended as it was asked to
 	}
-}
-
-// pause waits for d with a spread, or until ctx ends.
-func pause(ctx context.Context, d time.Duration) {
-	timer := time.NewTimer(d/2 + rand.N(d/2+1))
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-	case <-ctx.Done():
-	}
+	return err
 }

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/decuwatch/decuwatch/internal/backoff"
 )
 
 const (
@@ -44,7 +46,7 @@ func ask(ctx context.Context, js jetstream.JetStream, api string, request []byte
 
 // again calls f until it succeeds or is refused, each time with askTimeout, until askPatience has passed.
 func again(ctx context.Context, f func(ctx context.Context) error) (err error) {
-	retry := backoff{min: 100 * time.Millisecond, max: time.Second}
+	retry := backoff.Backoff{Min: 100 * time.Millisecond, Max: time.Second}
 	for start := time.Now(); ; {
 		try, cancel := context.WithTimeoutCause(ctx, askTimeout, fmt.Errorf("no answer after %s", askTimeout))
 		err = f(try)
@@ -55,7 +57,7 @@ func again(ctx context.Context, f func(ctx context.Context) error) (err error) {
 		if err == nil || ctx.Err() != nil || refused(err) || time.Since(start) > askPatience {
 			return err
 		}
-		retry.wait(ctx)
+		retry.Wait(ctx)
 	}
 }
 

@@ -12,7 +12,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"math/rand/v2"
 	"sync"
 	"time"
 
@@ -23,6 +22,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sync/semaphore"
 
+	"github.com/decuwatch/decuwatch/internal/backoff"
 	"github.com/decuwatch/decuwatch/schema"
 )
 
@@ -293,14 +293,14 @@ func (r *runner) consume(ctx, work context.Context, l loop) error {
 	defer slots.wait()
 
 	began := false // settings that are bad from the start are refused, later ones are waited out
-	retry := backoff{min: 100 * time.Millisecond, max: 5 * time.Second}
+	retry := backoff.Backoff{Min: 100 * time.Millisecond, Max: 5 * time.Second}
 	for ctx.Err() == nil {
 		if r.conn.IsClosed() {
 			return fmt.Errorf("consumers: %w", nats.ErrConnectionClosed)
 		}
 		if !r.conn.IsConnected() { // a request would wait for its timeout
 			r.cfg.Pulling.set(l.name, errNotConnected)
-			retry.wait(ctx)
+			retry.Wait(ctx)
 			continue
 		}
 		setup, done := context.WithTimeout(ctx, 5*time.Second)
@@ -322,13 +322,13 @@ func (r *runner) consume(ctx, work context.Context, l loop) error {
 			}
 			r.cfg.Pulling.set(l.name, err)
 		}
-		retry.wait(ctx)
+		retry.Wait(ctx)
 	}
 	return nil
 }
 
 // pull takes messages until ctx ends or a pull fails.
-func (r *runner) pull(ctx, work context.Context, l loop, from source, slots *slots, beats *heartbeats, retry *backoff) error {
+func (r *runner) pull(ctx, work context.Context, l loop, from source, slots *slots, beats *heartbeats, retry *backoff.Backoff) error {
 	for {
 		if !r.gate.open() {
 			r.cfg.Pulling.set(l.name, errPaused)
@@ -349,7 +349,7 @@ func (r *runner) pull(ctx, work context.Context, l loop, from source, slots *slo
 		if err != nil {
 			return err
 		}
-		retry.reset()
+		retry.Failures = 0
 	}
 }
 
@@ -369,22 +369,4 @@ func (r *runner) pullOnce(ctx, work context.Context, l loop, from source, n int,
 		}()
 	})
 	return got, err
-}
-
-// backoff waits for times that double, with a spread, until they are reset.
-type backoff struct {
-	min, max, next time.Duration
-}
-
-func (b *backoff) reset() { b.next = 0 }
-
-// wait waits for the next time, or for ctx.
-func (b *backoff) wait(ctx context.Context) {
-	b.next = min(max(2*b.next, b.min), b.max)
-	t := time.NewTimer(b.next/2 + rand.N(b.next/2+1))
-	defer t.Stop()
-	select {
-	case <-t.C:
-	case <-ctx.Done():
-	}
 }

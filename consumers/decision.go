@@ -8,6 +8,7 @@ import (
 	"unicode"
 	"unicode/utf8"
 
+	"github.com/decuwatch/decuwatch/internal/backoff"
 	"github.com/decuwatch/decuwatch/schema"
 )
 
@@ -92,13 +93,7 @@ func (c Config) decide(err error, failed int, draining bool) decision {
 
 // retryDelay is the time before the attempt that follows the given number of them.
 func (c Config) retryDelay(attempts int) time.Duration {
-	d := c.RetryDelay
-	for range attempts - 1 {
-		if d *= 2; d >= c.RetryMaxDelay || d <= 0 {
-			return c.RetryMaxDelay
-		}
-	}
-	return d
+	return backoff.After(attempts, c.RetryDelay, c.RetryMaxDelay)
 }
 
 // maxReason is the length of a dead letter's reason, in bytes, at most.

@@ -5,6 +5,8 @@ import (
 	"log/slog"
 	"sync"
 	"time"
+
+	"github.com/decuwatch/decuwatch/internal/backoff"
 )
 
 // gate is open while what the handlers depend on is there.
@@ -116,7 +118,7 @@ func (g *gate) shutFor(err error) {
 	g.isOpen = false
 	g.opened = make(chan struct{})
 	close(g.shut)
-	retry := backoff{min: probeLeast, max: probeMost, next: min(probeLeast<<min(g.trips, 10), probeMost) / 2}
+	retry := backoff.Backoff{Min: probeLeast, Max: probeMost, Failures: g.trips}
 	g.trips++
 	g.mu.Unlock()
 	g.metrics.paused.Set(1)
@@ -137,10 +139,10 @@ func (g *gate) ask(ctx context.Context) error {
 }
 
 // probe asks at growing intervals until all is well, then opens the gate.
-func (g *gate) probe(retry backoff) {
+func (g *gate) probe(retry backoff.Backoff) {
 	start := time.Now()
 	for {
-		retry.wait(g.ctx)
+		retry.Wait(g.ctx)
 		if g.ctx.Err() != nil {
 			return
 		}

@@ -223,25 +223,6 @@ func TestHeartbeatTimes(t *testing.T) {
 	})
 }
 
-func TestBackoffDoubles(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		b := backoff{min: time.Second, max: 4 * time.Second}
-		for _, most := range []time.Duration{time.Second, 2 * time.Second, 4 * time.Second, 4 * time.Second} {
-			start := time.Now()
-			b.wait(t.Context())
-			if took := time.Since(start); took < most/2 || took > most {
-				t.Errorf("waited %s, want %s to %s", took, most/2, most)
-			}
-		}
-		b.reset()
-		start := time.Now()
-		b.wait(t.Context())
-		if took := time.Since(start); took > time.Second {
-			t.Errorf("waited %s after a reset", took)
-		}
-	})
-}
-
 // What is known of the attempts on a message decides whether it is isolated. Failures and stops never isolate it.
 func TestPlaceOf(t *testing.T) {
 	for _, x := range []struct {

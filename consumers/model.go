@@ -15,6 +15,7 @@ import (
 	"go.opentelemetry.io/otel/propagation"
 	"go.opentelemetry.io/otel/trace"
 
+	"github.com/decuwatch/decuwatch/internal/backoff"
 	"github.com/decuwatch/decuwatch/schema"
 )
 
@@ -251,7 +252,7 @@ func (r *runner) overrun(work context.Context, l letter, place place, h *held, a
 // returned.
 func (r *runner) write(work context.Context, f func(context.Context) error) error {
 	const tries = 3
-	retry := backoff{min: 100 * time.Millisecond, max: time.Second}
+	retry := backoff.Backoff{Min: 100 * time.Millisecond, Max: time.Second}
 	for refused := 0; ; {
 		ctx, cancel := context.WithTimeout(work, r.cfg.HandleTimeout)
 		err := f(ctx)
@@ -268,7 +269,7 @@ func (r *runner) write(work context.Context, f func(context.Context) error) erro
 			if refused++; refused == tries {
 				return err
 			}
-			retry.wait(work)
+			retry.Wait(work)
 			continue
 		}
 		// What keeps the gate shut may be another dependency, which f does not need.
@@ -332,7 +333,7 @@ func (r *runner) doubleAck(work context.Context, msg *message) error {
 	// A drain that has run out of time still flushes acknowledgements of what is committed.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(work), min(r.cfg.AckWait, 10*time.Second))
 	defer cancel()
-	retry := backoff{min: 20 * time.Millisecond, max: time.Second}
+	retry := backoff.Backoff{Min: 20 * time.Millisecond, Max: time.Second}
 	for {
 		try, done := context.WithTimeout(ctx, max(r.cfg.AckWait/10, time.Second))
 		err := msg.doubleAck(try)
@@ -340,7 +341,7 @@ func (r *runner) doubleAck(work context.Context, msg *message) error {
 		if err == nil {
 			return nil
 		}
-		if retry.wait(ctx); ctx.Err() != nil || work.Err() != nil || errors.Is(err, nats.ErrConnectionClosed) {
+		if retry.Wait(ctx); ctx.Err() != nil || work.Err() != nil || errors.Is(err, nats.ErrConnectionClosed) {
 			return fmt.Errorf("acknowledge: %w", err)
 		}
 	}

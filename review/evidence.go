@@ -12,6 +12,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/decuwatch/decuwatch/internal/backoff"
 	"github.com/decuwatch/decuwatch/monitor/replay"
 	"github.com/decuwatch/decuwatch/schema"
 	"github.com/decuwatch/decuwatch/schema/postgres"
@@ -209,7 +210,7 @@ func (w *Worker) fail(ctx context.Context, job postgres.EvidenceJob, cause error
 	}
 	w.metrics.attempts.WithLabelValues(outcome).Inc()
 	w.config.Log.Warn("evidence could not be made", "review", job.ReviewID, "attempt", job.Attempt, "final", final, "err", cause)
-	wait := w.config.RetryDelay << min(job.Attempt-1, 10)
+	wait := backoff.After(job.Attempt, w.config.RetryDelay, w.config.RetryDelay<<10)
 	return w.jobs.FailEvidence(ctx, job, cause.Error(), wait, final)
 }
 

@@ -11,6 +11,8 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/decuwatch/decuwatch/internal/backoff"
 	"github.com/jackc/pgx/v5/stdlib"
 
 	"github.com/decuwatch/decuwatch/schema"
@@ -189,24 +191,19 @@ func (s *Store) Ping(ctx context.Context) error {
 // Listen calls notify after each notification on the channel, and after each time that it began to listen (again),
 // for changes before that were not announced to it. It reconnects for ever and returns ctx.Err() when ctx ends.
 func (s *Store) Listen(ctx context.Context, channel string, notify func()) error {
-	const least, most = 100 * time.Millisecond, 5 * time.Second
-	wait := least
+	retry := backoff.Backoff{Min: 100 * time.Millisecond, Max: 5 * time.Second}
 	for {
 		began := time.Now()
 		err := s.listen(ctx, channel, notify)
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
-		if time.Since(began) > most {
-			wait = least
+		if time.Since(began) > retry.Max {
+			retry.Failures = 0
 		}
+		wait := retry.Next()
 		s.log.Warn("listening to postgres was interrupted", "channel", channel, "retry", wait, "err", err)
-		select {
-		case <-time.After(wait):
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-		wait = min(2*wait, most)
+		backoff.Sleep(ctx, wait)
 	}
 }
 
