@@ -4,6 +4,7 @@
 package patrol
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -14,6 +15,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/decuwatch/decuwatch/alerts/drift"
+	"github.com/decuwatch/decuwatch/internal/settings"
 	"github.com/decuwatch/decuwatch/schema"
 )
 
@@ -54,52 +56,35 @@ func (m *Model) Series() schema.Series {
 	return schema.Series{Model: m.Name, EnsembleDigest: m.EnsembleDigest, Settings: m.Settings}
 }
 
-// Config is the configuration of a Patrol.
+// Config is the configuration of a [Patrol]: how stored scores are looked over for what no single score shows. Fields with
+// a name are settings.
 type Config struct {
-	Every       time.Duration // Defaults to 1 minute
-	DriftEvery  time.Duration // between looks at class drift. Defaults to 5 minutes
-	ShadowEvery time.Duration // between looks at rolling quantiles. Defaults to 1 hour
-	Window      time.Duration // of event time that is looked at. Defaults to 7 days
-	RunLength   float64       // requests of a class, on average at least, until a false alarm of its drift. Defaults to 10,000
-	Newest      int           // scores of a class that are looked at. Defaults to 200
-	Quiet       time.Duration // after an alert of a class's drift, before its scores count again. Defaults to 24 hours
-	Log         *slog.Logger  // Defaults to slog.Default()
-	Registerer  prometheus.Registerer
+	// Between looks at held-back alerts and stale thresholds.
+	Every time.Duration `name:"every" default:"1m" min:"1s"`
+	// Requests of a class, on average at least, until a false alarm of its drift.
+	RunLength float64 `name:"run-length" default:"10000"`
+	// Newest scores of a class that are looked at for a drift.
+	Newest int `name:"newest" default:"200" min:"1"`
+	// After an alert of a class's drift, how long its scores do not count.
+	Quiet time.Duration `name:"quiet" default:"24h" min:"0s"`
+
+	Log        *slog.Logger          `kong:"-"` // Defaults to slog.Default()
+	Registerer prometheus.Registerer `kong:"-"`
 }
 
-// WithDefaults returns the configuration with every field that is not set at its default.
-func (c Config) WithDefaults() Config {
-	for _, d := range []struct {
-		field *time.Duration
-		value time.Duration
-	}{{&c.Every, time.Minute}, {&c.DriftEvery, 5 * time.Minute}, {&c.ShadowEvery, time.Hour}, {&c.Window, 7 * 24 * time.Hour}, {&c.Quiet, 24 * time.Hour}} {
-		if *d.field == 0 {
-			*d.field = d.value
-		}
+// Check returns an error that names the settings out of their bounds.
+func (c Config) Check() error {
+	if !(c.RunLength > 1) || math.IsInf(c.RunLength, 0) {
+		return settings.Errorf("patrol.run-length is %g, must be finite and above 1", c.RunLength)
 	}
-	if c.RunLength == 0 {
-		c.RunLength = 10_000
-	}
-	if c.Newest == 0 {
-		c.Newest = 200
-	}
-	if c.Log == nil {
-		c.Log = slog.Default()
-	}
-	return c
+	return settings.Check("patrol", c)
 }
 
-func (c Config) validate() error {
-	switch {
-	case c.Every < 0 || c.DriftEvery < 0 || c.ShadowEvery < 0 || c.Window < 0 || c.Quiet < 0:
-		return errors.New("patrol: a duration is negative")
-	case !(c.RunLength > 1):
-		return fmt.Errorf("patrol: RunLength is %g, must be above 1", c.RunLength)
-	case c.Newest < 1:
-		return fmt.Errorf("patrol: Newest is %d, must be at least 1", c.Newest)
-	}
-	return nil
-}
+const (
+	driftEvery  = 5 * time.Minute    // between looks at class drift
+	shadowEvery = time.Hour          // between looks at rolling quantiles
+	window      = 7 * 24 * time.Hour // of event time that is looked at
+)
 
 // Patrol looks over the stored scores of some models.
 type Patrol struct {
@@ -117,8 +102,9 @@ type Patrol struct {
 
 // New returns a patrol. It fails where the configuration cannot be, or the metrics are registered already.
 func New(c Config, models []Model, h History, t ThresholdSource, r Raiser) (*Patrol, error) {
-	c = c.WithDefaults()
-	if err := c.validate(); err != nil {
+	c = settings.WithDefaults(c)
+	c.Log = cmp.Or(c.Log, slog.Default())
+	if err := c.Check(); err != nil {
 		return nil, err
 	}
 	p := &Patrol{
@@ -164,11 +150,11 @@ func (p *Patrol) Run(ctx context.Context) error {
 	for {
 		now := time.Now()
 		looks := []func(context.Context, time.Time) error{p.Summaries, p.Stale}
-		if now.Sub(drifts) >= p.config.DriftEvery {
+		if now.Sub(drifts) >= driftEvery {
 			drifts = now
 			looks = append(looks, p.ClassDrift)
 		}
-		if now.Sub(shadows) >= p.config.ShadowEvery {
+		if now.Sub(shadows) >= shadowEvery {
 			shadows = now
 			looks = append(looks, p.Shadow)
 		}
@@ -273,7 +259,7 @@ func (p *Patrol) ClassDrift(ctx context.Context, now time.Time) error {
 		if m.Reference.Empty() {
 			continue
 		}
-		sequences, err := p.history.ClassSequences(ctx, m.Name, m.EnsembleDigest, m.Settings, now.Add(-p.config.Window), p.config.Quiet, p.config.Newest)
+		sequences, err := p.history.ClassSequences(ctx, m.Name, m.EnsembleDigest, m.Settings, now.Add(-window), p.config.Quiet, p.config.Newest)
 		errs = append(errs, err)
 		for _, q := range sequences {
 			pvalues := make([]float64, len(q.Values))
@@ -319,7 +305,7 @@ func (p *Patrol) Shadow(ctx context.Context, now time.Time) error {
 					t.Scope != schema.ScopeModel || t.Severity != schema.SeverityWarn || t.Alpha == nil || t.Value <= 0 {
 					continue
 				}
-				value, n, err := p.history.Tail(ctx, m.Name, m.EnsembleDigest, m.Settings, measurement, m.WellSampled, now.Add(-p.config.Window), *t.Alpha)
+				value, n, err := p.history.Tail(ctx, m.Name, m.EnsembleDigest, m.Settings, measurement, m.WellSampled, now.Add(-window), *t.Alpha)
 				if errs = append(errs, err); err == nil && float64(n)**t.Alpha >= 1 {
 					ratio = value / t.Value
 				}

@@ -18,9 +18,9 @@ import (
 )
 
 const (
-	digest   = "2222222222222222222222222222222222222222222222222222222222222222"
-	other    = "3333333333333333333333333333333333333333333333333333333333333333"
-	settings = "fixed"
+	digest = "2222222222222222222222222222222222222222222222222222222222222222"
+	other  = "3333333333333333333333333333333333333333333333333333333333333333"
+	fixed  = "fixed"
 )
 
 // history records scores one after the other.
@@ -41,7 +41,7 @@ func (h *history) add(class int, at time.Time, gap, risk float64, severity schem
 	s := &schema.Score{
 		Event:      schema.Event{Source: "//test", ID: fmt.Sprint(h.n), Time: at, Data: schema.Generation{Model: "m", Class: schema.ClassIndex(class)}},
 		ClassIndex: class, ClassLabel: fmt.Sprint("class ", class), ClassGap: measurement(gap), RequestRisk: measurement(risk), ScoredAt: at,
-		Receipt: schema.Receipt{EnsembleDigest: digest, Settings: settings, Profile: "fixed", Steps: 20},
+		Receipt: schema.Receipt{EnsembleDigest: digest, Settings: fixed, Profile: "fixed", Steps: 20},
 	}
 	v := schema.Verdict{Delivery: schema.Delivery{Stream: "GENERATION", Sequence: h.n, Delivered: 1, Digest: schema.Digest(nil, []byte(s.Event.ID))}, Score: s}
 	if severity != "" {
@@ -58,7 +58,7 @@ func (h *history) add(class int, at time.Time, gap, risk float64, severity schem
 func newPatrol(t *testing.T, store *postgres.Store, c Config, reference drift.Reference) *Patrol {
 	t.Helper()
 	c.Registerer = prometheus.NewRegistry()
-	p, err := New(c, []Model{{Name: "m", EnsembleDigest: digest, Settings: settings, WellSampled: []int{0}, Reference: reference}}, store, store, store)
+	p, err := New(c, []Model{{Name: "m", EnsembleDigest: digest, Settings: fixed, WellSampled: []int{0}, Reference: reference}}, store, store, store)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -199,7 +199,7 @@ func set(t *testing.T, store *postgres.Store, ensembleDigest string, value float
 	t.Helper()
 	alpha := 0.1
 	_, err := store.SetThreshold(t.Context(), schema.Threshold{
-		Model: "m", EnsembleDigest: ensembleDigest, Settings: settings, Measurement: schema.ClassGap, Scope: schema.ScopeModel, Severity: schema.SeverityWarn,
+		Model: "m", EnsembleDigest: ensembleDigest, Settings: fixed, Measurement: schema.ClassGap, Scope: schema.ScopeModel, Severity: schema.SeverityWarn,
 		Value: value, Origin: "calibrated", Alpha: &alpha, SetBy: "test", Reason: "test",
 	})
 	if err != nil {

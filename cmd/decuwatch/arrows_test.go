@@ -21,7 +21,7 @@ var arrows = []struct {
 	reason string
 }{
 	{"schema", nil, "the formats are what everybody else stands on"},
-	{"schema/postgres", []string{"internal/backoff", "schema"}, "queries know the formats, and nobody who asks"},
+	{"schema/postgres", []string{"internal/backoff", "internal/settings", "schema"}, "queries know the formats, and nobody who asks"},
 	{"schema/postgres/local", []string{"schema/postgres"}, "a server for the demo and the tests knows nothing of events"},
 	{"schema/postgres/pgtest", []string{"schema", "schema/postgres", "schema/postgres/local"}, "a test helper of the queries"},
 	{"scoring", []string{"scoring/paide", "scoring/diffusion", "scoring/ensemble", "scoring/ort"}, "a score does not depend on how a request came or where the score goes"},
@@ -33,7 +33,7 @@ var arrows = []struct {
 	{"scoring/ort/ortfault", []string{"scoring/ort"}, "a runtime for tests"},
 	{"consumers", []string{"internal/backoff", "schema"}, "delivery must not know what is done with an event, nor the monitor how it came"},
 	{"consumers/natstest", nil, "a server for tests"},
-	{"alerts", []string{"internal/backoff", "schema"}, "the decision is pure; the outbox is an interface"},
+	{"alerts", []string{"internal/backoff", "internal/settings", "schema"}, "the decision is pure; the outbox is an interface"},
 	{"monitor", []string{"schema", "scoring", "alerts"}, "the one sequence knows neither JetStream nor Postgres; cmd hands them over"},
 	{"monitor/reconcile", []string{"schema", "schema/postgres", "consumers"}, "both sides are read, and nobody writes"},
 	{"monitor/redeliver", []string{"schema", "schema/postgres", "consumers"}, "an operator's act, between the two sides"},

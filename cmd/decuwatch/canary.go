@@ -71,7 +71,7 @@ func (c *canaryCmd) Run(ctx context.Context, s *streams, log *slog.Logger) (err 
 	for i, sink := range sinks {
 		names[i] = sink.Name()
 	}
-	store, err := postgres.Open(ctx, c.Postgres.Config(log, names...))
+	store, err := c.Postgres.Open(ctx, log, names...)
 	if err != nil {
 		return err
 	}

@@ -107,7 +107,7 @@ func (c *demoCmd) Run(ctx context.Context, s *streams) (err error) {
 	cfg.NATS.URL, cfg.Postgres.URL, cfg.Metrics.Address = broker.ClientURL(), database.URL(), loopback(freePort(c.HTTPPort))
 	cfg.Review.Address = loopback(freePort(c.ReviewPort))
 	cfg.Scoring.Ensembles, cfg.Scoring.Library = []string{c.Ensemble}, c.Library
-	store, err := postgres.Open(ctx, cfg.Postgres.Config(log))
+	store, err := cfg.Postgres.Open(ctx, log)
 	if err != nil {
 		return err
 	}

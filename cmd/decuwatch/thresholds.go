@@ -14,7 +14,6 @@ import (
 	"github.com/decuwatch/decuwatch/alerts"
 	"github.com/decuwatch/decuwatch/internal/app"
 	"github.com/decuwatch/decuwatch/schema"
-	"github.com/decuwatch/decuwatch/schema/postgres"
 	"github.com/decuwatch/decuwatch/scoring/ensemble"
 )
 
@@ -39,7 +38,7 @@ func (thresholdsListCmd) Help() string {
 }
 
 func (c *thresholdsListCmd) Run(ctx context.Context, s *streams, log *slog.Logger) error {
-	store, err := postgres.Open(ctx, c.Postgres.Config(log))
+	store, err := c.Postgres.Open(ctx, log)
 	if err != nil {
 		return err
 	}
@@ -112,7 +111,7 @@ func (c *thresholdsSetCmd) Run(ctx context.Context, s *streams, log *slog.Logger
 	if err != nil {
 		return err
 	}
-	store, err := postgres.Open(ctx, c.Postgres.Config(log))
+	store, err := c.Postgres.Open(ctx, log)
 	if err != nil {
 		return err
 	}

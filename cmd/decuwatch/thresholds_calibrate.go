@@ -108,7 +108,7 @@ func (c *thresholdsCalibrateCmd) Run(ctx context.Context, s *streams, log *slog.
 	if err != nil {
 		return err
 	}
-	store, err := postgres.Open(ctx, c.Postgres.Config(log))
+	store, err := c.Postgres.Open(ctx, log)
 	if err != nil {
 		return err
 	}
@@ -418,7 +418,7 @@ func (c *thresholdsHistoryCmd) Run(ctx context.Context, s *streams, log *slog.Lo
 	if c.Limit < 1 {
 		return usage("--limit is %d, must be at least 1", c.Limit)
 	}
-	store, err := postgres.Open(ctx, c.Postgres.Config(log))
+	store, err := c.Postgres.Open(ctx, log)
 	if err != nil {
 		return err
 	}
@@ -463,7 +463,7 @@ func (c *thresholdsRollbackCmd) Run(ctx context.Context, s *streams, log *slog.L
 	if strings.TrimSpace(c.Reason) == "" {
 		return usage("--reason is empty")
 	}
-	store, err := postgres.Open(ctx, c.Postgres.Config(log))
+	store, err := c.Postgres.Open(ctx, log)
 	if err != nil {
 		return err
 	}

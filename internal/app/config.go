@@ -1,6 +1,7 @@
 package app
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -12,10 +13,10 @@ import (
 	"time"
 
 	"github.com/alecthomas/kong"
-	"github.com/jackc/pgx/v5"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/decuwatch/decuwatch/alerts"
+	"github.com/decuwatch/decuwatch/alerts/patrol"
 	"github.com/decuwatch/decuwatch/consumers"
 	"github.com/decuwatch/decuwatch/internal/settings"
 	"github.com/decuwatch/decuwatch/schema"
@@ -27,19 +28,19 @@ import (
 // DECUWATCH_ before it an environment variable, and a flag of the verbs that need it. The tag help documents it, and
 // docs/configuration.md is made from these tags.
 type Config struct {
-	NATS      NATSConfig      `embed:"" prefix:"nats." group:"NATS"`
-	Stream    StreamConfig    `embed:"" prefix:"stream." group:"Stream of events"`
-	Consumers ConsumersConfig `embed:"" prefix:"consumers." group:"Consumers"`
-	Scoring   ScoringConfig   `embed:"" prefix:"scoring." group:"Scoring"`
-	Postgres  PostgresConfig  `embed:"" prefix:"postgres." group:"Postgres"`
-	Retention RetentionConfig `embed:"" prefix:"retention." group:"Retention"`
-	Alerts    AlertsConfig    `embed:"" prefix:"alerts." group:"Alerts"`
-	Volume    VolumeConfig    `embed:"" prefix:"volume." group:"Volume of alerts"`
-	Patrol    PatrolConfig    `embed:"" prefix:"patrol." group:"Patrol"`
-	Review    ReviewConfig    `embed:"" prefix:"review." group:"Review"`
-	Metrics   MetricsConfig   `embed:"" prefix:"metrics." group:"Metrics and health"`
-	Tracing   TracingConfig   `embed:"" prefix:"tracing." group:"Tracing"`
-	Log       LogConfig       `kong:"-" prefix:"log." group:"Logging"` // a flag of every verb, in cli
+	NATS      NATSConfig           `embed:"" prefix:"nats." group:"NATS"`
+	Stream    StreamConfig         `embed:"" prefix:"stream." group:"Stream of events"`
+	Consumers ConsumersConfig      `embed:"" prefix:"consumers." group:"Consumers"`
+	Scoring   ScoringConfig        `embed:"" prefix:"scoring." group:"Scoring"`
+	Postgres  PostgresConfig       `embed:"" prefix:"postgres." group:"Postgres"`
+	Retention postgres.Maintenance `embed:"" prefix:"retention." group:"Retention"`
+	Alerts    AlertsConfig         `embed:"" prefix:"alerts." group:"Alerts"`
+	Volume    postgres.Volume      `embed:"" prefix:"volume." group:"Volume of alerts"`
+	Patrol    patrol.Config        `embed:"" prefix:"patrol." group:"Patrol"`
+	Review    ReviewConfig         `embed:"" prefix:"review." group:"Review"`
+	Metrics   MetricsConfig        `embed:"" prefix:"metrics." group:"Metrics and health"`
+	Tracing   TracingConfig        `embed:"" prefix:"tracing." group:"Tracing"`
+	Log       LogConfig            `kong:"-" prefix:"log." group:"Logging"` // a flag of every verb, in cli
 }
 
 // StreamConfig is the stream of generation events. Where the stream exists, it stays as its operator made it.
@@ -157,65 +158,15 @@ func (c ScoringConfig) options(path string, log *slog.Logger) scoring.Options {
 
 // PostgresConfig says how Postgres is reached.
 type PostgresConfig struct {
-	// Address of the database: postgres://user@host:5432/name. Parameters as in libpq: sslmode=verify-full,
-	// sslrootcert=FILE, passfile=FILE.
-	URL string `name:"url" default:"postgres://127.0.0.1:5432/decuwatch"`
-	// Connections, at most.
-	MaxConns int `name:"max-conns" default:"8" min:"1"`
-	// Transactions that write verdicts at a time.
-	Committers int `name:"committers" default:"2" min:"1"`
-	// Verdicts in one transaction, at most.
-	BatchSize int `name:"batch-size" default:"256" min:"1"`
-	// Longest time of a transaction that writes verdicts.
-	CommitTimeout time.Duration `name:"commit-timeout" default:"10s" min:"1ms"`
-	// Longest time of any other statement.
-	StatementTimeout time.Duration `name:"statement-timeout" default:"30s" min:"1ms"`
-	// Longest wait for a lock.
-	LockTimeout time.Duration `name:"lock-timeout" default:"5s" min:"1ms"`
+	postgres.Config
 	// Let serve create and upgrade the tables at its start; its database user needs the right to.
 	Migrate bool `name:"migrate"`
 }
 
-func (c PostgresConfig) Check() error {
-	// pgx takes "" for the settings of libpq's own environment variables.
-	if _, err := pgx.ParseConfig(c.URL); err != nil || c.URL == "" {
-		return settings.Errorf("postgres.url is not an address: postgres://user@host:5432/name")
-	}
-	return settings.Check("postgres", c)
-}
-
-// Config returns the configuration of a store.
-func (c PostgresConfig) Config(log *slog.Logger, sinks ...schema.Sink) postgres.Config {
-	return postgres.Config{
-		URL: c.URL, MaxConns: c.MaxConns, Committers: c.Committers, BatchSize: c.BatchSize, CommitTimeout: c.CommitTimeout,
-		StatementTimeout: c.StatementTimeout, LockTimeout: c.LockTimeout, Sinks: sinks, Log: log,
-	}
-}
-
-// RetentionConfig says how long what is kept in Postgres.
-type RetentionConfig struct {
-	// How long scores are kept, by whole months, at least 720h (30 days); older events are refused. Defaults to 9600h
-	// (400 days).
-	Scores time.Duration `name:"scores" default:"9600h" min:"720h"`
-	// How long alerts and their reviews are kept, at least 720h. Defaults to 19200h (800 days).
-	Alerts time.Duration `name:"alerts" default:"19200h" min:"720h"`
-	// How long the ledger, skips and dead letters are kept, at least 720h; longer than the stream keeps messages.
-	// Defaults to 9600h (400 days).
-	Events time.Duration `name:"events" default:"9600h" min:"720h"`
-	// How long payloads of dead letters that are the producer's fault are kept, at least 24h; the rest of the row
-	// stays. Defaults to 720h (30 days).
-	Payloads time.Duration `name:"payloads" default:"720h" min:"24h"`
-	// How long images of reviews are kept, at least 1h. Defaults to 2160h (90 days).
-	Evidence time.Duration `name:"evidence" default:"2160h" min:"1h"`
-	// Months for which partitions of scores exist in advance, 1 to 12.
-	PartitionsAhead int `name:"partitions-ahead" default:"2" min:"1" max:"12"`
-}
-
-func (c RetentionConfig) Check() error { return settings.Check("retention", c) }
-
-func (c Config) maintenance() postgres.Maintenance {
-	r := c.Retention
-	return postgres.Maintenance{Ahead: r.PartitionsAhead, Scores: r.Scores, Alerts: r.Alerts, Events: r.Events, Payloads: r.Payloads, Evidence: r.Evidence}
+// Open opens the store, which owes each alert to the sinks. Without any, that is the stream of alerts.
+func (c PostgresConfig) Open(ctx context.Context, log *slog.Logger, sinks ...schema.Sink) (*postgres.Store, error) {
+	c.Log, c.Sinks = log, sinks
+	return postgres.Open(ctx, c.Config)
 }
 
 // AlertsConfig is the stream of alerts. Where the stream exists, it stays as its operator made it.

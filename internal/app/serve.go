@@ -104,9 +104,8 @@ func Serve(ctx context.Context, c Config, o Options) (err error) {
 			return err
 		}
 	}
-	storing := c.Postgres.Config(log, sinkNames...)
-	storing.Volume, storing.Maintenance = c.Volume.config(), c.maintenance()
-	store, err := postgres.Open(ctx, storing)
+	c.Postgres.Volume, c.Postgres.Maintenance = c.Volume, c.Retention
+	store, err := c.Postgres.Open(ctx, log, sinkNames...)
 	if err != nil {
 		return err
 	}
@@ -116,7 +115,7 @@ func Serve(ctx context.Context, c Config, o Options) (err error) {
 	life.OnStop("registration", ready.leave)
 	ready.watch(health)
 	life.Run("health", health.run)
-	if err := store.EnsurePartitions(ctx, storing.Maintenance.Ahead); err != nil {
+	if err := store.EnsurePartitions(ctx, c.Retention.Ahead); err != nil {
 		return err
 	}
 	life.Run("maintenance", func(ctx context.Context) error { store.Maintain(ctx); return nil })

@@ -22,7 +22,7 @@ func WithServers(ctx context.Context, verb string, n NATSConfig, p PostgresConfi
 	if err != nil {
 		return err
 	}
-	store, err := postgres.Open(ctx, p.Config(log))
+	store, err := p.Open(ctx, log)
 	if err != nil {
 		return err
 	}
@@ -32,7 +32,7 @@ func WithServers(ctx context.Context, verb string, n NATSConfig, p PostgresConfi
 
 // WithStore runs f on the store.
 func WithStore(ctx context.Context, c PostgresConfig, log *slog.Logger, f func(*postgres.Store) error) error {
-	store, err := postgres.Open(ctx, c.Config(log))
+	store, err := c.Open(ctx, log)
 	if err != nil {
 		return err
 	}

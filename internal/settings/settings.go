@@ -1,10 +1,11 @@
 // Package settings gives groups of settings their defaults and bounds, which stand in the tags of a struct's fields.
 //
-// A field that is a setting has the tag name. The tag default is the value of a zero field; min, max and oneof are the
-// bounds; the field's comment is the documentation.
+// A field that is a setting has the tag name, and its comment is the documentation. The tag default is the value of a zero
+// field; min, max and oneof are the bounds. Fields that only Go code sets have the tag kong:"-", and may have the others.
 package settings
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net"
@@ -43,7 +44,7 @@ func Check(group string, c any) error {
 	v := reflect.ValueOf(c)
 	for _, f := range reflect.VisibleFields(v.Type()) {
 		if err := check(f, v.FieldByIndex(f.Index)); err != nil {
-			errs = append(errs, Errorf("%s.%s is %w", group, f.Tag.Get("name"), err))
+			errs = append(errs, Errorf("%s.%s is %w", group, cmp.Or(f.Tag.Get("name"), f.Name), err))
 		}
 	}
 	return errors.Join(errs...)

@@ -10,6 +10,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
+	"github.com/decuwatch/decuwatch/internal/settings"
 	"github.com/decuwatch/decuwatch/schema"
 )
 
@@ -97,18 +98,27 @@ func (s *Store) DropOldScores(ctx context.Context, keep time.Duration) ([]string
 
 const day = 24 * time.Hour
 
-// Maintenance says how long data is kept, and how often the database is tended. Ages are measured on the server's clock.
-// The database refuses retentions below the least ones.
+// Maintenance says how long what is kept. Ages are measured on the server's clock, and the database refuses retentions
+// below the least ones of [Maintenance.Retentions]. Fields with a name are settings.
 type Maintenance struct {
-	Every      time.Duration // Defaults to 1 minute
-	Ahead      int           // months for which partitions exist in advance, at most 12. Defaults to 2
-	Scores     time.Duration // by whole months; events that are older are refused. Defaults to 400 days, at least 30
-	Alerts     time.Duration // alerts and their reviews. Defaults to 800 days, at least 30
-	Payloads   time.Duration // payloads of dead letters that are the producer's fault. Defaults to 30 days, at least 1
-	Events     time.Duration // ledger, skips and dead letters; must be longer than the stream keeps messages. Defaults to 400 days, at least 30
-	Evidence   time.Duration // images of reviews. Defaults to 90 days, at least 1 hour
-	Deliveries time.Duration // outbox rows after delivery. Defaults to 7 days, at least 1
-	Rollups    time.Duration // hourly and daily sums. Defaults to 1200 days, at least 30
+	// How long scores are kept, by whole months, at least 720h (30 days); older events are refused. Defaults to 9600h
+	// (400 days).
+	Scores time.Duration `name:"scores" default:"9600h"`
+	// How long alerts and their reviews are kept, at least 720h. Defaults to 19200h (800 days).
+	Alerts time.Duration `name:"alerts" default:"19200h"`
+	// How long the ledger, skips and dead letters are kept, at least 720h; longer than the stream keeps messages.
+	// Defaults to 9600h (400 days).
+	Events time.Duration `name:"events" default:"9600h"`
+	// How long payloads of dead letters that are the producer's fault are kept, at least 24h; the rest of the row
+	// stays. Defaults to 720h (30 days).
+	Payloads time.Duration `name:"payloads" default:"720h"`
+	// How long images of reviews are kept, at least 1h. Defaults to 2160h (90 days).
+	Evidence time.Duration `name:"evidence" default:"2160h"`
+	// Months for which partitions of scores exist in advance, 1 to 12.
+	Ahead int `name:"partitions-ahead" default:"2" min:"1" max:"12"`
+
+	Deliveries time.Duration `kong:"-"` // outbox rows after delivery. Defaults to 7 days, at least 1
+	Rollups    time.Duration `kong:"-"` // hourly and daily sums. Defaults to 1200 days, at least 30
 }
 
 // Retention is how long one kind of data is kept.
@@ -121,51 +131,35 @@ type Retention struct {
 // Retentions returns how long each kind of data is kept.
 func (m Maintenance) Retentions() []Retention {
 	return []Retention{
-		{"scores", m.Scores, 30 * day}, {"events", m.Events, 30 * day}, {"payloads", m.Payloads, day}, {"alerts", m.Alerts, 30 * day}, {"evidence", m.Evidence, time.Hour},
-		{"deliveries", m.Deliveries, day}, {"rollups", m.Rollups, 30 * day},
+		{"scores", m.Scores, 30 * day}, {"events", m.Events, 30 * day}, {"payloads", m.Payloads, day},
+		{"alerts", m.Alerts, 30 * day}, {"evidence", m.Evidence, time.Hour},
+		{"deliveries", cmp.Or(m.Deliveries, 7*day), day}, {"rollups", cmp.Or(m.Rollups, 1200*day), 30 * day},
 	}
 }
 
-// WithDefaults returns the configuration with every field that is not set at its default.
-func (m Maintenance) WithDefaults() Maintenance {
-	m.Every = cmp.Or(m.Every, time.Minute)
-	m.Ahead = cmp.Or(m.Ahead, 2)
-	m.Scores = cmp.Or(m.Scores, 400*day)
-	m.Alerts = cmp.Or(m.Alerts, 800*day)
-	m.Events = cmp.Or(m.Events, 400*day)
-	m.Payloads = cmp.Or(m.Payloads, 30*day)
-	m.Evidence = cmp.Or(m.Evidence, 90*day)
-	m.Deliveries = cmp.Or(m.Deliveries, 7*day)
-	m.Rollups = cmp.Or(m.Rollups, 1200*day)
-	return m
-}
-
-// validate checks what the database would refuse later.
-func (m Maintenance) validate() error {
-	if m.Every < 0 {
-		return fmt.Errorf("postgres: Maintenance.Every is %s, must not be negative", m.Every)
-	}
-	if m.Ahead < 1 || m.Ahead > 12 {
-		return fmt.Errorf("postgres: Maintenance.Ahead is %d, must be 1 to 12", m.Ahead)
-	}
+// Check returns an error that names the settings out of their bounds.
+func (m Maintenance) Check() error {
+	errs := []error{settings.Check("retention", m)}
 	for _, r := range m.Retentions() {
 		if r.Keep < r.Least {
-			return fmt.Errorf("postgres: retention of %s is %s, must be at least %s", r.Kind, r.Keep, r.Least)
+			errs = append(errs, settings.Errorf("retention.%s is %s, must be at least %s", r.Kind, r.Keep, r.Least))
 		}
 	}
-	return nil
+	return errors.Join(errs...)
 }
+
+// maintainEvery is the time between two turns of [Store.Maintain].
+const maintainEvery = time.Minute
 
 // Maintain tends the database until ctx ends: partitions ahead, retention, rollups folded. What fails is logged and
 // tried again at the next turn. Several monitors may do so on one database.
 func (s *Store) Maintain(ctx context.Context) {
-	every := s.config.Maintenance.Every
 	for {
 		if err := s.MaintainOnce(ctx); err != nil && ctx.Err() == nil {
-			s.log.Warn("tending the database failed", "retry", every, "err", err)
+			s.log.Warn("tending the database failed", "retry", maintainEvery, "err", err)
 		}
 		select {
-		case <-time.After(every):
+		case <-time.After(maintainEvery):
 		case <-ctx.Done():
 			return
 		}

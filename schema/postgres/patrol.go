@@ -8,6 +8,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/decuwatch/decuwatch/internal/settings"
 	"github.com/decuwatch/decuwatch/schema"
 )
 
@@ -22,11 +23,19 @@ const (
 // Volume bounds how many alerts on scores are sent. An alert beyond it is stored, and enters review, all the same; a
 // summary of the hour counts it. Warnings and critical alerts have budgets of their own, so that the one cannot crowd
 // out the other. Monitors that commit at the same moment may exceed a budget by what they commit.
+// The zero value bounds nothing; fields with a name are settings.
 type Volume struct {
-	ClassPerHour int           // alerts of a class and severity in an hour of the clock. Defaults to 0: no bound
-	ModelPerHour int           // alerts of a model and severity in an hour of the clock. Defaults to 0: no bound
-	CoolDown     time.Duration // after an alert was sent, more of its class, measurement and severity are held back so long. Defaults to 0: none
+	// Alerts of a class and severity that are sent in an hour of the clock, at most; 0 is no bound.
+	ClassPerHour int `name:"class-per-hour" default:"120" min:"0"`
+	// Alerts of a model and severity that are sent in an hour of the clock, at most; 0 is no bound.
+	ModelPerHour int `name:"model-per-hour" default:"1200" min:"0"`
+	// How long more alerts of the same class, measurement and severity are held back after one was sent. Defaults to
+	// 0s: not at all.
+	CoolDown time.Duration `name:"cool-down" default:"0s" min:"0s"`
 }
+
+// Check returns an error that names the settings out of their bounds.
+func (v Volume) Check() error { return settings.Check("volume", v) }
 
 func (v Volume) bounded() bool { return v.ClassPerHour > 0 || v.ModelPerHour > 0 || v.CoolDown > 0 }
 

@@ -36,7 +36,7 @@ var at = time.Now().UTC().Truncate(time.Hour).Add(-48*time.Hour + 123456*time.Mi
 
 const (
 	ensembleDigest = "1111111111111111111111111111111111111111111111111111111111111111"
-	settings       = "ddim/20/2/0 class_gap:paide-w2@0+1 request_risk:mean-w2@10+1"
+	seriesSettings = "ddim/20/2/0 class_gap:paide-w2@0+1 request_risk:mean-w2@10+1"
 )
 
 func digestOf(s string) string { return schema.Digest(nil, []byte(s)) }
@@ -63,7 +63,7 @@ func score(id string, gap, risk float64) *schema.Score {
 	return &schema.Score{
 		Event: event(id), ClassIndex: 1, ClassLabel: "Trouser", ClassGap: measurement(gap), RequestRisk: measurement(risk),
 		Receipt: schema.Receipt{
-			EnsembleDigest: ensembleDigest, Profile: "fixed", Settings: settings, Steps: 20, GuidanceScale: 2, Seed: math.MaxUint64,
+			EnsembleDigest: ensembleDigest, Profile: "fixed", Settings: seriesSettings, Steps: 20, GuidanceScale: 2, Seed: math.MaxUint64,
 			Noise: "torch-cpu", Carrier: 1, Rows: 40, Runtime: "onnxruntime 1.27.0", Device: "cpu", Deviations: []string{"sampler: 50 steps were replaced by 20"},
 		},
 		ScoredAt: at.Add(time.Second),

@@ -12,6 +12,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/decuwatch/decuwatch/internal/settings"
 	"github.com/decuwatch/decuwatch/schema"
 	"github.com/decuwatch/decuwatch/schema/postgres"
 	"github.com/decuwatch/decuwatch/schema/postgres/local"
@@ -195,7 +196,7 @@ func TestRetention(t *testing.T) {
 		}
 	}
 	keeps := map[string]time.Duration{}
-	for _, r := range m.WithDefaults().Retentions() {
+	for _, r := range settings.WithDefaults(m).Retentions() {
 		keeps[r.Kind] = r.Keep
 	}
 	for _, table := range aged {
@@ -243,7 +244,7 @@ func TestLeastRetention(t *testing.T) {
 	sudo(t, conn, `UPDATE decuwatch.outbox SET delivered_at = now() - interval '1 day' + interval '1 minute'`,
 		`UPDATE decuwatch.evidence SET made_at = now() - interval '1 hour' + interval '1 minute'`)
 	before := rows(t, conn)
-	for _, r := range (postgres.Maintenance{}).WithDefaults().Retentions() {
+	for _, r := range settings.WithDefaults(postgres.Maintenance{}).Retentions() {
 		call := fmt.Sprintf(`SELECT decuwatch.delete_old('%s', $1)`, r.Kind)
 		if r.Kind == "scores" {
 			call = `SELECT decuwatch.drop_old_scores($1)`
@@ -256,7 +257,7 @@ func TestLeastRetention(t *testing.T) {
 		if _, err := conn.Exec(testContext(t), call, r.Least); err != nil {
 			t.Errorf("%s for %s: %v", r.Kind, r.Least, err)
 		}
-		short := postgres.Maintenance{}.WithDefaults()
+		short := settings.WithDefaults(postgres.Maintenance{})
 		for _, field := range []*time.Duration{&short.Scores, &short.Alerts, &short.Events, &short.Evidence, &short.Deliveries, &short.Rollups} {
 			long := *field
 			*field = time.Minute

@@ -9,6 +9,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/decuwatch/decuwatch/internal/settings"
 	"github.com/decuwatch/decuwatch/schema/postgres"
 	"github.com/decuwatch/decuwatch/schema/postgres/pgtest"
 )
@@ -142,7 +143,7 @@ func TestWriterCannotErase(t *testing.T) {
 		t.Errorf("dropped %v, %v", dropped, err)
 	}
 	// Nothing that may be called with the shortest retentions reaches what was written today.
-	for _, r := range (postgres.Maintenance{}).WithDefaults().Retentions() {
+	for _, r := range settings.WithDefaults(postgres.Maintenance{}).Retentions() {
 		call := `SELECT decuwatch.delete_old('` + r.Kind + `', $1)`
 		if r.Kind == "scores" {
 			call = `SELECT decuwatch.drop_old_scores($1)`

@@ -1,6 +1,7 @@
 package postgres
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -8,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/decuwatch/decuwatch/internal/settings"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -36,67 +38,40 @@ const (
 	ChannelReviews    = "decuwatch_reviews"    // reviews were opened or changed
 )
 
-// Config is the configuration of a Store.
+// Config is the configuration of a [Store]. Fields with a name are settings.
 type Config struct {
-	URL              string        // postgres://user:password@host:port/database
-	MaxConns         int           // Defaults to 8
-	Committers       int           // transactions of Record at a time. Defaults to 2
-	BatchSize        int           // verdicts in one transaction at most. Defaults to 256
-	CommitTimeout    time.Duration // for one transaction of Record. Defaults to 10 s
-	StatementTimeout time.Duration // for any other statement. Defaults to 30 s
-	LockTimeout      time.Duration // for a lock. Defaults to 5 s
-	Sinks            []schema.Sink // to which each alert is owed. Defaults to [schema.SinkStream] alone
-	Volume           Volume        // Defaults to no bound: every alert is sent
-	Maintenance      Maintenance   // how long data is kept
-	Log              *slog.Logger  // Defaults to slog.Default()
+	// Address of the database: postgres://user@host:5432/name. Parameters as in libpq: sslmode=verify-full,
+	// sslrootcert=FILE, passfile=FILE.
+	URL string `name:"url" default:"postgres://127.0.0.1:5432/decuwatch"`
+	// Connections, at most.
+	MaxConns int `name:"max-conns" default:"8" min:"1"`
+	// Transactions that write verdicts at a time.
+	Committers int `name:"committers" default:"2" min:"1"`
+	// Verdicts in one transaction, at most.
+	BatchSize int `name:"batch-size" default:"256" min:"1"`
+	// Longest time of a transaction that writes verdicts.
+	CommitTimeout time.Duration `name:"commit-timeout" default:"10s" min:"1ms"`
+	// Longest time of any other statement.
+	StatementTimeout time.Duration `name:"statement-timeout" default:"30s" min:"1ms"`
+	// Longest wait for a lock.
+	LockTimeout time.Duration `name:"lock-timeout" default:"5s" min:"1ms"`
+
+	Sinks       []schema.Sink `kong:"-"` // to which each alert is owed. Defaults to [schema.SinkStream] alone
+	Volume      Volume        `kong:"-"` // Defaults to no bound: every alert is sent
+	Maintenance Maintenance   `kong:"-"` // how long data is kept
+	Log         *slog.Logger  `kong:"-"` // Defaults to slog.Default()
 }
 
-// WithDefaults returns the configuration with every field that is not set at its default.
-func (c Config) WithDefaults() Config {
-	if c.MaxConns == 0 {
-		c.MaxConns = 8
+// Check returns an error that names the settings out of their bounds.
+func (c Config) Check() error {
+	// pgx takes "" for the settings of libpq's own environment variables.
+	if _, err := pgx.ParseConfig(c.URL); err != nil || c.URL == "" {
+		return settings.Errorf("postgres.url is not an address: postgres://user@host:5432/name")
 	}
-	if c.Committers == 0 {
-		c.Committers = 2
+	if c.MaxConns >= 1 && c.MaxConns <= c.Committers {
+		return settings.Errorf("postgres.max-conns is %d, must be more than postgres.committers, %d", c.MaxConns, c.Committers)
 	}
-	if c.BatchSize == 0 {
-		c.BatchSize = 256
-	}
-	if c.CommitTimeout == 0 {
-		c.CommitTimeout = 10 * time.Second
-	}
-	if c.StatementTimeout == 0 {
-		c.StatementTimeout = 30 * time.Second
-	}
-	if c.LockTimeout == 0 {
-		c.LockTimeout = 5 * time.Second
-	}
-	if c.Sinks == nil {
-		c.Sinks = []schema.Sink{schema.SinkStream}
-	}
-	c.Maintenance = c.Maintenance.WithDefaults()
-	if c.Log == nil {
-		c.Log = slog.Default()
-	}
-	return c
-}
-
-func (c Config) validate() error {
-	switch {
-	case c.URL == "":
-		return errors.New("postgres: URL is empty")
-	case c.Committers < 1:
-		return fmt.Errorf("postgres: Committers is %d, must be at least 1", c.Committers)
-	case c.MaxConns <= c.Committers:
-		return fmt.Errorf("postgres: MaxConns is %d, must be more than Committers (%d)", c.MaxConns, c.Committers)
-	case c.BatchSize < 1:
-		return fmt.Errorf("postgres: BatchSize is %d, must be at least 1", c.BatchSize)
-	case c.CommitTimeout < 0 || c.StatementTimeout < 0 || c.LockTimeout < 0:
-		return errors.New("postgres: a timeout is negative")
-	case c.Volume.ClassPerHour < 0 || c.Volume.ModelPerHour < 0 || c.Volume.CoolDown < 0:
-		return errors.New("postgres: a bound of Volume is negative")
-	}
-	return c.Maintenance.validate()
+	return settings.Check("postgres", c)
 }
 
 // Store is the database. Its methods are safe for concurrent use.
@@ -116,8 +91,14 @@ type Store struct {
 // Open connects, checks that sessions are as this program needs them (else ErrSession), and that the tables are those that it
 // knows or newer ones (else ErrNotMigrated, or ErrEdited).
 func Open(ctx context.Context, c Config) (*Store, error) {
-	c = c.WithDefaults()
-	if err := c.validate(); err != nil {
+	url := c.URL // has no default here
+	c, c.Maintenance = settings.WithDefaults(c), settings.WithDefaults(c.Maintenance)
+	c.URL = url
+	c.Log = cmp.Or(c.Log, slog.Default())
+	if c.Sinks == nil {
+		c.Sinks = []schema.Sink{schema.SinkStream}
+	}
+	if err := errors.Join(c.Check(), c.Volume.Check(), c.Maintenance.Check()); err != nil {
 		return nil, err
 	}
 	pc, err := pgxpool.ParseConfig(c.URL)
