@@ -26,13 +26,13 @@ func anchors(text string) map[string]bool {
 	return all
 }
 
-// TestLinks follows every relative link of the README and of docs/: files are there, and so are headings.
+// TestLinks follows every relative link of the documents: files are there, and so are headings.
 func TestLinks(t *testing.T) {
 	paths, err := filepath.Glob("../docs/*.md")
 	if err != nil || len(paths) < 8 {
 		t.Fatalf("%v, %v", paths, err)
 	}
-	paths = append(paths, "../README.md")
+	paths = append(paths, "../README.md", "../CONTRIBUTING.md", "../SECURITY.md")
 	n := 0
 	for _, path := range paths {
 		content, err := os.ReadFile(path)
