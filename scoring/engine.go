@@ -3,10 +3,12 @@
 package scoring
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
+	"regexp"
 	"runtime"
 	"slices"
 	"sync"
@@ -14,94 +16,78 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/decuwatch/decuwatch/internal/settings"
 	"github.com/decuwatch/decuwatch/scoring/diffusion"
 	"github.com/decuwatch/decuwatch/scoring/ensemble"
 	"github.com/decuwatch/decuwatch/scoring/ort"
 )
 
-// Options configure an Engine.
+// Options configure an [Engine]. Fields with a name are settings.
 type Options struct {
-	Ensemble string // directory or manifest. Required
-	Library  string // of ONNX Runtime. Defaults to where ort.FindLibrary finds it
+	// ONNX Runtime's shared library. Defaults to ONNXRUNTIME_LIB, else .tools/onnxruntime-1.27.0/libonnxruntime.so.1 in
+	// the working directory or above it, else beside the program, else the system's.
+	Library string `name:"library" placeholder:"FILE"`
+	// cpu, cuda:N or tensorrt:N.
+	Device string `name:"device" default:"cpu"`
+	// Threads of a session within an operator; 0 shares the CPUs among the sessions.
+	Threads int `name:"threads" default:"0" min:"0" max:"1024"`
+	// Sessions of the backbone that run side by side, each with its own rows.
+	Sessions int `name:"sessions" default:"1" min:"1" max:"64"`
+	// Maximum rows per backbone run, at least 2; 0 means 64 on CPU and 256 on a GPU.
+	MaxBatchRows int `name:"max-batch-rows" default:"0" min:"0" max:"4096"`
+	// Maximum rows of one request.
+	MaxRequestRows int `name:"max-request-rows" default:"20000" min:"2" max:"1073741824"`
+	// Maximum GPU memory of a session in bytes; 0 means no bound.
+	MemoryLimit int64 `name:"memory-limit" default:"0" min:"0"`
+	// Let the threads of a session spin between operators: faster if nothing else needs the CPUs.
+	Spinning bool `name:"spinning"`
 
-	// Device is cpu, cuda:N or tensorrt:N. Defaults to cpu.
-	Device string
-	// Threads of each session within an operator. Defaults to the CPUs that the process may use, shared by Sessions.
-	Threads int
-	// Sessions is how many sessions of the backbone run side by side, each with its own rows. Defaults to 1.
-	Sessions int
-	// MaxBatchRows bounds the rows of one run, 2 to 4096. Defaults to 64 on cpu, 256 on a GPU.
-	MaxBatchRows int
-	// MaxRequestRows bounds the rows of one request; a larger one is ErrTooLarge. Defaults to 20,000.
-	MaxRequestRows int
-	// Buckets are the row counts to which runs are padded, warmed at start. Defaults to none on cpu, and to powers of
+	Ensemble string `kong:"-"` // directory or manifest. Required
+	// Buckets are the row counts to which runs are padded, warmed at start. Defaults to none on CPU, and to powers of
 	// two up to MaxBatchRows on a GPU, where every new shape costs a search for algorithms.
-	Buckets []int
-	// MemoryLimit bounds the GPU memory of each session in bytes. Defaults to no bound.
-	MemoryLimit int64
-	// Spinning lets the threads of a session spin between operators. Defaults to off: the process shares its cores.
-	Spinning bool
-
-	// Profile is the fixed profile. Defaults (zero value) to the manifest's.
-	Profile Profile
-
-	Registerer prometheus.Registerer // of the sampler's metrics. Defaults to none
-	Log        *slog.Logger          // Defaults to slog.Default
+	Buckets    []int                 `kong:"-"`
+	Profile    Profile               `kong:"-"` // the fixed profile. Defaults (zero value) to the manifest's
+	Registerer prometheus.Registerer `kong:"-"` // of the sampler's metrics. Defaults to none
+	Log        *slog.Logger          `kong:"-"` // Defaults to slog.Default
 }
 
-// WithDefaults returns the options with every default in place.
-func (o Options) WithDefaults() Options {
-	if o.Device == "" {
-		o.Device = "cpu"
+var devicePattern = regexp.MustCompile(`^(cpu|(cuda|tensorrt):[0-9]{1,4})$`)
+
+// Check returns an error that names the settings out of their bounds.
+func (o Options) Check() error {
+	errs := []error{settings.Check("scoring", o)}
+	if !devicePattern.MatchString(o.Device) {
+		errs = append(errs, settings.Errorf("scoring.device is %q, must be cpu, cuda:N or tensorrt:N", o.Device))
 	}
-	if o.Sessions == 0 {
-		o.Sessions = 1
+	if o.MaxBatchRows == 1 {
+		errs = append(errs, settings.Errorf("scoring.max-batch-rows is 1, must be 0 or at least 2"))
 	}
-	if o.Threads == 0 {
-		o.Threads = max(1, runtime.GOMAXPROCS(0)/max(1, o.Sessions))
+	return errors.Join(errs...)
+}
+
+// complete returns checked options with every default in place.
+func (o Options) complete() (Options, error) {
+	o = settings.WithDefaults(o)
+	if err := o.Check(); err != nil {
+		return o, err
 	}
-	if o.MaxBatchRows == 0 {
-		o.MaxBatchRows = 64
-		if o.Device != "cpu" {
-			o.MaxBatchRows = 256
-		}
+	o.Log = cmp.Or(o.Log, slog.Default())
+	o.Threads = cmp.Or(o.Threads, max(1, runtime.GOMAXPROCS(0)/o.Sessions))
+	if o.Device == "cpu" {
+		o.MaxBatchRows = cmp.Or(o.MaxBatchRows, 64)
 	}
-	if o.MaxRequestRows == 0 {
-		o.MaxRequestRows = 20_000
-	}
+	o.MaxBatchRows = cmp.Or(o.MaxBatchRows, 256)
 	if o.Buckets == nil && o.Device != "cpu" {
 		for rows := 1; rows < o.MaxBatchRows; rows *= 2 {
 			o.Buckets = append(o.Buckets, rows)
 		}
 		o.Buckets = append(o.Buckets, o.MaxBatchRows)
 	}
-	if o.Log == nil {
-		o.Log = slog.Default()
+	if n := len(o.Buckets); n > 0 &&
+		(!slices.IsSorted(o.Buckets) || o.Buckets[0] < 1 || o.Buckets[n-1] != o.MaxBatchRows) {
+		return o, fmt.Errorf("option Buckets is %v, must ascend from 1 or more to MaxBatchRows %d", o.Buckets, o.MaxBatchRows)
 	}
-	return o
-}
-
-func (o Options) validate() error {
-	if _, _, err := ort.ParseDevice(o.Device); err != nil {
-		return err
-	}
-	for _, bound := range []struct {
-		name             string
-		value, low, high int
-	}{
-		{"Threads", o.Threads, 1, 1024},
-		{"Sessions", o.Sessions, 1, 64},
-		{"MaxBatchRows", o.MaxBatchRows, 2, 4096},
-		{"MaxRequestRows", o.MaxRequestRows, 2, 1 << 30},
-	} {
-		if bound.value < bound.low || bound.value > bound.high {
-			return fmt.Errorf("option %s is %d, must be %d to %d", bound.name, bound.value, bound.low, bound.high)
-		}
-	}
-	if n := len(o.Buckets); n > 0 && (!slices.IsSorted(o.Buckets) || o.Buckets[0] < 1 || o.Buckets[n-1] != o.MaxBatchRows) {
-		return fmt.Errorf("option Buckets is %v, must ascend from 1 or more to MaxBatchRows %d", o.Buckets, o.MaxBatchRows)
-	}
-	return nil
+	return o, nil
 }
 
 // Engine scores requests. It is safe for concurrent use; Close releases it.
@@ -130,8 +116,7 @@ const decoderRows = 8
 //
 //nolint:contextcheck // loading graphs cannot be cut short
 func Open(o Options) (_ *Engine, err error) {
-	o = o.WithDefaults()
-	if err := o.validate(); err != nil {
+	if o, err = o.complete(); err != nil {
 		return nil, fmt.Errorf("open scoring engine: %w", err)
 	}
 	began := time.Now()

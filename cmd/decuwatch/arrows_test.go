@@ -24,7 +24,7 @@ var arrows = []struct {
 	{"schema/postgres", []string{"internal/backoff", "internal/settings", "schema"}, "queries know the formats, and nobody who asks"},
 	{"schema/postgres/local", []string{"schema/postgres"}, "a server for the demo and the tests knows nothing of events"},
 	{"schema/postgres/pgtest", []string{"schema", "schema/postgres", "schema/postgres/local"}, "a test helper of the queries"},
-	{"scoring", []string{"scoring/paide", "scoring/diffusion", "scoring/ensemble", "scoring/ort"}, "a score does not depend on how a request came or where the score goes"},
+	{"scoring", []string{"internal/settings", "scoring/paide", "scoring/diffusion", "scoring/ensemble", "scoring/ort"}, "a score does not depend on how a request came or where the score goes"},
 	{"scoring/paide", nil, "estimators are numbers in, numbers out"},
 	{"scoring/diffusion", nil, "schedules and noise are numbers in, numbers out"},
 	{"scoring/evaluation", nil, "the judgement of scores is numbers in, numbers out"},

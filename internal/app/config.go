@@ -8,7 +8,6 @@ import (
 	"log/slog"
 	"os"
 	"reflect"
-	"regexp"
 	"strings"
 	"time"
 
@@ -110,23 +109,7 @@ func (c Config) ConsumersConfig(models []string) consumers.Config {
 type ScoringConfig struct {
 	// Ensembles that score, one for each production model: directories, or manifests. Required.
 	Ensembles []string `name:"ensembles" short:"e" placeholder:"PATH"`
-	// ONNX Runtime's shared library. Defaults to ONNXRUNTIME_LIB, else .tools/onnxruntime-1.27.0/libonnxruntime.so.1 in
-	// the working directory or above it, else beside the program, else the system's.
-	Library string `name:"library" placeholder:"FILE"`
-	// cpu, cuda:N or tensorrt:N.
-	Device string `name:"device" default:"cpu"`
-	// Threads of a session within an operator; 0 shares the CPUs among the sessions.
-	Threads int `name:"threads" default:"0" min:"0"`
-	// Sessions of the backbone that run side by side.
-	Sessions int `name:"sessions" default:"1" min:"1"`
-	// Rows of one run of the backbone, at most; 0 is 64 on cpu, 256 on a GPU.
-	MaxBatchRows int `name:"max-batch-rows" default:"0" min:"0"`
-	// Rows of one request, at most.
-	MaxRequestRows int `name:"max-request-rows" default:"20000" min:"1"`
-	// GPU memory of a session in bytes, at most; 0 is no bound.
-	MemoryLimit int64 `name:"memory-limit" default:"0" min:"0"`
-	// Let the threads of a session spin between operators: faster where nothing else needs the CPUs.
-	Spinning bool `name:"spinning"`
+	scoring.Options
 	// fixed scores every event with the ensemble's own settings, so that scores compare; as-requested with the event's.
 	Profile string `name:"profile" default:"fixed" oneof:"fixed,as-requested"`
 	// What becomes of an event that cannot be rerun as its producer ran it: score (the receipt says what was replaced)
@@ -135,25 +118,12 @@ type ScoringConfig struct {
 }
 
 func (c ScoringConfig) Check() error {
-	errs := []error{settings.Check("scoring", c)}
+	errs := []error{settings.Check("scoring", c), c.Options.Check()}
 	if len(c.Ensembles) == 0 {
 		errs = append(errs, settings.Errorf(
 			"scoring.ensembles is empty, must name at least one ensemble directory: -e ensembles/fashion-mnist"))
 	}
-	if !devicePattern.MatchString(c.Device) {
-		errs = append(errs, settings.Errorf("scoring.device is %q, must be cpu, cuda:N or tensorrt:N", c.Device))
-	}
 	return errors.Join(errs...)
-}
-
-var devicePattern = regexp.MustCompile(`^(cpu|(cuda|tensorrt):[0-9]{1,4})$`)
-
-// options returns the options of the engine of one ensemble.
-func (c ScoringConfig) options(path string, log *slog.Logger) scoring.Options {
-	return scoring.Options{
-		Ensemble: path, Library: c.Library, Device: c.Device, Threads: c.Threads, Sessions: c.Sessions, MaxBatchRows: c.MaxBatchRows,
-		MaxRequestRows: c.MaxRequestRows, MemoryLimit: c.MemoryLimit, Spinning: c.Spinning, Log: log,
-	}
 }
 
 // PostgresConfig says how Postgres is reached.

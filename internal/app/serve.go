@@ -200,8 +200,8 @@ func NewRegistry(version, revision string) *prometheus.Registry {
 func OpenEngines(c ScoringConfig, reg prometheus.Registerer, log *slog.Logger, life *Lifecycle) (map[string]*scoring.Engine, error) {
 	engines := map[string]*scoring.Engine{}
 	for _, path := range c.Ensembles {
-		options := c.options(path, log)
-		options.Registerer = reg
+		options := c.Options
+		options.Ensemble, options.Registerer, options.Log = path, reg, log
 		life.doing.Store("start of ensemble " + path)
 		engine, err := scoring.Open(options)
 		if err != nil {

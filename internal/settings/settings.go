@@ -38,11 +38,15 @@ func WithDefaults[T any](c T) T {
 	return c
 }
 
-// Check returns an error that names each field of c that is outside its bounds, as group.name.
+// Check returns an error that names each field of c that is outside its bounds, as group.name. Fields of an embedded struct
+// are left to its owner.
 func Check(group string, c any) error {
 	var errs []error
 	v := reflect.ValueOf(c)
 	for _, f := range reflect.VisibleFields(v.Type()) {
+		if len(f.Index) > 1 {
+			continue
+		}
 		if err := check(f, v.FieldByIndex(f.Index)); err != nil {
 			errs = append(errs, Errorf("%s.%s is %w", group, cmp.Or(f.Tag.Get("name"), f.Name), err))
 		}
