@@ -237,7 +237,7 @@ func TestOpenRefuses(t *testing.T) {
 		"no ensemble": {Options{Ensemble: t.TempDir()}, "ensemble.json"},
 		"no library":  {Options{Ensemble: tiny, Library: "/no/such/file"}, "/no/such/file"},
 		"device":      {Options{Ensemble: tiny, Device: "tpu"}, "tpu"},
-		"batch":       {Options{Ensemble: tiny, MaxBatchRows: 1}, "MaxBatchRows"},
+		"batch":       {Options{Ensemble: tiny, MaxBatchRows: 1}, "scoring.max-batch-rows"},
 		"buckets":     {Options{Ensemble: tiny, MaxBatchRows: 8, Buckets: []int{4, 2, 8}}, "Buckets"},
 		"profile":     {Options{Ensemble: tiny, Profile: Profile{Steps: 3}}, "fixed profile"},
 		// The CPU build of ONNX Runtime has no CUDA: the device is refused with its name, not passed over.
