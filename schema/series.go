@@ -3,9 +3,9 @@ package schema
 // Series is what makes scores comparable: the model, the ensemble and the settings that measured them. A threshold
 // applies to the scores of its own series only.
 type Series struct {
-	Model          string
-	EnsembleDigest string
-	Settings       string // Receipt.Settings
+	Model          string `json:"model"`
+	EnsembleDigest string `json:"ensemble_digest"`
+	Settings       string `json:"settings"` // Receipt.Settings
 }
 
 // Series returns the series that the score belongs to.

@@ -242,22 +242,18 @@ func Calibrate(samples []schema.Sample, o Options) ([]Result, error) {
 // Key is what the thresholds of one calibration have in common.
 type Key struct {
 	schema.Series
-	Measurement schema.MeasurementName
-	Severity    schema.Severity
+	Measurement schema.MeasurementName `json:"measurement"`
+	Severity    schema.Severity        `json:"severity"`
 }
 
-// Matches tells whether a threshold has the key.
+// Matches reports whether a threshold has the key.
 func (k Key) Matches(t schema.Threshold) bool {
 	return t.Series() == k.Series && t.Measurement == k.Measurement && t.Severity == k.Severity
 }
 
-// Count returns by class how many of the samples the thresholds would have raised an alert on, of the key's measurement
-// and of any severity, decided as live scores are.
-func Count(samples []schema.Sample, k Key, thresholds []schema.Threshold) (map[int]int, error) {
-	table, err := alerts.NewTable(thresholds)
-	if err != nil {
-		return nil, err
-	}
+// Count returns by class on how many of the samples the thresholds raise an alert of the key's measurement, of any
+// severity. It decides as live scores are decided.
+func Count(samples []schema.Sample, k Key, t *alerts.Table) map[int]int {
 	counts := map[int]int{}
 	for _, s := range samples {
 		score := schema.Score{
@@ -270,11 +266,11 @@ func Count(samples []schema.Sample, k Key, thresholds []schema.Threshold) (map[i
 		} else {
 			score.RequestRisk = m
 		}
-		for _, a := range alerts.Decide(score, table).Alerts {
+		for _, a := range alerts.Decide(score, t).Alerts {
 			if a.Measurement == k.Measurement {
 				counts[s.Class]++
 			}
 		}
 	}
-	return counts, nil
+	return counts
 }

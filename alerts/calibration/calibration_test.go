@@ -8,6 +8,7 @@ import (
 	"slices"
 	"testing"
 
+	"github.com/decuwatch/decuwatch/alerts"
 	"github.com/decuwatch/decuwatch/schema"
 )
 
@@ -172,15 +173,24 @@ func TestCalibrate(t *testing.T) {
 }
 
 func TestCount(t *testing.T) {
-	k := Key{Series: schema.Series{Model: "m", EnsembleDigest: "d", Settings: "s"}, Measurement: schema.RequestRisk, Severity: schema.SeverityWarn}
-	class := 1
-	thresholds := []schema.Threshold{
-		{ID: 1, Model: "m", EnsembleDigest: "d", Settings: "s", Measurement: schema.RequestRisk, Severity: schema.SeverityWarn, Scope: schema.ScopeModel, Value: 2},
-		{ID: 2, Model: "m", EnsembleDigest: "d", Settings: "s", Measurement: schema.RequestRisk, Severity: schema.SeverityWarn, Scope: schema.ScopeClass, Class: &class, Value: 3},
+	k := Key{
+		Series:      schema.Series{Model: "m", EnsembleDigest: "d", Settings: "s"},
+		Measurement: schema.RequestRisk, Severity: schema.SeverityWarn,
 	}
-	samples := []schema.Sample{{Class: 0, Value: 1}, {Class: 0, Value: 2}, {Class: 1, Value: 2}, {Class: 1, Value: 3}, {Class: 1, Value: 4}}
-	got, err := Count(samples, k, thresholds)
-	if err != nil || !reflect.DeepEqual(got, map[int]int{0: 1, 1: 2}) {
-		t.Errorf("%v %v", got, err)
+	model := schema.Threshold{
+		ID: 1, Model: "m", EnsembleDigest: "d", Settings: "s", Measurement: schema.RequestRisk, Severity: schema.SeverityWarn,
+		Scope: schema.ScopeModel, Value: 2,
+	}
+	class := model
+	class.ID, class.Scope, class.Class, class.Value = 2, schema.ScopeClass, new(1), 3
+	table, err := alerts.NewTable([]schema.Threshold{model, class})
+	if err != nil {
+		t.Fatal(err)
+	}
+	samples := []schema.Sample{
+		{Class: 0, Value: 1}, {Class: 0, Value: 2}, {Class: 1, Value: 2}, {Class: 1, Value: 3}, {Class: 1, Value: 4},
+	}
+	if got := Count(samples, k, table); !reflect.DeepEqual(got, map[int]int{0: 1, 1: 2}) {
+		t.Errorf("%v", got)
 	}
 }

@@ -474,7 +474,7 @@ func pipelineCells(b *testing.B) []*cell {
 			b.Fatal(err)
 		}
 		m, err := monitor.New(monitor.Options{
-			Models:  map[string]monitor.Model{name: {Scorer: scorer, Classes: app.Labels(e), Profile: e.Profile()}},
+			Models:  map[string]monitor.Model{name: {Scorer: scorer, Classes: e.Ensemble().Labels(), Profile: e.Profile()}},
 			Decider: thresholds, Recorder: app.Recorder{Store: store}, Registerer: prometheus.NewRegistry(),
 		})
 		if err != nil {

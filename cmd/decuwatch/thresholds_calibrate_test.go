@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/decuwatch/decuwatch/alerts/calibration"
 	"github.com/decuwatch/decuwatch/alerts/drift"
 	"github.com/decuwatch/decuwatch/schema"
 	"github.com/decuwatch/decuwatch/schema/postgres"
@@ -114,7 +115,7 @@ func TestThresholdsCalibrate(t *testing.T) {
 	if code != exitOK {
 		t.Fatalf("%d %s", code, stderr)
 	}
-	var plan calibrationPlan
+	var plan calibration.Plan
 	if err := json.Unmarshal([]byte(stdout), &plan); err != nil {
 		t.Fatal(err)
 	}

@@ -5,6 +5,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/decuwatch/decuwatch/alerts/calibration"
 	"github.com/decuwatch/decuwatch/schema/postgres"
 	"github.com/decuwatch/decuwatch/schema/postgres/pgtest"
 	"github.com/decuwatch/decuwatch/scoring/ensemble"
@@ -90,7 +91,7 @@ func TestCalibrateSaysWhatItSetsAside(t *testing.T) {
 		}
 	}
 	stdout, _, _ := run("calibrate", "--alpha=0.05", "--json")
-	var plan calibrationPlan
+	var plan calibration.Plan
 	if err := json.Unmarshal([]byte(stdout), &plan); err != nil {
 		t.Fatal(err)
 	}

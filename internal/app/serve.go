@@ -222,20 +222,10 @@ func Models(engines map[string]*scoring.Engine, c ScoringConfig) map[string]moni
 	list := map[string]monitor.Model{}
 	for name, engine := range engines {
 		list[name] = monitor.Model{
-			Scorer: engine, Classes: Labels(engine), Profile: engine.Profile(),
+			Scorer: engine, Classes: engine.Ensemble().Labels(), Profile: engine.Profile(),
 			Diffusion:   engine.Ensemble().Diffusion,
 			AsRequested: c.Profile == scoring.ProfileAsRequested, SkipUnreproducible: c.Unreproducible == "skip",
 		}
-	}
-	return list
-}
-
-// Labels returns the labels of an engine's classes in index order.
-func Labels(e *scoring.Engine) []string {
-	classes := e.Ensemble().Classes
-	list := make([]string, len(classes))
-	for i, c := range classes {
-		list[i] = c.Label
 	}
 	return list
 }

@@ -118,6 +118,15 @@ func (e *Ensemble) ClassIndex(label string) (int, bool) {
 	return i, ok
 }
 
+// Labels returns the labels of the classes in index order.
+func (e *Ensemble) Labels() []string {
+	labels := make([]string, len(e.Classes))
+	for i, c := range e.Classes {
+		labels[i] = c.Label
+	}
+	return labels
+}
+
 // Embedding returns the class embedding [tokens, dim] of a component, which must not be written to. Class len(Classes)
 // is the unconditional one of classifier-free guidance.
 func (e *Ensemble) Embedding(component, class int) []float32 {

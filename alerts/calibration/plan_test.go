@@ -1,31 +1,20 @@
-package main
+package calibration
 
 import (
 	"testing"
 
 	"github.com/decuwatch/decuwatch/alerts/alertstest"
-	"github.com/decuwatch/decuwatch/alerts/calibration"
 	"github.com/decuwatch/decuwatch/schema"
-	"github.com/decuwatch/decuwatch/scoring/ensemble"
 )
 
 // A plan says of each class what Decide decides on, for each severity.
 func TestPlanPrecedence(t *testing.T) {
-	e, err := ensemble.Open(shippedEnsemble)
-	if err != nil {
-		t.Fatal(err)
-	}
 	for _, c := range alertstest.Cases() {
-		for _, severity := range []schema.Severity{schema.SeverityWarn, schema.SeverityCritical} {
+		for _, severity := range schema.Severities() {
 			t.Run(c.Name+"/"+string(severity), func(t *testing.T) {
-				p := &calibrationPlan{
-					Model: alertstest.Series.Model, EnsembleDigest: alertstest.Series.EnsembleDigest, Settings: alertstest.Series.Settings,
-					Measurement: schema.ClassGap, Severity: severity, Alpha: 0.1,
-				}
-				key := calibration.Key{Series: p.series(), Measurement: p.Measurement, Severity: severity}
+				p := &Plan{Key: Key{Series: alertstest.Series, Measurement: schema.ClassGap, Severity: severity}, Alpha: 0.1}
 				sample := []schema.Sample{{Class: alertstest.Class, Value: c.Value}}
-				week := func() ([]schema.Sample, error) { return sample, nil }
-				if err := p.describe(key, e, sample, nil, c.Thresholds, week); err != nil {
+				if err := p.describe(make([]string, 10), sample, sample, nil, c.Thresholds); err != nil {
 					t.Fatal(err)
 				}
 				line := p.Classes[1+alertstest.Class]

@@ -1,0 +1,83 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/decuwatch/decuwatch/internal/app"
+	"github.com/decuwatch/decuwatch/schema/postgres"
+)
+
+type thresholdsHistoryCmd struct {
+	Model    string             `placeholder:"NAME" help:"Changes of this model only."`
+	Limit    int                `default:"20" help:"Maximum number of changes to list, newest first."`
+	JSON     bool               `name:"json" help:"Print JSON, with every threshold."`
+	Postgres app.PostgresConfig `embed:"" prefix:"postgres." group:"Postgres"`
+}
+
+func (thresholdsHistoryCmd) Help() string {
+	return `Example:
+
+  decuwatch thresholds history --model fashion-mnist`
+}
+
+func (c *thresholdsHistoryCmd) Run(ctx context.Context, s *streams, log *slog.Logger) error {
+	if c.Limit < 1 {
+		return usage("--limit is %d, must be at least 1", c.Limit)
+	}
+	return app.WithStore(ctx, c.Postgres, log, func(store *postgres.Store) error {
+		changes, err := store.ThresholdHistory(ctx, c.Model, c.Limit)
+		if err != nil {
+			return err
+		}
+		if c.JSON {
+			return writeJSON(s.out, slices.Concat([]postgres.ThresholdChange{}, changes)) // [] instead of null
+		}
+		w := tabwriter.NewWriter(s.out, 0, 8, 2, ' ', 0)
+		fmt.Fprintln(w, "change\tset at\tby\tkind\tthresholds\treason")
+		for _, change := range changes {
+			kind := change.Kind
+			if change.Undoes != 0 {
+				kind = fmt.Sprintf("%s of %d", kind, change.Undoes)
+			}
+			fmt.Fprintf(w, "%d\t%s\t%s\t%s\t%d\t%s\n", change.ID, change.SetAt.Local().Format(time.DateTime),
+				printable(change.SetBy), kind, len(change.Thresholds), printable(change.Reason))
+		}
+		return w.Flush()
+	})
+}
+
+type thresholdsRollbackCmd struct {
+	Reason   string             `required:"" help:"Why, for the history."`
+	By       string             `placeholder:"NAME" help:"Who does it. Defaults to the user who runs this."`
+	Postgres app.PostgresConfig `embed:"" prefix:"postgres." group:"Postgres"`
+}
+
+func (thresholdsRollbackCmd) Help() string {
+	return `Undoes the newest change in force, of any model; a second rollback undoes the change before it. ` +
+		`Running monitors follow at once.
+
+Example:
+
+  decuwatch thresholds rollback --reason "too many alerts"`
+}
+
+func (c *thresholdsRollbackCmd) Run(ctx context.Context, s *streams, log *slog.Logger) error {
+	reason := strings.TrimSpace(c.Reason)
+	if reason == "" {
+		return usage("--reason is empty")
+	}
+	return app.WithStore(ctx, c.Postgres, log, func(store *postgres.Store) error {
+		change, err := store.RollbackThresholds(ctx, by(c.By), reason)
+		if err != nil {
+			return err
+		}
+		_, err = fmt.Fprintf(s.out, "change %d takes back change %d: %d thresholds\n", change.ID, change.Undoes, len(change.Thresholds))
+		return err
+	})
+}

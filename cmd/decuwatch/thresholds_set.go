@@ -1,0 +1,119 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"log/slog"
+	"math"
+	"strings"
+	"time"
+
+	"github.com/decuwatch/decuwatch/alerts"
+	"github.com/decuwatch/decuwatch/internal/app"
+	"github.com/decuwatch/decuwatch/schema"
+	"github.com/decuwatch/decuwatch/schema/postgres"
+	"github.com/decuwatch/decuwatch/scoring/ensemble"
+)
+
+type thresholdsSetCmd struct {
+	Ensemble    string                 `arg:"" help:"Ensemble that the threshold is for: a directory, or a manifest. A threshold belongs to its digest and settings."`
+	Measurement schema.MeasurementName `required:"" enum:"class_gap,request_risk" placeholder:"class_gap|request_risk" help:"Measurement that is compared with the threshold."`
+	Value       float64                `required:"" help:"An alert fires at or above it."`
+	Severity    schema.Severity        `default:"warn" enum:"warn,critical" help:"warn or critical."`
+	Class       string                 `placeholder:"CLASS" help:"Class that the threshold is for: an index, or a label. Defaults to every class without one of its own."`
+	Limit       bool                   `help:"An absolute limit that applies beside the other thresholds, to every class."`
+	Distance    *float64               `placeholder:"D" help:"Threshold of the mean distance, which decides if the measurement is saturated. By default a saturated measurement fires."`
+	Settings    string                 `placeholder:"KEY" help:"Settings that the threshold is for, as a receipt has them. Defaults to the ensemble's fixed profile."`
+	Reason      string                 `required:"" help:"Why, for the history."`
+	By          string                 `placeholder:"NAME" help:"Who sets it. Defaults to the user who runs this."`
+
+	Postgres app.PostgresConfig `embed:"" prefix:"postgres." group:"Postgres"`
+}
+
+func (thresholdsSetCmd) Help() string {
+	return `The most specific scope with any threshold decides: a class with a threshold of one severity no longer uses the ` +
+		`model's thresholds of either severity. The output names what no longer applies. A critical threshold below the ` +
+		`warn threshold of the same scope is refused.
+
+Examples:
+
+  decuwatch thresholds set ensembles/fashion-mnist --measurement class_gap --value 0.04 --reason "99% of well-sampled classes"
+  decuwatch thresholds set ensembles/fashion-mnist --measurement request_risk --class Bag --severity critical --value 0.5 --reason "incident 12"
+  decuwatch thresholds set ensembles/fashion-mnist --measurement class_gap --limit --severity critical --value 0.2 --reason "no class may pass"`
+}
+
+func (c *thresholdsSetCmd) Run(ctx context.Context, s *streams, log *slog.Logger) error {
+	e, err := ensemble.Open(c.Ensemble)
+	if err != nil {
+		return err
+	}
+	t, err := c.threshold(e)
+	if err != nil {
+		return err
+	}
+	return app.WithStore(ctx, c.Postgres, log, func(store *postgres.Store) error {
+		t, err := store.SetThreshold(ctx, t)
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(s.out, "threshold %d: %s of %s alerts as %s from %g\n", t.ID, t.Measurement, t.Model, t.Severity, t.Value)
+		list, err := store.Thresholds(ctx)
+		if err != nil {
+			return fmt.Errorf("the threshold is set, but what it sets aside is unknown: %w", err)
+		}
+		table, err := alerts.NewTable(list)
+		if err != nil {
+			return fmt.Errorf("the threshold is set, but what it sets aside is unknown: %w", err)
+		}
+		for _, aside := range table.Asides(t.Series(), t.Measurement, len(e.Classes)) {
+			if aside.Concerns(t) {
+				fmt.Fprintln(s.out, printable(aside.Text(e.Labels())))
+			}
+		}
+		return nil
+	})
+}
+
+// threshold returns the threshold that the flags describe.
+func (c *thresholdsSetCmd) threshold(e *ensemble.Ensemble) (schema.Threshold, error) {
+	t := schema.Threshold{
+		Model: e.Name, EnsembleDigest: e.Digest, Settings: cmp.Or(c.Settings, e.Profile.Settings()),
+		Measurement: c.Measurement, Scope: schema.ScopeModel, Severity: c.Severity, Value: c.Value, Distance: c.Distance,
+		Origin: "manual", SetBy: by(c.By), Reason: strings.TrimSpace(c.Reason), SetAt: time.Now().UTC(),
+	}
+	switch {
+	case math.IsNaN(t.Value) || math.IsInf(t.Value, 0):
+		return t, usage("--value is %g, must be finite", t.Value)
+	case t.Distance != nil && !(*t.Distance >= 0 && !math.IsInf(*t.Distance, 0)):
+		return t, usage("--distance is %g, must be finite and 0 or more", *t.Distance)
+	case t.Reason == "":
+		return t, usage("--reason is empty")
+	case c.Limit && c.Class != "":
+		return t, usage("--limit and --class exclude each other: a limit applies to every class")
+	case c.Limit:
+		t.Scope = schema.ScopeLimit
+	case c.Class != "":
+		index, err := classIndex(e, c.Class)
+		if err != nil {
+			return t, err
+		}
+		t.Scope, t.Class = schema.ScopeClass, &index
+	}
+	return t, nil
+}
+
+// classIndex returns the index of a class that a flag names by its index or its label.
+func classIndex(e *ensemble.Ensemble, text string) (int, error) {
+	index := class(text).Index
+	if index < 0 {
+		var ok bool
+		if index, ok = e.ClassIndex(text); !ok {
+			return 0, usage("--class %q is no label of %s", text, e.Name)
+		}
+	}
+	if index >= len(e.Classes) {
+		return 0, usage("--class is %d, %s has the classes 0 to %d", index, e.Name, len(e.Classes)-1)
+	}
+	return index, nil
+}
