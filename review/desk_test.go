@@ -12,6 +12,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/decuwatch/decuwatch/monitor/canary"
 	"github.com/decuwatch/decuwatch/review"
 	"github.com/decuwatch/decuwatch/schema"
 	"github.com/decuwatch/decuwatch/schema/postgres"
@@ -135,11 +136,11 @@ func TestQueue(t *testing.T) {
 		b.record(request{class: i % 2, seed: uint64(i), alert: []schema.Severity{schema.SeverityWarn, schema.SeverityCritical}[i%2]})
 	}
 	_, sample := b.record(request{class: 0, seed: 9, sampled: true})
-	if err := b.store.AddCanary(t.Context(), postgres.Canary{Source: review.CanarySource, EventID: fmt.Sprintf("event-%d", b.n+1), Model: "tiny", DueAt: time.Now(), PublishedAt: time.Now()}); err != nil {
+	if err := b.store.AddCanary(t.Context(), postgres.Canary{Source: canary.Source, EventID: fmt.Sprintf("event-%d", b.n+1), Model: "tiny", DueAt: time.Now(), PublishedAt: time.Now()}); err != nil {
 		t.Fatal(err)
 	}
-	_, canary := b.record(request{class: 0, seed: 10, alert: schema.SeverityWarn, source: review.CanarySource, labels: map[string]string{schema.LabelCanary: "true"}})
-	if _, err := b.store.ReviewByID(t.Context(), canary); !errors.Is(err, postgres.ErrNotFound) {
+	_, id := b.record(request{class: 0, seed: 10, alert: schema.SeverityWarn, source: canary.Source, labels: map[string]string{schema.LabelCanary: "true"}})
+	if _, err := b.store.ReviewByID(t.Context(), id); !errors.Is(err, postgres.ErrNotFound) {
 		t.Errorf("a canary is in review: %v", err)
 	}
 	if stats, err := b.store.EvidenceStats(t.Context()); err != nil || stats.Pending != 8 {
@@ -227,14 +228,15 @@ func TestWriterMayReview(t *testing.T) {
 		t.Error(err)
 	}
 	publish := func(context.Context, schema.Event) error { return nil }
-	canary, err := review.NewCanary(store, publish, []*ensemble.Manifest{&b.engine.Ensemble().Manifest}, review.CanaryConfig{Deadline: time.Microsecond})
+	watchdog, err := canary.New(store, publish, []*ensemble.Manifest{&b.engine.Ensemble().Manifest},
+		canary.Config{Deadline: time.Microsecond})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := canary.Send(t.Context(), "tiny"); err != nil {
+	if _, err := watchdog.Send(t.Context(), "tiny"); err != nil {
 		t.Error(err)
 	}
-	if closed, err := canary.Decide(t.Context()); err != nil || len(closed) != 1 {
+	if closed, err := watchdog.Decide(t.Context()); err != nil || len(closed) != 1 {
 		t.Errorf("%+v, %v", closed, err)
 	}
 	site := servePage(t, store, review.PageConfig{})

@@ -1,26 +1,19 @@
 package review_test
 
 import (
-	"context"
 	"crypto/sha256"
 	"encoding/hex"
-	"errors"
 	"io"
 	"net/http"
 	"net/url"
 	"os"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/testutil"
 
 	"github.com/decuwatch/decuwatch/review"
 	"github.com/decuwatch/decuwatch/schema"
-	"github.com/decuwatch/decuwatch/schema/postgres"
-	"github.com/decuwatch/decuwatch/scoring/ensemble"
 )
 
 // ask sends one request and returns status, headers and body.
@@ -170,94 +163,4 @@ func TestVendoredScript(t *testing.T) {
 	if !strings.Contains(string(code), hex.EncodeToString(sum[:])) {
 		t.Errorf("static/htmx.min.js has the SHA-256 %x, page.go names another", sum)
 	}
-}
-
-// Canaries: one that an alert fires on is caught, one that none fires on raises one alert, whoever decides.
-func TestCanary(t *testing.T) {
-	b := newBench(t, tiny)
-	manifest := &b.engine.Ensemble().Manifest
-	var mu sync.Mutex
-	var sent []schema.Event
-	publish := func(_ context.Context, ev schema.Event) error {
-		mu.Lock()
-		defer mu.Unlock()
-		if _, _, err := schema.Encode(ev); err != nil {
-			return err
-		}
-		sent = append(sent, ev)
-		return nil
-	}
-	reg := prometheus.NewRegistry()
-	k, err := review.NewCanary(b.store, publish, []*ensemble.Manifest{manifest}, review.CanaryConfig{Deadline: time.Hour, Registerer: reg})
-	if err != nil {
-		t.Fatal(err)
-	}
-	caught, err := k.Send(t.Context(), "tiny")
-	if err != nil {
-		t.Fatal(err)
-	}
-	rare, err := review.CanaryClasses(manifest)
-	if err != nil || len(sent) != 1 || sent[0].ID != caught.EventID || sent[0].Data.Class.Index != caught.ClassIndex || sent[0].Data.Labels[schema.LabelCanary] == "" {
-		t.Fatalf("%+v, %v", sent, err)
-	}
-	if closed, err := k.Decide(t.Context()); err != nil || len(closed) != 0 {
-		t.Errorf("decided before its time: %+v, %v", closed, err)
-	}
-	score, _ := b.record(request{class: rare[0], seed: 1})
-	score.Event = sent[0]
-	b.n++
-	b.commit(score, request{class: rare[0], alert: schema.SeverityWarn})
-	if closed, err := k.Decide(t.Context()); err != nil || len(closed) != 1 || closed[0].Outcome != postgres.CanaryCaught {
-		t.Errorf("%+v, %v", closed, err)
-	}
-
-	late, err := review.NewCanary(b.store, publish, []*ensemble.Manifest{manifest}, review.CanaryConfig{Deadline: time.Microsecond})
-	if err != nil {
-		t.Fatal(err)
-	}
-	missed, err := late.Send(t.Context(), "tiny")
-	if err != nil {
-		t.Fatal(err)
-	}
-	var wg sync.WaitGroup
-	var decided int
-	for range 4 { // several processes look at once
-		wg.Go(func() {
-			closed, err := k.Decide(t.Context())
-			if err != nil {
-				t.Error(err)
-			}
-			mu.Lock()
-			decided += len(closed)
-			mu.Unlock()
-		})
-	}
-	wg.Wait()
-	raised, err := b.store.Alerts(t.Context(), postgres.AlertFilter{Kind: schema.AlertCanaryMissed})
-	if err != nil || decided != 1 || len(raised) != 1 || raised[0].EventID != missed.EventID || raised[0].Severity != schema.SeverityCritical || !strings.Contains(raised[0].Detail, "was not scored") {
-		t.Errorf("%d decided, alerts %+v, %v", decided, raised, err)
-	}
-	if counts, err := b.store.CanaryCounts(t.Context(), "tiny", time.Now().Add(-time.Hour)); err != nil || counts["caught"] != 1 || counts["missed"] != 1 {
-		t.Errorf("%v, %v", counts, err)
-	}
-	if err := testutil.CollectAndCompare(reg, strings.NewReader(`# HELP decuwatch_canaries_total Canaries by outcome: caught by an alert in time, or missed.
-# TYPE decuwatch_canaries_total counter
-decuwatch_canaries_total{model="tiny",outcome="caught"} 1
-decuwatch_canaries_total{model="tiny",outcome="missed"} 1
-`), "decuwatch_canaries_total"); err != nil {
-		t.Error(err)
-	}
-	if _, err := review.NewCanary(b.store, publish, []*ensemble.Manifest{{Name: "even", Classes: []ensemble.Class{{Images: []int{5}}, {Images: []int{6}}}}}, review.CanaryConfig{}); !errors.Is(err, review.ErrNoCanary) {
-		t.Errorf("an ensemble without a rare class: %v", err)
-	}
-	// Run publishes at once, decides by itself, and ends when it is told.
-	quick, err := review.NewCanary(b.store, publish, []*ensemble.Manifest{manifest}, review.CanaryConfig{Every: time.Hour, Deadline: 50 * time.Millisecond})
-	if err != nil {
-		t.Fatal(err)
-	}
-	running(t, quick.Run)
-	until(t, "another canary is missed", func() bool {
-		counts, err := b.store.CanaryCounts(t.Context(), "tiny", time.Now().Add(-time.Hour))
-		return err == nil && counts["missed"] == 2
-	})
 }

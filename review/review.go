@@ -1,5 +1,5 @@
-// Package review brings people into the loop: it gathers the evidence of each alert, serves the page on which a reviewer decides,
-// keeps the verdicts, estimates precision and recall from them, and watches by canaries that alerts still fire.
+// Package review brings people into the loop: it gathers the evidence of each alert, serves the page on which a reviewer
+// decides, keeps the verdicts, and estimates precision and recall from them.
 package review
 
 import (

@@ -2,7 +2,6 @@ package review
 
 import (
 	"bytes"
-	"fmt"
 	"image/png"
 	"math"
 	"math/rand/v2"
@@ -280,16 +279,5 @@ func TestAccess(t *testing.T) {
 		if have := target(to); have != want {
 			t.Errorf("target(%q) is %q, want %q", to, have, want)
 		}
-	}
-}
-
-func TestCanaryClasses(t *testing.T) {
-	class := func(images ...int) ensemble.Class { return ensemble.Class{Label: fmt.Sprint(images), Images: images} }
-	rare, err := CanaryClasses(&ensemble.Manifest{Classes: []ensemble.Class{class(5000, 5000), class(1, 1), class(100, 100), class(0, 2)}})
-	if err != nil || fmt.Sprint(rare) != "[1 3]" {
-		t.Errorf("%v, %v", rare, err)
-	}
-	if _, err := CanaryClasses(&ensemble.Manifest{Name: "even", Classes: []ensemble.Class{class(100), class(90)}}); err == nil {
-		t.Error("an ensemble without a rare class has a canary")
 	}
 }

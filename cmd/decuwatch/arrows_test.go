@@ -21,31 +21,58 @@ var arrows = []struct {
 	reason string
 }{
 	{"schema", nil, "the formats are what everybody else stands on"},
-	{"schema/postgres", []string{"internal/backoff", "internal/settings", "schema"}, "queries know the formats, and nobody who asks"},
-	{"schema/postgres/local", []string{"schema/postgres"}, "a server for the demo and the tests knows nothing of events"},
-	{"schema/postgres/pgtest", []string{"schema", "schema/postgres", "schema/postgres/local"}, "a test helper of the queries"},
-	{"scoring", []string{"internal/settings", "scoring/paide", "scoring/diffusion", "scoring/ensemble", "scoring/ort"}, "a score does not depend on how a request came or where the score goes"},
+	{"schema/postgres", []string{
+		"internal/backoff", "internal/settings", "schema",
+	}, "queries know the formats, and nobody who asks"},
+	{"schema/postgres/local", []string{
+		"schema/postgres",
+	}, "a server for the demo and the tests knows nothing of events"},
+	{"schema/postgres/pgtest", []string{
+		"schema", "schema/postgres", "schema/postgres/local",
+	}, "a test helper of the queries"},
+	{"scoring", []string{
+		"internal/settings", "scoring/paide", "scoring/diffusion", "scoring/ensemble", "scoring/ort",
+	}, "a score does not depend on how a request came or where the score goes"},
 	{"scoring/paide", nil, "estimators are numbers in, numbers out"},
 	{"scoring/diffusion", nil, "schedules and noise are numbers in, numbers out"},
 	{"scoring/evaluation", nil, "the judgement of scores is numbers in, numbers out"},
 	{"scoring/ensemble", []string{"scoring/diffusion"}, "the ensemble directory is read without running anything"},
 	{"scoring/ort", nil, "the runtime runs graphs and knows neither ensembles nor scores"},
 	{"scoring/ort/ortfault", []string{"scoring/ort"}, "a runtime for tests"},
-	{"consumers", []string{"internal/backoff", "schema"}, "delivery must not know what is done with an event, nor the monitor how it came"},
+	{"consumers", []string{
+		"internal/backoff", "schema",
+	}, "delivery must not know what is done with an event, nor the monitor how it came"},
 	{"consumers/natstest", nil, "a server for tests"},
-	{"alerts", []string{"internal/backoff", "internal/settings", "schema"}, "the decision is pure; the outbox is an interface"},
-	{"monitor", []string{"schema", "scoring", "alerts"}, "the one sequence knows neither JetStream nor Postgres; cmd hands them over"},
+	{"alerts", []string{
+		"internal/backoff", "internal/settings", "schema",
+	}, "the decision is pure; the outbox is an interface"},
+	{"monitor", []string{
+		"schema", "scoring", "alerts",
+	}, "the one sequence knows neither JetStream nor Postgres; cmd hands them over"},
 	{"monitor/reconcile", []string{"schema", "schema/postgres", "consumers"}, "both sides are read, and nobody writes"},
-	{"monitor/redeliver", []string{"schema", "schema/postgres", "consumers"}, "an operator's act, between the two sides"},
+	{"monitor/redeliver", []string{
+		"schema", "schema/postgres", "consumers",
+	}, "an operator's act, between the two sides"},
 	{"monitor/replay", []string{"schema", "scoring", "monitor"}, "the one way from a receipt back to a request"},
-	{"review", []string{"internal/backoff", "schema", "schema/postgres", "alerts", "scoring", "scoring/ensemble", "monitor/replay"}, "review comes after the verdict and takes no part in it"},
+	{"monitor/canary", []string{
+		"schema", "schema/postgres", "scoring/ensemble",
+	}, "a watchdog knows neither how events are scored nor who reviews them"},
+	{"review", []string{
+		"internal/backoff", "schema", "schema/postgres", "alerts", "scoring", "scoring/ensemble", "monitor/replay",
+	}, "review comes after the verdict and takes no part in it"},
 	{"internal/backoff", nil, "how retries are spaced out"},
 	{"internal/settings", nil, "what the owners of settings share"},
-	{"internal/app", []string{"internal/settings", "schema", "schema/postgres", "scoring", "scoring/ensemble", "consumers",
-		"alerts", "monitor", "review"}, "wires everything; nobody but cmd may know it"},
+	{"internal/app", []string{
+		"internal/settings", "schema", "schema/postgres", "scoring", "scoring/ensemble", "consumers", "alerts",
+		"monitor", "review",
+	}, "wires everything; nobody but cmd may know it"},
 	{"internal/faults", nil, "the fault matrix, in tests only"},
 	{"deploy", nil, "files, held against the code by tests"},
-	{"cmd/decuwatch", []string{"internal/app", "internal/settings", "schema", "schema/postgres", "schema/postgres/local", "scoring", "scoring/ensemble", "scoring/ort", "scoring/diffusion", "scoring/evaluation", "consumers", "alerts", "monitor", "monitor/reconcile", "monitor/redeliver", "monitor/replay", "review"}, "wires everything, tests' helpers excepted"},
+	{"cmd/decuwatch", []string{
+		"internal/app", "internal/settings", "schema", "schema/postgres", "schema/postgres/local", "scoring",
+		"scoring/ensemble", "scoring/ort", "scoring/diffusion", "scoring/evaluation", "consumers", "alerts",
+		"monitor", "monitor/canary", "monitor/reconcile", "monitor/redeliver", "monitor/replay", "review",
+	}, "wires everything, tests' helpers excepted"},
 }
 
 // goPackage is what `go list -json` says of a package.

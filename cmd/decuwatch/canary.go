@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/http"
@@ -12,7 +13,7 @@ import (
 
 	"github.com/decuwatch/decuwatch/consumers"
 	"github.com/decuwatch/decuwatch/internal/app"
-	"github.com/decuwatch/decuwatch/review"
+	"github.com/decuwatch/decuwatch/monitor/canary"
 	"github.com/decuwatch/decuwatch/schema"
 	"github.com/decuwatch/decuwatch/schema/postgres"
 	"github.com/decuwatch/decuwatch/scoring/ensemble"
@@ -44,13 +45,9 @@ func (c *canaryCmd) Run(ctx context.Context, s *streams, log *slog.Logger) (err 
 	if c.Every <= 0 || c.Deadline <= 0 {
 		return usage("--every and --deadline must be positive")
 	}
-	manifests := make([]*ensemble.Manifest, 0, len(c.Ensembles))
-	for _, path := range c.Ensembles {
-		e, err := ensemble.Open(path)
-		if err != nil {
-			return err
-		}
-		manifests = append(manifests, &e.Manifest)
+	manifests, err := openManifests(c.Ensembles)
+	if err != nil {
+		return err
 	}
 	life, ctx := app.NewLifecycle(ctx, log)
 	defer life.End(&err)
@@ -78,21 +75,13 @@ func (c *canaryCmd) Run(ctx context.Context, s *streams, log *slog.Logger) (err 
 	life.OnStop("Postgres", func() error { store.Close(); return nil })
 
 	reg := app.NewRegistry(built())
-	publish := func(ctx context.Context, ev schema.Event) error {
-		ctx, cancel := context.WithTimeout(ctx, c.Deadline)
-		defer cancel()
-		if _, err := consumers.EnsureStream(ctx, js, app.Config{Stream: c.Stream}.ConsumersConfig(nil)); err != nil {
-			return app.ExplainRoom(ctx, js, c.Stream, c.Alerts, err)
-		}
-		_, err := schema.Publish(ctx, js, ev)
-		return err
-	}
-	canary, err := review.NewCanary(store, publish, manifests, review.CanaryConfig{Every: c.Every, Deadline: c.Deadline, Registerer: reg, Log: log})
+	watchdog, err := canary.New(store, c.publisher(js), manifests,
+		canary.Config{Every: c.Every, Deadline: c.Deadline, Registerer: reg, Log: log})
 	if err != nil {
 		return err
 	}
 	if c.Once {
-		return c.once(ctx, s, canary, manifests)
+		return once(ctx, s, watchdog)
 	}
 	if c.Listen != app.NoPage {
 		listener, err := app.Listen("--listen", c.Listen)
@@ -102,47 +91,48 @@ func (c *canaryCmd) Run(ctx context.Context, s *streams, log *slog.Logger) (err 
 		mux := http.NewServeMux()
 		mux.Handle("GET /metrics", promhttp.HandlerFor(reg, promhttp.HandlerOpts{EnableOpenMetrics: true}))
 		life.Run("metrics", func(ctx context.Context) error { return app.ServeHTTP(ctx, listener, mux) })
-		log.Info("publishing canaries", "every", c.Every, "deadline", c.Deadline, "metrics", "http://"+listener.Addr().String()+"/metrics")
+		log.Info("publishing canaries", "every", c.Every, "deadline", c.Deadline,
+			"metrics", "http://"+listener.Addr().String()+"/metrics")
 	}
-	life.Run("canary", canary.Run)
+	life.Run("canary", watchdog.Run)
 	return life.Wait()
 }
 
-// once publishes one canary of each model and waits for what becomes of it.
-func (c *canaryCmd) once(ctx context.Context, s *streams, canary *review.Canary, manifests []*ensemble.Manifest) error {
-	mine := map[string]bool{}
-	for _, m := range manifests {
-		sent, err := canary.Send(ctx, m.Name)
+func openManifests(paths []string) ([]*ensemble.Manifest, error) {
+	var list []*ensemble.Manifest
+	for _, path := range paths {
+		e, err := ensemble.Open(path)
 		if err != nil {
-			return err
+			return nil, err
 		}
-		mine[sent.EventID] = true
-		fmt.Fprintf(s.out, "published %s, class %s of %s\n", sent.EventID, printable(sent.ClassLabel), m.Name)
+		list = append(list, &e.Manifest)
 	}
-	tick := time.NewTicker(100 * time.Millisecond)
-	defer tick.Stop()
-	missed := false
-	for len(mine) > 0 {
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-tick.C:
+	return list, nil
+}
+
+// publisher returns a function that stores an event in the stream, which it creates if it does not exist.
+func (c *canaryCmd) publisher(js jetstream.JetStream) func(context.Context, schema.Event) error {
+	return func(ctx context.Context, ev schema.Event) error {
+		ctx, cancel := context.WithTimeout(ctx, c.Deadline)
+		defer cancel()
+		if _, err := consumers.EnsureStream(ctx, js, app.Config{Stream: c.Stream}.ConsumersConfig(nil)); err != nil {
+			return app.ExplainRoom(ctx, js, c.Stream, c.Alerts, err)
 		}
-		closed, err := canary.Decide(ctx)
-		if err != nil {
-			return err
-		}
-		for _, k := range closed {
-			if !mine[k.EventID] {
-				continue
-			}
-			delete(mine, k.EventID)
-			fmt.Fprintf(s.out, "%s is %s\n", k.EventID, k.Outcome)
-			missed = missed || k.Outcome == postgres.CanaryMissed
-		}
+		_, err := schema.Publish(ctx, js, ev)
+		return err
 	}
-	if missed {
+}
+
+func once(ctx context.Context, s *streams, w *canary.Watchdog) error {
+	err := w.Once(ctx, func(c postgres.Canary) {
+		if c.Outcome == "" {
+			fmt.Fprintf(s.out, "published %s, class %s of %s\n", c.EventID, printable(c.ClassLabel), c.Model)
+		} else {
+			fmt.Fprintf(s.out, "%s is %s\n", c.EventID, c.Outcome)
+		}
+	})
+	if errors.Is(err, canary.ErrMissed) {
 		return errDifference
 	}
-	return nil
+	return err
 }

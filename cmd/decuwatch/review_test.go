@@ -17,6 +17,7 @@ import (
 	"github.com/decuwatch/decuwatch/consumers"
 	"github.com/decuwatch/decuwatch/consumers/natstest"
 	"github.com/decuwatch/decuwatch/internal/app"
+	"github.com/decuwatch/decuwatch/monitor/canary"
 	"github.com/decuwatch/decuwatch/review"
 	"github.com/decuwatch/decuwatch/schema"
 	"github.com/decuwatch/decuwatch/schema/postgres"
@@ -53,7 +54,7 @@ func newLoop(t *testing.T) *loop {
 	if err != nil {
 		t.Fatal(err)
 	}
-	rare, err := review.CanaryClasses(&e.Manifest)
+	rare, err := canary.Classes(&e.Manifest)
 	if err != nil {
 		t.Fatal(err)
 	}
