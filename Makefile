@@ -33,7 +33,8 @@ test: setup review-tools lint ## everything in Go: race detector, real NATS, Pos
 	$(RUN) go test -race -timeout 30m ./...
 
 lint: setup ## gofmt, vet, staticcheck and the analyzers of scripts/lint
-	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); [ -z "$$unformatted" ] || { echo "gofmt would change: $$unformatted" >&2; exit 1; }
+	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); \
+	[ -z "$$unformatted" ] || { echo "gofmt would change: $$unformatted" >&2; exit 1; }
 	$(RUN) go vet ./...
 	$(RUN) go tool staticcheck ./...
 	cd scripts/lint && go vet ./... && go test ./... && go build -o ../../.tools/lint .

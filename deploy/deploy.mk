@@ -9,7 +9,7 @@ test-chart: ## render the Helm chart and hold it against the types of Kubernetes
 
 test: deploy-tools test-chart
 
-bench-dashboards: setup ## time every dashboard query and the rollups at a million scores and 10 million rollups, with plans
+bench-dashboards: setup ## time the dashboards' queries at a million scores and 10 million rollups, with plans
 	$(RUN) go test -run '^$$' -bench 'DashboardSQL|Rollups' -benchtime 5x -timeout 60m -v ./deploy
 
 bench-workers: setup ## events a second of 1, 2 and 4 worker processes on one durable consumer

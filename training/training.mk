@@ -1,6 +1,7 @@
 # Training and its tests. Nothing here is needed to build, test or run the monitor.
 
-# Where an ensemble is built; a run that was broken off goes on from its checkpoints there. Remove it to begin from scratch.
+# Where an ensemble is built; a run that was broken off goes on from its checkpoints there. Remove it to begin from
+# scratch.
 ENSEMBLE_BUILD ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/decuwatch/ensemble-fashion-mnist
 EVALUATE ?= --seeds 8 --rollouts-up-to 20
 DATA_CARD ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/decuwatch/data-card-fashion-mnist
@@ -13,7 +14,8 @@ ensemble: ## train ensembles/fashion-mnist from scratch and export it
 	$(DECUWATCH_TRAIN) pretrain --data "$$data" --out "$(ENSEMBLE_BUILD)/backbone" && \
 	$(DECUWATCH_TRAIN) train --backbone "$(ENSEMBLE_BUILD)/backbone" --data "$$data" --out "$(ENSEMBLE_BUILD)/tables" \
 		--bins 1 10 100 5000 --rotations 4 --components 5 && \
-	$(DECUWATCH_TRAIN) export --backbone "$(ENSEMBLE_BUILD)/backbone" --run "$(ENSEMBLE_BUILD)/tables" --out ensembles/fashion-mnist \
+	$(DECUWATCH_TRAIN) export --backbone "$(ENSEMBLE_BUILD)/backbone" --run "$(ENSEMBLE_BUILD)/tables" \
+		--out ensembles/fashion-mnist \
 		--name fashion-mnist --profile training/fashion-mnist-profile.json --golden
 
 check-ensemble: ## hold the exported ensemble against the PyTorch model it came from
@@ -25,7 +27,7 @@ evaluate-ensemble: ## the tables and plots of docs/evaluation.md
 ensemble-experiments: ## the comparison of training regimes in docs/evaluation.md
 	@training/experiments "$(ENSEMBLE_BUILD)"
 
-data-card: ## the data card of docs/training.md: a copy of the data with one class spoiled by duplicates and one by wrong labels
+data-card: ## the data card of docs/training.md, from data with duplicates and wrong labels
 	@data=$$(training/fetch-fashion-mnist) && rm -rf "$(DATA_CARD)" && \
 	PYTHONPATH=training "$$(training/setup)/bin/python" training/spoil.py "$$data" "$(DATA_CARD)/images" && \
 	$(DECUWATCH_TRAIN) inspect "$(DATA_CARD)/images" --size 32 --show 6 --out "$(DATA_CARD)"
@@ -35,6 +37,8 @@ test-training: ## ruff, mypy and pytest of training/
 	"$$venv/bin/ruff" check . && "$$venv/bin/ruff" format --check . && "$$venv/bin/mypy" && \
 	"$$venv/bin/python" -m pytest -q
 
+COMPILE = uv pip compile -q --upgrade --universal --python-version 3.11 --generate-hashes --no-header --no-annotate
+
 lock-training: ## renew training/requirements.lock and bootstrap.lock; needs uv
-	cd training && uv pip compile -q --upgrade --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --extra dev pyproject.toml -o requirements.lock
-	cd training && echo uv | uv pip compile -q --upgrade --universal --python-version 3.11 --generate-hashes --no-header --no-annotate - -o bootstrap.lock
+	cd training && $(COMPILE) --extra dev pyproject.toml -o requirements.lock
+	cd training && echo uv | $(COMPILE) - -o bootstrap.lock

@@ -1,9 +1,11 @@
 #!/bin/sh
-# Makes the logins of the monitor and of Grafana, with the passwords in SECRETS (default /run/secrets). The Postgres image
-# runs it once, at the first start; run it by hand with PGHOST, PGUSER, PGPASSWORD and PGDATABASE set. It can run again: passwords follow.
+# Makes the logins of the monitor and of Grafana, with the passwords in SECRETS (default /run/secrets). The Postgres
+# image runs it once, at the first start; run it by hand with PGHOST, PGUSER, PGPASSWORD and PGDATABASE set. It can run
+# again: passwords follow.
 set -eu
 secrets=${SECRETS:-/run/secrets}
-psql --no-psqlrc --quiet --set ON_ERROR_STOP=1 --username "${PGUSER:-${POSTGRES_USER:-postgres}}" --dbname "${PGDATABASE:-${POSTGRES_DB:-decuwatch}}" \
+psql --no-psqlrc --quiet --set ON_ERROR_STOP=1 --username "${PGUSER:-${POSTGRES_USER:-postgres}}" \
+	--dbname "${PGDATABASE:-${POSTGRES_DB:-decuwatch}}" \
 	--set writer="$(cat "$secrets/postgres-writer")" --set reader="$(cat "$secrets/postgres-reader")" <<'SQL'
 SET client_min_messages = warning;
 -- The migrations give these two their rights.

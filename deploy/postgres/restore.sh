@@ -1,7 +1,7 @@
 #!/bin/sh
-# Restores a backup into an empty database: restore.sh <FILE. The roles and logins come first (logins.sh, with the passwords in
-# SECRETS), for the backup holds their rights and not them. All or nothing: a restore that fails leaves the database empty.
-# Connects as libpq does: PGHOST, PGUSER, PGPASSWORD and PGDATABASE, or what the Postgres image sets.
+# Restores a backup into an empty database: restore.sh <FILE. The roles and logins come first (logins.sh, with the
+# passwords in SECRETS), for the backup holds their rights and not them. All or nothing: a restore that fails leaves the
+# database empty. Connects as libpq does: PGHOST, PGUSER, PGPASSWORD and PGDATABASE, or what the Postgres image sets.
 set -eu
 fail() { echo "restore: $*" >&2; exit 1; }
 export PGUSER="${PGUSER:-${POSTGRES_USER:-postgres}}" PGDATABASE="${PGDATABASE:-${POSTGRES_DB:-decuwatch}}"
@@ -12,5 +12,6 @@ there=$(ask "SELECT count(*) FROM pg_catalog.pg_namespace WHERE nspname IN ('dec
 sh "$(dirname "$0")/logins.sh" </dev/null
 pg_restore --no-password --dbname "$PGDATABASE" --no-owner --exit-on-error --single-transaction
 ask "ANALYZE"
-may=$(ask "SELECT has_table_privilege('decuwatch_writer', 'decuwatch.events', 'INSERT') AND has_table_privilege('decuwatch_reader', 'decuwatch_views.scores', 'SELECT')")
+may=$(ask "SELECT has_table_privilege('decuwatch_writer', 'decuwatch.events', 'INSERT')
+	AND has_table_privilege('decuwatch_reader', 'decuwatch_views.scores', 'SELECT')")
 [ "$may" = t ] || fail "the restored tables lack the rights of decuwatch_writer and decuwatch_reader"

@@ -1,5 +1,5 @@
 // Command secrets makes the secrets of a deployment: nkeys of the NATS users, passwords of Postgres, Grafana and the
-// review page, and, with -tls, a certificate authority with a certificate for the NATS server. What is there already stays.
+// review page, and, with -tls, a certificate authority with a certificate for the NATS server. Existing files stay.
 //
 //	go run ./deploy/secrets -dir deploy/.secrets [-tls nats,localhost]
 package main
@@ -44,7 +44,7 @@ func main() {
 func run(args []string, out io.Writer) error {
 	flags := flag.NewFlagSet("secrets", flag.ContinueOnError)
 	dir := flags.String("dir", "deploy/.secrets", "directory that holds the secrets")
-	hosts := flags.String("tls", "", "names and addresses of the NATS server, separated by commas: switch TLS on, with a private authority")
+	hosts := flags.String("tls", "", "switch TLS on: names and addresses of the NATS server, separated by commas")
 	host := flags.String("postgres", "postgres:5432", "host and port of Postgres, for its password file")
 	if err := flags.Parse(args); err != nil {
 		return err
@@ -57,7 +57,8 @@ func run(args []string, out io.Writer) error {
 	if err := os.MkdirAll(nats, 0o755); err != nil { //nolint:gosec // its parent is closed
 		return err
 	}
-	if err := errors.Join(os.Chmod(*dir, 0o700), os.Chmod(nats, 0o755)); err != nil { //nolint:gosec // its parent is closed
+	err := errors.Join(os.Chmod(*dir, 0o700), os.Chmod(nats, 0o755)) //nolint:gosec // its parent is closed
+	if err != nil {
 		return err
 	}
 	m := maker{dir: *dir, out: out}

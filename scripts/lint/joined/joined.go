@@ -26,8 +26,8 @@ var Analyzer = &analysis.Analyzer{
 
 // cleanup begins the names of functions that are called whatever happened before.
 var cleanup = []string{
-	"close", "stop", "shutdown", "destroy", "rollback", "release", "remove", "cancel", "unset", "unlock", "unsubscribe", "drain",
-	"end", "wait", "kill", "flush",
+	"close", "stop", "shutdown", "destroy", "rollback", "release", "remove", "cancel", "unset", "unlock", "unsubscribe",
+	"drain", "end", "wait", "kill", "flush",
 }
 
 // pure are functions of the standard library whose errors say something and do nothing.

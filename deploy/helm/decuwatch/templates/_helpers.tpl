@@ -23,7 +23,9 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- end -}}
 {{- end -}}
 
-{{/* A value of settings as text. Helm reads every number of a values file as a float, which it would print as 8.388608e+06. */}}
+{{/*
+A value of settings as text. Helm reads every number of a values file as a float, which it would print as 8.388608e+06.
+*/}}
 {{- define "decuwatch.text" -}}
 {{- if and (kindIs "float64" .) (eq . (floor .)) (lt . 1e15) (gt . -1e15) -}}
 {{ printf "%.0f" . }}
@@ -72,7 +74,10 @@ DECUWATCH_REVIEW_URL: {{ .Values.review.url | quote }}
 
 {{/* Refuses values that contradict each other; values.schema.json refuses those that are wrong by themselves. */}}
 {{- define "decuwatch.check" -}}
-{{- $fixed := dict "DECUWATCH_NATS_NKEY" "nats.nkeySecret" "DECUWATCH_NATS_CA" "nats.caSecret" "DECUWATCH_POSTGRES_URL" "postgres.urlSecret" -}}
+{{- $fixed := dict
+  "DECUWATCH_NATS_NKEY" "nats.nkeySecret"
+  "DECUWATCH_NATS_CA" "nats.caSecret"
+  "DECUWATCH_POSTGRES_URL" "postgres.urlSecret" -}}
 {{- $_ := set $fixed "DECUWATCH_METRICS_ADDRESS" "nothing: the probes ask port 9464" -}}
 {{- $_ := set $fixed "DECUWATCH_METRICS_TLS_CERT" "nothing: the probes speak plain HTTP" -}}
 {{- $_ := set $fixed "DECUWATCH_METRICS_TLS_KEY" "nothing: the probes speak plain HTTP" -}}
@@ -92,19 +97,24 @@ DECUWATCH_REVIEW_URL: {{ .Values.review.url | quote }}
 {{- fail (printf "settings.DECUWATCH_SCORING_DEVICE is %s, but gpu.enabled is false" $device) -}}
 {{- end -}}
 {{- if and .Values.gpu.enabled (not .Values.image.digest) (regexMatch "(^|[-_.])cpu([-_.]|$)" .Values.image.tag) -}}
-{{- fail (printf "image.tag is %s, which is the image for CPUs, but gpu.enabled is true: use the cuda image" .Values.image.tag) -}}
+{{- fail (printf "image.tag is %s, which is the image for CPUs, but gpu.enabled is true: use the cuda image"
+  .Values.image.tag) -}}
 {{- end -}}
 {{- range $kind, $quantities := .Values.resources -}}
 {{- if hasKey ($quantities | default dict) $.Values.gpu.resource -}}
-{{- fail (printf "resources.%s.%s is what the chart sets; use gpu.enabled and gpu.count" $kind $.Values.gpu.resource) -}}
+{{- fail (printf "resources.%s.%s is what the chart sets; use gpu.enabled and gpu.count"
+  $kind $.Values.gpu.resource) -}}
 {{- end -}}
 {{- end -}}
 {{- if and .Values.keda.enabled (gt (int64 .Values.keda.minReplicas) (int64 .Values.keda.maxReplicas)) -}}
-{{- fail (printf "keda.minReplicas is %d, which is more than keda.maxReplicas, %d" (int64 .Values.keda.minReplicas) (int64 .Values.keda.maxReplicas)) -}}
+{{- fail (printf "keda.minReplicas is %d, which is more than keda.maxReplicas, %d"
+  (int64 .Values.keda.minReplicas) (int64 .Values.keda.maxReplicas)) -}}
 {{- end -}}
 {{- $drain := get $environment "DECUWATCH_CONSUMERS_DRAIN_TIMEOUT" | default "20s" -}}
 {{- if le (int64 .Values.terminationGracePeriodSeconds) (add 10 (include "decuwatch.seconds" $drain | int64)) -}}
-{{- fail (printf "terminationGracePeriodSeconds is %d, must be longer than DECUWATCH_CONSUMERS_DRAIN_TIMEOUT, %s, and 10 s" (int64 .Values.terminationGracePeriodSeconds) $drain) -}}
+{{- fail (printf
+  "terminationGracePeriodSeconds is %d, must be longer than DECUWATCH_CONSUMERS_DRAIN_TIMEOUT, %s, and 10 s"
+  (int64 .Values.terminationGracePeriodSeconds) $drain) -}}
 {{- end -}}
 {{- end -}}
 
