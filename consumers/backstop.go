@@ -38,7 +38,7 @@ func (r *runner) givenUp(model string) loop {
 			return r.ensureAdvisories(ctx, jetstream.ConsumerConfig{
 				Durable:       Durable(model),
 				Description:   "Handles events of model " + model + " that ran out of deliveries",
-				FilterSubject: advisoryMaxDeliveries + r.cfg.Stream + "." + Durable(model),
+				FilterSubject: advisoryMaxDeliveries + r.cfg.Stream.Name + "." + Durable(model),
 			})
 		},
 		take: func(work context.Context, msg *message, h *held) {
@@ -58,7 +58,7 @@ func (r *runner) terminated() loop {
 			return r.ensureAdvisories(ctx, jetstream.ConsumerConfig{
 				Durable:       durableTerminated,
 				Description:   "Sees to it that terminated events have a dead letter",
-				FilterSubject: advisoryTerminated + r.cfg.Stream + ".*",
+				FilterSubject: advisoryTerminated + r.cfg.Stream.Name + ".*",
 			})
 		},
 		take: func(work context.Context, msg *message, h *held) {
@@ -134,7 +134,7 @@ func (r *runner) goneSettled(work context.Context, l letter) (bool, error) {
 	if !l.delivery.Time.IsZero() || r.cfg.Ledger == nil {
 		return false, nil
 	}
-	rows, err := r.cfg.Ledger.Settled(work, r.cfg.Stream, l.delivery.Sequence, l.delivery.Sequence)
+	rows, err := r.cfg.Ledger.Settled(work, r.cfg.Stream.Name, l.delivery.Sequence, l.delivery.Sequence)
 	return len(rows) > 0, err
 }
 
@@ -155,14 +155,14 @@ func (r *runner) buryStored(work context.Context, sequence uint64, delivered int
 func (r *runner) load(ctx context.Context, sequence uint64, delivered int, subject string) (l letter, invalid, err error) {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	stored, err := ReadStored(ctx, r.js, r.cfg.Stream, sequence, false)
+	stored, err := ReadStored(ctx, r.js, r.cfg.Stream.Name, sequence, false)
 	if errors.Is(err, jetstream.ErrMsgNotFound) {
 		stored, err = Stored{Subject: subject, Sequence: sequence}, nil
 	}
 	if err != nil {
 		return letter{}, nil, err
 	}
-	d := schema.Delivery{Stream: r.cfg.Stream, Sequence: sequence, Time: stored.Time, Delivered: delivered, Digest: stored.Digest()}
+	d := schema.Delivery{Stream: r.cfg.Stream.Name, Sequence: sequence, Time: stored.Time, Delivered: delivered, Digest: stored.Digest()}
 	l, invalid = read(stored, d)
 	return l, invalid, nil
 }

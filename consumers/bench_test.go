@@ -20,7 +20,7 @@ func BenchmarkConsume(b *testing.B) {
 	for _, inFlight := range []int{1, 16, 64, 256, 1024} {
 		b.Run(fmt.Sprintf("in-flight-%d", inFlight), func(b *testing.B) {
 			js := natstest.Start(b).JetStream()
-			if _, err := consumers.EnsureStream(b.Context(), js, config()); err != nil {
+			if _, err := consumers.EnsureStream(b.Context(), js, consumers.StreamConfig{}); err != nil {
 				b.Fatal(err)
 			}
 			publishMany(b, js, b.N)

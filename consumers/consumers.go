@@ -17,8 +17,6 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
-	"go.opentelemetry.io/otel/trace"
-	"go.opentelemetry.io/otel/trace/noop"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sync/semaphore"
 
@@ -41,154 +39,6 @@ type DeadLetters interface {
 	// DeadLetter commits v, whose DeadLetter is set. Where the message, or its event, has a verdict already, that
 	// one stands and the result is nil.
 	DeadLetter(ctx context.Context, v schema.Verdict) error
-}
-
-// Config is the configuration of [Run].
-type Config struct {
-	Models []string // names of the models whose events are consumed; at least one
-
-	Stream      string        // name of the stream. Defaults to GENERATION
-	MaxAge      time.Duration // how long a new stream keeps messages. Defaults to 7 days
-	MaxBytes    int64         // how large a new stream may grow, in bytes, before publishing is refused. Defaults to 8 GiB
-	Replicas    int           // of a new stream. Defaults to 1; use 3 where NATS is clustered
-	AckWait     time.Duration // silence of a worker after which its messages go to another. Defaults to 30 s
-	MaxDeliver  int           // failed attempts on one message, at most; then it becomes a dead letter. Defaults to 5
-	MaxInFlight int           // messages of one model that a worker holds at once. Defaults to 256
-	MaxRows     int           // rows of U-Net work that are admitted at once, over all models. Defaults to 4096
-
-	PullMaxMessages int           // messages asked for at once. Defaults to a quarter of MaxInFlight
-	MaxAckPending   int           // messages of one model that all workers hold at once. Defaults to 4 x MaxInFlight
-	PullExpiry      time.Duration // how long the server keeps one pull open. Defaults to 5 s
-	HandleTimeout   time.Duration // deadline of one event, from its admission on. Defaults to 60 s
-	DrainTimeout    time.Duration // how long a stop waits for messages in flight. Defaults to 20 s
-	RetryDelay      time.Duration // before the second delivery; doubles with each further one. Defaults to 1 s
-	RetryMaxDelay   time.Duration // Defaults to 30 s
-	UnownedGrace    time.Duration // after which a message of a model without a consumer becomes a dead letter. Defaults to 10 s
-	OrphanGrace     time.Duration // after which a message that nobody pulls from its consumer becomes one. Defaults to 24 h
-
-	CheckInterval time.Duration // between two rounds of the keeper. Defaults to 10 s
-	KeepSettled   time.Duration // how long the stream keeps a message that has its verdict. Defaults to 24 h
-
-	// Ledger holds the verdicts. Nil: the keeper purges nothing and cannot tell lost messages.
-	Ledger Ledger
-	// Standing tells whether the stream and the consumers have settings under which no event is lost. May be nil.
-	Standing *Standing
-
-	// Healthy reports whether what the handler depends on is there; it is asked after a failure. While it fails,
-	// nothing is pulled, and messages in flight are kept and tried again after; those that have waited for HandleTimeout go
-	// to another worker, unless Tries fails, too. Nil is always healthy.
-	Healthy func(context.Context) error
-
-	Tries Tries // counts attempts on messages. Nil counts those of this Run only
-	// Pulling is told how each loop fares. Defaults to nil: nobody is told.
-	Pulling *Pulling
-
-	Logger  *slog.Logger // Defaults to slog.Default()
-	Metrics *Metrics     // see [NewMetrics]. Nil counts nowhere
-	Tracer  trace.Tracer // of the spans consume and ack, in the trace that the producer began. Defaults to none
-}
-
-// WithDefaults returns c with defaults in place of zero values.
-func (c Config) WithDefaults() Config {
-	def(&c.Stream, "GENERATION")
-	def(&c.MaxAge, 7*24*time.Hour)
-	def(&c.MaxBytes, 8<<30)
-	def(&c.Replicas, 1)
-	def(&c.AckWait, 30*time.Second)
-	def(&c.MaxDeliver, 5)
-	def(&c.MaxInFlight, 256)
-	def(&c.MaxRows, 4096)
-	def(&c.PullMaxMessages, max(1, c.MaxInFlight/4))
-	def(&c.MaxAckPending, 4*c.MaxInFlight)
-	def(&c.PullExpiry, 5*time.Second)
-	def(&c.HandleTimeout, time.Minute)
-	def(&c.DrainTimeout, 20*time.Second)
-	def(&c.RetryDelay, time.Second)
-	def(&c.RetryMaxDelay, 30*time.Second)
-	def(&c.UnownedGrace, 10*time.Second)
-	def(&c.OrphanGrace, min(24*time.Hour, c.MaxAge/2))
-	def(&c.CheckInterval, 10*time.Second)
-	def(&c.KeepSettled, 24*time.Hour)
-	if c.Standing == nil {
-		c.Standing = &Standing{}
-	}
-	if c.Healthy == nil {
-		c.Healthy = func(context.Context) error { return nil }
-	}
-	if c.Tries == nil {
-		c.Tries = &memoryTries{sums: map[schema.Delivery]schema.Tries{}}
-	}
-	if c.Logger == nil {
-		c.Logger = slog.Default()
-	}
-	if c.Metrics == nil {
-		c.Metrics = NewMetrics(nil, c.Models)
-	}
-	if c.Tracer == nil {
-		c.Tracer = noop.NewTracerProvider().Tracer("")
-	}
-	return c
-}
-
-func def[T comparable](v *T, d T) {
-	var zero T
-	if *v == zero {
-		*v = d
-	}
-}
-
-// healthy reports whether messages may be pulled: the stream loses none, and what the handler needs is there.
-func (c Config) healthy(ctx context.Context) error {
-	if err := c.Standing.Err(ctx); err != nil {
-		return err
-	}
-	return c.Healthy(ctx)
-}
-
-// Validate returns an error that names the first field out of its bounds. It expects defaults to be in place.
-func (c Config) Validate() error {
-	if len(c.Models) == 0 {
-		return errors.New("consumers: Models is empty: name at least one model")
-	}
-	seen := map[string]bool{}
-	for _, m := range c.Models {
-		if !ValidModel(m) {
-			return fmt.Errorf("consumers: Models: %q is not a model's name: 1 to 64 of a-z 0-9 - _, beginning with a letter", m)
-		}
-		if seen[m] {
-			return fmt.Errorf("consumers: Models: %q is named twice", m)
-		}
-		seen[m] = true
-	}
-	for _, f := range []struct {
-		name   string
-		v, min int64
-		unit   string
-	}{
-		{"MaxAge", int64(c.MaxAge), int64(time.Minute), "1m"},
-		{"MaxBytes", c.MaxBytes, 1 << 20, "1 MiB"},
-		{"Replicas", int64(c.Replicas), 1, "1"},
-		{"AckWait", int64(c.AckWait), int64(100 * time.Millisecond), "100ms"},
-		{"MaxDeliver", int64(c.MaxDeliver), 1, "1"},
-		{"MaxInFlight", int64(c.MaxInFlight), 1, "1"},
-		{"MaxRows", int64(c.MaxRows), 1, "1"},
-		{"PullMaxMessages", int64(c.PullMaxMessages), 1, "1"},
-		{"MaxAckPending", int64(c.MaxAckPending), 1, "1"},
-		{"PullExpiry", int64(c.PullExpiry), int64(time.Second), "1s"},
-		{"HandleTimeout", int64(c.HandleTimeout), 1, "1ns"},
-		{"DrainTimeout", int64(c.DrainTimeout), 1, "1ns"},
-		{"RetryDelay", int64(c.RetryDelay), 1, "1ns"},
-		{"RetryMaxDelay", int64(c.RetryMaxDelay), int64(c.RetryDelay), "RetryDelay"},
-		{"UnownedGrace", int64(c.UnownedGrace), 1, "1ns"},
-		{"OrphanGrace", int64(c.OrphanGrace), 1, "1ns"},
-		{"CheckInterval", int64(c.CheckInterval), 1, "1ns"},
-		{"KeepSettled", int64(c.KeepSettled), 1, "1ns"},
-	} {
-		if f.v < f.min {
-			return fmt.Errorf("consumers: %s is below %s", f.name, f.unit)
-		}
-	}
-	return nil
 }
 
 // ValidModel reports whether name can be a model's: 1 to 64 of a-z 0-9 - _, beginning with a letter.
@@ -214,8 +64,8 @@ func ValidModel(name string) bool {
 // closed for good. While NATS cannot be reached it waits and tries again. If settings go bad later, it pulls nothing until
 // they are good again, and Config.Standing says why.
 func Run(ctx context.Context, js jetstream.JetStream, cfg Config, h Handler, dead DeadLetters) error {
-	cfg = cfg.WithDefaults()
-	if err := cfg.Validate(); err != nil {
+	cfg = cfg.withDefaults()
+	if err := cfg.checkModels(); err != nil {
 		return err
 	}
 	group, ctx := errgroup.WithContext(ctx)

@@ -19,6 +19,7 @@ import (
 
 	"github.com/decuwatch/decuwatch/consumers"
 	"github.com/decuwatch/decuwatch/consumers/natstest"
+	"github.com/decuwatch/decuwatch/internal/settings"
 	"github.com/decuwatch/decuwatch/schema"
 )
 
@@ -140,7 +141,7 @@ func ensure(t *testing.T, js jetstream.JetStream) jetstream.Stream {
 	var stream jetstream.Stream
 	natstest.Until(t, "the stream is there", func() bool { // a server that was just restarted may not answer yet
 		var err error
-		stream, err = consumers.EnsureStream(t.Context(), js, config())
+		stream, err = consumers.EnsureStream(t.Context(), js, consumers.StreamConfig{})
 		return err == nil
 	})
 	return stream
@@ -851,7 +852,7 @@ func TestStreamThatWouldLoseEventsIsRefused(t *testing.T) {
 	if _, err := js.CreateStream(t.Context(), good); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := consumers.EnsureStream(t.Context(), js, config()); err != nil {
+	if _, err := consumers.EnsureStream(t.Context(), js, consumers.StreamConfig{}); err != nil {
 		t.Errorf("a stream of an operator's own was refused: %v", err)
 	}
 }
@@ -870,23 +871,28 @@ func TestConfigErrors(t *testing.T) {
 		field  string
 		change func(*consumers.Config)
 	}{
-		{"Models is empty", func(c *consumers.Config) { c.Models = nil }},
-		{`Models: "A"`, func(c *consumers.Config) { c.Models = []string{"A"} }},
-		{"named twice", func(c *consumers.Config) { c.Models = []string{"a", "a"} }},
-		{"MaxInFlight", func(c *consumers.Config) { c.MaxInFlight = -1 }},
-		{"AckWait", func(c *consumers.Config) { c.AckWait = 1 }},
-		{"RetryMaxDelay", func(c *consumers.Config) { c.RetryMaxDelay = 1 }},
-		{"DrainTimeout", func(c *consumers.Config) { c.DrainTimeout = -1 }},
+		{"consumers.max-in-flight", func(c *consumers.Config) { c.MaxInFlight = -1 }},
+		{"consumers.ack-wait", func(c *consumers.Config) { c.AckWait = 1 }},
+		{"consumers.retry-max-delay", func(c *consumers.Config) { c.RetryMaxDelay = 1 }},
+		{"consumers.drain-timeout", func(c *consumers.Config) { c.DrainTimeout = -1 }},
 	} {
-		cfg := config()
+		cfg := settings.WithDefaults(config())
 		c.change(&cfg)
-		err := cfg.WithDefaults().Validate()
-		if err == nil || !strings.Contains(err.Error(), c.field) {
+		if err := cfg.Check(); err == nil || !strings.Contains(err.Error(), c.field) {
 			t.Errorf("error is %v, want one that names %s", err, c.field)
 		}
 	}
-	if err := config().WithDefaults().Validate(); err != nil {
+	if err := settings.WithDefaults(config()).Check(); err != nil {
 		t.Error(err)
+	}
+	for want, models := range map[string][]string{
+		"Models is empty": nil, `Models: "A"`: {"A"}, "named twice": {"a", "a"},
+	} {
+		cfg := config()
+		cfg.Models = models
+		if err := consumers.Run(t.Context(), nil, cfg, nil, nil); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("error is %v, want one that says %q", err, want)
+		}
 	}
 }
 

@@ -107,7 +107,7 @@ func (k *keeper) run(ctx, work context.Context) {
 	for ctx.Err() == nil {
 		start := time.Now()
 		looked := k.once(ctx, rounds)
-		wait := time.NewTimer(untilNextLook(k.cfg.CheckInterval, time.Since(start), looked))
+		wait := time.NewTimer(untilNextLook(k.cfg.Stream.CheckInterval, time.Since(start), looked))
 		select {
 		case <-wait.C:
 		case <-ctx.Done():
@@ -139,7 +139,7 @@ func (k *keeper) once(ctx context.Context, rounds chan<- round) bool {
 		return false
 	}
 	if k.tell("keeper", err) && err != nil {
-		k.log.Warn("the stream cannot be checked", "stream", k.cfg.Stream, "err", err)
+		k.log.Warn("the stream cannot be checked", "stream", k.cfg.Stream.Name, "err", err)
 	}
 	if err != nil {
 		return false
@@ -163,7 +163,7 @@ func (k *keeper) tell(about string, err error) bool {
 func (k *keeper) look(ctx context.Context) (round, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, 30*time.Second, errors.New("reading the stream and its consumers timed out after 30s"))
 	defer cancel()
-	v, err := ReadView(ctx, k.js, k.cfg.Stream)
+	v, err := ReadView(ctx, k.js, k.cfg.Stream.Name)
 	if err != nil {
 		return round{}, errors.Join(err, context.Cause(ctx))
 	}
@@ -212,12 +212,12 @@ func (k *keeper) check(ctx context.Context, v *View, advisories *jetstream.Strea
 
 // advisories returns the settings of the stream of advisories, nil before the loops that read it have made it.
 func (k *keeper) advisories(ctx context.Context) (*jetstream.StreamConfig, error) {
-	stream, err := k.js.Stream(ctx, AdvisoryStream(k.cfg.Stream))
+	stream, err := k.js.Stream(ctx, AdvisoryStream(k.cfg.Stream.Name))
 	if errors.Is(err, jetstream.ErrStreamNotFound) {
 		return nil, nil
 	}
 	if err != nil {
-		return nil, fmt.Errorf("read the settings of stream %s: %w", AdvisoryStream(k.cfg.Stream), err)
+		return nil, fmt.Errorf("read the settings of stream %s: %w", AdvisoryStream(k.cfg.Stream.Name), err)
 	}
 	return &stream.CachedInfo().Config, nil
 }
@@ -276,7 +276,7 @@ func (k *keeper) oldest(ctx context.Context, v *View, c jetstream.ConsumerInfo, 
 	if c.NumPending == 0 && c.NumAckPending == 0 {
 		return 0, nil
 	}
-	m, err := ReadNext(ctx, k.js, k.cfg.Stream, max(c.AckFloor.Stream+1, v.State.FirstSeq), subject)
+	m, err := ReadNext(ctx, k.js, k.cfg.Stream.Name, max(c.AckFloor.Stream+1, v.State.FirstSeq), subject)
 	if errors.Is(err, jetstream.ErrMsgNotFound) {
 		return 0, nil // settled meanwhile
 	}
@@ -296,7 +296,7 @@ func (k *keeper) orphans(ctx context.Context, v *View, c jetstream.ConsumerInfo,
 	if n == 0 || k.cfg.Ledger == nil {
 		return n, nil
 	}
-	dead, err := k.cfg.Ledger.Orphans(ctx, k.cfg.Stream, subject, c.AckFloor.Stream)
+	dead, err := k.cfg.Ledger.Orphans(ctx, k.cfg.Stream.Name, subject, c.AckFloor.Stream)
 	return max(n-dead, 0), err
 }
 

@@ -43,7 +43,7 @@ type kept struct {
 
 func newKept(t *testing.T, js jetstream.JetStream) *kept {
 	k := &kept{t: t, js: js, store: pgtest.New(t), reg: prometheus.NewPedanticRegistry(), standing: &consumers.Standing{}, cfg: config()}
-	k.cfg.CheckInterval = 20 * time.Millisecond
+	k.cfg.Stream.CheckInterval = 20 * time.Millisecond
 	k.cfg.AckWait, k.cfg.HandleTimeout = time.Second, time.Second
 	k.cfg.Ledger, k.cfg.Standing, k.cfg.Metrics = k.store, k.standing, consumers.NewMetrics(k.reg, k.cfg.Models)
 	return k
@@ -410,8 +410,8 @@ func TestAcknowledgedWithoutVerdict(t *testing.T) {
 func TestSettledMessagesArePurged(t *testing.T) {
 	js := natstest.Start(t).JetStream()
 	k := newKept(t, js)
-	k.cfg.MaxBytes = 1 << 20
-	stream, err := consumers.EnsureStream(t.Context(), js, k.cfg)
+	k.cfg.Stream.MaxBytes = 1 << 20
+	stream, err := consumers.EnsureStream(t.Context(), js, k.cfg.Stream)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -470,7 +470,7 @@ func TestSettledMessagesArePurged(t *testing.T) {
 	// Old enough is purged even if the stream is nearly empty.
 	soon := *k
 	soon.reg = prometheus.NewPedanticRegistry()
-	soon.cfg.KeepSettled, soon.cfg.Metrics = time.Millisecond, consumers.NewMetrics(soon.reg, soon.cfg.Models)
+	soon.cfg.Stream.KeepSettled, soon.cfg.Metrics = time.Millisecond, consumers.NewMetrics(soon.reg, soon.cfg.Models)
 	soon.run()
 	natstest.Until(t, "old messages are purged", func() bool {
 		info, err := stream.Info(t.Context())
@@ -483,7 +483,7 @@ func TestSettledMessagesArePurged(t *testing.T) {
 func TestBadSettingsWhileRunningAreWaitedOut(t *testing.T) {
 	js := natstest.Start(t).JetStream()
 	k := newKept(t, js)
-	k.cfg.CheckInterval = time.Hour // after the first look
+	k.cfg.Stream.CheckInterval = time.Hour // after the first look
 	k.cfg.Pulling = &consumers.Pulling{}
 	stream := ensure(t, js)
 	w := k.run()
@@ -568,7 +568,7 @@ func TestStreamRestoredFromACopy(t *testing.T) {
 	}
 	server.Restart()
 	k.js = server.JetStream()
-	k.cfg.KeepSettled = time.Nanosecond // what is taken for settled is purged at once
+	k.cfg.Stream.KeepSettled = time.Nanosecond // what is taken for settled is purged at once
 	k.publishTo("nobody", "m3", "m4", "m5", "m6", "m7")
 	k.run()
 	natstest.Until(t, "every new message has its verdict", func() bool {

@@ -63,4 +63,6 @@ func stage(name string) prometheus.Histogram {
 
 func (m *Metrics) redelivered(model string) { m.redeliveries.WithLabelValues(model).Inc() }
 
-func (m *Metrics) deadLetter(kind schema.DeadLetterKind) { m.deadLetters.WithLabelValues(string(kind)).Inc() }
+func (m *Metrics) deadLetter(kind schema.DeadLetterKind) {
+	m.deadLetters.WithLabelValues(string(kind)).Inc()
+}

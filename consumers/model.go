@@ -24,7 +24,7 @@ func (r *runner) model(model string) loop {
 	return loop{
 		name:  Durable(model),
 		slots: r.cfg.MaxInFlight,
-		pull:  r.cfg.PullMaxMessages,
+		pull:  max(1, r.cfg.MaxInFlight/4),
 		open: func(ctx context.Context) (source, error) {
 			return r.ensureConsumer(ctx, jetstream.ConsumerConfig{
 				Durable:       Durable(model),
@@ -34,7 +34,7 @@ func (r *runner) model(model string) loop {
 				AckPolicy:     jetstream.AckExplicitPolicy,
 				AckWait:       r.cfg.AckWait,
 				MaxDeliver:    -1, // attempts are counted in Postgres; the server gives up on nothing
-				MaxAckPending: r.cfg.MaxAckPending,
+				MaxAckPending: r.cfg.maxAckPending(),
 			})
 		},
 		take: func(work context.Context, msg *message, h *held) {

@@ -99,9 +99,9 @@ func (c Config) checkStream(s jetstream.StreamConfig) error {
 		err = errors.Join(err, fmt.Errorf("%w: stream %s: max_age is %s, must be above consumers.orphan-grace, %s: an orphaned event would expire before it becomes a dead letter",
 			ErrStreamConfig, s.Name, s.MaxAge, c.OrphanGrace))
 	}
-	if limit := s.ConsumerLimits.MaxAckPending; limit > 0 && limit < c.MaxAckPending {
+	if limit := s.ConsumerLimits.MaxAckPending; limit > 0 && limit < c.maxAckPending() {
 		err = errors.Join(err, fmt.Errorf("%w: stream %s: consumer_limits.max_ack_pending is %d, must be 0 or at least %d: no consumer can be made",
-			ErrStreamConfig, s.Name, limit, c.MaxAckPending))
+			ErrStreamConfig, s.Name, limit, c.maxAckPending()))
 	}
 	return err
 }

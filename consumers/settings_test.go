@@ -104,7 +104,7 @@ func TestDangerousStreamSettingsAreRefused(t *testing.T) {
 		"allow_msg_counter":   {func(c *jetstream.StreamConfig) { c.AllowMsgCounter = true }},
 		"allow_msg_schedules": {func(c *jetstream.StreamConfig) { c.AllowMsgSchedules = true }},
 	}
-	cfg := Config{Models: []string{"fashion-mnist"}}.WithDefaults()
+	cfg := Config{Models: []string{"fashion-mnist"}}.withDefaults()
 	good := jetstream.StreamConfig{Name: "GENERATION", Subjects: []string{"generation.requested.>"}, Discard: jetstream.DiscardNew, MaxAge: 100 * time.Hour}
 	if err := cfg.checkStream(good); err != nil {
 		t.Errorf("a stream of an operator's own was refused: %v", err)
@@ -146,7 +146,7 @@ func TestServerKeepsDangerousSettings(t *testing.T) {
 		if _, err := js.CreateStream(t.Context(), config); err != nil {
 			t.Fatalf("%s: %v", c.setting, err)
 		}
-		if _, err := EnsureStream(t.Context(), js, Config{}); !errors.Is(err, ErrStreamConfig) || !strings.Contains(err.Error(), c.setting) {
+		if _, err := EnsureStream(t.Context(), js, StreamConfig{}); !errors.Is(err, ErrStreamConfig) || !strings.Contains(err.Error(), c.setting) {
 			t.Errorf("error is %v, want one that names %s", err, c.setting)
 		}
 		if err := js.DeleteStream(t.Context(), "GENERATION"); err != nil {

@@ -115,7 +115,7 @@ func newWorld(t *testing.T, seed uint64) *world {
 		MaxDeliver: 3 + r.IntN(3), MaxInFlight: 1 + r.IntN(30), MaxRows: 1 + r.IntN(100), PullExpiry: 2 * time.Second,
 		RetryMaxDelay: 8 * time.Second,
 		Logger:        slog.New(slog.DiscardHandler), Tries: w,
-	}.WithDefaults()
+	}.withDefaults()
 	plans := []plan{
 		planGood, planGood, planGood, planGood, planFlaky, planFailing, planPanics, planPermanent, planInvalid, planSlow,
 		planHangs,

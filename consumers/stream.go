@@ -8,6 +8,7 @@ import (
 
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/decuwatch/decuwatch/internal/settings"
 	"github.com/decuwatch/decuwatch/schema"
 )
 
@@ -47,12 +48,12 @@ func AdvisoryStream(stream string) string { return stream + "_ADVISORIES" }
 // rather than dropping old ones when full, messages of at most 64 KiB, no single message erased. A stream that exists is
 // left as its operator made it. If its settings can erase, replace, expire or add messages, the error is
 // [ErrStreamConfig].
-func EnsureStream(ctx context.Context, js jetstream.JetStream, cfg Config) (jetstream.Stream, error) {
-	cfg = cfg.WithDefaults()
-	stream, err := js.Stream(ctx, cfg.Stream)
+func EnsureStream(ctx context.Context, js jetstream.JetStream, cfg StreamConfig) (jetstream.Stream, error) {
+	cfg = settings.WithDefaults(cfg)
+	stream, err := js.Stream(ctx, cfg.Name)
 	if errors.Is(err, jetstream.ErrStreamNotFound) {
 		stream, err = js.CreateStream(ctx, jetstream.StreamConfig{
-			Name:        cfg.Stream,
+			Name:        cfg.Name,
 			Description: "Generation events for decuwatch, CloudEvents of type " + schema.TypeGenerationRequested,
 			Subjects:    []string{subjectPrefix + ">"},
 			Storage:     jetstream.FileStorage,
@@ -68,18 +69,18 @@ func EnsureStream(ctx context.Context, js jetstream.JetStream, cfg Config) (jets
 			DenyDelete:   true,
 		})
 		if errors.Is(err, jetstream.ErrStreamNameAlreadyInUse) { // another worker was first
-			stream, err = js.Stream(ctx, cfg.Stream)
+			stream, err = js.Stream(ctx, cfg.Name)
 		}
 	}
 	if err != nil {
-		return nil, fmt.Errorf("ensure stream %s: %w", cfg.Stream, err)
+		return nil, fmt.Errorf("ensure stream %s: %w", cfg.Name, err)
 	}
 	return stream, checkSettings(stream.CachedInfo().Config, eventSettings)
 }
 
 // ensureConsumer creates or updates a durable consumer of the stream.
 func (r *runner) ensureConsumer(ctx context.Context, c jetstream.ConsumerConfig) (source, error) {
-	stream, err := EnsureStream(ctx, r.js, r.cfg)
+	stream, err := EnsureStream(ctx, r.js, r.cfg.Stream)
 	if err != nil {
 		return nil, err
 	}
@@ -89,24 +90,24 @@ func (r *runner) ensureConsumer(ctx context.Context, c jetstream.ConsumerConfig)
 	if _, err := stream.CreateOrUpdateConsumer(ctx, c); err != nil {
 		return nil, fmt.Errorf("ensure consumer %s: %w", c.Durable, err)
 	}
-	return r.source(r.cfg.Stream, c.Durable), nil
+	return r.source(r.cfg.Stream.Name, c.Durable), nil
 }
 
 // ensureAdvisories creates the stream of the server's advisories about the stream, and a consumer of it.
 func (r *runner) ensureAdvisories(ctx context.Context, c jetstream.ConsumerConfig) (source, error) {
-	name := AdvisoryStream(r.cfg.Stream)
+	name := AdvisoryStream(r.cfg.Stream.Name)
 	stream, err := r.js.Stream(ctx, name)
 	if errors.Is(err, jetstream.ErrStreamNotFound) {
 		stream, err = r.js.CreateStream(ctx, jetstream.StreamConfig{
 			Name:        name,
-			Description: "The server's advisories about messages of " + r.cfg.Stream + " that it will not deliver again",
-			Subjects:    []string{advisoryMaxDeliveries + r.cfg.Stream + ".*", advisoryTerminated + r.cfg.Stream + ".*"},
+			Description: "The server's advisories about messages of " + r.cfg.Stream.Name + " that it will not deliver again",
+			Subjects:    []string{advisoryMaxDeliveries + r.cfg.Stream.Name + ".*", advisoryTerminated + r.cfg.Stream.Name + ".*"},
 			Storage:     jetstream.FileStorage,
 			Retention:   jetstream.LimitsPolicy,
 			Discard:     jetstream.DiscardOld,
-			MaxAge:      r.cfg.MaxAge,
-			MaxBytes:    r.cfg.MaxBytes,
-			Replicas:    r.cfg.Replicas,
+			MaxAge:      r.cfg.Stream.MaxAge,
+			MaxBytes:    r.cfg.Stream.MaxBytes,
+			Replicas:    r.cfg.Stream.Replicas,
 
 			MaxConsumers: maxConsumers,
 			DenyDelete:   true,

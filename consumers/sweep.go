@@ -45,7 +45,7 @@ func (s *sweeper) sweep(ctx, work context.Context, r round) {
 			return
 		}
 		if err != nil {
-			s.log.Warn("sweeping the stream failed and is tried again", "stream", s.cfg.Stream, "err", err)
+			s.log.Warn("sweeping the stream failed and is tried again", "stream", s.cfg.Stream.Name, "err", err)
 		}
 	}
 }
@@ -100,7 +100,7 @@ func (s *sweeper) burySubject(ctx, work context.Context, r round, subject string
 	for more := true; more; {
 		group, burying := errgroup.WithContext(work)
 		for range burials {
-			m, err := ReadNext(ctx, s.js, s.cfg.Stream, next, subject)
+			m, err := ReadNext(ctx, s.js, s.cfg.Stream.Name, next, subject)
 			switch {
 			case errors.Is(err, jetstream.ErrMsgNotFound):
 				more = false
@@ -140,7 +140,7 @@ func (s *sweeper) position(ctx context.Context, v *View) (uint64, error) {
 		return max(v.State.FirstSeq, 1) - 1, nil
 	}
 	first := max(v.State.FirstSeq, 1) - 1
-	position, err := s.cfg.Ledger.Position(ctx, s.cfg.Stream, v.Created, first)
+	position, err := s.cfg.Ledger.Position(ctx, s.cfg.Stream.Name, v.Created, first)
 	if err != nil || position <= first {
 		return position, err
 	}
@@ -160,7 +160,7 @@ func (s *sweeper) position(ctx context.Context, v *View) (uint64, error) {
 func (s *sweeper) setBack(ctx context.Context, v *View, position uint64) (bool, error) {
 	back := v.State.LastSeq < position
 	if !back {
-		m, err := ReadNext(ctx, s.js, s.cfg.Stream, position, ">")
+		m, err := ReadNext(ctx, s.js, s.cfg.Stream.Name, position, ">")
 		if errors.Is(err, jetstream.ErrMsgNotFound) || err == nil && m.Sequence != position {
 			return false, nil
 		}
@@ -175,7 +175,7 @@ func (s *sweeper) setBack(ctx context.Context, v *View, position uint64) (bool, 
 	}
 	if back && !s.restored {
 		s.log.Error("the stream was set back: it holds other messages than it did, and each is looked at again",
-			"stream", s.cfg.Stream, "last", v.State.LastSeq, "swept_to", position)
+			"stream", s.cfg.Stream.Name, "last", v.State.LastSeq, "swept_to", position)
 		clear(s.buriedTo)
 	}
 	s.restored = back
@@ -198,13 +198,13 @@ func (s *sweeper) account(ctx, work context.Context, r round) error {
 		if err != nil || to == position {
 			return err
 		}
-		mine, err := s.cfg.Ledger.Advance(ctx, s.cfg.Stream, r.view.Created, position, to)
+		mine, err := s.cfg.Ledger.Advance(ctx, s.cfg.Stream.Name, r.view.Created, position, to)
 		if err != nil || !mine {
 			return err
 		}
 		if len(lost) > 0 {
 			s.cfg.Metrics.keeper.lost.Add(float64(len(lost)))
-			s.log.Error("acknowledged events are gone from the stream and have no verdict", "stream", s.cfg.Stream, "events", len(lost), "first", lost[0], "last", lost[len(lost)-1])
+			s.log.Error("acknowledged events are gone from the stream and have no verdict", "stream", s.cfg.Stream.Name, "events", len(lost), "first", lost[0], "last", lost[len(lost)-1])
 		}
 		if to < wanted {
 			return nil // the next message waits for its verdict
@@ -225,7 +225,7 @@ func (s *sweeper) accountChunk(ctx, work context.Context, r round, from, to uint
 		if rows[next].certain {
 			continue
 		}
-		m, err := ReadNext(ctx, s.js, s.cfg.Stream, next, ">")
+		m, err := ReadNext(ctx, s.js, s.cfg.Stream.Name, next, ">")
 		if errors.Is(err, jetstream.ErrMsgNotFound) {
 			m.Sequence, err = to+1, nil
 		}
@@ -255,7 +255,7 @@ type row struct {
 }
 
 func (s *sweeper) settled(ctx context.Context, v *View, from, to uint64) (map[uint64]row, error) {
-	list, err := s.cfg.Ledger.Settled(ctx, s.cfg.Stream, from, to)
+	list, err := s.cfg.Ledger.Settled(ctx, s.cfg.Stream.Name, from, to)
 	if err != nil {
 		return nil, err
 	}
@@ -297,7 +297,7 @@ func (s *sweeper) accountMessage(ctx, work context.Context, r round, m Stored, r
 	}
 	model := strings.TrimPrefix(m.Subject, subjectPrefix)
 	if ev, err := m.Decode(); err == nil {
-		known, err := s.cfg.Ledger.Known(ctx, ev.Identity(), schema.Delivery{Stream: s.cfg.Stream, Sequence: m.Sequence, Time: m.Time, Delivered: 1, Digest: digest})
+		known, err := s.cfg.Ledger.Known(ctx, ev.Identity(), schema.Delivery{Stream: s.cfg.Stream.Name, Sequence: m.Sequence, Time: m.Time, Delivered: 1, Digest: digest})
 		var other *schema.Invalid // the identifier is another event's, which its handler will find
 		if known || err != nil && !errors.As(err, &other) {
 			return known, err
@@ -340,7 +340,7 @@ func (s *sweeper) purge(ctx, _ context.Context, r round) error {
 	if err != nil {
 		return err
 	}
-	now, err := ReadView(ctx, s.js, s.cfg.Stream) // a consumer may have been made since
+	now, err := ReadView(ctx, s.js, s.cfg.Stream.Name) // a consumer may have been made since
 	if err != nil {
 		return err
 	}
@@ -349,7 +349,7 @@ func (s *sweeper) purge(ctx, _ context.Context, r round) error {
 		return nil
 	}
 	if share(now) < fullShare {
-		if last, err = s.cfg.Ledger.SettledBefore(ctx, s.cfg.Stream, first, last, s.cfg.KeepSettled); err != nil || last < first {
+		if last, err = s.cfg.Ledger.SettledBefore(ctx, s.cfg.Stream.Name, first, last, s.cfg.Stream.KeepSettled); err != nil || last < first {
 			return err
 		}
 	}
@@ -357,11 +357,11 @@ func (s *sweeper) purge(ctx, _ context.Context, r round) error {
 		answer
 		Messages uint64 `json:"purged"`
 	}
-	if err := ask(ctx, s.js, "STREAM.PURGE."+s.cfg.Stream, fmt.Appendf(nil, `{"seq":%d}`, last+1), &purged); err != nil {
+	if err := ask(ctx, s.js, "STREAM.PURGE."+s.cfg.Stream.Name, fmt.Appendf(nil, `{"seq":%d}`, last+1), &purged); err != nil {
 		return fmt.Errorf("purge settled messages up to %d: %w", last, err)
 	}
 	s.cfg.Metrics.keeper.purged.Add(float64(purged.Messages))
-	s.log.Debug("settled messages were purged", "stream", s.cfg.Stream, "messages", purged.Messages, "last", last)
+	s.log.Debug("settled messages were purged", "stream", s.cfg.Stream.Name, "messages", purged.Messages, "last", last)
 	return nil
 }
 

@@ -210,7 +210,7 @@ func TestNATSUsers(t *testing.T) {
 	events, dead, ended := make(handled, 8), make(buried, 8), make(chan error, 1)
 	go func() {
 		ended <- consumers.Run(ctx, jetStream(worker), consumers.Config{
-			Models: []string{"fashion-mnist"}, MaxBytes: 1 << 20, UnownedGrace: time.Millisecond, Logger: slog.New(slog.DiscardHandler),
+			Models: []string{"fashion-mnist"}, Stream: consumers.StreamConfig{MaxBytes: 1 << 20}, UnownedGrace: time.Millisecond, Logger: slog.New(slog.DiscardHandler),
 		}, events, dead)
 	}()
 	event := schema.Event{Source: "//shop/images", ID: "1", Time: time.Now().UTC(), Data: schema.Generation{Model: "fashion-mnist", Class: schema.ClassIndex(3), Seed: 7}}
@@ -237,7 +237,7 @@ func TestNATSUsers(t *testing.T) {
 
 	// decuwatch canary finds the stream and publishes to it.
 	canary, canaryViolations := as(t, s, dir, "canary")
-	if _, err := consumers.EnsureStream(t.Context(), jetStream(canary), consumers.Config{}); err != nil {
+	if _, err := consumers.EnsureStream(t.Context(), jetStream(canary), consumers.StreamConfig{}); err != nil {
 		t.Errorf("canary: %v", err)
 	}
 	event.ID, event.Data.Model = "3", "fashion-mnist"

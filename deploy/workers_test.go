@@ -112,7 +112,9 @@ func work(text string) error {
 	if err != nil {
 		return err
 	}
-	err = consumers.Run(ctx, js, consumers.Config{Models: []string{"fashion-mnist"}, MaxBytes: 1 << 30, MaxInFlight: 64, Logger: log}, m, m)
+	err = consumers.Run(ctx, js, consumers.Config{
+		Models: []string{"fashion-mnist"}, Stream: consumers.StreamConfig{MaxBytes: 1 << 30}, MaxInFlight: 64, Logger: log,
+	}, m, m)
 	if errors.Is(err, context.Canceled) {
 		return nil
 	}
@@ -154,7 +156,7 @@ func measureWorkers(b *testing.B, d time.Duration, workers int) float64 {
 	if err != nil {
 		b.Fatal(err)
 	}
-	stream, err := consumers.EnsureStream(b.Context(), js, consumers.Config{MaxBytes: 1 << 30})
+	stream, err := consumers.EnsureStream(b.Context(), js, consumers.StreamConfig{MaxBytes: 1 << 30})
 	if err != nil {
 		b.Fatal(err)
 	}

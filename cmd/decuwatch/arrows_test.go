@@ -40,7 +40,7 @@ var arrows = []struct {
 	{"scoring/ort", nil, "the runtime runs graphs and knows neither ensembles nor scores"},
 	{"scoring/ort/ortfault", []string{"scoring/ort"}, "a runtime for tests"},
 	{"consumers", []string{
-		"internal/backoff", "schema",
+		"internal/backoff", "internal/settings", "schema",
 	}, "delivery must not know what is done with an event, nor the monitor how it came"},
 	{"consumers/natstest", nil, "a server for tests"},
 	{"alerts", []string{
@@ -58,7 +58,8 @@ var arrows = []struct {
 		"schema", "schema/postgres", "scoring/ensemble",
 	}, "a watchdog knows neither how events are scored nor who reviews them"},
 	{"review", []string{
-		"internal/backoff", "schema", "schema/postgres", "alerts", "scoring", "scoring/ensemble", "monitor/replay",
+		"internal/backoff", "internal/settings", "schema", "schema/postgres", "alerts", "scoring",
+		"scoring/ensemble", "monitor/replay",
 	}, "review comes after the verdict and takes no part in it"},
 	{"internal/backoff", nil, "how retries are spaced out"},
 	{"internal/settings", nil, "what the owners of settings share"},

@@ -470,7 +470,7 @@ func pipelineCells(b *testing.B) []*cell {
 	pipeline := func(scorer monitor.Scorer, inFlight int, events func(d time.Duration) int, progress func() float64) func(d time.Duration) rate {
 		js := natstest.Start(b).JetStream()
 		cfg := consumers.Config{Models: []string{name}, MaxInFlight: inFlight}
-		if _, err := consumers.EnsureStream(b.Context(), js, cfg); err != nil {
+		if _, err := consumers.EnsureStream(b.Context(), js, cfg.Stream); err != nil {
 			b.Fatal(err)
 		}
 		m, err := monitor.New(monitor.Options{

@@ -26,10 +26,10 @@ type canaryCmd struct {
 	Once      bool          `help:"Publish one canary of each model, wait for its alert, and end: exit code 3 where it is missed."`
 	Listen    string        `default:"127.0.0.1:9465" help:"Address of /metrics; port 0 is any free one, none is no metrics."`
 
-	NATS     app.NATSConfig     `embed:"" prefix:"nats." group:"NATS"`
-	Stream   app.StreamConfig   `embed:"" prefix:"stream." group:"Stream of events"`
-	Alerts   app.AlertsConfig   `embed:"" prefix:"alerts." group:"Alerts"`
-	Postgres app.PostgresConfig `embed:"" prefix:"postgres." group:"Postgres"`
+	NATS     app.NATSConfig         `embed:"" prefix:"nats." group:"NATS"`
+	Stream   consumers.StreamConfig `embed:"" prefix:"stream." group:"Stream of events"`
+	Alerts   app.AlertsConfig       `embed:"" prefix:"alerts." group:"Alerts"`
+	Postgres app.PostgresConfig     `embed:"" prefix:"postgres." group:"Postgres"`
 }
 
 func (canaryCmd) Help() string {
@@ -115,7 +115,7 @@ func (c *canaryCmd) publisher(js jetstream.JetStream) func(context.Context, sche
 	return func(ctx context.Context, ev schema.Event) error {
 		ctx, cancel := context.WithTimeout(ctx, c.Deadline)
 		defer cancel()
-		if _, err := consumers.EnsureStream(ctx, js, app.Config{Stream: c.Stream}.ConsumersConfig(nil)); err != nil {
+		if _, err := consumers.EnsureStream(ctx, js, c.Stream); err != nil {
 			return app.ExplainRoom(ctx, js, c.Stream, c.Alerts, err)
 		}
 		_, err := schema.Publish(ctx, js, ev)

@@ -279,8 +279,7 @@ type published struct {
 
 // requests publishes the demo's requests and waits for their verdicts.
 func (c *demoCmd) requests(ctx context.Context, js jetstream.JetStream, store *postgres.Store, e *ensemble.Ensemble, s *streams) ([]published, time.Duration, error) {
-	cfg := app.DefaultConfig().ConsumersConfig([]string{e.Name})
-	stream, err := consumers.EnsureStream(ctx, js, cfg)
+	stream, err := consumers.EnsureStream(ctx, js, consumers.StreamConfig{})
 	if err != nil {
 		return nil, 0, err
 	}
@@ -320,7 +319,7 @@ func (c *demoCmd) requests(ctx context.Context, js jetstream.JetStream, store *p
 	tick := time.NewTicker(100 * time.Millisecond)
 	defer tick.Stop()
 	for {
-		verdicts, err := store.VerdictsBySequence(ctx, cfg.WithDefaults().Stream, before+1, info.State.LastSeq)
+		verdicts, err := store.VerdictsBySequence(ctx, stream.CachedInfo().Config.Name, before+1, info.State.LastSeq)
 		if err != nil {
 			return nil, 0, errors.Join(context.Cause(ctx), err)
 		}

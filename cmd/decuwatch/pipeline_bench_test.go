@@ -59,7 +59,7 @@ func BenchmarkPipeline(b *testing.B) {
 			}
 			store := pgtest.Open(b, postgres.Config{Log: quiet})
 			cfg := consumers.Config{Models: []string{faultModel}, MaxInFlight: c.inFlight, Logger: quiet}
-			if _, err := consumers.EnsureStream(b.Context(), js, cfg); err != nil {
+			if _, err := consumers.EnsureStream(b.Context(), js, cfg.Stream); err != nil {
 				b.Fatal(err)
 			}
 			for i := range b.N {

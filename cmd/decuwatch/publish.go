@@ -31,9 +31,9 @@ type publishCmd struct {
 	Class        string `placeholder:"CLASS" help:"Class: an index, or a label."`
 	Seed         uint64 `help:"Seed of the first latent."`
 	samplerFlags `embed:""`
-	Concurrency  int              `default:"64" help:"Events that wait for the stream's answer at once."`
-	NATS         app.NATSConfig   `embed:"" prefix:"nats." group:"NATS"`
-	Stream       app.StreamConfig `embed:"" prefix:"stream." group:"Stream of events"`
+	Concurrency  int                    `default:"64" help:"Events that wait for the stream's answer at once."`
+	NATS         app.NATSConfig         `embed:"" prefix:"nats." group:"NATS"`
+	Stream       consumers.StreamConfig `embed:"" prefix:"stream." group:"Stream of events"`
 }
 
 func (publishCmd) Help() string {
@@ -62,8 +62,7 @@ func (c *publishCmd) Run(ctx context.Context, s *streams, log *slog.Logger) erro
 	if err != nil {
 		return err
 	}
-	cfg := app.Config{Stream: c.Stream}.ConsumersConfig(nil)
-	if _, err := consumers.EnsureStream(ctx, js, cfg); err != nil {
+	if _, err := consumers.EnsureStream(ctx, js, c.Stream); err != nil {
 		return app.ExplainRoom(ctx, js, c.Stream, app.DefaultConfig().Alerts, err)
 	}
 	stored, repeated, err := publishAll(ctx, js, events, c.Concurrency, s)

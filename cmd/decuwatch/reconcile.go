@@ -10,18 +10,19 @@ import (
 
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/decuwatch/decuwatch/consumers"
 	"github.com/decuwatch/decuwatch/internal/app"
 	"github.com/decuwatch/decuwatch/monitor/reconcile"
 	"github.com/decuwatch/decuwatch/schema/postgres"
 )
 
 type reconcileCmd struct {
-	From     uint64             `placeholder:"SEQUENCE" help:"Sequence number from which losses are reported; messages lost before it are known. Defaults to 1."`
-	JSON     bool               `name:"json" help:"Print the counts as JSON."`
-	NATS     app.NATSConfig     `embed:"" prefix:"nats." group:"NATS"`
-	Stream   app.StreamConfig   `embed:"" prefix:"stream." group:"Stream of events"`
-	Alerts   app.AlertsConfig   `embed:"" prefix:"alerts." group:"Alerts"`
-	Postgres app.PostgresConfig `embed:"" prefix:"postgres." group:"Postgres"`
+	From     uint64                 `placeholder:"SEQUENCE" help:"Sequence number from which losses are reported; messages lost before it are known. Defaults to 1."`
+	JSON     bool                   `name:"json" help:"Print the counts as JSON."`
+	NATS     app.NATSConfig         `embed:"" prefix:"nats." group:"NATS"`
+	Stream   consumers.StreamConfig `embed:"" prefix:"stream." group:"Stream of events"`
+	Alerts   app.AlertsConfig       `embed:"" prefix:"alerts." group:"Alerts"`
+	Postgres app.PostgresConfig     `embed:"" prefix:"postgres." group:"Postgres"`
 }
 
 func (reconcileCmd) Help() string {

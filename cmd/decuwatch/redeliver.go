@@ -9,6 +9,7 @@ import (
 
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/decuwatch/decuwatch/consumers"
 	"github.com/decuwatch/decuwatch/internal/app"
 	"github.com/decuwatch/decuwatch/monitor/redeliver"
 	"github.com/decuwatch/decuwatch/schema"
@@ -24,9 +25,9 @@ type redeliverCmd struct {
 	Apply bool                    `help:"Publish the messages again. Without it they are only listed."`
 	By    string                  `placeholder:"NAME" help:"Who asks. Defaults to the user who runs this."`
 
-	NATS     app.NATSConfig     `embed:"" prefix:"nats." group:"NATS"`
-	Stream   app.StreamConfig   `embed:"" prefix:"stream." group:"Stream of events"`
-	Postgres app.PostgresConfig `embed:"" prefix:"postgres." group:"Postgres"`
+	NATS     app.NATSConfig         `embed:"" prefix:"nats." group:"NATS"`
+	Stream   consumers.StreamConfig `embed:"" prefix:"stream." group:"Stream of events"`
+	Postgres app.PostgresConfig     `embed:"" prefix:"postgres." group:"Postgres"`
 }
 
 func (redeliverCmd) Help() string {

@@ -98,7 +98,7 @@ func newLoop(t *testing.T) *loop {
 // publish publishes one request.
 func (l *loop) publish(id, class string, seed uint64) {
 	l.t.Helper()
-	if _, err := consumers.EnsureStream(l.t.Context(), l.js, consumers.Config{}); err != nil {
+	if _, err := consumers.EnsureStream(l.t.Context(), l.js, consumers.StreamConfig{}); err != nil {
 		l.t.Fatal(err)
 	}
 	ev := schema.Event{Source: "/review/loop", ID: id, Time: time.Now().UTC(), Data: schema.Generation{Model: "fashion-mnist", Class: schema.ClassLabel(class), Seed: seed}}

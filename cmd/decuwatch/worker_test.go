@@ -248,7 +248,7 @@ func (b *bench) publish(n int) {
 // stream creates the stream of events as a worker would.
 func (b *bench) stream() {
 	b.t.Helper()
-	if _, err := consumers.EnsureStream(b.t.Context(), b.js, consumers.Config{Models: []string{faultModel}}); err != nil {
+	if _, err := consumers.EnsureStream(b.t.Context(), b.js, consumers.StreamConfig{}); err != nil {
 		b.t.Fatal(err)
 	}
 }

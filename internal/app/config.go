@@ -27,82 +27,19 @@ import (
 // DECUWATCH_ before it an environment variable, and a flag of the verbs that need it. The tag help documents it, and
 // docs/configuration.md is made from these tags.
 type Config struct {
-	NATS      NATSConfig           `embed:"" prefix:"nats." group:"NATS"`
-	Stream    StreamConfig         `embed:"" prefix:"stream." group:"Stream of events"`
-	Consumers ConsumersConfig      `embed:"" prefix:"consumers." group:"Consumers"`
-	Scoring   ScoringConfig        `embed:"" prefix:"scoring." group:"Scoring"`
-	Postgres  PostgresConfig       `embed:"" prefix:"postgres." group:"Postgres"`
-	Retention postgres.Maintenance `embed:"" prefix:"retention." group:"Retention"`
-	Alerts    AlertsConfig         `embed:"" prefix:"alerts." group:"Alerts"`
-	Volume    postgres.Volume      `embed:"" prefix:"volume." group:"Volume of alerts"`
-	Patrol    patrol.Config        `embed:"" prefix:"patrol." group:"Patrol"`
-	Review    ReviewConfig         `embed:"" prefix:"review." group:"Review"`
-	Metrics   MetricsConfig        `embed:"" prefix:"metrics." group:"Metrics and health"`
-	Tracing   TracingConfig        `embed:"" prefix:"tracing." group:"Tracing"`
-	Log       LogConfig            `kong:"-" prefix:"log." group:"Logging"` // a flag of every verb, in cli
-}
-
-// StreamConfig is the stream of generation events. Where the stream exists, it stays as its operator made it.
-type StreamConfig struct {
-	// Name of the stream.
-	Name string `name:"name" default:"GENERATION"`
-	// How long a new stream keeps messages.
-	MaxAge time.Duration `name:"max-age" default:"168h" min:"1m"`
-	// How large a new stream may grow, in bytes, before publishing is refused. Defaults to 8589934592 (8 GiB).
-	MaxBytes int64 `name:"max-bytes" default:"8589934592" min:"1048576"`
-	// Replicas of a new stream; 3 where NATS is clustered.
-	Replicas int `name:"replicas" default:"1" min:"1" max:"5"`
-
-	// How long the stream keeps an event that has its verdict; it is purged earlier if the stream is more than 75%
-	// full.
-	KeepSettled time.Duration `name:"keep-settled" default:"24h" min:"1s"`
-	// Interval at which settings, backlog, orphaned events and the ledger are checked.
-	CheckInterval time.Duration `name:"check-interval" default:"10s" min:"1s"`
-}
-
-func (c StreamConfig) Check() error {
-	return errors.Join(settings.StreamName("stream.name", c.Name), settings.Check("stream", c))
-}
-
-// ConsumersConfig says how events are taken from the stream.
-type ConsumersConfig struct {
-	// Silence of a worker after which its messages go to another.
-	AckWait time.Duration `name:"ack-wait" default:"30s" min:"100ms"`
-	// Failed attempts on one message before it becomes a dead letter; being stopped or killed is no failure.
-	MaxDeliver int `name:"max-deliver" default:"5" min:"1"`
-	// Messages of one model that a worker holds at once.
-	MaxInFlight int `name:"max-in-flight" default:"256" min:"1"`
-	// Rows of backbone work that are admitted at once, over all models.
-	MaxRows int `name:"max-rows" default:"4096" min:"1"`
-	// Deadline of one event, from its admission on.
-	HandleTimeout time.Duration `name:"handle-timeout" default:"1m" min:"1ns"`
-	// How long a stop waits for events in flight; the rest goes back to the stream.
-	DrainTimeout time.Duration `name:"drain-timeout" default:"20s" min:"1ns"`
-	// Delay before the second delivery; it doubles with each further one.
-	RetryDelay time.Duration `name:"retry-delay" default:"1s" min:"1ns"`
-	// Longest delay between two deliveries.
-	RetryMaxDelay time.Duration `name:"retry-max-delay" default:"30s"`
-	// How long an event waits while nobody pulls from its model's consumer; then it becomes a dead letter. Must be
-	// below the stream's maximum age.
-	OrphanGrace time.Duration `name:"orphan-grace" default:"24h" min:"1m"`
-}
-
-func (c ConsumersConfig) Check() error {
-	if c.RetryMaxDelay < c.RetryDelay {
-		return errors.Join(settings.Check("consumers", c), settings.Errorf(
-			"consumers.retry-max-delay is %s, must be at least %s", c.RetryMaxDelay, c.RetryDelay))
-	}
-	return settings.Check("consumers", c)
-}
-
-// ConsumersConfig returns the configuration of consumers.Run without its collaborators.
-func (c Config) ConsumersConfig(models []string) consumers.Config {
-	return consumers.Config{
-		Models: models, Stream: c.Stream.Name, MaxAge: c.Stream.MaxAge, MaxBytes: c.Stream.MaxBytes, Replicas: c.Stream.Replicas,
-		AckWait: c.Consumers.AckWait, MaxDeliver: c.Consumers.MaxDeliver, MaxInFlight: c.Consumers.MaxInFlight, MaxRows: c.Consumers.MaxRows,
-		HandleTimeout: c.Consumers.HandleTimeout, DrainTimeout: c.Consumers.DrainTimeout, RetryDelay: c.Consumers.RetryDelay, RetryMaxDelay: c.Consumers.RetryMaxDelay,
-		OrphanGrace: c.Consumers.OrphanGrace, CheckInterval: c.Stream.CheckInterval, KeepSettled: c.Stream.KeepSettled,
-	}
+	NATS      NATSConfig             `embed:"" prefix:"nats." group:"NATS"`
+	Stream    consumers.StreamConfig `embed:"" prefix:"stream." group:"Stream of events"`
+	Consumers consumers.Config       `embed:"" prefix:"consumers." group:"Consumers"`
+	Scoring   ScoringConfig          `embed:"" prefix:"scoring." group:"Scoring"`
+	Postgres  PostgresConfig         `embed:"" prefix:"postgres." group:"Postgres"`
+	Retention postgres.Maintenance   `embed:"" prefix:"retention." group:"Retention"`
+	Alerts    AlertsConfig           `embed:"" prefix:"alerts." group:"Alerts"`
+	Volume    postgres.Volume        `embed:"" prefix:"volume." group:"Volume of alerts"`
+	Patrol    patrol.Config          `embed:"" prefix:"patrol." group:"Patrol"`
+	Review    ReviewConfig           `embed:"" prefix:"review." group:"Review"`
+	Metrics   MetricsConfig          `embed:"" prefix:"metrics." group:"Metrics and health"`
+	Tracing   TracingConfig          `embed:"" prefix:"tracing." group:"Tracing"`
+	Log       LogConfig              `kong:"-" prefix:"log." group:"Logging"` // a flag of every verb, in cli
 }
 
 // ScoringConfig says which ensembles score, and how.

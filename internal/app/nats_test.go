@@ -144,12 +144,13 @@ func TestNoRoomForStreams(t *testing.T) {
 	defaults := DefaultConfig()
 	t.Run("events", func(t *testing.T) {
 		js, _ := js(t, 1<<30)
-		_, err := consumers.EnsureStream(t.Context(), js, defaults.ConsumersConfig(nil))
+		_, err := consumers.EnsureStream(t.Context(), js, defaults.Stream)
 		want(t, ExplainRoom(t.Context(), js, defaults.Stream, defaults.Alerts, err))
 	})
 	t.Run("consumers do not try again", func(t *testing.T) {
 		js, _ := js(t, 12<<30) // events fit, advisories do not
-		cfg := defaults.ConsumersConfig([]string{"m"})
+		cfg := defaults.Consumers
+		cfg.Stream, cfg.Models = defaults.Stream, []string{"m"}
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
 		want(t, ExplainRoom(ctx, js, defaults.Stream, defaults.Alerts, consumers.Run(ctx, js, cfg, idle{}, idle{})))

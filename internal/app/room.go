@@ -15,7 +15,7 @@ import (
 
 // ExplainRoom adds to JetStream's refusal of a stream for its size the settings that ask for it, and what the account
 // has. Other errors stay as they are.
-func ExplainRoom(ctx context.Context, js jetstream.JetStream, stream StreamConfig, alerts AlertsConfig,
+func ExplainRoom(ctx context.Context, js jetstream.JetStream, stream consumers.StreamConfig, alerts AlertsConfig,
 	err error) error {
 	if !consumers.NoRoom(err) {
 		return err

@@ -157,7 +157,8 @@ func Serve(ctx context.Context, c Config, o Options) (err error) {
 	if err != nil {
 		return err
 	}
-	consuming := c.ConsumersConfig(names)
+	consuming := c.Consumers
+	consuming.Models, consuming.Stream = names, c.Stream
 	consuming.Healthy, consuming.Tries = healthy(store, engines), tries{store}
 	consuming.Ledger, consuming.Standing = store, &consumers.Standing{}
 	health.set(partStream, func(ctx context.Context) error { return errors.Join(consuming.Standing.Err(ctx), stream.Check(ctx)) })

@@ -173,7 +173,7 @@ func (r *run) wipe() {
 func (r *run) makeStream() {
 	r.t.Helper()
 	r.eventually("make the stream", func(ctx context.Context) error {
-		c := consumers.Config{Models: []string{model}, Replicas: r.replicas}
+		c := consumers.StreamConfig{Replicas: r.replicas}
 		if r.small {
 			c.MaxBytes = smallStream
 		}

@@ -45,7 +45,7 @@ func run(t *testing.T, js jetstream.JetStream, w worker, models ...string) (stop
 	ended := make(chan error, 1)
 	cfg := consumers.Config{
 		Models: models, RetryDelay: 10 * time.Millisecond, RetryMaxDelay: 50 * time.Millisecond, UnownedGrace: time.Millisecond, PullExpiry: time.Second,
-		CheckInterval: 20 * time.Millisecond, Ledger: w.Store, Logger: slog.New(slog.DiscardHandler),
+		Stream: consumers.StreamConfig{CheckInterval: 20 * time.Millisecond}, Ledger: w.Store, Logger: slog.New(slog.DiscardHandler),
 	}
 	go func() { ended <- consumers.Run(ctx, js, cfg, w, w) }()
 	stop = func() {
