@@ -28,7 +28,8 @@ func settings(t *testing.T) map[string]bool {
 		t.Fatal(err)
 	}
 	known := map[string]bool{}
-	for _, m := range regexp.MustCompile("(?m)^- \\*\\*`[^`]+`\\*\\* \\(`(DECUWATCH_\\w+)`,").FindAllStringSubmatch(string(content), -1) {
+	for _, m := range regexp.MustCompile("(?m)^- \\*\\*`[^`]+`\\*\\* \\(`(DECUWATCH_\\w+)`,").
+		FindAllStringSubmatch(string(content), -1) {
 		known[m[1]] = true
 	}
 	if len(known) < 30 {
@@ -67,7 +68,8 @@ func TestCompose(t *testing.T) {
 			}
 		}
 		for name, s := range project.Services {
-			if !regexp.MustCompile(`:v?\d+\.\d+\.\d+(-[a-z]+)?$|:v?\d+\.\d+-[a-z]+$|^decuwatch:(cpu|cuda)$`).MatchString(s.Image) {
+			if !regexp.MustCompile(`:v?\d+\.\d+\.\d+(-[a-z]+)?$|:v?\d+\.\d+-[a-z]+$|^decuwatch:(cpu|cuda)$`).
+				MatchString(s.Image) {
 				t.Errorf("%s: image %s is not pinned by version", name, s.Image)
 			}
 			if s.HealthCheck == nil && name != "migrate" {
@@ -137,7 +139,8 @@ func TestCompose(t *testing.T) {
 		}
 		if _, ok := project.Services[worker].Networks["default"]; !ok {
 			t.Errorf("%s has no network", worker)
-		} else if aliases := project.Services[worker].Networks["default"].Aliases; len(aliases) != 1 || aliases[0] != "decuwatch" {
+		} else if aliases := project.Services[worker].Networks["default"].Aliases; len(aliases) != 1 ||
+			aliases[0] != "decuwatch" {
 			t.Errorf("%s: aliases %q, prometheus.yml scrapes decuwatch:9464", worker, aliases)
 		}
 	}
@@ -165,7 +168,8 @@ func TestDockerfile(t *testing.T) {
 		t.Fatal(err)
 	}
 	version := regexp.MustCompile(`(?m)^version=(\S+)$`).FindSubmatch(script)
-	if version == nil || !strings.Contains(text, "onnxruntime-gpu=="+string(version[1])+" ") || !strings.Contains(text, ".tools/onnxruntime-"+string(version[1])+"/") {
+	if version == nil || !strings.Contains(text, "onnxruntime-gpu=="+string(version[1])+" ") ||
+		!strings.Contains(text, ".tools/onnxruntime-"+string(version[1])+"/") {
 		t.Errorf("the Dockerfile's ONNX Runtime is not the script's: %s", version)
 	}
 	module, err := os.ReadFile("../go.mod")
@@ -188,7 +192,8 @@ func TestDockerfile(t *testing.T) {
 	}
 }
 
-// TestPostgresLogins runs the script that makes the logins, twice, before the migrations, as the Postgres image does. Then each has its rights and no more.
+// TestPostgresLogins runs the script that makes the logins, twice, before the migrations, as the Postgres image does.
+// Then each has its rights and no more.
 func TestPostgresLogins(t *testing.T) {
 	psql := psql(t)
 	dir := secrets(t)
@@ -199,7 +204,8 @@ func TestPostgresLogins(t *testing.T) {
 	}
 	for range 2 {
 		cmd := exec.CommandContext(t.Context(), "sh", "postgres/logins.sh")
-		cmd.Env = append(os.Environ(), "SECRETS="+dir, "PGHOST="+config.Host, "PGPORT="+itoa(config.Port), "PGUSER="+config.User,
+		cmd.Env = append(os.Environ(), "SECRETS="+dir, "PGHOST="+config.Host, "PGPORT="+itoa(config.Port),
+			"PGUSER="+config.User,
 			"PGPASSWORD="+config.Password, "PGDATABASE="+config.Database, "PATH="+filepath.Dir(psql)+":"+os.Getenv("PATH"))
 		if out, err := cmd.CombinedOutput(); err != nil || len(bytes.TrimSpace(out)) > 0 {
 			t.Fatalf("%v: %s", err, out)
@@ -254,7 +260,8 @@ func psql(t *testing.T) string {
 	if path, err := exec.LookPath("psql"); err == nil {
 		return path
 	}
-	for _, pattern := range []string{"/usr/lib/postgresql/*/bin/psql", "../.tools/postgresql/usr/lib/postgresql/*/bin/psql"} {
+	for _, pattern := range []string{"/usr/lib/postgresql/*/bin/psql",
+		"../.tools/postgresql/usr/lib/postgresql/*/bin/psql"} {
 		if found, _ := filepath.Glob(pattern); len(found) > 0 {
 			path, err := filepath.Abs(found[len(found)-1])
 			if err != nil {

@@ -85,8 +85,10 @@ func TestDashboards(t *testing.T) {
 		uids[b.UID] = true
 		ids, cells := map[int]bool{}, map[[2]int]string{}
 		for _, p := range b.Panels {
-			if p.Title == "" || len(p.Description) < 20 || p.FieldConfig.Defaults.Unit == "" || len(p.Targets) == 0 || ids[p.ID] {
-				t.Errorf("%s: panel %d %q: description %q, unit %q, %d queries", name, p.ID, p.Title, p.Description, p.FieldConfig.Defaults.Unit, len(p.Targets))
+			if p.Title == "" || len(p.Description) < 20 || p.FieldConfig.Defaults.Unit == "" ||
+				len(p.Targets) == 0 || ids[p.ID] {
+				t.Errorf("%s: panel %d %q: description %q, unit %q, %d queries", name, p.ID, p.Title, p.Description,
+					p.FieldConfig.Defaults.Unit, len(p.Targets))
 			}
 			ids[p.ID] = true
 			for _, target := range p.Targets {
@@ -126,26 +128,38 @@ func seeded(t testing.TB, scores int) string {
 	conn := connect(t, url)
 	for _, statement := range []string{
 		`INSERT INTO decuwatch.threshold_changes (kind, set_by, reason) VALUES ('calibration', 'test', 'seeded')`,
-		`INSERT INTO decuwatch.thresholds (change_id, model, ensemble_digest, settings, measurement, scope, class_index, severity, value, withdrawn, origin, n, alpha, achieved, set_by, reason)
-		SELECT c.id, 'fashion-mnist', repeat('1', 64), 'seeded', m, s.scope, s.class_index, s.severity, CASE m WHEN 'class_gap' THEN 0.08 ELSE 0.025 END, false, 'calibrated', 1000, 0.01, 0.011, 'test', ''
+		`INSERT INTO decuwatch.thresholds (change_id, model, ensemble_digest, settings, measurement, scope, class_index,
+			severity, value, withdrawn, origin, n, alpha, achieved, set_by, reason)
+		SELECT c.id, 'fashion-mnist', repeat('1', 64), 'seeded', m, s.scope, s.class_index, s.severity, CASE m
+			WHEN 'class_gap' THEN 0.08 ELSE 0.025 END, false, 'calibrated', 1000, 0.01, 0.011, 'test', ''
 		FROM decuwatch.threshold_changes c, unnest(ARRAY['class_gap', 'request_risk']) m,
-			(VALUES ('model', NULL::integer, 'warn'), ('model', NULL, 'critical'), ('class', 3, 'warn')) s(scope, class_index, severity)`,
-		`UPDATE decuwatch.reviews SET state = 'resolved', verdict = CASE WHEN class_index % 3 = 0 THEN 'false_alarm' ELSE 'confirmed' END, resolved_at = opened_at, version = 2
+			(VALUES ('model', NULL::integer, 'warn'), ('model', NULL, 'critical'), ('class', 3, 'warn')) s(scope, class_index,
+				severity)`,
+		`UPDATE decuwatch.reviews SET state = 'resolved', verdict = CASE WHEN class_index % 3 = 0 THEN 'false_alarm'
+			ELSE 'confirmed' END, resolved_at = opened_at, version = 2
 		WHERE event_id ~ '[02468]00$'`,
 		// The smallest PNG there is: one transparent pixel.
 		`INSERT INTO decuwatch.evidence (review_id, name, content_type, body)
-		SELECT id, 'image-0', 'image/png', decode('89504e470d0a1a0a0000000d49484452000000010000000108060000001f15c4890000000d49444154789c6360000000000500010d0a2db40000000049454e44ae426082', 'hex') FROM decuwatch.reviews`,
+		SELECT id, 'image-0', 'image/png', decode('89504e470d0a1a0a0000000d49484452000000010000000108060000001f15c489' ||
+			'0000000d49444154789c6360000000000500010d0a2db40000000049454e44ae426082', 'hex') FROM decuwatch.reviews`,
 		`INSERT INTO decuwatch.skips (source, event_id, event_time, model, class, reason, detail, labels)
-		SELECT '//studio', 'skip-' || i, now() - i * interval '1 hour', 'fashion-mnist', '3', 'noise', 'generator is not known', '{"tenant": "tenant-1"}' FROM generate_series(1, 40) i`,
-		`INSERT INTO decuwatch.dead_letters (stream, sequence, digest, delivered, source, event_id, event_time, model, subject, payload, field, reason, kind)
-		SELECT 'GENERATION', 1000000 + i, repeat('2', 64), 1, '//studio/render-' || i % 3, 'dead-' || i, now() - i * interval '1 hour', 'fashion-mnist', 'generation.requested.fashion-mnist', '{}', 'data.seed', 'is missing', 'invalid' FROM generate_series(1, 20) i`,
+		SELECT '//studio', 'skip-' || i, now() - i * interval '1 hour', 'fashion-mnist', '3', 'noise',
+			'generator is not known', '{"tenant": "tenant-1"}' FROM generate_series(1, 40) i`,
+		`INSERT INTO decuwatch.dead_letters (stream, sequence, digest, delivered, source, event_id, event_time, model,
+			subject, payload, field, reason, kind)
+		SELECT 'GENERATION', 1000000 + i, repeat('2', 64), 1, '//studio/render-' || i % 3, 'dead-' || i,
+			now() - i * interval '1 hour', 'fashion-mnist', 'generation.requested.fashion-mnist', '{}', 'data.seed',
+				'is missing', 'invalid' FROM generate_series(1, 20) i`,
 		`INSERT INTO decuwatch.outcome_hour_parts (hour, model, outcome, reason, n)
 		SELECT date_trunc('hour', now()) - i * interval '1 hour', 'fashion-mnist', o.outcome, o.reason, 1
 		FROM generate_series(1, 40) i, (VALUES ('skip', 'noise'), ('dead_letter', 'invalid')) o(outcome, reason)`,
-		`INSERT INTO decuwatch.canaries (source, event_id, model, class_index, class_label, published_at, due_at, outcome, decided_at)
-		SELECT '/decuwatch/canary', 'canary-' || i, 'fashion-mnist', 3, 'class 3', now() - i * interval '1 hour', now(), CASE WHEN i = 7 THEN 'missed' ELSE 'caught' END, now() FROM generate_series(2, 9) i`,
+		`INSERT INTO decuwatch.canaries (source, event_id, model, class_index, class_label, published_at, due_at, outcome,
+			decided_at)
+		SELECT '/decuwatch/canary', 'canary-' || i, 'fashion-mnist', 3, 'class 3', now() - i * interval '1 hour', now(), CASE
+			WHEN i = 7 THEN 'missed' ELSE 'caught' END, now() FROM generate_series(2, 9) i`,
 	} {
-		if _, err := conn.Exec(t.Context(), strings.ReplaceAll(statement, "generate_series", "pg_catalog.generate_series")); err != nil {
+		if _, err := conn.Exec(t.Context(),
+			strings.ReplaceAll(statement, "generate_series", "pg_catalog.generate_series")); err != nil {
 			t.Fatalf("%v in %s", err, statement)
 		}
 	}
@@ -176,7 +190,8 @@ var timeFilter = regexp.MustCompile(`\$__timeFilter\(([^()]+)\)`)
 
 // expand puts values in place of Grafana's macros and variables, as its Postgres data source does.
 func expand(sql string, values map[string]string, from, to time.Time) string {
-	sql = timeFilter.ReplaceAllString(sql, fmt.Sprintf("$1 BETWEEN '%s' AND '%s'", from.UTC().Format(time.RFC3339), to.UTC().Format(time.RFC3339)))
+	sql = timeFilter.ReplaceAllString(sql, fmt.Sprintf("$1 BETWEEN '%s' AND '%s'", from.UTC().Format(time.RFC3339),
+		to.UTC().Format(time.RFC3339)))
 	for name, value := range values {
 		sql = strings.ReplaceAll(sql, "${"+name+":sqlstring}", value)
 		sql = strings.ReplaceAll(sql, "${"+name+":raw}", strings.Trim(value, "'"))
@@ -330,8 +345,9 @@ func TestDashboardTypes(t *testing.T) {
 			write("wrong.ts", typed+strings.Replace(string(content), `"displayMode": "list"`, `"displayMode": "lost"`, 1))
 		}
 	}
-	cmd := exec.CommandContext(t.Context(), node, append([]string{tsc, "--noEmit", "--strict", "--skipLibCheck", "--preserveSymlinks",
-		"--target", "es2022", "--module", "esnext", "--moduleResolution", "bundler"}, files...)...)
+	cmd := exec.CommandContext(t.Context(), node,
+		append([]string{tsc, "--noEmit", "--strict", "--skipLibCheck", "--preserveSymlinks",
+			"--target", "es2022", "--module", "esnext", "--moduleResolution", "bundler"}, files...)...)
 	cmd.Dir = dir
 	out, err := cmd.CombinedOutput()
 	if err == nil || !strings.Contains(string(out), "wrong.ts") {

@@ -72,7 +72,8 @@ func startNATS(t testing.TB, secrets string) *server.Server {
 	if opts.MaxPayload < schema.MaxPayload {
 		t.Errorf("max_payload is %d, below the event's %d", opts.MaxPayload, schema.MaxPayload)
 	}
-	opts.Host, opts.Port, opts.HTTPPort, opts.StoreDir, opts.NoSigs, opts.NoLog = "127.0.0.1", server.RANDOM_PORT, server.RANDOM_PORT, t.TempDir(), true, true
+	opts.Host, opts.Port, opts.HTTPPort, opts.StoreDir, opts.NoSigs, opts.NoLog = "127.0.0.1", server.RANDOM_PORT,
+		server.RANDOM_PORT, t.TempDir(), true, true
 	s, err := server.NewServer(opts)
 	if err != nil {
 		t.Fatal(err)
@@ -93,14 +94,15 @@ func as(t testing.TB, s *server.Server, secrets, user string, opts ...nats.Optio
 		t.Fatal(err)
 	}
 	violations := make(chan error, 64)
-	opts = append(opts, key, nats.CustomInboxPrefix("_INBOX_"+user), nats.Timeout(patience), nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
-		if errors.Is(err, nats.ErrPermissionViolation) {
-			select {
-			case violations <- err:
-			default:
+	opts = append(opts, key, nats.CustomInboxPrefix("_INBOX_"+user), nats.Timeout(patience),
+		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
+			if errors.Is(err, nats.ErrPermissionViolation) {
+				select {
+				case violations <- err:
+				default:
+				}
 			}
-		}
-	}))
+		}))
 	nc, err := nats.Connect(s.ClientURL(), opts...)
 	if err != nil {
 		t.Fatalf("connect as %s: %v", user, err)
@@ -210,14 +212,17 @@ func TestNATSUsers(t *testing.T) {
 	events, dead, ended := make(handled, 8), make(buried, 8), make(chan error, 1)
 	go func() {
 		ended <- consumers.Run(ctx, jetStream(worker), consumers.Config{
-			Models: []string{"fashion-mnist"}, Stream: consumers.StreamConfig{MaxBytes: 1 << 20}, UnownedGrace: time.Millisecond, Logger: slog.New(slog.DiscardHandler),
+			Models: []string{"fashion-mnist"}, Stream: consumers.StreamConfig{MaxBytes: 1 << 20}, UnownedGrace: time.Millisecond,
+			Logger: slog.New(slog.DiscardHandler),
 		}, events, dead)
 	}()
-	event := schema.Event{Source: "//shop/images", ID: "1", Time: time.Now().UTC(), Data: schema.Generation{Model: "fashion-mnist", Class: schema.ClassIndex(3), Seed: 7}}
+	event := schema.Event{Source: "//shop/images", ID: "1", Time: time.Now().UTC(),
+		Data: schema.Generation{Model: "fashion-mnist", Class: schema.ClassIndex(3), Seed: 7}}
 	// The stream stands when the consumers run; until then there is nobody to answer.
 	var err error
 	for end := time.Now().Add(patience); time.Now().Before(end); {
-		if _, err = schema.Publish(t.Context(), jetStream(producer), event); err == nil || !errors.Is(err, jetstream.ErrNoStreamResponse) {
+		if _, err = schema.Publish(t.Context(), jetStream(producer), event); err == nil ||
+			!errors.Is(err, jetstream.ErrNoStreamResponse) {
 			break
 		}
 	}
@@ -244,7 +249,8 @@ func TestNATSUsers(t *testing.T) {
 	if _, err := schema.Publish(t.Context(), jetStream(canary), event); err != nil {
 		t.Errorf("canary: %v", err)
 	}
-	refused(t, canary, canaryViolations, "canary: publish an alert", publish(canary, "uncertainty.alert.fashion-mnist.critical.3"))
+	refused(t, canary, canaryViolations, "canary: publish an alert",
+		publish(canary, "uncertainty.alert.fashion-mnist.critical.3"))
 	refused(t, canary, canaryViolations, "canary: read alerts", subscribe(canary, "uncertainty.alert.>"))
 
 	// Alerts reach the subscriber live and through a consumer.
@@ -272,7 +278,8 @@ func TestNATSUsers(t *testing.T) {
 	if err := subscriber.FlushTimeout(patience); err != nil {
 		t.Fatal(err)
 	}
-	if err := sink.Send(t.Context(), schema.OutboxMessage{AlertID: "a.2", Subject: "uncertainty.review.fashion-mnist", Body: []byte("{}")}); err != nil {
+	if err := sink.Send(t.Context(), schema.OutboxMessage{AlertID: "a.2", Subject: "uncertainty.review.fashion-mnist",
+		Body: []byte("{}")}); err != nil {
 		t.Errorf("worker: publish a verdict: %v", err)
 	}
 	if _, err := verdicts.NextMsg(patience); err != nil {
@@ -282,7 +289,8 @@ func TestNATSUsers(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	consumer, err := stream.CreateOrUpdateConsumer(t.Context(), jetstream.ConsumerConfig{Durable: "safety-review", AckPolicy: jetstream.AckExplicitPolicy})
+	consumer, err := stream.CreateOrUpdateConsumer(t.Context(),
+		jetstream.ConsumerConfig{Durable: "safety-review", AckPolicy: jetstream.AckExplicitPolicy})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -294,7 +302,8 @@ func TestNATSUsers(t *testing.T) {
 		t.Error(err)
 	}
 	// As decuwatch watch reads.
-	if _, err := consumers.ReadNext(t.Context(), jetStream(subscriber), "UNCERTAINTY", 1, "uncertainty.alert.*.critical.*"); err != nil {
+	if _, err := consumers.ReadNext(t.Context(), jetStream(subscriber), "UNCERTAINTY", 1,
+		"uncertainty.alert.*.critical.*"); err != nil {
 		t.Errorf("read the stream: %v", err)
 	}
 	allowed(t, worker, workerViolations, "the worker's work", func() error { return nil })
@@ -303,20 +312,22 @@ func TestNATSUsers(t *testing.T) {
 
 	// What each must not do.
 	for what, do := range map[string]func() error{
-		"publish an alert":             publish(producer, "uncertainty.alert.fashion-mnist.critical.3"),
-		"read alerts":                  subscribe(producer, "uncertainty.alert.>"),
-		"read others' events":          subscribe(producer, "generation.requested.>"),
-		"read everything":              subscribe(producer, ">"),
-		"read others' replies":         subscribe(producer, "_INBOX_worker.>"),
-		"read events from the stream":  publish(producer, "$JS.API.STREAM.MSG.GET.GENERATION"),
-		"read alerts from the stream":  publish(producer, "$JS.API.DIRECT.GET.UNCERTAINTY"),
-		"take the worker's events":     publish(producer, "$JS.API.CONSUMER.MSG.NEXT.GENERATION.decuwatch-fashion-mnist"),
-		"make a consumer":              publish(producer, "$JS.API.CONSUMER.CREATE.GENERATION.mine.generation.requested.fashion-mnist"),
+		"publish an alert":            publish(producer, "uncertainty.alert.fashion-mnist.critical.3"),
+		"read alerts":                 subscribe(producer, "uncertainty.alert.>"),
+		"read others' events":         subscribe(producer, "generation.requested.>"),
+		"read everything":             subscribe(producer, ">"),
+		"read others' replies":        subscribe(producer, "_INBOX_worker.>"),
+		"read events from the stream": publish(producer, "$JS.API.STREAM.MSG.GET.GENERATION"),
+		"read alerts from the stream": publish(producer, "$JS.API.DIRECT.GET.UNCERTAINTY"),
+		"take the worker's events":    publish(producer, "$JS.API.CONSUMER.MSG.NEXT.GENERATION.decuwatch-fashion-mnist"),
+		"make a consumer": publish(producer,
+			"$JS.API.CONSUMER.CREATE.GENERATION.mine.generation.requested.fashion-mnist"),
 		"delete the worker's consumer": publish(producer, "$JS.API.CONSUMER.DELETE.GENERATION.decuwatch-fashion-mnist"),
 		"acknowledge an event":         publish(producer, "$JS.ACK.GENERATION.decuwatch-fashion-mnist.1.1.1.1.0"),
 		"purge the events":             publish(producer, "$JS.API.STREAM.PURGE.GENERATION"),
 		"delete the alerts":            publish(producer, "$JS.API.STREAM.DELETE.UNCERTAINTY"),
-		"publish an advisory":          publish(producer, "$JS.EVENT.ADVISORY.CONSUMER.MSG_TERMINATED.GENERATION.decuwatch-fashion-mnist"),
+		"publish an advisory": publish(producer,
+			"$JS.EVENT.ADVISORY.CONSUMER.MSG_TERMINATED.GENERATION.decuwatch-fashion-mnist"),
 	} {
 		refused(t, producer, producerViolations, "producer: "+what, do)
 	}
@@ -339,7 +350,8 @@ func TestNATSUsers(t *testing.T) {
 		"read events":                 subscribe(subscriber, "generation.requested.>"),
 		"read events from the stream": publish(subscriber, "$JS.API.STREAM.MSG.GET.GENERATION"),
 		"delete another's consumer":   publish(subscriber, "$JS.API.CONSUMER.DELETE.UNCERTAINTY.review"),
-		"change another's filter":     publish(subscriber, "$JS.API.CONSUMER.CREATE.UNCERTAINTY.review.uncertainty.alert.none"),
+		"change another's filter": publish(subscriber,
+			"$JS.API.CONSUMER.CREATE.UNCERTAINTY.review.uncertainty.alert.none"),
 		"make consumers by the dozen": publish(subscriber, "$JS.API.CONSUMER.CREATE.UNCERTAINTY.mine-1"),
 		"make a nameless consumer":    publish(subscriber, "$JS.API.CONSUMER.CREATE.UNCERTAINTY"),
 		"make a durable the old way":  publish(subscriber, "$JS.API.CONSUMER.DURABLE.CREATE.UNCERTAINTY.review"),

@@ -36,7 +36,8 @@ type ruleFile struct {
 // TestPrometheusRules runs promtool's tests, and holds that each rule has one and a runbook.
 func TestPrometheusRules(t *testing.T) {
 	promtool := tool(t, "promtool", "prometheus/usr/bin/promtool")
-	if out, err := exec.CommandContext(t.Context(), promtool, "test", "rules", "prometheus/rules_test.yml").CombinedOutput(); err != nil {
+	if out, err := exec.CommandContext(t.Context(), promtool, "test", "rules", "prometheus/rules_test.yml").
+		CombinedOutput(); err != nil {
 		t.Errorf("%v: %s", err, out)
 	}
 	var tests struct {
@@ -75,7 +76,8 @@ func TestPrometheusRules(t *testing.T) {
 				if r.Alert == "" {
 					continue
 				}
-				if want := "docs/operating.md#" + strings.ToLower(r.Alert); r.Annotations["runbook"] != want || r.Annotations["summary"] == "" || r.Annotations["description"] == "" {
+				if want := "docs/operating.md#" + strings.ToLower(r.Alert); r.Annotations["runbook"] != want ||
+					r.Annotations["summary"] == "" || r.Annotations["description"] == "" {
 					t.Errorf("%s: annotations %v", r.Alert, r.Annotations)
 				}
 				if !strings.Contains(string(operating), "\n### "+r.Alert+"\n") {
@@ -128,7 +130,8 @@ func listening(t *testing.T, output func() string, line string) string {
 	t.Helper()
 	pattern := regexp.MustCompile(line)
 	var found []string
-	eventually(t, "the address is logged", func() bool { found = pattern.FindStringSubmatch(output()); return found != nil })
+	eventually(t, "the address is logged",
+		func() bool { found = pattern.FindStringSubmatch(output()); return found != nil })
 	return found[1]
 }
 
@@ -234,9 +237,11 @@ func runMonitor(t *testing.T, events int) string {
 	}
 	model := modelName(t, "../scoring/testdata/tiny/ensemble.json")
 	for i := range events {
-		event := schema.Event{Source: "//shop/images", ID: strconv.Itoa(i), Time: time.Now().UTC(), Data: schema.Generation{Model: model, Class: schema.ClassIndex(0), Seed: uint64(i)}}
+		event := schema.Event{Source: "//shop/images", ID: strconv.Itoa(i), Time: time.Now().UTC(),
+			Data: schema.Generation{Model: model, Class: schema.ClassIndex(0), Seed: uint64(i)}}
 		var err error
-		eventually(t, "an event is stored", func() bool { _, err = schema.Publish(t.Context(), js, event); return err == nil })
+		eventually(t, "an event is stored",
+			func() bool { _, err = schema.Publish(t.Context(), js, event); return err == nil })
 	}
 	scored := regexp.MustCompile(`(?m)^decuwatch_events_total\{[^}]*outcome="score"[^}]*\} (\d+)$`)
 	eventually(t, "all events are scored", func() bool {
@@ -246,7 +251,8 @@ func runMonitor(t *testing.T, events int) string {
 	// The command line, each verb as the user that it is for.
 	verb := func(user string, args ...string) {
 		cmd := exec.CommandContext(t.Context(), decuwatch(t), args...)
-		cmd.Env = append(os.Environ(), "DECUWATCH_NATS_URL="+s.ClientURL(), "DECUWATCH_NATS_NKEY="+filepath.Join(dir, "nats-"+user+".nk"),
+		cmd.Env = append(os.Environ(), "DECUWATCH_NATS_URL="+s.ClientURL(),
+			"DECUWATCH_NATS_NKEY="+filepath.Join(dir, "nats-"+user+".nk"),
 			"DECUWATCH_NATS_INBOX_PREFIX=_INBOX_"+user, "DECUWATCH_POSTGRES_URL="+database)
 		if out, err := cmd.CombinedOutput(); err != nil {
 			t.Errorf("decuwatch %s, as %s: %v: %s", strings.Join(args, " "), user, err, out)
@@ -318,7 +324,9 @@ func TestPrometheus(t *testing.T) {
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	listen := listening(t, process(t, nil, prometheus, "--config.file="+file, "--storage.tsdb.path="+filepath.Join(dir, "data"), "--web.listen-address=127.0.0.1:0", "--web.console.libraries="+dir, "--web.console.templates="+dir),
+	listen := listening(t,
+		process(t, nil, prometheus, "--config.file="+file, "--storage.tsdb.path="+filepath.Join(dir, "data"),
+			"--web.listen-address=127.0.0.1:0", "--web.console.libraries="+dir, "--web.console.templates="+dir),
 		`msg="Listening on" address=([0-9.:]+)`)
 	query := func(expr string) (series int, failure string) {
 		var answer struct {
@@ -331,7 +339,8 @@ func TestPrometheus(t *testing.T) {
 		}
 		return len(answer.Data.Result), ""
 	}
-	eventually(t, "Prometheus has scraped", func() bool { n, _ := query("count_over_time(decuwatch_build_info[1m]) > 3"); return n > 0 })
+	eventually(t, "Prometheus has scraped",
+		func() bool { n, _ := query("count_over_time(decuwatch_build_info[1m]) > 3"); return n > 0 })
 
 	exposed := get(t.Context(), "http://"+metrics+"/metrics")
 	exists := func(where, expr string) {

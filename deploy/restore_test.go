@@ -39,7 +39,8 @@ const tiny = "../scoring/testdata/tiny"
 // newPostgres gives the site an empty cluster.
 func (s *site) newPostgres() {
 	s.t.Helper()
-	db, err := local.Start(s.t.Context(), local.Options{Dir: filepath.Join(s.t.TempDir(), "postgres"), Remove: true, Settings: map[string]string{"fsync": "off"}})
+	db, err := local.Start(s.t.Context(), local.Options{Dir: filepath.Join(s.t.TempDir(), "postgres"), Remove: true,
+		Settings: map[string]string{"fsync": "off"}})
 	if err != nil {
 		s.t.Fatal(err)
 	}
@@ -71,7 +72,8 @@ func (s *site) env(user string) []string {
 	}
 	return append(os.Environ(),
 		"PATH="+filepath.Dir(decuwatch(s.t))+":"+filepath.Dir(psql(s.t))+":"+os.Getenv("PATH"), "SECRETS="+s.secrets,
-		"PGHOST="+config.Host, "PGPORT="+itoa(config.Port), "PGUSER="+config.User, "PGPASSWORD="+config.Password, "PGDATABASE="+config.Database,
+		"PGHOST="+config.Host, "PGPORT="+itoa(config.Port), "PGUSER="+config.User, "PGPASSWORD="+config.Password,
+		"PGDATABASE="+config.Database,
 		"DECUWATCH_POSTGRES_URL="+s.address("decuwatch_monitor", "postgres-writer"), "DECUWATCH_NATS_URL="+s.nats.ClientURL(),
 		"DECUWATCH_NATS_NKEY="+filepath.Join(s.secrets, "nats-"+user+".nk"), "DECUWATCH_NATS_INBOX_PREFIX=_INBOX_"+user,
 		"DECUWATCH_STREAM_MAX_BYTES=16777216", "DECUWATCH_ALERTS_MAX_BYTES=16777216", "DECUWATCH_SCORING_ENSEMBLES="+tiny,
@@ -142,7 +144,8 @@ func (s *site) publish(from, known, unknown, broken int) {
 	s.t.Helper()
 	model := modelName(s.t, tiny+"/ensemble.json")
 	for i := range known + unknown {
-		e := schema.Event{Source: "//shop", ID: strconv.Itoa(from + i), Time: time.Now().UTC(), Data: schema.Generation{Model: model, Class: schema.ClassIndex(0), Seed: uint64(from + i)}}
+		e := schema.Event{Source: "//shop", ID: strconv.Itoa(from + i), Time: time.Now().UTC(),
+			Data: schema.Generation{Model: model, Class: schema.ClassIndex(0), Seed: uint64(from + i)}}
 		if i >= known {
 			e.Data.Model = "nobody"
 		}
@@ -151,7 +154,8 @@ func (s *site) publish(from, known, unknown, broken int) {
 		}
 	}
 	for i := range broken {
-		if _, err := s.js.Publish(s.t.Context(), schema.SubjectGeneration(model), []byte(fmt.Sprint("no event ", from+i))); err != nil {
+		if _, err := s.js.Publish(s.t.Context(), schema.SubjectGeneration(model),
+			[]byte(fmt.Sprint("no event ", from+i))); err != nil {
 			s.t.Fatal(err)
 		}
 	}
@@ -163,7 +167,8 @@ func (s *site) settled(scores, letters int) {
 	conn := connect(s.t, s.postgres.URL())
 	eventually(s.t, fmt.Sprintf("%d scores, %d dead letters", scores, letters), func() bool {
 		var got [3]int
-		err := conn.QueryRow(s.t.Context(), `SELECT (SELECT count(*) FROM decuwatch.scores), (SELECT count(*) FROM decuwatch.dead_letters),
+		err := conn.QueryRow(s.t.Context(), `SELECT (SELECT count(*) FROM decuwatch.scores),
+			(SELECT count(*) FROM decuwatch.dead_letters),
 			(SELECT count(*) FROM decuwatch.outbox WHERE delivered_at IS NULL)`).Scan(&got[0], &got[1], &got[2])
 		return err == nil && got == [3]int{scores, letters, 0}
 	})
@@ -229,7 +234,8 @@ func documented(t *testing.T, heading string) []string {
 	return commands
 }
 
-// TestBackupAndRestore loses Postgres, and the stream of alerts, and brings both back by the commands of docs/operating.md.
+// TestBackupAndRestore loses Postgres, and the stream of alerts, and brings both back by the commands of
+// docs/operating.md.
 func TestBackupAndRestore(t *testing.T) {
 	s := &site{t: t, secrets: secrets(t)}
 	s.nats = startNATS(t, s.secrets)
@@ -242,7 +248,8 @@ func TestBackupAndRestore(t *testing.T) {
 	s.newPostgres()
 	s.must("operator", "sh postgres/logins.sh")
 	s.must("operator", "decuwatch migrate --postgres.url "+s.postgres.URL())
-	s.must("operator", "decuwatch thresholds set "+tiny+" --measurement=class_gap --limit --value=-1000 --reason=test --by=test")
+	s.must("operator",
+		"decuwatch thresholds set "+tiny+" --measurement=class_gap --limit --value=-1000 --reason=test --by=test")
 	s.start()
 	s.publish(0, 12, 2, 1)
 	s.settled(12, 3)
@@ -260,8 +267,10 @@ func TestBackupAndRestore(t *testing.T) {
 	}
 	step("deploy/postgres/backup.sh >decuwatch.dump")
 	const verdicts = `SELECT row_to_json(s)::text FROM decuwatch.scores s ORDER BY event_id`
-	const rights = `SELECT relname || coalesce(relacl::text, '') FROM pg_catalog.pg_class WHERE relnamespace IN (SELECT oid FROM pg_catalog.pg_namespace WHERE nspname LIKE 'decuwatch%')
-		UNION ALL SELECT proname || coalesce(proacl::text, '') || proowner::regrole FROM pg_catalog.pg_proc WHERE pronamespace = 'decuwatch'::regnamespace ORDER BY 1`
+	const rights = `SELECT relname || coalesce(relacl::text, '') FROM pg_catalog.pg_class WHERE relnamespace IN (SELECT oid
+		FROM pg_catalog.pg_namespace WHERE nspname LIKE 'decuwatch%')
+		UNION ALL SELECT proname || coalesce(proacl::text, '') || proowner::regrole FROM pg_catalog.pg_proc
+			WHERE pronamespace = 'decuwatch'::regnamespace ORDER BY 1`
 	old, may := s.lines(verdicts), s.lines(rights)
 
 	// More events come, and Postgres is lost with their verdicts, and NATS with the alerts.
@@ -280,7 +289,8 @@ func TestBackupAndRestore(t *testing.T) {
 	}
 	s.newPostgres()
 	step("deploy/postgres/restore.sh <decuwatch.dump")
-	if out, code := s.run("operator", "sh postgres/restore.sh <"+dump); code == 0 || !strings.Contains(out, "holds decuwatch's tables already") {
+	if out, code := s.run("operator", "sh postgres/restore.sh <"+dump); code == 0 ||
+		!strings.Contains(out, "holds decuwatch's tables already") {
 		t.Errorf("a second restore: exit code %d, %s", code, out)
 	}
 	if now := s.lines(rights); !slices.Equal(now, may) {
@@ -299,11 +309,13 @@ func TestBackupAndRestore(t *testing.T) {
 			t.Errorf("a score was made again: %s", row)
 		}
 	}
-	scored := regexp.MustCompile(`(?m)^decuwatch_events_total\{[^}]*outcome="score"[^}]*\} (\d+)$`).FindStringSubmatch(get(t.Context(), s.metrics+"/metrics"))
+	scored := regexp.MustCompile(`(?m)^decuwatch_events_total\{[^}]*outcome="score"[^}]*\} (\d+)$`).
+		FindStringSubmatch(get(t.Context(), s.metrics+"/metrics"))
 	if scored == nil || scored[1] != "6" {
 		t.Errorf("scored after the restore: %q, want the 6 events that Postgres did not know", scored)
 	}
-	if out, code := s.run("operator", "decuwatch republish"); code != 3 || !strings.Contains(out, "12 messages are missing") {
+	if out, code := s.run("operator", "decuwatch republish"); code != 3 ||
+		!strings.Contains(out, "12 messages are missing") {
 		t.Errorf("exit code %d: %s", code, out)
 	}
 	step("decuwatch republish --yes")

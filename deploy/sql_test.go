@@ -23,7 +23,8 @@ func cookbook(t testing.TB) [][2]string {
 	}
 	found := question.FindAllStringSubmatch(string(content), -1)
 	if len(found) < 12 || len(found) != strings.Count(string(content), "```sql") {
-		t.Fatalf("docs/sql.md: %d questions, %d queries: each ## heading that asks must have one", len(found), strings.Count(string(content), "```sql"))
+		t.Fatalf("docs/sql.md: %d questions, %d queries: each ## heading that asks must have one", len(found),
+			strings.Count(string(content), "```sql"))
 	}
 	list := make([][2]string, len(found))
 	for i, f := range found {
@@ -62,8 +63,10 @@ func TestCookbook(t *testing.T) {
 func TestReaderCannotWrite(t *testing.T) {
 	conn := reader(t, seeded(t, 100))
 	for _, statement := range []string{
-		`SELECT * FROM decuwatch.scores`, `DELETE FROM decuwatch_views.alerts`, `INSERT INTO decuwatch_views.skips (source) VALUES ('x')`,
-		`UPDATE decuwatch_views.reviews SET state = 'resolved'`, `CREATE TABLE decuwatch_views.mine (i integer)`, `SELECT decuwatch.drop_old_scores('400 days')`,
+		`SELECT * FROM decuwatch.scores`, `DELETE FROM decuwatch_views.alerts`, `INSERT INTO decuwatch_views.skips (source)
+			VALUES ('x')`,
+		`UPDATE decuwatch_views.reviews SET state = 'resolved'`, `CREATE TABLE decuwatch_views.mine (i integer)`,
+		`SELECT decuwatch.drop_old_scores('400 days')`,
 	} {
 		var refusal *pgconn.PgError
 		_, err := conn.Exec(t.Context(), statement)
@@ -80,9 +83,12 @@ func BenchmarkRollups(b *testing.B) {
 	url := seeded(b, 1000)
 	owner := connect(b, url)
 	if _, err := owner.Exec(b.Context(), `
-		INSERT INTO decuwatch.class_hour_parts (hour, model, ensemble_digest, settings, class_index, class_label, n, class_gap_sum, class_gap_squares, class_gap_min, class_gap_max,
-			class_gap_saturated, request_risk_sum, request_risk_squares, request_risk_min, request_risk_max, request_risk_saturated, warnings, criticals, folded)
-		SELECT date_trunc('hour', now()) - h * interval '1 hour', 'big', repeat('1', 64), 'seeded', c, 'class ' || c, 100, 2.0 + c / 1000.0, 0.05, 0.01, 0.04, 0, 1, 0.02, 0.005, 0.03, 0, 1, 0, true
+		INSERT INTO decuwatch.class_hour_parts (hour, model, ensemble_digest, settings, class_index, class_label, n,
+			class_gap_sum, class_gap_squares, class_gap_min, class_gap_max,
+			class_gap_saturated, request_risk_sum, request_risk_squares, request_risk_min, request_risk_max,
+				request_risk_saturated, warnings, criticals, folded)
+		SELECT date_trunc('hour', now()) - h * interval '1 hour', 'big', repeat('1', 64), 'seeded', c, 'class ' || c, 100,
+			2.0 + c / 1000.0, 0.05, 0.01, 0.04, 0, 1, 0.02, 0.005, 0.03, 0, 1, 0, true
 		FROM pg_catalog.generate_series(0, 999) c, pg_catalog.generate_series(1, 10000) h
 		ORDER BY c, h DESC`); err != nil {
 		b.Fatal(err)
@@ -92,10 +98,16 @@ func BenchmarkRollups(b *testing.B) {
 	}
 	conn := reader(b, url)
 	for name, sql := range map[string]string{
-		"one class, 416 days":            `SELECT hour, class_gap_mean FROM decuwatch_views.class_risk_hourly WHERE model = 'big' AND class_index = 7 ORDER BY hour`,
-		"all classes, 1 day":             `SELECT class_label, sum(class_gap_mean * n) / sum(n) FROM decuwatch_views.class_risk_hourly WHERE model = 'big' AND hour >= now() - interval '1 day' GROUP BY 1 ORDER BY 2 DESC LIMIT 20`,
-		"all classes, 7 days":            `SELECT class_label, sum(class_gap_mean * n) / sum(n) FROM decuwatch_views.class_risk_hourly WHERE model = 'big' AND hour >= now() - interval '7 days' GROUP BY 1 ORDER BY 2 DESC LIMIT 20`,
-		"one class, day by day, 90 days": `SELECT date_trunc('day', hour), sum(n) FROM decuwatch_views.class_risk_hourly WHERE model = 'big' AND class_index = 7 AND hour >= now() - interval '90 days' GROUP BY 1 ORDER BY 1`,
+		"one class, 416 days": `SELECT hour, class_gap_mean FROM decuwatch_views.class_risk_hourly
+			WHERE model = 'big' AND class_index = 7 ORDER BY hour`,
+		"all classes, 1 day": `SELECT class_label, sum(class_gap_mean * n) / sum(n)
+			FROM decuwatch_views.class_risk_hourly WHERE model = 'big' AND hour >= now() - interval '1 day' GROUP BY 1
+				ORDER BY 2 DESC LIMIT 20`,
+		"all classes, 7 days": `SELECT class_label, sum(class_gap_mean * n) / sum(n)
+			FROM decuwatch_views.class_risk_hourly WHERE model = 'big' AND hour >= now() - interval '7 days' GROUP BY 1
+				ORDER BY 2 DESC LIMIT 20`,
+		"one class, day by day, 90 days": `SELECT date_trunc('day', hour), sum(n) FROM decuwatch_views.class_risk_hourly
+			WHERE model = 'big' AND class_index = 7 AND hour >= now() - interval '90 days' GROUP BY 1 ORDER BY 1`,
 	} {
 		b.Run(name, func(b *testing.B) {
 			for b.Loop() {
@@ -128,8 +140,10 @@ func logPlan(b *testing.B, conn *pgx.Conn, sql string) {
 func size(b *testing.B, conn *pgx.Conn) {
 	b.Helper()
 	rows, err := conn.Query(b.Context(), `
-		SELECT CASE WHEN relname LIKE 'scores\_%' THEN 'scores' ELSE relname END, sum(pg_catalog.pg_total_relation_size(oid))::bigint
-		FROM pg_catalog.pg_class WHERE relnamespace = 'decuwatch'::pg_catalog.regnamespace AND relkind = 'r' GROUP BY 1 ORDER BY 2 DESC LIMIT 5`)
+		SELECT CASE WHEN relname LIKE 'scores\_%' THEN 'scores' ELSE relname END,
+			sum(pg_catalog.pg_total_relation_size(oid))::bigint
+		FROM pg_catalog.pg_class WHERE relnamespace = 'decuwatch'::pg_catalog.regnamespace AND relkind = 'r' GROUP BY 1
+			ORDER BY 2 DESC LIMIT 5`)
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -56,9 +56,11 @@ func (d *device) Score(_ context.Context, r scoring.Request) (scoring.Result, er
 	for i := range five {
 		five[i] = make([]float64, 5)
 	}
-	m := scoring.Measurement{Estimator: "mean-w2", Value: 0.01, MeanDistance: 0.01, Distances: five, Shares: []float64{0.2, 0.2, 0.2, 0.2, 0.2}}
+	m := scoring.Measurement{Estimator: "mean-w2", Value: 0.01, MeanDistance: 0.01, Distances: five,
+		Shares: []float64{0.2, 0.2, 0.2, 0.2, 0.2}}
 	return scoring.Result{ClassGap: m, RequestRisk: m, Receipt: scoring.Receipt{
-		EnsembleDigest: strings.Repeat("a", 64), Profile: "fixed", Settings: "no-op", Seed: r.Seed, Noise: "torch-cpu", Runtime: "none", Device: "none",
+		EnsembleDigest: strings.Repeat("a", 64), Profile: "fixed", Settings: "no-op", Seed: r.Seed, Noise: "torch-cpu",
+		Runtime: "none", Device: "none",
 	}}, nil
 }
 
@@ -121,9 +123,10 @@ func work(text string) error {
 	return err
 }
 
-// BenchmarkWorkers measures how many events a second 1, 2 and 4 worker processes take from one durable consumer to their
-// committed verdict and double acknowledgement, on the shipped NATS configuration (flushing each write to disk) and a
-// Postgres that flushes too. The scorer computes nothing: at once, or as a device that takes so long for each event.
+// BenchmarkWorkers measures how many events a second 1, 2 and 4 worker processes take from one durable consumer to
+// their committed verdict and double acknowledgement, on the shipped NATS configuration (flushing each write to disk)
+// and a Postgres that flushes too. The scorer computes nothing: at once, or as a device that takes so long for each
+// event.
 func BenchmarkWorkers(b *testing.B) {
 	for _, d := range []time.Duration{0, 10 * time.Millisecond} {
 		for _, n := range []int{1, 2, 4} {
@@ -147,7 +150,8 @@ func measureWorkers(b *testing.B, d time.Duration, workers int) float64 {
 	if err := postgres.Migrate(b.Context(), db.URL()); err != nil {
 		b.Fatal(err)
 	}
-	options, err := json.Marshal(workerOptions{NATS: s.ClientURL(), Key: filepath.Join(dir, "nats-worker.nk"), Postgres: db.URL(), Device: d})
+	options, err := json.Marshal(workerOptions{NATS: s.ClientURL(), Key: filepath.Join(dir, "nats-worker.nk"),
+		Postgres: db.URL(), Device: d})
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -172,7 +176,8 @@ func measureWorkers(b *testing.B, d time.Duration, workers int) float64 {
 		if err != nil {
 			b.Fatal(err)
 		}
-		if _, err := js.PublishMsgAsync(&nats.Msg{Subject: schema.SubjectGeneration("fashion-mnist"), Header: header, Data: payload}, jetstream.WithStallWait(patience)); err != nil {
+		if _, err := js.PublishMsgAsync(&nats.Msg{Subject: schema.SubjectGeneration("fashion-mnist"), Header: header,
+			Data: payload}, jetstream.WithStallWait(patience)); err != nil {
 			b.Fatal(err)
 		}
 	}

@@ -100,7 +100,8 @@ func into[T any](t *testing.T, objects map[string][]byte, kind string) T {
 	return object
 }
 
-// settings returns the environment variables that the program reads, from the reference that is made of its configuration.
+// settings returns the environment variables that the program reads, from the reference that is made of its
+// configuration.
 func settings(t *testing.T) map[string]bool {
 	t.Helper()
 	content, err := os.ReadFile("../../docs/configuration.md")
@@ -118,19 +119,24 @@ var variants = map[string]map[string]any{
 	"defaults": {},
 	"gpu": {
 		"gpu": map[string]any{"enabled": true, "runtimeClassName": "nvidia"}, "image": map[string]any{"tag": "cuda"},
-		"tolerations": []any{map[string]any{"key": "nvidia.com/gpu", "operator": "Exists"}}, "nodeSelector": map[string]any{"accelerator": "h200"},
+		"tolerations":  []any{map[string]any{"key": "nvidia.com/gpu", "operator": "Exists"}},
+		"nodeSelector": map[string]any{"accelerator": "h200"},
 	},
 	"everything": {
-		"keda":           map[string]any{"enabled": true},
-		"nats":           map[string]any{"caSecret": map[string]any{"name": "nats-ca"}},
-		"networkPolicy":  map[string]any{"extraEgress": []any{map[string]any{"ports": []any{map[string]any{"port": 443, "protocol": "TCP"}}}}},
-		"review":         map[string]any{"enabled": true, "url": "https://review.example.com"},
-		"image":          map[string]any{"pullSecrets": []any{map[string]any{"name": "registry"}}},
-		"affinity":       map[string]any{"podAntiAffinity": map[string]any{"preferredDuringSchedulingIgnoredDuringExecution": []any{}}},
+		"keda": map[string]any{"enabled": true},
+		"nats": map[string]any{"caSecret": map[string]any{"name": "nats-ca"}},
+		"networkPolicy": map[string]any{"extraEgress": []any{map[string]any{"ports": []any{map[string]any{"port": 443,
+			"protocol": "TCP"}}}}},
+		"review": map[string]any{"enabled": true, "url": "https://review.example.com"},
+		"image":  map[string]any{"pullSecrets": []any{map[string]any{"name": "registry"}}},
+		"affinity": map[string]any{"podAntiAffinity": map[string]any{
+			"preferredDuringSchedulingIgnoredDuringExecution": []any{},
+		}},
 		"podAnnotations": map[string]any{"prometheus.io/scrape": "true"},
 	},
 	"least": {
-		"migration": map[string]any{"enabled": false}, "networkPolicy": map[string]any{"enabled": false}, "podDisruptionBudget": map[string]any{"enabled": false},
+		"migration": map[string]any{"enabled": false}, "networkPolicy": map[string]any{"enabled": false},
+		"podDisruptionBudget": map[string]any{"enabled": false},
 	},
 }
 
@@ -161,7 +167,8 @@ func TestChart(t *testing.T) {
 				wanted += 3
 				job := into[batchv1.Job](t, objects, "Job")
 				pods = append(pods, job.Spec.Template.Spec)
-				if job.Annotations["helm.sh/hook"] != "pre-install,pre-upgrade" || job.Spec.Template.Spec.RestartPolicy != corev1.RestartPolicyNever {
+				if job.Annotations["helm.sh/hook"] != "pre-install,pre-upgrade" ||
+					job.Spec.Template.Spec.RestartPolicy != corev1.RestartPolicyNever {
 					t.Errorf("migration: %v, restart %s", job.Annotations, job.Spec.Template.Spec.RestartPolicy)
 				}
 				selected := true
@@ -195,7 +202,8 @@ func TestChart(t *testing.T) {
 			}
 			if name == "gpu" {
 				c := d.Spec.Template.Spec.Containers[0]
-				if gpus := c.Resources.Limits["nvidia.com/gpu"]; gpus.Value() != 1 || value(c, "DECUWATCH_SCORING_DEVICE") != "cuda:0" || c.Image != "decuwatch:cuda" {
+				if gpus := c.Resources.Limits["nvidia.com/gpu"]; gpus.Value() != 1 ||
+					value(c, "DECUWATCH_SCORING_DEVICE") != "cuda:0" || c.Image != "decuwatch:cuda" {
 					t.Errorf("gpu: %v, %s", c.Resources.Limits, c.Image)
 				}
 			}
@@ -214,7 +222,8 @@ func value(c corev1.Container, variable string) string {
 
 func checkPod(t *testing.T, pod corev1.PodSpec, known map[string]bool) {
 	t.Helper()
-	if pod.SecurityContext == nil || pod.SecurityContext.RunAsNonRoot == nil || !*pod.SecurityContext.RunAsNonRoot || pod.AutomountServiceAccountToken == nil || *pod.AutomountServiceAccountToken {
+	if pod.SecurityContext == nil || pod.SecurityContext.RunAsNonRoot == nil || !*pod.SecurityContext.RunAsNonRoot ||
+		pod.AutomountServiceAccountToken == nil || *pod.AutomountServiceAccountToken {
 		t.Errorf("pod: %+v", pod.SecurityContext)
 	}
 	volumes := map[string]bool{}
@@ -284,7 +293,8 @@ func checkScaledObject(t *testing.T, object []byte, d appsv1.Deployment) {
 			}
 		}
 	}
-	if err := yaml.Unmarshal(text, &definition); err != nil || len(definition.Spec.Versions) != 1 || definition.Spec.Versions[0].Name != "v1alpha1" {
+	if err := yaml.Unmarshal(text, &definition); err != nil || len(definition.Spec.Versions) != 1 ||
+		definition.Spec.Versions[0].Name != "v1alpha1" {
 		t.Fatalf("KEDA's definition: %v", err)
 	}
 	schema := definition.Spec.Versions[0].Schema.OpenAPIV3Schema
@@ -323,7 +333,8 @@ func checkScaledObject(t *testing.T, object []byte, d appsv1.Deployment) {
 		t.Fatal(err)
 	}
 	if scaled.Spec.ScaleTargetRef.Name != d.Name || d.Spec.Replicas != nil {
-		t.Errorf("KEDA scales %s, and the Deployment %s sets %v replicas", scaled.Spec.ScaleTargetRef.Name, d.Name, d.Spec.Replicas)
+		t.Errorf("KEDA scales %s, and the Deployment %s sets %v replicas", scaled.Spec.ScaleTargetRef.Name, d.Name,
+			d.Spec.Replicas)
 	}
 	if m := scaled.Spec.Triggers[0].Metadata; m["stream"] != "GENERATION" || m["consumer"] != "decuwatch-fashion-mnist" {
 		t.Errorf("trigger: %v", m)
@@ -334,7 +345,8 @@ func checkScaledObject(t *testing.T, object []byte, d appsv1.Deployment) {
 func closed(schema any) {
 	switch s := schema.(type) {
 	case map[string]any:
-		if _, ok := s["properties"].(map[string]any); ok && s["type"] == "object" && s["additionalProperties"] == nil && s["x-kubernetes-preserve-unknown-fields"] == nil {
+		if _, ok := s["properties"].(map[string]any); ok && s["type"] == "object" && s["additionalProperties"] == nil &&
+			s["x-kubernetes-preserve-unknown-fields"] == nil {
 			s["additionalProperties"] = false
 		}
 		for _, v := range s {
@@ -350,7 +362,8 @@ func closed(schema any) {
 // TestWrongValues shows that the checks above fail where they should.
 func TestWrongValues(t *testing.T) {
 	objects := render(t, nil)
-	wrong := []byte(strings.Replace(string(objects["Deployment"]), `"terminationGracePeriodSeconds"`, `"terminationGrace"`, 1))
+	wrong := []byte(strings.Replace(string(objects["Deployment"]), `"terminationGracePeriodSeconds"`,
+		`"terminationGrace"`, 1))
 	var d appsv1.Deployment
 	if err := yaml.UnmarshalStrict(wrong, &d); err == nil {
 		t.Error("a field that there is not was taken")
