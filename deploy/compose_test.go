@@ -20,7 +20,7 @@ import (
 )
 
 // settings returns the environment variables that the program reads: docs/configuration.md is made from the program's
-// configuration, and a test of cmd/decuwatch holds that it is complete.
+// configuration, and a test of internal/app checks that it is complete.
 func settings(t *testing.T) map[string]bool {
 	t.Helper()
 	content, err := os.ReadFile("../docs/configuration.md")
@@ -148,8 +148,8 @@ func TestCompose(t *testing.T) {
 
 var copied = regexp.MustCompile(`(?m)^COPY ([a-z][^-].*) \S+$`)
 
-// TestDockerfile holds what can be held without a Docker engine: what is copied exists, the versions are those of the
-// module and of the script, and no stage that is run is root's.
+// TestDockerfile checks what can be checked without a Docker engine: what is copied exists, the versions are those of
+// the module and of the script, and no stage that is run is root's.
 func TestDockerfile(t *testing.T) {
 	content, err := os.ReadFile("Dockerfile")
 	if err != nil {

@@ -4,7 +4,7 @@ deploy-tools: ## get what the tests of deploy/ need: Prometheus, TypeScript with
 	@deploy/fetch-prometheus
 	@deploy/fetch-dashboard-types
 
-test-chart: ## render the Helm chart and hold it against the types of Kubernetes and KEDA (a Go module of its own)
+test-chart: ## render the Helm chart and check it against the types of Kubernetes and KEDA (a Go module of its own)
 	cd deploy/helm && go vet . && go test .
 
 test: deploy-tools test-chart

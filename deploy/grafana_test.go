@@ -119,8 +119,8 @@ func readYAML(t testing.TB, path string, into any) {
 	}
 }
 
-// seeded returns the address of a database with so many scores, and with what pgtest.Seed leaves out: thresholds,
-// verdicts of reviewers, evidence, skips, dead letters, canaries.
+// seeded returns the address of a database with this number of scores, and with what pgtest.Seed leaves out:
+// thresholds, verdicts of reviewers, evidence, skips, dead letters, canaries.
 func seeded(t testing.TB, scores int) string {
 	t.Helper()
 	url := pgtest.URL(t)
@@ -199,7 +199,7 @@ func expand(sql string, values map[string]string, from, to time.Time) string {
 	return sql
 }
 
-// variables are the values of a dashboard's variables; the classes are all there are where a variable takes all.
+// variables returns the values of a dashboard's variables. If a variable takes all classes, it has every class.
 func variables(t testing.TB, conn *pgx.Conn, b board, label string) map[string]string {
 	t.Helper()
 	values := map[string]string{"label": "'" + label + "'"}
@@ -212,7 +212,7 @@ func variables(t testing.TB, conn *pgx.Conn, b board, label string) map[string]s
 		if err != nil {
 			t.Fatalf("variable %s: %v", v.Name, err)
 		}
-		// The last column is the value; where there are two, the first is what people read.
+		// The last column is the value. If there are two columns, the first is what people read.
 		list, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (string, error) {
 			values, err := row.Values()
 			return fmt.Sprint(values[len(values)-1]), err
@@ -313,8 +313,8 @@ func BenchmarkDashboardSQL(b *testing.B) {
 	})
 }
 
-// TestDashboardTypes holds the dashboards against Grafana's own types, with the TypeScript compiler, and shows that
-// the check fails where it should.
+// TestDashboardTypes checks the dashboards against Grafana's own types, with the TypeScript compiler, and shows that
+// the check fails if it should.
 func TestDashboardTypes(t *testing.T) {
 	node, tsc := tool(t, "node", "node/bin/node"), tool(t, "", "dashboard-types/node_modules/typescript/bin/tsc")
 	modules := filepath.Dir(filepath.Dir(filepath.Dir(tsc)))
@@ -360,7 +360,7 @@ func TestDashboardTypes(t *testing.T) {
 	}
 }
 
-// tool returns the path of a program: the one in .tools, or the one in PATH where a name is given.
+// tool returns the path of a program: in .tools or, if it has a name, in PATH.
 func tool(t testing.TB, name, unpacked string) string {
 	t.Helper()
 	if path, err := filepath.Abs(filepath.Join("../.tools", unpacked)); err == nil {

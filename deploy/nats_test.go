@@ -154,7 +154,7 @@ func subscribe(nc *nats.Conn, subject string) func() error {
 	return func() error { _, err := nc.SubscribeSync(subject); return err }
 }
 
-// handled passes each event on; it stands for the monitor.
+// handled passes each event on, in place of the monitor.
 type handled chan schema.Event
 
 func (h handled) Handle(_ context.Context, ev schema.Event, _ schema.Delivery) error {
@@ -218,7 +218,7 @@ func TestNATSUsers(t *testing.T) {
 	}()
 	event := schema.Event{Source: "//shop/images", ID: "1", Time: time.Now().UTC(),
 		Data: schema.Generation{Model: "fashion-mnist", Class: schema.ClassIndex(3), Seed: 7}}
-	// The stream stands when the consumers run; until then there is nobody to answer.
+	// The consumers make the stream. Until then nobody answers.
 	var err error
 	for end := time.Now().Add(patience); time.Now().Before(end); {
 		if _, err = schema.Publish(t.Context(), jetStream(producer), event); err == nil ||

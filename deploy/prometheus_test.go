@@ -33,7 +33,7 @@ type ruleFile struct {
 	}
 }
 
-// TestPrometheusRules runs promtool's tests, and holds that each rule has one and a runbook.
+// TestPrometheusRules runs promtool's tests, and checks that each rule has a test and a runbook.
 func TestPrometheusRules(t *testing.T) {
 	promtool := tool(t, "promtool", "prometheus/usr/bin/promtool")
 	if out, err := exec.CommandContext(t.Context(), promtool, "test", "rules", "prometheus/rules_test.yml").
@@ -91,7 +91,7 @@ func TestPrometheusRules(t *testing.T) {
 	}
 }
 
-// process starts a program that is asked to end with the test; its output is shown where the test fails. It returns the
+// process starts a program that is asked to end with the test; its output is shown if the test fails. It returns the
 // output so far.
 func process(t *testing.T, env []string, name string, args ...string) func() string {
 	t.Helper()
@@ -180,7 +180,7 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// get returns the body of a page, "" where there is none yet.
+// get returns the body of a page, or "" if there is none yet.
 func get(ctx context.Context, address string) string {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
@@ -200,7 +200,7 @@ func get(ctx context.Context, address string) string {
 	return string(body)
 }
 
-// eventually asks until done, and fails the test where that takes too long.
+// eventually asks until done, and fails the test if that takes too long.
 func eventually(t *testing.T, what string, done func() bool) {
 	t.Helper()
 	for end := time.Now().Add(patience); !done(); time.Sleep(50 * time.Millisecond) {
@@ -284,7 +284,7 @@ var metricName = regexp.MustCompile(`\bdecuwatch_\w+`)
 func TestPrometheus(t *testing.T) {
 	prometheus := tool(t, "prometheus", "prometheus/usr/bin/prometheus")
 	metrics := runMonitor(t, 5)
-	// The health check of docker-compose.yml finds the monitor ready, and fails where there is none.
+	// The health check of docker-compose.yml finds the monitor ready, and fails if there is none.
 	for address, healthy := range map[string]bool{metrics: true, "127.0.0.1:1": false} {
 		check := compose(t, "cpu").Services["decuwatch-cpu"].HealthCheck.Test
 		host, port, _ := strings.Cut(address, ":")

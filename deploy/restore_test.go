@@ -161,7 +161,7 @@ func (s *site) publish(from, known, unknown, broken int) {
 	}
 }
 
-// settled waits until Postgres holds so many scores and dead letters, and everything that is owed was delivered.
+// settled waits until Postgres has these numbers of scores and dead letters, and every pending alert was delivered.
 func (s *site) settled(scores, letters int) {
 	s.t.Helper()
 	conn := connect(s.t, s.postgres.URL())

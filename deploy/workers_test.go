@@ -37,7 +37,7 @@ type workerOptions struct {
 
 const workerEnv = "DECUWATCH_DEPLOY_WORKER"
 
-// device stands for an engine: it computes nothing, and takes its time for one request after the other. A worker's
+// device replaces an engine: it computes nothing, and takes its time for one request after the other. A worker's
 // throughput is then bounded as by a real device, and not by the cores that the processes share.
 type device struct {
 	mu   sync.Mutex
@@ -125,7 +125,7 @@ func work(text string) error {
 
 // BenchmarkWorkers measures how many events a second 1, 2 and 4 worker processes take from one durable consumer to
 // their committed verdict and double acknowledgement, on the shipped NATS configuration (flushing each write to disk)
-// and a Postgres that flushes too. The scorer computes nothing: at once, or as a device that takes so long for each
+// and a Postgres that flushes too. The scorer computes nothing: at once, or as a device that takes a time for each
 // event.
 func BenchmarkWorkers(b *testing.B) {
 	for _, d := range []time.Duration{0, 10 * time.Millisecond} {
@@ -200,7 +200,7 @@ func measureWorkers(b *testing.B, d time.Duration, workers int) float64 {
 			cmd.Wait()
 		}()
 	}
-	// From a tenth on to nine tenths, so that neither starting nor the last batches count.
+	// From one tenth to nine tenths, because starting and the last batches must not count.
 	acknowledged := func() uint64 {
 		consumer, err := stream.Consumer(b.Context(), consumers.Durable("fashion-mnist"))
 		if err != nil {

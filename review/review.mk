@@ -5,5 +5,5 @@
 review-tools: ## get Chromium, in which the review page is tested
 	@review/fetch-chromium
 
-review-screenshots: review-tools ## take the pictures of docs/review.md anew
+review-screenshots: review-tools ## take the pictures of docs/review.md again
 	@DECUWATCH_SCREENSHOTS="$(CURDIR)/docs/images" $(RUN) go test -count=1 -run TestPageInChromium ./review

@@ -1,7 +1,6 @@
 # Training and its tests. Nothing here is needed to build, test or run the monitor.
 
-# Where an ensemble is built; a run that was broken off goes on from its checkpoints there. Remove it to begin from
-# scratch.
+# Where an ensemble is built. An interrupted run continues from its checkpoints there. Remove it to begin from scratch.
 ENSEMBLE_BUILD ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/decuwatch/ensemble-fashion-mnist
 EVALUATE ?= --seeds 8 --rollouts-up-to 20
 DATA_CARD ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/decuwatch/data-card-fashion-mnist
@@ -18,7 +17,7 @@ ensemble: ## train ensembles/fashion-mnist from scratch and export it
 		--out ensembles/fashion-mnist \
 		--name fashion-mnist --profile training/fashion-mnist-profile.json --golden
 
-check-ensemble: ## hold the exported ensemble against the PyTorch model it came from
+check-ensemble: ## compare the exported ensemble with the PyTorch model it came from
 	@$(DECUWATCH_TRAIN) check ensembles/fashion-mnist --backbone "$(ENSEMBLE_BUILD)/backbone"
 
 evaluate-ensemble: ## the tables and plots of docs/evaluation.md

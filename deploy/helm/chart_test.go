@@ -1,5 +1,5 @@
-// Package helm holds the chart against Kubernetes's own types and KEDA's schema. It is a module of its own, so that the
-// program does not depend on Kubernetes's libraries.
+// Package helm checks the chart against Kubernetes's own types and KEDA's schema. It is a module of its own because the
+// program must not depend on Kubernetes's libraries.
 package helm
 
 import (
@@ -25,7 +25,7 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-// keda is the version whose schema ScaledObjects are held against; the module proxy has it.
+// keda is the version whose schema ScaledObjects are checked against; the module proxy has it.
 const keda = "github.com/kedacore/keda/v2@v2.21.0"
 
 // render renders the chart and returns its objects as JSON, by kind.
@@ -359,7 +359,7 @@ func closed(schema any) {
 	}
 }
 
-// TestWrongValues shows that the checks above fail where they should.
+// TestWrongValues shows that the checks above fail if they should.
 func TestWrongValues(t *testing.T) {
 	objects := render(t, nil)
 	wrong := []byte(strings.Replace(string(objects["Deployment"]), `"terminationGracePeriodSeconds"`,

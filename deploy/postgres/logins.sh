@@ -1,7 +1,7 @@
 #!/bin/sh
 # Makes the logins of the monitor and of Grafana, with the passwords in SECRETS (default /run/secrets). The Postgres
 # image runs it once, at the first start; run it by hand with PGHOST, PGUSER, PGPASSWORD and PGDATABASE set. It can run
-# again: passwords follow.
+# again, and then updates the passwords.
 set -eu
 secrets=${SECRETS:-/run/secrets}
 psql --no-psqlrc --quiet --set ON_ERROR_STOP=1 --username "${PGUSER:-${POSTGRES_USER:-postgres}}" \

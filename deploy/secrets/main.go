@@ -52,7 +52,7 @@ func run(args []string, out io.Writer) error {
 	if flags.NArg() > 0 {
 		return fmt.Errorf("unexpected argument %q", flags.Arg(0))
 	}
-	// The directory is closed to others; its files are readable, so that a container's user reads what is mounted into it.
+	// The directory is closed to others. Its files are readable, because a container's user must read its mounts.
 	nats := filepath.Join(*dir, "nats")
 	if err := os.MkdirAll(nats, 0o755); err != nil { //nolint:gosec // its parent is closed
 		return err
@@ -85,10 +85,10 @@ func (m maker) write(name, content string) error {
 	return os.Chmod(path, fileMode)
 }
 
-// fileMode is that of every file: the directory is closed to others.
+// fileMode is the mode of every file. The directory is closed to others.
 const fileMode fs.FileMode = 0o644
 
-// once returns the content of a file, which create makes where it is missing.
+// once returns the content of a file. If the file is missing, create makes it.
 func (m maker) once(name string, create func() (string, error)) (string, error) {
 	path := filepath.Join(m.dir, name)
 	b, err := os.ReadFile(path)

@@ -1,4 +1,4 @@
-// Types of the dashboards: those of @grafana/schema, with string enums read as the strings that stand in JSON.
+// Types of the dashboards: @grafana/schema, with string enums as the strings in JSON.
 import type { Dashboard, Panel } from '@grafana/schema';
 import type {
   Options as BarChart,
