@@ -8,6 +8,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/decuwatch/decuwatch/internal/modelname"
 	"github.com/decuwatch/decuwatch/internal/settings"
 	"github.com/decuwatch/decuwatch/schema"
 	"go.opentelemetry.io/otel/trace"
@@ -137,8 +138,8 @@ func (c Config) checkModels() error {
 		return errors.New("consumers: Models is empty: name at least one model")
 	}
 	for i, m := range c.Models {
-		if !ValidModel(m) {
-			return fmt.Errorf("consumers: Models: %q is not a model's name: 1 to 64 of a-z 0-9 - _, beginning with a letter", m)
+		if !modelname.Valid(m) {
+			return fmt.Errorf("consumers: Models: %q is not a model's name: %s", m, modelname.Rule)
 		}
 		if slices.Contains(c.Models[:i], m) {
 			return fmt.Errorf("consumers: Models: %q is named twice", m)

@@ -41,22 +41,6 @@ type DeadLetters interface {
 	DeadLetter(ctx context.Context, v schema.Verdict) error
 }
 
-// ValidModel reports whether name can be a model's: 1 to 64 of a-z 0-9 - _, beginning with a letter.
-func ValidModel(name string) bool {
-	if len(name) == 0 || len(name) > 64 {
-		return false
-	}
-	for i, r := range []byte(name) {
-		switch {
-		case r >= 'a' && r <= 'z':
-		case i > 0 && (r >= '0' && r <= '9' || r == '-' || r == '_'):
-		default:
-			return false
-		}
-	}
-	return true
-}
-
 // Run consumes the configured models' events until ctx ends, then drains: it stops pulling, lets messages in flight
 // come to their verdict for at most Config.DrainTimeout, and gives the rest back for another worker. It returns nil
 // after a drain, else why it could not go on: a configuration out of bounds, or a stream that at the start has settings

@@ -11,6 +11,7 @@ import (
 
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/decuwatch/decuwatch/internal/modelname"
 	"github.com/decuwatch/decuwatch/schema"
 )
 
@@ -251,7 +252,7 @@ func (k *keeper) measure(ctx context.Context, r round) error {
 	models := map[string]bool{}
 	for name, c := range v.Consumers {
 		model, ok := strings.CutPrefix(name, durablePrefix)
-		if !ok || !ValidModel(model) {
+		if !ok || !modelname.Valid(model) {
 			continue
 		}
 		models[model] = true

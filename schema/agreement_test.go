@@ -2,18 +2,20 @@ package schema
 
 import (
 	"bytes"
+	"encoding/json"
 	"fmt"
 	"maps"
 	"math/rand/v2"
 	"os"
 	"reflect"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
 	"testing"
 	"time"
+	"unicode/utf8"
 
-	"github.com/go-json-experiment/json/jsontext"
 	"github.com/santhosh-tekuri/jsonschema/v6"
 )
 
@@ -307,6 +309,50 @@ func (g generator) binary(attributes map[string]any, data string) (map[string][]
 	return header, true
 }
 
+// isIJSON reports whether payload is I-JSON, but for noncharacters, which the JSON Schema refuses. It reads with another
+// library than the decoder.
+func isIJSON(payload []byte) bool {
+	dec := json.NewDecoder(bytes.NewReader(payload))
+	dec.UseNumber()
+	return utf8.Valid(payload) && json.Valid(payload) && !loneSurrogate(payload) && namesOnce(dec)
+}
+
+// namesOnce reports whether no object of the next value has a name twice.
+func namesOnce(dec *json.Decoder) bool {
+	open, err := dec.Token()
+	if open != json.Delim('{') && open != json.Delim('[') {
+		return err == nil
+	}
+	names := map[any]bool{}
+	for dec.More() {
+		if open == json.Delim('{') {
+			name, err := dec.Token()
+			if err != nil || names[name] {
+				return false
+			}
+			names[name] = true
+		}
+		if !namesOnce(dec) {
+			return false
+		}
+	}
+	_, err = dec.Token()
+	return err == nil
+}
+
+// escapes are the escapes of JSON strings; a pair of surrogates is one.
+var escapes = regexp.MustCompile(`\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|\\u[0-9a-fA-F]{4}|\\.`)
+
+// loneSurrogate reports whether a document holds the escape of half a surrogate pair.
+func loneSurrogate(payload []byte) bool {
+	for _, escape := range escapes.FindAllString(string(payload), -1) {
+		if code, err := strconv.ParseUint(strings.TrimPrefix(escape, `\u`), 16, 16); err == nil && code>>11 == 0xd800>>11 {
+			return true
+		}
+	}
+	return false
+}
+
 // TestDecoderAgreesWithTheSchema generates documents around the edges of the format. The decoder must accept what is
 // I-JSON and fits the JSON Schema, and refuse everything else; binary mode must give the same event. The seed that a
 // failure prints makes the same documents again.
@@ -332,7 +378,7 @@ func TestDecoderAgreesWithTheSchema(t *testing.T) {
 		if len(payload) > MaxPayload {
 			continue
 		}
-		want := jsontext.Value(payload).IsValid()
+		want := isIJSON(payload)
 		var why error
 		if want {
 			v, err := jsonschema.UnmarshalJSON(bytes.NewReader(payload))

@@ -20,7 +20,7 @@ var arrows = []struct {
 	may    []string
 	reason string
 }{
-	{"schema", nil, "the formats are what everybody else stands on"},
+	{"schema", []string{"internal/modelname"}, "the formats are what everybody else stands on"},
 	{"schema/postgres", []string{
 		"internal/backoff", "internal/settings", "schema",
 	}, "queries know the formats, and nobody who asks"},
@@ -36,11 +36,13 @@ var arrows = []struct {
 	{"scoring/paide", nil, "estimators are numbers in, numbers out"},
 	{"scoring/diffusion", nil, "schedules and noise are numbers in, numbers out"},
 	{"scoring/evaluation", nil, "the judgement of scores is numbers in, numbers out"},
-	{"scoring/ensemble", []string{"scoring/diffusion"}, "the ensemble directory is read without running anything"},
+	{"scoring/ensemble", []string{
+		"internal/modelname", "scoring/diffusion",
+	}, "the ensemble directory is read without running anything"},
 	{"scoring/ort", nil, "the runtime runs graphs and knows neither ensembles nor scores"},
 	{"scoring/ort/ortfault", []string{"scoring/ort"}, "a runtime for tests"},
 	{"consumers", []string{
-		"internal/backoff", "internal/settings", "schema",
+		"internal/backoff", "internal/modelname", "internal/settings", "schema",
 	}, "delivery must not know what is done with an event, nor the monitor how it came"},
 	{"consumers/natstest", nil, "a server for tests"},
 	{"alerts", []string{
@@ -62,6 +64,7 @@ var arrows = []struct {
 		"scoring/ensemble", "monitor/replay",
 	}, "review comes after the verdict and takes no part in it"},
 	{"internal/backoff", nil, "how retries are spaced out"},
+	{"internal/modelname", nil, "the one rule for the names of models"},
 	{"internal/settings", nil, "what the owners of settings share"},
 	{"internal/app", []string{
 		"internal/settings", "schema", "schema/postgres", "scoring", "scoring/ensemble", "consumers", "alerts",

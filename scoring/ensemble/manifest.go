@@ -8,9 +8,11 @@ import (
 	"fmt"
 	"math"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 
+	"github.com/decuwatch/decuwatch/internal/modelname"
 	"github.com/decuwatch/decuwatch/scoring/diffusion"
 )
 
@@ -228,18 +230,10 @@ func (m Measure) Validate(steps int) error {
 	case m.RolloutSteps < 1 || m.RolloutSteps > steps-m.BranchStep:
 		return fmt.Errorf("rollout_steps is %d, must be 1 to %d", m.RolloutSteps, steps-m.BranchStep)
 	}
-	switch m.Estimator {
-	case PaiDEW2, PaiDEKL, PaiDEBhattacharyya, MeanW2, PixelPaiDEW2:
-		return nil
-	}
-	return fmt.Errorf("estimator is %q, must be one of %s, %s, %s, %s, %s", m.Estimator,
-		PaiDEW2, PaiDEKL, PaiDEBhattacharyya, MeanW2, PixelPaiDEW2)
+	return oneOf("estimator", m.Estimator, PaiDEW2, PaiDEKL, PaiDEBhattacharyya, MeanW2, PixelPaiDEW2)
 }
 
-var (
-	nameFormat   = regexp.MustCompile(`^[a-z][a-z0-9_-]{0,63}$`)
-	digestFormat = regexp.MustCompile(`^[0-9a-f]{64}$`)
-)
+var digestFormat = regexp.MustCompile(`^[0-9a-f]{64}$`)
 
 // maxElements bounds a latent, an image and a class embedding, so that products of bounded sides stay allocatable.
 const maxElements = 1 << 24
@@ -249,24 +243,54 @@ func (m *Manifest) validate() error {
 	if m.Format != Format {
 		return fmt.Errorf("format is %q, this reader knows %q", m.Format, Format)
 	}
-	if !nameFormat.MatchString(m.Name) {
-		return fmt.Errorf("name is %q, must be 1 to 64 of a-z 0-9 - _ and begin with a letter", m.Name)
+	if !modelname.Valid(m.Name) {
+		return fmt.Errorf("name is %q, must be %s", m.Name, modelname.Rule)
+	}
+	for _, check := range []func() error{m.validateFiles, m.validateShapes, m.validateGraph} {
+		if err := check(); err != nil {
+			return err
+		}
+	}
+	if err := m.Diffusion.Validate(); err != nil {
+		return fmt.Errorf("diffusion.%w", err)
+	}
+	if err := m.validateClasses(); err != nil {
+		return err
+	}
+	if err := oneOf("regime", m.Regime, RegimeExposure, RegimeDisagreement); err != nil {
+		return err
+	}
+	if err := oneOf("noise", m.Noise, NoiseTorchCPU, NoiseTorchCUDA, NoiseDecuwatch); err != nil {
+		return err
+	}
+	if err := m.Profile.Validate(m.Diffusion); err != nil {
+		return fmt.Errorf("profile.%w", err)
+	}
+	for name, reference := range m.Reference {
+		if err := reference.validate(name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (m *Manifest) validateFiles() error {
+	if len(m.Files.Tables.External) > 0 {
+		return errors.New("files.tables.external: only a graph has external data")
 	}
 	paths := map[string]bool{}
 	for _, f := range []struct {
 		name string
 		file File
 	}{{"files.unet", m.Files.UNet}, {"files.decoder", m.Files.Decoder}, {"files.tables", m.Files.Tables}} {
-		if f.name == "files.tables" && len(f.file.External) > 0 {
-			return errors.New("files.tables.external: only a graph has external data")
-		}
 		if err := f.file.validate(f.name, paths); err != nil {
 			return err
 		}
 	}
-	if m.Precision != "fp32" && m.Precision != "fp16" {
-		return fmt.Errorf("precision is %q, must be fp32 or fp16", m.Precision)
-	}
+	return oneOf("precision", m.Precision, "fp32", "fp16")
+}
+
+func (m *Manifest) validateShapes() error {
 	for _, bound := range []struct {
 		name      string
 		value     int
@@ -296,18 +320,26 @@ func (m *Manifest) validate() error {
 	if !(m.Latent.Scale > 0) || math.IsInf(m.Latent.Scale, 0) {
 		return fmt.Errorf("latent.scale is %v, must be positive", m.Latent.Scale)
 	}
-	for name, value := range map[string]string{
-		"graph.unet.latent": m.Graph.UNet.Latent, "graph.unet.timestep": m.Graph.UNet.Timestep,
-		"graph.unet.context": m.Graph.UNet.Context, "graph.unet.output": m.Graph.UNet.Output,
-		"graph.decoder.latent": m.Graph.Decoder.Latent, "graph.decoder.output": m.Graph.Decoder.Output,
+	return nil
+}
+
+func (m *Manifest) validateGraph() error {
+	for _, port := range []struct{ name, value string }{
+		{"graph.unet.latent", m.Graph.UNet.Latent},
+		{"graph.unet.timestep", m.Graph.UNet.Timestep},
+		{"graph.unet.context", m.Graph.UNet.Context},
+		{"graph.unet.output", m.Graph.UNet.Output},
+		{"graph.decoder.latent", m.Graph.Decoder.Latent},
+		{"graph.decoder.output", m.Graph.Decoder.Output},
 	} {
-		if value == "" || len(value) > 256 {
-			return fmt.Errorf("%s is %q, must be 1 to 256 characters", name, value)
+		if port.value == "" || len(port.value) > 256 {
+			return fmt.Errorf("%s is %q, must be 1 to 256 characters", port.name, port.value)
 		}
 	}
-	if err := m.Diffusion.Validate(); err != nil {
-		return fmt.Errorf("diffusion.%w", err)
-	}
+	return nil
+}
+
+func (m *Manifest) validateClasses() error {
 	labels := make(map[string]bool, len(m.Classes))
 	for i, class := range m.Classes {
 		if n := len([]rune(class.Label)); n < 1 || n > 128 {
@@ -318,34 +350,26 @@ func (m *Manifest) validate() error {
 		}
 		labels[class.Label] = true
 		if len(class.Images) != m.Components {
-			return fmt.Errorf("classes[%d].images has %d numbers, must have one for each of the %d components", i, len(class.Images), m.Components)
+			return fmt.Errorf("classes[%d].images has %d numbers, must have one for each of the %d components",
+				i, len(class.Images), m.Components)
 		}
-		for _, n := range class.Images {
-			if n < 0 {
-				return fmt.Errorf("classes[%d].images has %d, must not be negative", i, n)
-			}
+		if n := slices.Min(class.Images); n < 0 {
+			return fmt.Errorf("classes[%d].images has %d, must not be negative", i, n)
 		}
 	}
-	if err := oneOf("regime", m.Regime, RegimeExposure, RegimeDisagreement); err != nil {
+	return nil
+}
+
+func (r Reference) validate(measurement string) error {
+	if err := oneOf("reference", measurement, "class_gap", "request_risk"); err != nil {
 		return err
 	}
-	if err := oneOf("noise", m.Noise, NoiseTorchCPU, NoiseTorchCUDA, NoiseDecuwatch); err != nil {
-		return err
+	if r.N < 1 {
+		return fmt.Errorf("reference.%s.n is %d, must be at least 1", measurement, r.N)
 	}
-	if err := m.Profile.Validate(m.Diffusion); err != nil {
-		return fmt.Errorf("profile.%w", err)
-	}
-	for name, reference := range m.Reference {
-		if err := oneOf("reference", name, "class_gap", "request_risk"); err != nil {
-			return err
-		}
-		if reference.N < 1 {
-			return fmt.Errorf("reference.%s.n is %d, must be at least 1", name, reference.N)
-		}
-		for q := range reference.Quantiles {
-			if v, err := strconv.ParseFloat(q, 64); err != nil || !(v > 0 && v < 1) {
-				return fmt.Errorf("reference.%s.quantiles has %q, must be a number between 0 and 1", name, q)
-			}
+	for q := range r.Quantiles {
+		if v, err := strconv.ParseFloat(q, 64); err != nil || !(v > 0 && v < 1) {
+			return fmt.Errorf("reference.%s.quantiles has %q, must be a number between 0 and 1", measurement, q)
 		}
 	}
 	return nil
@@ -375,10 +399,8 @@ func (f File) validate(name string, paths map[string]bool) error {
 }
 
 func oneOf(name, value string, allowed ...string) error {
-	for _, a := range allowed {
-		if value == a {
-			return nil
-		}
+	if slices.Contains(allowed, value) {
+		return nil
 	}
 	return fmt.Errorf("%s is %q, must be one of %s", name, value, strings.Join(allowed, ", "))
 }

@@ -1,12 +1,15 @@
 package ensemble
 
 import (
+	"cmp"
 	"encoding/binary"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"math"
 	"slices"
+
+	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
 )
 
 // maxTensorHeader bounds the JSON header of a safetensors file.
@@ -30,60 +33,76 @@ func parseSafetensors(content []byte) (map[string]tensor, error) {
 		return nil, fmt.Errorf("safetensors header has %d bytes, at most %d are read", length, min(maxTensorHeader, len(content)-8))
 	}
 	body := content[8+length:]
-	var header map[string]json.RawMessage
+	var header map[string]jsontext.Value
 	if err := json.Unmarshal(content[8:8+length], &header); err != nil {
 		return nil, fmt.Errorf("safetensors header: %w", err)
 	}
+	delete(header, "__metadata__")
 	tensors := make(map[string]tensor, len(header))
-	type span struct{ from, to uint64 }
 	var spans []span
 	for name, raw := range header {
-		if name == "__metadata__" {
-			continue
+		var e tensorEntry
+		err := decodeStrict(raw, &e)
+		if err == nil {
+			tensors[name], err = e.read(body)
 		}
-		var entry struct {
-			DType   string    `json:"dtype"`
-			Shape   []int     `json:"shape"`
-			Offsets [2]uint64 `json:"data_offsets"`
+		if err != nil {
+			return nil, fmt.Errorf("tensor %q %w", name, err)
 		}
-		if err := decodeStrict(raw, &entry); err != nil {
-			return nil, fmt.Errorf("tensor %q: %w", name, err)
-		}
-		if entry.DType != "F32" {
-			return nil, fmt.Errorf("tensor %q has type %s, must be F32", name, entry.DType)
-		}
-		elements := uint64(1)
-		for _, side := range entry.Shape {
-			if side < 1 || uint64(side) > uint64(len(body)) {
-				return nil, fmt.Errorf("tensor %q has shape %v", name, entry.Shape)
-			}
-			if elements *= uint64(side); elements > uint64(len(body)) {
-				return nil, fmt.Errorf("tensor %q has shape %v, larger than the file", name, entry.Shape)
-			}
-		}
-		from, to := entry.Offsets[0], entry.Offsets[1]
-		if from > to || to > uint64(len(body)) || to-from != 4*elements {
-			return nil, fmt.Errorf("tensor %q has data_offsets %v, which do not hold shape %v", name, entry.Offsets, entry.Shape)
-		}
-		data := make([]float32, elements)
-		for i := range data {
-			data[i] = math.Float32frombits(binary.LittleEndian.Uint32(body[from+4*uint64(i):]))
-		}
-		tensors[name] = tensor{entry.Shape, data}
-		spans = append(spans, span{from, to})
+		spans = append(spans, e.Offsets)
 	}
-	slices.SortFunc(spans, func(a, b span) int { return int(int64(a.from) - int64(b.from)) })
+	return tensors, checkSpans(spans, uint64(len(body)))
+}
+
+// span is where the numbers of a tensor begin and end, in bytes.
+type span [2]uint64
+
+// tensorEntry is what the header says of a tensor.
+type tensorEntry struct {
+	DType   string `json:"dtype"`
+	Shape   []int  `json:"shape"`
+	Offsets span   `json:"data_offsets"`
+}
+
+// read takes the tensor from the numbers of the file.
+func (e *tensorEntry) read(body []byte) (tensor, error) {
+	if e.DType != "F32" {
+		return tensor{}, fmt.Errorf("has type %s, must be F32", e.DType)
+	}
+	elements := uint64(1)
+	for _, side := range e.Shape {
+		if side < 1 || uint64(side) > uint64(len(body)) {
+			return tensor{}, fmt.Errorf("has shape %v", e.Shape)
+		}
+		if elements *= uint64(side); elements > uint64(len(body)) {
+			return tensor{}, fmt.Errorf("has shape %v, larger than the file", e.Shape)
+		}
+	}
+	from, to := e.Offsets[0], e.Offsets[1]
+	if from > to || to > uint64(len(body)) || to-from != 4*elements {
+		return tensor{}, fmt.Errorf("has data_offsets %v, which do not hold shape %v", e.Offsets, e.Shape)
+	}
+	data := make([]float32, elements)
+	for i := range data {
+		data[i] = math.Float32frombits(binary.LittleEndian.Uint32(body[from+4*uint64(i):]))
+	}
+	return tensor{e.Shape, data}, nil
+}
+
+// checkSpans returns an error unless the spans fill the length.
+func checkSpans(spans []span, length uint64) error {
+	slices.SortFunc(spans, func(a, b span) int { return cmp.Compare(a[0], b[0]) })
 	end := uint64(0)
 	for _, s := range spans {
-		if s.from != end {
-			return nil, errors.New("safetensors: tensors overlap or leave a gap")
+		if s[0] != end {
+			return errors.New("safetensors: tensors overlap or leave a gap")
 		}
-		end = s.to
+		end = s[1]
 	}
-	if end != uint64(len(body)) {
-		return nil, fmt.Errorf("safetensors: %d bytes belong to no tensor", uint64(len(body))-end)
+	if end != length {
+		return fmt.Errorf("safetensors: %d bytes belong to no tensor", length-end)
 	}
-	return tensors, nil
+	return nil
 }
 
 // readTables takes the class embeddings from the tables file.

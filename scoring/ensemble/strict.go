@@ -2,93 +2,95 @@ package ensemble
 
 import (
 	"bytes"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"reflect"
+	"slices"
 	"strings"
+
+	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
 )
 
-var rawMessage = reflect.TypeFor[json.RawMessage]()
-
-// decodeStrict decodes one JSON document into the struct that v points to. Unlike encoding/json it refuses a field that
-// is missing (unless tagged omitempty), written twice or in another case, and anything after the document.
+// decodeStrict decodes one JSON document into the struct that v points to. It refuses a field that is unknown, missing
+// (unless tagged omitempty), written twice or in another case, and anything after the document.
 func decodeStrict(document []byte, v any) error {
-	d := json.NewDecoder(bytes.NewReader(document))
-	d.UseNumber()
-	if err := checkKeys(d, reflect.TypeOf(v).Elem(), ""); err != nil {
-		return err
+	d := jsontext.NewDecoder(bytes.NewReader(document))
+	err := checkFields(d, reflect.TypeOf(v).Elem())
+	var syntax *jsontext.SyntacticError
+	if errors.As(err, &syntax) && errors.Is(err, jsontext.ErrDuplicateName) {
+		return fmt.Errorf("field %s is written twice", path(syntax.JSONPointer))
 	}
-	if _, err := d.Token(); !errors.Is(err, io.EOF) {
-		return errors.New("there is more than one JSON document")
+	if err != nil {
+		return err
 	}
 	return json.Unmarshal(document, v)
 }
 
-// checkKeys reads one value and holds the keys of its objects against the fields of t. A nil t, and a json.RawMessage,
-// take any keys, but none twice.
-func checkKeys(d *json.Decoder, t reflect.Type, path string) error {
-	token, err := d.Token()
-	if err != nil {
+// checkFields reads one value and holds the names in its objects against the fields of t.
+func checkFields(d *jsontext.Decoder, t reflect.Type) error {
+	switch kind := d.PeekKind(); {
+	case kind == '{' && t.Kind() == reflect.Struct:
+		return checkStruct(d, t)
+	case kind == '{' && t.Kind() == reflect.Map, kind == '[' && t.Kind() == reflect.Slice:
+		return checkElements(d, t.Elem())
+	}
+	return d.SkipValue()
+}
+
+func checkStruct(d *jsontext.Decoder, t reflect.Type) error {
+	fields, missing := map[string]reflect.Type{}, map[string]bool{}
+	for f := range t.Fields() {
+		name, options, _ := strings.Cut(f.Tag.Get("json"), ",")
+		fields[name] = f.Type
+		missing[name] = options != "omitempty"
+	}
+	if _, err := d.ReadToken(); err != nil {
 		return err
 	}
-	if t == rawMessage {
-		t = nil
+	at := d.StackPointer()
+	for {
+		token, err := d.ReadToken()
+		if err != nil {
+			return err
+		}
+		if token.Kind() == '}' {
+			break
+		}
+		name := token.String()
+		if fields[name] == nil {
+			return fmt.Errorf("field %s is unknown", path(at.AppendToken(name)))
+		}
+		delete(missing, name)
+		if err := checkFields(d, fields[name]); err != nil {
+			return err
+		}
 	}
-	switch token {
-	case json.Delim('{'):
-		fields, required := map[string]reflect.Type{}, map[string]bool{}
-		if t != nil && t.Kind() == reflect.Struct {
-			for i := range t.NumField() {
-				name, options, _ := strings.Cut(t.Field(i).Tag.Get("json"), ",")
-				fields[name] = t.Field(i).Type
-				required[name] = options != "omitempty"
-			}
+	for name, must := range missing {
+		if must {
+			return fmt.Errorf("field %s is missing", path(at.AppendToken(name)))
 		}
-		seen := map[string]bool{}
-		for d.More() {
-			key, err := d.Token()
-			if err != nil {
-				return err
-			}
-			name := key.(string)
-			if seen[name] {
-				return fmt.Errorf("field %s%s is written twice", path, name)
-			}
-			seen[name] = true
-			var value reflect.Type
-			if t != nil {
-				switch t.Kind() {
-				case reflect.Struct:
-					if value = fields[name]; value == nil {
-						return fmt.Errorf("field %s%s is unknown", path, name)
-					}
-				case reflect.Map:
-					value = t.Elem()
-				}
-			}
-			if err := checkKeys(d, value, path+name+"."); err != nil {
-				return err
-			}
+	}
+	return nil
+}
+
+// checkElements checks the values of a map or a list.
+func checkElements(d *jsontext.Decoder, t reflect.Type) error {
+	open, err := d.ReadToken()
+	named := open.Kind() == '{'
+	for err == nil && d.PeekKind() != '}' && d.PeekKind() != ']' {
+		if named {
+			_, err = d.ReadToken()
 		}
-		for name := range required {
-			if required[name] && !seen[name] {
-				return fmt.Errorf("field %s%s is missing", path, name)
-			}
+		if err == nil {
+			err = checkFields(d, t)
 		}
-		_, err = d.Token() // the closing brace
-	case json.Delim('['):
-		var value reflect.Type
-		if t != nil && t.Kind() == reflect.Slice {
-			value = t.Elem()
-		}
-		for i := 0; d.More(); i++ {
-			if err := checkKeys(d, value, fmt.Sprintf("%s[%d].", strings.TrimSuffix(path, "."), i)); err != nil {
-				return err
-			}
-		}
-		_, err = d.Token()
+	}
+	if err == nil {
+		_, err = d.ReadToken()
 	}
 	return err
 }
+
+// path writes a pointer as errors name fields: latent.depth.
+func path(p jsontext.Pointer) string { return strings.Join(slices.Collect(p.Tokens()), ".") }
