@@ -1,7 +1,8 @@
 #!/bin/sh
 # Restores a backup into an empty database: restore.sh <FILE. The roles and logins come first (logins.sh, with the
-# passwords in SECRETS), because the backup has their rights but not the logins. All or nothing: a restore that fails leaves the
-# database empty. Connects as libpq does: PGHOST, PGUSER, PGPASSWORD and PGDATABASE, or what the Postgres image sets.
+# passwords in SECRETS), because the backup has their rights but not the logins. All or nothing: a restore that fails
+# leaves the database empty. Connects as libpq does: PGHOST, PGUSER, PGPASSWORD and PGDATABASE, or what the Postgres
+# image sets.
 set -eu
 fail() { echo "restore: $*" >&2; exit 1; }
 export PGUSER="${PGUSER:-${POSTGRES_USER:-postgres}}" PGDATABASE="${PGDATABASE:-${POSTGRES_DB:-decuwatch}}"

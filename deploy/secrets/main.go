@@ -16,7 +16,6 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"math/big"
 	"net"
 	"os"
 	"path/filepath"
@@ -179,22 +178,31 @@ func (m maker) tls(hosts string) error {
 	if hosts == "" {
 		return m.keptTLS(conf)
 	}
-	template := func(name string) (*x509.Certificate, error) {
-		serial, err := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 127))
-		return &x509.Certificate{
-			SerialNumber: serial, Subject: pkix.Name{CommonName: name},
-			NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().AddDate(years, 0, 0),
-		}, err
-	}
-	authority, err := template("decuwatch authority")
+	blocks, err := certify(hosts)
 	if err != nil {
 		return err
 	}
+	for name, block := range blocks {
+		if err := m.write(name, string(pem.EncodeToMemory(block))); err != nil {
+			return err
+		}
+		fmt.Fprintln(m.out, "made", filepath.Join(m.dir, name))
+	}
+	// The server reads paths relative to its working directory, so these are the paths in its container.
+	return m.write(conf, `# Made by deploy/secrets.
+tls {
+  cert_file: "/etc/nats/secrets/server.pem"
+  key_file: "/etc/nats/secrets/server-key.pem"
+  timeout: 5
+}
+`)
+}
+
+// certify makes an authority and a certificate for the hosts, and returns their files by name. The authority's key is
+// forgotten, so a new certificate comes with a new authority.
+func certify(hosts string) (map[string]*pem.Block, error) {
+	authority, server := template("decuwatch authority"), template("nats-server")
 	authority.IsCA, authority.BasicConstraintsValid, authority.KeyUsage = true, true, x509.KeyUsageCertSign
-	server, err := template("nats-server")
-	if err != nil {
-		return err
-	}
 	server.KeyUsage, server.ExtKeyUsage = x509.KeyUsageDigitalSignature, []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}
 	for host := range strings.SplitSeq(hosts, ",") {
 		if ip := net.ParseIP(host); ip != nil {
@@ -205,41 +213,35 @@ func (m maker) tls(hosts string) error {
 	}
 	authorityKey, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	serverKey, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	authorityDER, err := x509.CreateCertificate(rand.Reader, authority, authority, authorityKey.Public(), authorityKey)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	serverDER, err := x509.CreateCertificate(rand.Reader, server, authority, serverKey.Public(), authorityKey)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	keyDER, err := x509.MarshalPKCS8PrivateKey(serverKey)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	// The authority's key is forgotten: a new certificate comes with a new authority.
-	for name, block := range map[string]*pem.Block{
+	return map[string]*pem.Block{
 		"nats/ca.pem":         {Type: "CERTIFICATE", Bytes: authorityDER},
 		"nats/server.pem":     {Type: "CERTIFICATE", Bytes: serverDER},
 		"nats/server-key.pem": {Type: "PRIVATE KEY", Bytes: keyDER},
-	} {
-		if err := m.write(name, string(pem.EncodeToMemory(block))); err != nil {
-			return err
-		}
-		fmt.Fprintln(m.out, "made", filepath.Join(m.dir, name))
-	}
-	// The server reads paths relative to its working directory, so they are those inside its container.
-	return m.write(conf, `# Made by deploy/secrets.
-tls {
-  cert_file: "/etc/nats/secrets/server.pem"
-  key_file: "/etc/nats/secrets/server-key.pem"
-  timeout: 5
+	}, nil
 }
-`)
+
+// template returns a certificate that is valid from an hour ago. Its serial number is drawn when it is signed.
+func template(name string) *x509.Certificate {
+	return &x509.Certificate{
+		Subject:   pkix.Name{CommonName: name},
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().AddDate(years, 0, 0),
+	}
 }
