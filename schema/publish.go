@@ -2,11 +2,48 @@ package schema
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
+	"sync/atomic"
+	"time"
 
+	"github.com/google/uuid"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+	"golang.org/x/sync/errgroup"
 )
+
+// NewEvent returns an event of the current time with a new id.
+func NewEvent(source string, data Generation) Event {
+	return Event{
+		Source: source, ID: uuid.Must(uuid.NewV7()).String(), Time: time.Now().UTC().Truncate(time.Microsecond), Data: data,
+	}
+}
+
+// DecodeLine reads one event of a file. The line is a CloudEvent in structured mode, or only the data of one, which gets a
+// new id, the current time, the given source, and the given model unless it names one. Model may be "".
+func DecodeLine(line []byte, source, model string) (Event, error) {
+	var fields map[string]json.RawMessage
+	if err := json.Unmarshal(line, &fields); err != nil {
+		return Event{}, fmt.Errorf("not a JSON object: %w", err)
+	}
+	if _, whole := fields["specversion"]; whole {
+		return Decode(nil, line)
+	}
+	if _, given := fields["model"]; !given && model != "" {
+		fields["model"], _ = json.Marshal(model) // a string is always JSON
+	}
+	// The decoder checks the data's bounds and unknown fields.
+	e := NewEvent(source, Generation{})
+	payload, err := json.Marshal(structured{
+		SpecVersion: "1.0", Type: TypeGenerationRequested, Source: e.Source, ID: e.ID, Time: formatTime(e.Time),
+		DataContentType: "application/json", Data: fields,
+	})
+	if err != nil {
+		return Event{}, err
+	}
+	return Decode(nil, payload)
+}
 
 // Publisher is the part of jetstream.JetStream that Publish needs.
 type Publisher interface {
@@ -29,4 +66,36 @@ func Publish(ctx context.Context, js Publisher, e Event) (*jetstream.PubAck, err
 		return nil, fmt.Errorf("publish event %s: %w", e.ID, err)
 	}
 	return ack, nil
+}
+
+// PublishAll publishes events, at most concurrency at a time, and calls done after each. It returns how many the stream has
+// stored, and how many of those it had already. After an error it publishes no more.
+func PublishAll(ctx context.Context, js Publisher, events []Event, concurrency int, done func()) (stored, repeated int64,
+	err error,
+) {
+	var all, again atomic.Int64
+	group, ctx := errgroup.WithContext(ctx)
+	group.SetLimit(max(1, concurrency))
+	for _, e := range events {
+		if ctx.Err() != nil {
+			break
+		}
+		group.Go(func() error {
+			ack, err := Publish(ctx, js, e)
+			if err != nil {
+				return err
+			}
+			all.Add(1)
+			if ack.Duplicate {
+				again.Add(1)
+			}
+			done()
+			return nil
+		})
+	}
+	err = group.Wait()
+	if err == nil && all.Load() < int64(len(events)) {
+		err = context.Cause(ctx)
+	}
+	return all.Load(), again.Load(), err
 }

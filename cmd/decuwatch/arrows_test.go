@@ -48,6 +48,9 @@ var arrows = []struct {
 	{"alerts", []string{
 		"internal/backoff", "internal/settings", "schema",
 	}, "the decision is pure; the outbox is an interface"},
+	{"alerts/watch", []string{
+		"internal/backoff", "internal/terminal", "schema", "consumers",
+	}, "a subscriber reads the stream of alerts and nothing else"},
 	{"monitor", []string{
 		"schema", "scoring", "alerts",
 	}, "the one sequence knows neither JetStream nor Postgres; cmd hands them over"},
@@ -66,16 +69,21 @@ var arrows = []struct {
 	{"internal/backoff", nil, "how retries are spaced out"},
 	{"internal/modelname", nil, "the one rule for the names of models"},
 	{"internal/settings", nil, "what the owners of settings share"},
+	{"internal/terminal", nil, "how text is printed for people"},
 	{"internal/app", []string{
 		"internal/settings", "schema", "schema/postgres", "scoring", "scoring/ensemble", "consumers", "alerts",
 		"monitor", "review",
 	}, "wires everything; nobody but cmd may know it"},
+	{"internal/demo", []string{
+		"internal/app", "internal/settings", "internal/terminal", "schema", "schema/postgres", "schema/postgres/local",
+		"scoring/ensemble", "consumers", "alerts", "alerts/watch", "monitor/reconcile",
+	}, "runs the monitor as cmd does, and works for nobody else"},
 	{"internal/faults", nil, "the fault matrix, in tests only"},
 	{"deploy", nil, "files, held against the code by tests"},
 	{"cmd/decuwatch", []string{
-		"internal/app", "internal/settings", "schema", "schema/postgres", "schema/postgres/local", "scoring",
+		"internal/app", "internal/demo", "internal/settings", "internal/terminal", "schema", "schema/postgres", "scoring",
 		"scoring/ensemble", "scoring/ort", "scoring/diffusion", "scoring/evaluation", "consumers", "alerts",
-		"monitor", "monitor/canary", "monitor/reconcile", "monitor/redeliver", "monitor/replay", "review",
+		"alerts/watch", "monitor", "monitor/canary", "monitor/reconcile", "monitor/redeliver", "monitor/replay", "review",
 	}, "wires everything, tests' helpers excepted"},
 }
 

@@ -115,8 +115,8 @@ func (c *canaryCmd) publisher(js jetstream.JetStream) func(context.Context, sche
 	return func(ctx context.Context, ev schema.Event) error {
 		ctx, cancel := context.WithTimeout(ctx, c.Deadline)
 		defer cancel()
-		if _, err := consumers.EnsureStream(ctx, js, c.Stream); err != nil {
-			return app.ExplainRoom(ctx, js, c.Stream, c.Alerts, err)
+		if err := app.EnsureEvents(ctx, js, c.Stream, c.Alerts); err != nil {
+			return err
 		}
 		_, err := schema.Publish(ctx, js, ev)
 		return err

@@ -6,13 +6,14 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"os"
 	"strings"
 
 	"github.com/alecthomas/kong"
+	"github.com/schollz/progressbar/v3"
+
 	"github.com/decuwatch/decuwatch/internal/app"
 	"github.com/decuwatch/decuwatch/internal/settings"
-	"golang.org/x/term"
+	"github.com/decuwatch/decuwatch/internal/terminal"
 )
 
 // Exit codes.
@@ -60,10 +61,16 @@ type streams struct {
 	progress bool // err is a terminal
 }
 
-func isTerminal(w any) bool {
-	f, ok := w.(*os.File)
-	return ok && term.IsTerminal(int(f.Fd())) //nolint:gosec // a file descriptor is small
+// progress returns a progress bar on stderr, which draws nothing if stderr is not a terminal.
+func progress(s *streams, total int, what string) *progressbar.ProgressBar {
+	if !s.progress {
+		return terminal.Progress(nil, total, what)
+	}
+	return terminal.Progress(s.err, total, what)
 }
+
+// printable makes text from outside fit for a terminal.
+func printable(s string) string { return terminal.Printable(s) }
 
 const description = `decuwatch watches a production image generator for requests that its model does not understand.
 
@@ -109,7 +116,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdin i
 	}
 	slog.SetDefault(log) // libraries that log by default
 	parsed.BindTo(ctx, (*context.Context)(nil))
-	parsed.Bind(log, &streams{in: stdin, out: stdout, err: stderr, terminal: isTerminal(stdout), progress: isTerminal(stderr)})
+	parsed.Bind(log, &streams{in: stdin, out: stdout, err: stderr, terminal: terminal.Is(stdout), progress: terminal.Is(stderr)})
 	err = parsed.Run()
 	var wrong settings.Error
 	switch {

@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
-	"slices"
 	"text/tabwriter"
 
 	"github.com/decuwatch/decuwatch/schema"
@@ -61,21 +60,9 @@ func (c *ensembleInspectCmd) Run(s *streams) error {
 	}
 	fmt.Fprintf(w, "\nclass\tlabel\ttraining images\n")
 	for i, class := range e.Classes {
-		fmt.Fprintf(w, "%d\t%s\t%s\n", i, class.Label, imageCount(class.Images))
+		fmt.Fprintf(w, "%d\t%s\t%s\n", i, class.Label, class.ImageCount())
 	}
 	return w.Flush()
-}
-
-// imageCount returns "5000", or "1 to 100" where the components saw different numbers of images.
-func imageCount(images []int) string {
-	if len(images) == 0 {
-		return "-"
-	}
-	least, most := slices.Min(images), slices.Max(images)
-	if least == most {
-		return fmt.Sprint(least)
-	}
-	return fmt.Sprintf("%d to %d", least, most)
 }
 
 type ensembleVerifyCmd struct {

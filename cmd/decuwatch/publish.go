@@ -4,18 +4,12 @@ import (
 	"bufio"
 	"bytes"
 	"context"
-	"encoding/json"
 	"fmt"
 	"io"
 	"log/slog"
 	"os"
-	"sync/atomic"
-	"time"
 
-	"github.com/google/uuid"
 	"github.com/nats-io/nats.go/jetstream"
-	"github.com/schollz/progressbar/v3"
-	"golang.org/x/sync/errgroup"
 
 	"github.com/decuwatch/decuwatch/consumers"
 	"github.com/decuwatch/decuwatch/internal/app"
@@ -53,31 +47,27 @@ func (c *publishCmd) Run(ctx context.Context, s *streams, log *slog.Logger) erro
 	if err != nil {
 		return err
 	}
-	nc, err := c.NATS.Connect("publish", false, log)
-	if err != nil {
-		return err
-	}
-	defer nc.Close()
-	js, err := jetstream.New(nc)
-	if err != nil {
-		return err
-	}
-	if _, err := consumers.EnsureStream(ctx, js, c.Stream); err != nil {
-		return app.ExplainRoom(ctx, js, c.Stream, app.DefaultConfig().Alerts, err)
-	}
-	stored, repeated, err := publishAll(ctx, js, events, c.Concurrency, s)
-	if err != nil {
-		return fmt.Errorf("%w (%d of %d events are stored; publish them again with the same ids)", err, stored, len(events))
-	}
-	if len(events) == 1 {
-		fmt.Fprintf(s.out, "published %s of %s to %s\n", events[0].ID, events[0].Source, schema.SubjectGeneration(events[0].Data.Model))
-	} else {
-		fmt.Fprintf(s.out, "published %d events\n", stored)
-	}
-	if repeated > 0 {
-		fmt.Fprintf(s.out, "%d of them stood in the stream already\n", repeated)
-	}
-	return nil
+	return app.WithNATS("publish", c.NATS, log, func(js jetstream.JetStream) error {
+		if err := app.EnsureEvents(ctx, js, c.Stream, app.DefaultConfig().Alerts); err != nil {
+			return err
+		}
+		bar := progress(s, len(events), "publishing")
+		stored, repeated, err := schema.PublishAll(ctx, js, events, c.Concurrency, func() { _ = bar.Add(1) }) // it only draws
+		_ = bar.Exit()
+		if err != nil {
+			return fmt.Errorf("%w (%d of %d events are stored; publish them again with the same ids)", err, stored, len(events))
+		}
+		if len(events) == 1 {
+			e := events[0]
+			fmt.Fprintf(s.out, "published %s of %s to %s\n", e.ID, e.Source, schema.SubjectGeneration(e.Data.Model))
+		} else {
+			fmt.Fprintf(s.out, "published %d events\n", stored)
+		}
+		if repeated > 0 {
+			fmt.Fprintf(s.out, "%d of them stood in the stream already\n", repeated)
+		}
+		return nil
+	})
 }
 
 // events returns the events to publish, all of them valid.
@@ -87,7 +77,7 @@ func (c *publishCmd) events(stdin io.Reader) ([]schema.Event, error) {
 		if c.Model == "" || c.Class == "" {
 			return nil, usage("--model and --class are required without a file")
 		}
-		e := c.event(c.generation(c.Model, class(c.Class), c.Seed))
+		e := schema.NewEvent(c.Source, c.generation(c.Model, class(c.Class), c.Seed))
 		if c.ID != "" {
 			e.ID = c.ID
 		}
@@ -106,12 +96,7 @@ func (c *publishCmd) events(stdin io.Reader) ([]schema.Event, error) {
 	return c.lines(f, c.File)
 }
 
-// event returns a new event with the given data.
-func (c *publishCmd) event(g schema.Generation) schema.Event {
-	return schema.Event{Source: c.Source, ID: uuid.Must(uuid.NewV7()).String(), Time: time.Now().UTC().Truncate(time.Microsecond), Data: g}
-}
-
-// lines reads one event a line; empty lines are passed over.
+// lines reads one event from each line that is not empty.
 func (c *publishCmd) lines(r io.Reader, name string) ([]schema.Event, error) {
 	var events []schema.Event
 	in := bufio.NewScanner(r)
@@ -121,7 +106,7 @@ func (c *publishCmd) lines(r io.Reader, name string) ([]schema.Event, error) {
 		if len(text) == 0 {
 			continue
 		}
-		e, err := c.line(text)
+		e, err := schema.DecodeLine(text, c.Source, c.Model)
 		if err != nil {
 			return nil, usage("%s:%d: %w", name, line, err)
 		}
@@ -134,73 +119,4 @@ func (c *publishCmd) lines(r io.Reader, name string) ([]schema.Event, error) {
 		return nil, usage("%s holds no events", name)
 	}
 	return events, nil
-}
-
-func (c *publishCmd) line(text []byte) (schema.Event, error) {
-	var fields map[string]json.RawMessage
-	if err := json.Unmarshal(text, &fields); err != nil {
-		return schema.Event{}, fmt.Errorf("not a JSON object: %w", err)
-	}
-	if _, whole := fields["specversion"]; whole {
-		return schema.Decode(nil, text)
-	}
-	if _, given := fields["model"]; !given && c.Model != "" {
-		fields["model"], _ = json.Marshal(c.Model) // a string is always JSON
-	}
-	// The data goes through the decoder within an envelope, so that its bounds and its unknown fields are checked.
-	e := c.event(schema.Generation{})
-	envelope, err := json.Marshal(map[string]any{
-		"specversion": "1.0", "type": schema.TypeGenerationRequested, "source": e.Source, "id": e.ID, "time": e.Time.Format(time.RFC3339Nano), "data": fields,
-	})
-	if err != nil {
-		return schema.Event{}, err
-	}
-	return schema.Decode(nil, envelope)
-}
-
-// publishAll publishes events with a progress bar and returns how many the stream has stored, and how many of those it
-// had already.
-func publishAll(ctx context.Context, js jetstream.JetStream, events []schema.Event, concurrency int, s *streams) (stored, repeated int64, err error) {
-	bar := progress(s, len(events), "publishing")
-	var done, again atomic.Int64
-	group, ctx := errgroup.WithContext(ctx)
-	group.SetLimit(max(1, concurrency))
-	for _, e := range events {
-		if ctx.Err() != nil {
-			break
-		}
-		group.Go(func() error {
-			ack, err := schema.Publish(ctx, js, e)
-			if err != nil {
-				return err
-			}
-			done.Add(1)
-			if ack.Duplicate {
-				again.Add(1)
-			}
-			return bar.Add(1)
-		})
-	}
-	err = group.Wait()
-	if err == nil {
-		err = ctx.Err()
-		if done.Load() == int64(len(events)) {
-			err = nil
-		}
-	}
-	_ = bar.Exit() // it only draws
-	return done.Load(), again.Load(), err
-}
-
-// progress returns a bar on stderr, or one that is not seen where stderr is no terminal or there is little to do.
-func progress(s *streams, total int, what string) *progressbar.ProgressBar {
-	if !s.progress || total < 2 {
-		return progressbar.DefaultSilent(int64(total), what)
-	}
-	return progressbar.NewOptions(total,
-		progressbar.OptionSetWriter(s.err), progressbar.OptionSetDescription(fmt.Sprintf("%-12s", what)), progressbar.OptionSetWidth(40),
-		progressbar.OptionShowCount(), progressbar.OptionShowIts(), progressbar.OptionSetPredictTime(true), progressbar.OptionThrottle(65*time.Millisecond),
-		progressbar.OptionSetTheme(progressbar.Theme{Saucer: "█", SaucerPadding: "·", BarStart: "▕", BarEnd: "▏"}),
-		progressbar.OptionOnCompletion(func() { fmt.Fprintln(s.err) }),
-	)
 }

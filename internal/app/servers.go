@@ -6,6 +6,7 @@ import (
 
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/decuwatch/decuwatch/consumers"
 	"github.com/decuwatch/decuwatch/schema/postgres"
 )
 
@@ -13,7 +14,14 @@ import (
 func WithServers(ctx context.Context, verb string, n NATSConfig, p PostgresConfig, log *slog.Logger,
 	f func(jetstream.JetStream, *postgres.Store) error,
 ) error {
-	nc, err := n.Connect(verb, false, log)
+	return WithNATS(verb, n, log, func(js jetstream.JetStream) error {
+		return WithStore(ctx, p, log, func(store *postgres.Store) error { return f(js, store) })
+	})
+}
+
+// WithNATS calls f with JetStream, and closes the connection afterwards.
+func WithNATS(verb string, c NATSConfig, log *slog.Logger, f func(jetstream.JetStream) error) error {
+	nc, err := c.Connect(verb, false, log)
 	if err != nil {
 		return err
 	}
@@ -22,15 +30,10 @@ func WithServers(ctx context.Context, verb string, n NATSConfig, p PostgresConfi
 	if err != nil {
 		return err
 	}
-	store, err := p.Open(ctx, log)
-	if err != nil {
-		return err
-	}
-	defer store.Close()
-	return f(js, store)
+	return f(js)
 }
 
-// WithStore runs f on the store.
+// WithStore calls f with the database, and closes it afterwards.
 func WithStore(ctx context.Context, c PostgresConfig, log *slog.Logger, f func(*postgres.Store) error) error {
 	store, err := c.Open(ctx, log)
 	if err != nil {
@@ -38,4 +41,11 @@ func WithStore(ctx context.Context, c PostgresConfig, log *slog.Logger, f func(*
 	}
 	defer store.Close()
 	return f(store)
+}
+
+// EnsureEvents creates the stream of events if it does not exist. If there is no room for it, the error explains which
+// settings ask for the room.
+func EnsureEvents(ctx context.Context, js jetstream.JetStream, c consumers.StreamConfig, a AlertsConfig) error {
+	_, err := consumers.EnsureStream(ctx, js, c)
+	return ExplainRoom(ctx, js, c, a, err)
 }

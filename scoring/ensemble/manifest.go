@@ -133,6 +133,18 @@ type Class struct {
 	Images []int  `json:"images"` // training images of the class that each component saw
 }
 
+// ImageCount returns "5000", or "1 to 100" if the components saw different numbers of images.
+func (c Class) ImageCount() string {
+	if len(c.Images) == 0 {
+		return "-"
+	}
+	least, most := slices.Min(c.Images), slices.Max(c.Images)
+	if least == most {
+		return fmt.Sprint(least)
+	}
+	return fmt.Sprintf("%d to %d", least, most)
+}
+
 // Measure says where the components leave the shared path, how far they go, and how their distance is read.
 type Measure struct {
 	BranchStep   int    `json:"branch_step"`   // b: the carrying component does the steps before it

@@ -1,0 +1,154 @@
+package demo
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"math"
+	"net/url"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/decuwatch/decuwatch/alerts"
+	"github.com/decuwatch/decuwatch/alerts/watch"
+	"github.com/decuwatch/decuwatch/internal/settings"
+	"github.com/decuwatch/decuwatch/internal/terminal"
+	"github.com/decuwatch/decuwatch/schema"
+	"github.com/decuwatch/decuwatch/schema/postgres"
+)
+
+// classSummary is what became of the requests of one class.
+type classSummary struct {
+	index            int
+	requests, alerts int
+	gap, risk        float64 // means
+}
+
+// summary prints the table of the classes and the last alerts.
+func (d *demo) summary(ctx context.Context, events []schema.Event, took time.Duration) error {
+	classes, rows, err := d.classes(ctx, events)
+	if err != nil {
+		return err
+	}
+	thresholds, err := d.store.Thresholds(ctx)
+	if err != nil {
+		return err
+	}
+	table, err := alerts.NewTable(thresholds)
+	if err != nil {
+		return err
+	}
+	alerted := 0
+	for _, c := range classes {
+		alerted += c.alerts
+	}
+	fmt.Fprintf(d.Out, "\n%d requests in %.1f s: %.0f requests/s, %.0f rows of U-Net work/s; %d raised an alert\n\n",
+		len(events), took.Seconds(), float64(len(events))/took.Seconds(), float64(rows)/took.Seconds(), alerted)
+	if err := d.printClasses(classes, table); err != nil {
+		return err
+	}
+	last, err := d.store.Alerts(ctx, postgres.AlertFilter{Model: d.ensemble.Name, Limit: 5})
+	if err != nil {
+		return err
+	}
+	if len(last) > 0 {
+		fmt.Fprintf(d.Out, "\nThe last alerts:\n")
+	}
+	for _, a := range slices.Backward(last) {
+		fmt.Fprintln(d.Out, watch.Line(a, d.Colour))
+	}
+	return nil
+}
+
+// classes returns the classes that have requests, those with the highest class gap first, and the rows of all requests.
+func (d *demo) classes(ctx context.Context, events []schema.Event) (list []classSummary, rows int, err error) {
+	list = make([]classSummary, len(d.ensemble.Classes))
+	for _, e := range events {
+		header, payload, err := schema.Encode(e)
+		if err != nil {
+			return nil, 0, err
+		}
+		recorded, found, err := d.store.Lookup(ctx, e.Identity(), schema.Digest(header, payload))
+		if err != nil {
+			return nil, 0, err
+		}
+		if !found || recorded.Score == nil {
+			return nil, 0, fmt.Errorf("request %s was not scored: %s %s", e.ID, recorded.Outcome, recorded.Reason)
+		}
+		c := &list[recorded.Score.ClassIndex]
+		c.index = recorded.Score.ClassIndex
+		c.requests++
+		c.gap += recorded.Score.ClassGap.Value
+		c.risk += recorded.Score.RequestRisk.Value
+		rows += recorded.Score.Receipt.Rows
+		if len(recorded.AlertIDs) > 0 {
+			c.alerts++
+		}
+	}
+	list = slices.DeleteFunc(list, func(c classSummary) bool { return c.requests == 0 })
+	for i := range list {
+		list[i].gap /= float64(list[i].requests)
+		list[i].risk /= float64(list[i].requests)
+	}
+	slices.SortStableFunc(list, func(a, b classSummary) int { return cmp.Compare(b.gap, a.gap) })
+	return list, rows, nil
+}
+
+// printClasses prints one line for each class, with a bar as long as its class gap is high.
+func (d *demo) printClasses(classes []classSummary, table *alerts.Table) error {
+	const width = 24
+	bound := func(measurement schema.MeasurementName, class int) string { // the lowest that raises an alert
+		list := table.Applicable(seriesOf(d.ensemble), measurement, class).All()
+		if len(list) == 0 {
+			return "-"
+		}
+		lowest := slices.MinFunc(list, func(a, b *schema.Threshold) int { return cmp.Compare(a.Value, b.Value) })
+		return fmt.Sprintf("%.4f", lowest.Value)
+	}
+	w := tabwriter.NewWriter(d.Out, 0, 8, 2, ' ', tabwriter.AlignRight)
+	fmt.Fprintf(w, "class\ttraining images\trequests\tmean PaiDE\tthreshold\tmean request risk\tthreshold\talerts\t  \n")
+	for _, c := range classes {
+		class := d.ensemble.Classes[c.index]
+		n := max(1, int(math.Round(c.gap/classes[0].gap*width)))
+		fmt.Fprintf(w, "%s\t%s\t%d\t%.4f\t%s\t%.4f\t%s\t%d\t  %s\n",
+			terminal.Printable(class.Label), class.ImageCount(), c.requests, c.gap, bound(schema.ClassGap, c.index),
+			c.risk, bound(schema.RequestRisk, c.index), c.alerts, strings.Repeat("█", n)+strings.Repeat(" ", width-n))
+	}
+	return w.Flush()
+}
+
+// addresses prints where everything is, and what to try next.
+func (d *demo) addresses(log string) {
+	program := "decuwatch"
+	if exe, err := os.Executable(); err == nil {
+		program = exe
+		if wd, err := os.Getwd(); err == nil {
+			if relative, err := filepath.Rel(wd, exe); err == nil && !strings.HasPrefix(relative, "..") {
+				program = relative
+			}
+		}
+	}
+	fmt.Fprintf(d.Out, "\n")
+	w := tabwriter.NewWriter(d.Out, 0, 8, 2, ' ', 0)
+	fmt.Fprintf(w, "NATS\t%s\n", d.broker.ClientURL())
+	fmt.Fprintf(w, "metrics\thttp://%s/metrics, /healthz, /readyz\n", d.up.Metrics)
+	if d.up.Review != "" {
+		fmt.Fprintf(w, "review\thttp://%s/\n", d.up.Review)
+	}
+	fmt.Fprintf(w, "Postgres\t%s\n", settings.Redact(d.database.URL()))
+	fmt.Fprintf(w, "log\t%s\n", log)
+	_ = w.Flush() // to the same place as everything else
+	fmt.Fprintf(d.Out, "\nAsk the database:\n  psql '%s' -c 'SELECT class_label, count(*), "+
+		"round(avg(class_gap)::numeric, 4) AS class_gap FROM decuwatch_views.scores GROUP BY 1 ORDER BY 3 DESC'\n",
+		d.database.URL())
+	nats := ""
+	if u, err := url.Parse(d.broker.ClientURL()); err == nil && u.Port() != "4222" {
+		nats = " --nats.url " + d.broker.ClientURL()
+	}
+	fmt.Fprintf(d.Out, "Publish another request:\n  %s publish --model %s --class 0 --seed 42%s\nFollow alerts:\n  %s watch%s\n",
+		program, d.ensemble.Name, nats, program, nats)
+}
