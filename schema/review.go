@@ -10,8 +10,8 @@ import (
 // TypeReview is the type of the CloudEvents that tell the verdicts of reviewers.
 const TypeReview = "io.decuwatch.uncertainty.review.v1"
 
-// LabelCanary marks a canary event; its value is the canary's class label. The hourly sums leave events with it out. What is
-// kept from review and from statistics is decided by the table of canaries, not by this label, for anybody can set a label.
+// LabelCanary marks a canary event. Statistics and review leave out what the table of canaries knows, not what carries the
+// label: anybody can set a label.
 const LabelCanary = "decuwatch.canary"
 
 // Review is the data of a review event: the verdict of a person on one request, or that it was taken back.

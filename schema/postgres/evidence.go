@@ -40,16 +40,7 @@ func (s *Store) NextEvidence(ctx context.Context, ensembleDigests []string, leas
 	var source, eventID, model string
 	var eventTime time.Time
 	var digest string
-	err := s.pool.QueryRow(ctx, `
-		WITH due AS (
-			SELECT j.review_id FROM decuwatch.evidence_jobs j JOIN decuwatch.reviews r ON r.id = j.review_id
-			WHERE j.state = 'pending' AND j.next_attempt_at <= clock_timestamp() AND r.ensemble_digest = ANY ($1)
-			ORDER BY j.next_attempt_at, j.review_id LIMIT 1 FOR UPDATE OF j SKIP LOCKED
-		), taken AS (
-			UPDATE decuwatch.evidence_jobs j SET attempts = attempts + 1, next_attempt_at = clock_timestamp() + $2::interval
-			FROM due WHERE j.review_id = due.review_id RETURNING j.review_id, j.attempts
-		)
-		SELECT t.review_id, t.attempts, r.source, r.event_id, r.model, r.event_time, r.ensemble_digest FROM taken t JOIN decuwatch.reviews r ON r.id = t.review_id`,
+	err := s.pool.QueryRow(ctx, takeEvidenceJob,
 		notNil(ensembleDigests), lease).Scan(&job.ReviewID, &job.Attempt, &source, &eventID, &model, &eventTime, &digest)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return job, false, nil
@@ -70,18 +61,17 @@ func (s *Store) NextEvidence(ctx context.Context, ensembleDigests []string, leas
 func (s *Store) StoreEvidence(ctx context.Context, job EvidenceJob, files []EvidenceFile) (bool, error) {
 	stored := false
 	err := s.begin(ctx, "store evidence of "+job.ReviewID, func(tx pgx.Tx) error {
-		tag, err := tx.Exec(ctx, `UPDATE decuwatch.evidence_jobs SET state = 'done', done_at = clock_timestamp(), last_error = ''
-			WHERE review_id = $1 AND state = 'pending' AND attempts = $2`, job.ReviewID, job.Attempt)
+		tag, err := tx.Exec(ctx, finishEvidenceJob, job.ReviewID, job.Attempt)
 		if err != nil || tag.RowsAffected() == 0 {
 			return err
 		}
 		stored = true
 		b := &batch{}
 		for _, f := range files {
-			b.Queue(`INSERT INTO decuwatch.evidence (review_id, name, content_type, body) VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING`,
+			b.Queue(insertEvidence,
 				job.ReviewID, f.Name, f.ContentType, f.Body)
 		}
-		b.Queue(`SELECT pg_catalog.pg_notify($1, '')`, ChannelReviews)
+		b.notify(ChannelReviews)
 		return b.send(ctx, tx)
 	})
 	return stored && err == nil, err
@@ -93,8 +83,7 @@ func (s *Store) FailEvidence(ctx context.Context, job EvidenceJob, reason string
 	if final {
 		state = EvidenceFailed
 	}
-	_, err := s.pool.Exec(ctx, `UPDATE decuwatch.evidence_jobs SET state = $3, last_error = $4, next_attempt_at = clock_timestamp() + $5::interval
-		WHERE review_id = $1 AND state = 'pending' AND attempts = $2`, job.ReviewID, job.Attempt, state, clean(reason), wait)
+	_, err := s.pool.Exec(ctx, failEvidenceJob, job.ReviewID, job.Attempt, state, clean(reason), wait)
 	if err != nil {
 		return fmt.Errorf("record failed evidence of %s: %w", job.ReviewID, err)
 	}
@@ -103,8 +92,7 @@ func (s *Store) FailEvidence(ctx context.Context, job EvidenceJob, reason string
 
 // ReturnEvidence gives a job back that its worker did not bring to an end: it is due again at once, and the attempt does not count.
 func (s *Store) ReturnEvidence(ctx context.Context, job EvidenceJob) error {
-	_, err := s.pool.Exec(ctx, `UPDATE decuwatch.evidence_jobs SET attempts = attempts - 1, next_attempt_at = clock_timestamp()
-		WHERE review_id = $1 AND state = 'pending' AND attempts = $2`, job.ReviewID, job.Attempt)
+	_, err := s.pool.Exec(ctx, returnEvidenceJob, job.ReviewID, job.Attempt)
 	if err != nil {
 		return fmt.Errorf("return evidence job %s: %w", job.ReviewID, err)
 	}
@@ -114,8 +102,7 @@ func (s *Store) ReturnEvidence(ctx context.Context, job EvidenceJob) error {
 // RetryEvidence makes a job that failed for good due again, from its first attempt. The error is ErrNotFound where no failed job
 // of the review exists.
 func (s *Store) RetryEvidence(ctx context.Context, reviewID string) error {
-	tag, err := s.pool.Exec(ctx, `UPDATE decuwatch.evidence_jobs SET state = 'pending', attempts = 0, next_attempt_at = clock_timestamp()
-		WHERE review_id = $1 AND state = 'failed'`, reviewID)
+	tag, err := s.pool.Exec(ctx, retryEvidenceJob, reviewID)
 	if err != nil {
 		return fmt.Errorf("retry evidence of %s: %w", reviewID, err)
 	}
@@ -127,8 +114,7 @@ func (s *Store) RetryEvidence(ctx context.Context, reviewID string) error {
 
 // EvidenceFiles returns the files of a review in order of name, without their bodies.
 func (s *Store) EvidenceFiles(ctx context.Context, reviewID string) ([]EvidenceFile, error) {
-	rows, err := s.pool.Query(ctx, `SELECT name, content_type, NULL::bytea, made_at FROM decuwatch.evidence WHERE review_id = $1
-		ORDER BY length(name), name`, reviewID)
+	rows, err := s.pool.Query(ctx, evidenceFiles, reviewID)
 	if err != nil {
 		return nil, fmt.Errorf("read evidence of %s: %w", reviewID, err)
 	}
@@ -142,7 +128,7 @@ func (s *Store) EvidenceFiles(ctx context.Context, reviewID string) ([]EvidenceF
 // EvidenceFile returns one file. The error is ErrNotFound where there is none.
 func (s *Store) EvidenceFile(ctx context.Context, reviewID, name string) (EvidenceFile, error) {
 	f := EvidenceFile{Name: name}
-	err := s.pool.QueryRow(ctx, `SELECT content_type, body, made_at FROM decuwatch.evidence WHERE review_id = $1 AND name = $2`, clean(reviewID), clean(name)).
+	err := s.pool.QueryRow(ctx, evidenceFile, clean(reviewID), clean(name)).
 		Scan(&f.ContentType, &f.Body, &f.MadeAt)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return f, fmt.Errorf("evidence %s of %s: %w", name, reviewID, ErrNotFound)
@@ -163,9 +149,7 @@ type EvidenceStats struct {
 // EvidenceStats returns how many jobs are not done.
 func (s *Store) EvidenceStats(ctx context.Context) (EvidenceStats, error) {
 	var e EvidenceStats
-	err := s.pool.QueryRow(ctx, `SELECT count(*) FILTER (WHERE j.state = 'pending'), count(*) FILTER (WHERE j.state = 'failed'),
-		coalesce(greatest(clock_timestamp() - min(r.opened_at) FILTER (WHERE j.state = 'pending'), interval '0'), interval '0')
-		FROM decuwatch.evidence_jobs j JOIN decuwatch.reviews r ON r.id = j.review_id WHERE j.state IN ('pending', 'failed')`).Scan(&e.Pending, &e.Failed, &e.Oldest)
+	err := s.pool.QueryRow(ctx, evidenceStats).Scan(&e.Pending, &e.Failed, &e.Oldest)
 	if err != nil {
 		return e, fmt.Errorf("count evidence jobs: %w", err)
 	}

@@ -15,7 +15,7 @@ import (
 // another digest.
 func (s *Store) Lookup(ctx context.Context, of schema.Identity, digest string) (Recorded, bool, error) {
 	var row eventRow
-	err := s.pool.QueryRow(ctx, `SELECT row_to_json(e) FROM decuwatch.events e WHERE source = $1 AND event_id = $2 AND model = $3`,
+	err := s.pool.QueryRow(ctx, eventByIdentity,
 		of.Source, of.ID, of.Model).Scan(&row)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return Recorded{}, false, nil
@@ -39,12 +39,7 @@ func (s *Store) Known(ctx context.Context, of schema.Identity, d schema.Delivery
 	var settled bool
 	var digest *string
 	var outcome *schema.Outcome
-	err := s.pool.QueryRow(ctx, `SELECT
-			EXISTS (SELECT FROM decuwatch.events WHERE stream = $3 AND sequence = $4 AND digest = $5)
-			OR EXISTS (SELECT FROM decuwatch.dead_letters WHERE stream = $3 AND sequence = $4 AND digest = $5)
-			OR EXISTS (SELECT FROM decuwatch.repeats WHERE stream = $3 AND sequence = $4 AND digest = $5),
-			e.digest::text, e.outcome
-		FROM (SELECT) AS one LEFT JOIN decuwatch.events e ON e.source = $1 AND e.event_id = $2 AND e.model = $6`,
+	err := s.pool.QueryRow(ctx, messageKnown,
 		of.Source, of.ID, d.Stream, int64(d.Sequence), d.Digest, of.Model).Scan(&settled, &digest, &outcome)
 	switch {
 	case err != nil:
@@ -56,7 +51,7 @@ func (s *Store) Known(ctx context.Context, of schema.Identity, d schema.Delivery
 	case *digest != d.Digest:
 		return false, usedTwice(*outcome)
 	}
-	_, err = s.pool.Exec(ctx, `INSERT INTO decuwatch.repeats (`+repeatColumns+`) VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT DO NOTHING`,
+	_, err = s.pool.Exec(ctx, insertRepeat,
 		d.Stream, int64(d.Sequence), d.Digest, of.Source, of.ID, of.Model, d.Delivered)
 	if err != nil {
 		return false, fmt.Errorf("record repeat of event %s: %w", of.ID, err)
@@ -77,8 +72,7 @@ func (s *Store) standing(ctx context.Context, e eventRow) (Recorded, error) {
 		return r, nil
 	}
 	var row scoreRow
-	err := s.pool.QueryRow(ctx, `SELECT row_to_json(s) FROM decuwatch.scores s
-		WHERE event_time = $1 AND source = $2 AND event_id = $3 AND ensemble_digest = $4 AND model = $5`,
+	err := s.pool.QueryRow(ctx, scoreOfEvent,
 		e.EventTime, e.Source, e.EventID, text(e.EnsembleDigest), e.Model).Scan(&row)
 	if err != nil && !errors.Is(err, pgx.ErrNoRows) {
 		return Recorded{}, err
@@ -86,8 +80,7 @@ func (s *Store) standing(ctx context.Context, e eventRow) (Recorded, error) {
 	if err == nil {
 		r.Score = row.score()
 	}
-	rows, err := s.pool.Query(ctx, `SELECT id FROM decuwatch.alerts WHERE source = $1 AND event_id = $2 AND model = $3 AND kind = 'score'
-		ORDER BY measurement, id`, e.Source, e.EventID, e.Model)
+	rows, err := s.pool.Query(ctx, alertsOfEvent, e.Source, e.EventID, e.Model)
 	if err != nil {
 		return Recorded{}, err
 	}
@@ -99,8 +92,7 @@ func (s *Store) standing(ctx context.Context, e eventRow) (Recorded, error) {
 // ErrNotFound where there is none. An empty source or model is left out of the search; the error says so if several events
 // are found.
 func (s *Store) ScoreByID(ctx context.Context, of schema.Identity) (*schema.Score, error) {
-	rows, err := s.pool.Query(ctx, `SELECT row_to_json(e) FROM decuwatch.events e
-		WHERE event_id = $1 AND ($2 = '' OR source = $2) AND ($3 = '' OR model = $3) ORDER BY source, model LIMIT 2`, of.ID, of.Source, of.Model)
+	rows, err := s.pool.Query(ctx, eventsByID, of.ID, of.Source, of.Model)
 	if err != nil {
 		return nil, fmt.Errorf("read score of event %s: %w", of.ID, err)
 	}
@@ -131,9 +123,7 @@ func (s *Store) ScoreByID(ctx context.Context, of schema.Identity) (*schema.Scor
 // refusedEvent returns why the ledger does not know an event: no message named it, or only messages that were refused.
 func (s *Store) refusedEvent(ctx context.Context, of schema.Identity) error {
 	var kind, field, reason string
-	err := s.pool.QueryRow(ctx, `SELECT kind, field, reason FROM decuwatch.dead_letters
-		WHERE event_id = $1 AND source IS NOT NULL AND ($2 = '' OR source = $2) AND ($3 = '' OR model = $3)
-		ORDER BY recorded_at DESC LIMIT 1`, of.ID, of.Source, of.Model).Scan(&kind, &field, &reason)
+	err := s.pool.QueryRow(ctx, deadLetterOfEvent, of.ID, of.Source, of.Model).Scan(&kind, &field, &reason)
 	switch {
 	case errors.Is(err, pgx.ErrNoRows):
 		return fmt.Errorf("event %s: %w", of.ID, ErrNotFound)
@@ -156,14 +146,7 @@ type SequenceVerdict struct {
 // VerdictsBySequence returns the verdicts that messages from <= sequence <= to of a stream got, in order of sequence.
 // The outcome of a message that repeats an event is schema.OutcomeRepeat: Lookup finds the event's own.
 func (s *Store) VerdictsBySequence(ctx context.Context, stream string, from, to uint64) ([]SequenceVerdict, error) {
-	rows, err := s.pool.Query(ctx, `SELECT sequence, digest, source, event_id, outcome, reason FROM decuwatch.events
-		WHERE stream = $1 AND sequence BETWEEN $2 AND $3 AND outcome <> 'dead_letter'
-		UNION ALL
-		SELECT sequence, digest, coalesce(source, ''), coalesce(event_id, ''), 'dead_letter', kind FROM decuwatch.dead_letters
-		WHERE stream = $1 AND sequence BETWEEN $2 AND $3
-		UNION ALL
-		SELECT sequence, digest, source, event_id, 'repeat', '' FROM decuwatch.repeats WHERE stream = $1 AND sequence BETWEEN $2 AND $3
-		ORDER BY 1, 2`, stream, int64(from), int64(to))
+	rows, err := s.pool.Query(ctx, verdictsBySequence, stream, int64(from), int64(to))
 	if err != nil {
 		return nil, fmt.Errorf("read verdicts of stream %s: %w", stream, err)
 	}
@@ -182,15 +165,10 @@ func (s *Store) VerdictsBySequence(ctx context.Context, stream string, from, to 
 // Try adds to the attempts on a message, never below zero, and returns their sum. Adding nothing reads it.
 func (s *Store) Try(ctx context.Context, d schema.Delivery, add schema.Tries) (schema.Tries, error) {
 	var sum schema.Tries
-	query, args := `SELECT failed, handed_back, watched, alone FROM decuwatch.tries WHERE stream = $1 AND sequence = $2 AND digest = $3`,
+	query, args := tries,
 		[]any{d.Stream, int64(d.Sequence), d.Digest}
 	if add != (schema.Tries{}) {
-		query = `INSERT INTO decuwatch.tries AS t (stream, sequence, digest, failed, handed_back, watched, alone)
-			VALUES ($1, $2, $3, greatest(0, $4::integer), greatest(0, $5::integer), greatest(0, $6::integer), greatest(0, $7::integer))
-			ON CONFLICT (stream, sequence, digest) DO UPDATE SET
-				failed = greatest(0, t.failed + $4), handed_back = greatest(0, t.handed_back + $5), watched = greatest(0, t.watched + $6),
-				alone = greatest(0, t.alone + $7), tried_at = clock_timestamp()
-			RETURNING failed, handed_back, watched, alone`
+		query = addTries
 		args = append(args, add.Failed, add.HandedBack, add.Watched, add.Alone)
 	}
 	err := s.pool.QueryRow(ctx, query, args...).Scan(&sum.Failed, &sum.HandedBack, &sum.Watched, &sum.Alone)

@@ -13,17 +13,7 @@ import (
 // OutboxNext returns at most limit messages that are due at the sink, oldest first, and withholds them from every
 // other caller for the lease.
 func (s *Store) OutboxNext(ctx context.Context, sink schema.Sink, limit int, lease time.Duration) ([]schema.OutboxMessage, error) {
-	rows, err := s.pool.Query(ctx, `
-		WITH due AS (
-			SELECT id FROM decuwatch.outbox
-			WHERE sink = $1 AND delivered_at IS NULL AND next_attempt_at <= clock_timestamp()
-			ORDER BY next_attempt_at, id LIMIT $2 FOR UPDATE SKIP LOCKED
-		), leased AS (
-			UPDATE decuwatch.outbox o SET next_attempt_at = clock_timestamp() + $3::interval
-			FROM due WHERE o.id = due.id
-			RETURNING o.id, o.sink, o.message_id, o.subject, o.headers, o.body, o.attempts, o.created_at
-		)
-		SELECT id, sink, message_id, subject, headers, body, attempts, created_at FROM leased ORDER BY id`, sink, limit, lease)
+	rows, err := s.pool.Query(ctx, leaseOutbox, sink, limit, lease)
 	if err != nil {
 		return nil, fmt.Errorf("read outbox of %s: %w", sink, err)
 	}
@@ -39,8 +29,7 @@ func (s *Store) OutboxNext(ctx context.Context, sink schema.Sink, limit int, lea
 
 // OutboxDelivered records that the sink has taken the messages.
 func (s *Store) OutboxDelivered(ctx context.Context, ids []int64) error {
-	_, err := s.pool.Exec(ctx, `UPDATE decuwatch.outbox SET delivered_at = clock_timestamp(), last_error = ''
-		WHERE id = ANY ($1) AND delivered_at IS NULL`, ids)
+	_, err := s.pool.Exec(ctx, outboxDelivered, ids)
 	if err != nil {
 		return fmt.Errorf("record deliveries: %w", err)
 	}
@@ -49,8 +38,7 @@ func (s *Store) OutboxDelivered(ctx context.Context, ids []int64) error {
 
 // OutboxFailed records a failed attempt and after what time the next may be made.
 func (s *Store) OutboxFailed(ctx context.Context, id int64, reason string, wait time.Duration) error {
-	_, err := s.pool.Exec(ctx, `UPDATE decuwatch.outbox SET attempts = attempts + 1, last_error = $2, next_attempt_at = clock_timestamp() + $3::interval
-		WHERE id = $1 AND delivered_at IS NULL`, id, clean(reason), wait)
+	_, err := s.pool.Exec(ctx, outboxFailed, id, clean(reason), wait)
 	if err != nil {
 		return fmt.Errorf("record failed delivery: %w", err)
 	}
@@ -59,8 +47,7 @@ func (s *Store) OutboxFailed(ctx context.Context, id int64, reason string, wait 
 
 // OutboxStats returns what is due by sink; a sink to which nothing is due is left out.
 func (s *Store) OutboxStats(ctx context.Context) ([]schema.OutboxStats, error) {
-	rows, err := s.pool.Query(ctx, `SELECT sink, count(*), greatest(clock_timestamp() - min(created_at), interval '0')
-		FROM decuwatch.outbox WHERE delivered_at IS NULL GROUP BY sink ORDER BY sink`)
+	rows, err := s.pool.Query(ctx, outboxStats)
 	if err != nil {
 		return nil, fmt.Errorf("read outbox: %w", err)
 	}
@@ -77,8 +64,8 @@ func (s *Store) OutboxStats(ctx context.Context) ([]schema.OutboxStats, error) {
 // Enqueue owes a message that is no alert to a sink: the same id does so once. It notifies ChannelOutbox.
 func (s *Store) Enqueue(ctx context.Context, m schema.OutboxMessage) error {
 	b := &batch{}
-	b.insert("outbox", outboxColumns, "ON CONFLICT DO NOTHING", rowsOf([]outboxRow{{m.Sink, m.AlertID, m.Subject, m.Header, m.Body}}))
-	b.Queue(`SELECT pg_catalog.pg_notify($1, '')`, ChannelOutbox)
+	insert(b, "outbox", "ON CONFLICT DO NOTHING", []outboxRow{{m.Sink, m.AlertID, m.Subject, m.Header, m.Body}})
+	b.notify(ChannelOutbox)
 	return s.begin(ctx, "enqueue message "+m.AlertID, func(tx pgx.Tx) error { return b.send(ctx, tx) })
 }
 
@@ -92,7 +79,7 @@ func (s *Store) RaiseAlert(ctx context.Context, a schema.Alert) (bool, error) {
 	first := false
 	err := s.begin(ctx, "raise alert "+a.ID, func(tx pgx.Tx) error {
 		b := &batch{}
-		b.insert("alerts", alertColumns, "ON CONFLICT DO NOTHING", rowsOf(c.alerts))
+		insert(b, "alerts", "ON CONFLICT DO NOTHING", c.alerts)
 		if b.err != nil {
 			return b.err
 		}
@@ -106,8 +93,8 @@ func (s *Store) RaiseAlert(ctx context.Context, a schema.Alert) (bool, error) {
 		}
 		first = true
 		b = &batch{}
-		b.insert("outbox", outboxColumns, "ON CONFLICT DO NOTHING", rowsOf(c.outbox))
-		b.Queue(`SELECT pg_catalog.pg_notify($1, '')`, ChannelOutbox)
+		insert(b, "outbox", "ON CONFLICT DO NOTHING", c.outbox)
+		b.notify(ChannelOutbox)
 		return b.send(ctx, tx)
 	})
 	return first, err
@@ -115,7 +102,7 @@ func (s *Store) RaiseAlert(ctx context.Context, a schema.Alert) (bool, error) {
 
 // AlertByID returns an alert. The error is ErrNotFound where there is none.
 func (s *Store) AlertByID(ctx context.Context, id string) (schema.Alert, error) {
-	rows, err := s.pool.Query(ctx, `SELECT row_to_json(a) FROM decuwatch.alerts a WHERE id = $1`, id)
+	rows, err := s.pool.Query(ctx, alertByID, id)
 	if err != nil {
 		return schema.Alert{}, fmt.Errorf("read alert %s: %w", id, err)
 	}
@@ -145,9 +132,7 @@ func (s *Store) Alerts(ctx context.Context, f AlertFilter) ([]schema.Alert, erro
 	if f.Limit == 0 {
 		f.Limit = 100
 	}
-	rows, err := s.pool.Query(ctx, `SELECT row_to_json(a) FROM decuwatch.alerts a
-		WHERE ($1 = '' OR model = $1) AND ($2 = '' OR severity = $2) AND ($3::integer IS NULL OR class_index = $3) AND ($4 = '' OR kind = $4) AND kind <> $5
-		AND recorded_at >= $6 ORDER BY recorded_at DESC, id LIMIT $7`, f.Model, f.Severity, f.Class, f.Kind, f.NotKind, f.Since, f.Limit)
+	rows, err := s.pool.Query(ctx, alertsList, f.Model, f.Severity, f.Class, f.Kind, f.NotKind, f.Since, f.Limit)
 	if err != nil {
 		return nil, fmt.Errorf("read alerts: %w", err)
 	}
@@ -165,7 +150,7 @@ func (s *Store) Alerts(ctx context.Context, f AlertFilter) ([]schema.Alert, erro
 // AlertsSent returns the ids of the alerts that were recorded at or after a moment, and whether each goes to the sinks: one
 // beyond the bounds of Volume is held back.
 func (s *Store) AlertsSent(ctx context.Context, since time.Time) (map[string]bool, error) {
-	rows, err := s.pool.Query(ctx, `SELECT id, delivery = $1 FROM decuwatch.alerts WHERE recorded_at >= $2`, deliveryOwed, since)
+	rows, err := s.pool.Query(ctx, alertsSent, deliveryOwed, since)
 	if err != nil {
 		return nil, fmt.Errorf("read alerts: %w", err)
 	}

@@ -58,12 +58,7 @@ func (s *Store) EachLetter(ctx context.Context, q LetterQuery, f func(StoredLett
 }
 
 func (s *Store) letters(ctx context.Context, q LetterQuery, after int64) ([]StoredLetter, error) {
-	rows, err := s.pool.Query(ctx, `SELECT d.id, d.recorded_at, d.stream, d.sequence, d.digest, coalesce(d.source, ''), coalesce(d.event_id, ''),
-			coalesce(d.model, ''), d.subject, d.kind, d.reason, d.payload, d.payload_state
-		FROM decuwatch.dead_letters d LEFT JOIN decuwatch.redeliveries r ON r.dead_letter = d.id
-		WHERE d.id > $1 AND d.stream = $2 AND r.published_as IS NULL AND ($3 = '' OR d.model = $3) AND (cardinality($4::text[]) = 0 OR d.kind = ANY ($4))
-			AND d.sequence >= $5 AND ($6::bigint = 0 OR d.sequence <= $6) AND (cardinality($7::bigint[]) = 0 OR d.id = ANY ($7))
-		ORDER BY d.id LIMIT $8`, after, q.Stream, q.Model, append([]schema.DeadLetterKind{}, q.Kinds...), int64(q.From), int64(q.To), append([]int64{}, q.IDs...), letterPage)
+	rows, err := s.pool.Query(ctx, deadLettersToRedeliver, after, q.Stream, q.Model, append([]schema.DeadLetterKind{}, q.Kinds...), int64(q.From), int64(q.To), append([]int64{}, q.IDs...), letterPage)
 	if err != nil {
 		return nil, err
 	}
@@ -87,7 +82,7 @@ func (s *Store) Redeliver(ctx context.Context, letter int64, by string) (int64, 
 
 // Redelivered notes under which sequence number the message of a redelivery was published.
 func (s *Store) Redelivered(ctx context.Context, id int64, sequence uint64) error {
-	if _, err := s.pool.Exec(ctx, `UPDATE decuwatch.redeliveries SET published_as = $2 WHERE id = $1`, id, int64(sequence)); err != nil {
+	if _, err := s.pool.Exec(ctx, redelivered, id, int64(sequence)); err != nil {
 		return fmt.Errorf("note redelivery %d: %w", id, err)
 	}
 	return nil

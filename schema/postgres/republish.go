@@ -13,13 +13,7 @@ import (
 // Sent returns the ids of the messages that the stream of alerts should hold: alerts that were recorded within a time and that the
 // outbox does not owe, and whatever else it delivered in that time. A time of 0 is no bound. Age is measured on the server's clock.
 func (s *Store) Sent(ctx context.Context, within time.Duration) ([]string, error) {
-	rows, err := s.pool.Query(ctx, `
-		SELECT id FROM decuwatch.alerts a WHERE delivery = $1 AND ($3::interval = '0' OR recorded_at >= now() - $3::interval)
-			AND NOT EXISTS (SELECT FROM decuwatch.outbox o WHERE o.sink = $2 AND o.message_id = a.id AND o.delivered_at IS NULL)
-		UNION
-		SELECT message_id FROM decuwatch.outbox WHERE sink = $2 AND ($3::interval = '0' OR delivered_at >= now() - $3::interval)
-			AND delivered_at IS NOT NULL
-		ORDER BY 1`, deliveryOwed, schema.SinkStream, within)
+	rows, err := s.pool.Query(ctx, messagesSent, deliveryOwed, schema.SinkStream, within)
 	if err != nil {
 		return nil, fmt.Errorf("read messages that were sent: %w", err)
 	}
@@ -34,8 +28,7 @@ func (s *Store) Sent(ctx context.Context, within time.Duration) ([]string, error
 // already stay as they are.
 func (s *Store) OweAgain(ctx context.Context, ids []string) error {
 	return s.begin(ctx, "owe messages again", func(tx pgx.Tx) error {
-		rows, err := tx.Query(ctx, `SELECT row_to_json(a) FROM decuwatch.alerts a WHERE id = ANY ($1)
-			AND NOT EXISTS (SELECT FROM decuwatch.outbox o WHERE o.sink = $2 AND o.message_id = a.id)`, ids, schema.SinkStream)
+		rows, err := tx.Query(ctx, alertsForgotten, ids, schema.SinkStream)
 		if err != nil {
 			return err
 		}
@@ -53,10 +46,9 @@ func (s *Store) OweAgain(ctx context.Context, ids []string) error {
 			outbox = append(outbox, outboxRow{Sink: schema.SinkStream, MessageID: a.ID, Subject: schema.AlertSubject(a), Headers: header, Body: body})
 		}
 		b := &batch{}
-		b.Queue(`UPDATE decuwatch.outbox SET delivered_at = NULL, attempts = 0, next_attempt_at = clock_timestamp()
-			WHERE sink = $2 AND message_id = ANY ($1) AND delivered_at IS NOT NULL`, ids, schema.SinkStream)
-		b.insert("outbox", outboxColumns, "ON CONFLICT DO NOTHING", rowsOf(outbox))
-		b.Queue(`SELECT pg_catalog.pg_notify($1, '')`, ChannelOutbox)
+		b.Queue(oweAgain, ids, schema.SinkStream)
+		insert(b, "outbox", "ON CONFLICT DO NOTHING", outbox)
+		b.notify(ChannelOutbox)
 		return b.send(ctx, tx)
 	})
 }

@@ -58,17 +58,6 @@ func (r *Review) Identity() schema.Identity {
 	return schema.Identity{Source: r.Source, ID: r.EventID, Model: r.Model}
 }
 
-// reviewQuery selects Reviews as r.
-const reviewQuery = `SELECT row_to_json(x) FROM (
-	SELECT r.id, r.kind, coalesce(r.alert_id, '') AS alert_id, r.source, r.event_id, r.event_time, r.model, r.ensemble_digest, r.class_index, r.class_label,
-		r.state, coalesce(r.verdict, '') AS verdict, r.assignee, r.version, r.opened_at, r.updated_at, r.resolved_at,
-		coalesce(a.severity, '') AS severity, coalesce(a.reason, '') AS reason, coalesce(a.measurement, '') AS measurement,
-		coalesce(j.state, '') AS evidence, coalesce(j.attempts, 0) AS evidence_attempts, coalesce(j.last_error, '') AS evidence_error
-	FROM decuwatch.reviews r
-	LEFT JOIN decuwatch.alerts a ON a.id = r.alert_id
-	LEFT JOIN decuwatch.evidence_jobs j ON j.review_id = r.id
-	WHERE `
-
 // ReviewFilter chooses reviews; a field at its zero value does not.
 type ReviewFilter struct {
 	States   []schema.ReviewState // any of them
@@ -86,9 +75,6 @@ type ReviewPlace struct {
 	ID       string
 }
 
-const reviewWhere = `(cardinality($1::text[]) = 0 OR r.state = ANY ($1)) AND ($2 = '' OR r.model = $2) AND ($3::integer IS NULL OR r.class_index = $3)
-	AND ($4 = '' OR r.assignee = $4) AND ($5 = '' OR a.severity = $5)`
-
 func (f ReviewFilter) args() []any {
 	return []any{notNil(f.States), f.Model, f.Class, f.Assignee, f.Severity}
 }
@@ -103,8 +89,7 @@ func (s *Store) Reviews(ctx context.Context, f ReviewFilter) ([]Review, error) {
 	if f.After != nil {
 		at, id = &f.After.OpenedAt, &f.After.ID
 	}
-	rows, err := s.pool.Query(ctx, reviewQuery+reviewWhere+` AND ($6::timestamptz IS NULL OR (r.opened_at, r.id) < ($6, $7))
-		ORDER BY r.opened_at DESC, r.id DESC LIMIT $8) x`, append(f.args(), at, id, f.Limit)...)
+	rows, err := s.pool.Query(ctx, reviewsList, append(f.args(), at, id, f.Limit)...)
 	if err != nil {
 		return nil, fmt.Errorf("read reviews: %w", err)
 	}
@@ -118,8 +103,7 @@ func (s *Store) Reviews(ctx context.Context, f ReviewFilter) ([]Review, error) {
 // ReviewCounts returns how many reviews the filter lets through by state; its States are not looked at.
 func (s *Store) ReviewCounts(ctx context.Context, f ReviewFilter) (map[schema.ReviewState]int, error) {
 	f.States = nil
-	rows, err := s.pool.Query(ctx, `SELECT r.state, count(*) FROM decuwatch.reviews r LEFT JOIN decuwatch.alerts a ON a.id = r.alert_id
-		WHERE `+reviewWhere+` GROUP BY r.state`, f.args()...)
+	rows, err := s.pool.Query(ctx, reviewCounts, f.args()...)
 	if err != nil {
 		return nil, fmt.Errorf("count reviews: %w", err)
 	}
@@ -141,7 +125,7 @@ type ReviewClass struct {
 
 // ReviewClasses returns the classes that have reviews, in order of model and label, at most 500.
 func (s *Store) ReviewClasses(ctx context.Context) ([]ReviewClass, error) {
-	rows, err := s.pool.Query(ctx, `SELECT DISTINCT model, class_index, class_label FROM decuwatch.reviews ORDER BY model, class_label, class_index LIMIT 500`)
+	rows, err := s.pool.Query(ctx, reviewClasses)
 	if err != nil {
 		return nil, fmt.Errorf("read classes of reviews: %w", err)
 	}
@@ -156,9 +140,9 @@ func (s *Store) ReviewClasses(ctx context.Context) ([]ReviewClass, error) {
 // ErrNotFound where there is none.
 func (s *Store) ReviewByID(ctx context.Context, id string) (Review, error) {
 	id = clean(id)
-	found, err := s.reviewsWhere(ctx, `r.id = $1`, id)
+	found, err := collect[Review](s.pool.Query(ctx, reviewByID, id))
 	if err == nil && len(found) == 0 && len(id) >= 6 {
-		found, err = s.reviewsWhere(ctx, `starts_with(r.id, $1) LIMIT 2`, id)
+		found, err = collect[Review](s.pool.Query(ctx, reviewsByPrefix, id))
 	}
 	switch {
 	case err != nil:
@@ -169,14 +153,6 @@ func (s *Store) ReviewByID(ctx context.Context, id string) (Review, error) {
 		return Review{}, fmt.Errorf("review %s: %w", id, ErrAmbiguous)
 	}
 	return found[0], nil
-}
-
-func (s *Store) reviewsWhere(ctx context.Context, where string, args ...any) ([]Review, error) {
-	rows, err := s.pool.Query(ctx, reviewQuery+where+`) x`, args...)
-	if err != nil {
-		return nil, err
-	}
-	return pgx.CollectRows(rows, pgx.RowTo[Review])
 }
 
 // ReviewEntry is one change of a review.
@@ -193,8 +169,7 @@ type ReviewEntry struct {
 
 // ReviewHistory returns the changes of a review, the oldest first.
 func (s *Store) ReviewHistory(ctx context.Context, id string) ([]ReviewEntry, error) {
-	rows, err := s.pool.Query(ctx, `SELECT version, action, actor, state, coalesce(verdict, ''), assignee, comment, at
-		FROM decuwatch.review_history WHERE review_id = $1 ORDER BY version`, id)
+	rows, err := s.pool.Query(ctx, reviewHistory, id)
 	if err != nil {
 		return nil, fmt.Errorf("read history of review %s: %w", id, err)
 	}
@@ -229,12 +204,11 @@ func (s *Store) ChangeReview(ctx context.Context, c ReviewChange) (version int, 
 		outbox = append(outbox, outboxRow{m.Sink, m.AlertID, m.Subject, m.Header, m.Body})
 	}
 	err = s.begin(ctx, c.Action+" review "+r.ID, func(tx pgx.Tx) error {
-		err := tx.QueryRow(ctx, `UPDATE decuwatch.reviews SET state = $3, verdict = $4, assignee = $5, version = version + 1, updated_at = $6, resolved_at = $7
-			WHERE id = $1 AND version = $2 RETURNING version`,
+		err := tx.QueryRow(ctx, changeReview,
 			r.ID, r.Version, r.State, optional(r.Verdict), clean(r.Assignee), c.At, resolved).Scan(&version)
 		if errors.Is(err, pgx.ErrNoRows) {
 			var there bool
-			if err := tx.QueryRow(ctx, `SELECT EXISTS (SELECT FROM decuwatch.reviews WHERE id = $1)`, r.ID).Scan(&there); err != nil {
+			if err := tx.QueryRow(ctx, reviewExists, r.ID).Scan(&there); err != nil {
 				return err
 			}
 			if !there {
@@ -246,14 +220,13 @@ func (s *Store) ChangeReview(ctx context.Context, c ReviewChange) (version int, 
 			return err
 		}
 		b := &batch{}
-		b.Queue(`INSERT INTO decuwatch.review_history (review_id, version, action, actor, state, verdict, assignee, comment, at)
-			VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)`,
+		b.Queue(insertReviewHistory,
 			r.ID, version, c.Action, clean(c.Actor), r.State, optional(r.Verdict), clean(r.Assignee), clean(c.Comment), c.At)
-		b.insert("outbox", outboxColumns, "ON CONFLICT DO NOTHING", rowsOf(outbox))
+		insert(b, "outbox", "ON CONFLICT DO NOTHING", outbox)
 		if len(outbox) > 0 {
-			b.Queue(`SELECT pg_catalog.pg_notify($1, '')`, ChannelOutbox)
+			b.notify(ChannelOutbox)
 		}
-		b.Queue(`SELECT pg_catalog.pg_notify($1, '')`, ChannelReviews)
+		b.notify(ChannelReviews)
 		return b.send(ctx, tx)
 	})
 	return version, err
@@ -278,27 +251,7 @@ type ReviewTally struct {
 // class too.
 func (s *Store) TallyReviews(ctx context.Context, model string, class *int, from, to time.Time) (ReviewTally, error) {
 	var t ReviewTally
-	err := s.pool.QueryRow(ctx, `
-		WITH scored AS (
-			SELECT coalesce(sum(n), 0)::bigint AS n FROM decuwatch.class_hour_parts
-			WHERE hour >= $3 AND hour < $4 AND ($1 = '' OR model = $1) AND ($2::integer IS NULL OR class_index = $2)
-		), alerted AS (
-			SELECT count(DISTINCT (source, event_id, model)) AS n FROM decuwatch.alerts a
-			WHERE kind = 'score' AND event_time >= $3 AND event_time < $4 AND ($1 = '' OR model = $1) AND ($2::integer IS NULL OR class_index = $2)
-			AND NOT EXISTS (SELECT FROM decuwatch.canaries c WHERE c.source = a.source AND c.event_id = a.event_id AND c.model = a.model)
-		), reviewed AS (
-			SELECT * FROM decuwatch.reviews
-			WHERE event_time >= $3 AND event_time < $4 AND ($1 = '' OR model = $1) AND ($2::integer IS NULL OR class_index = $2)
-		), events AS (
-			SELECT bool_or(verdict IN ('confirmed', 'expected')) AS is_true FROM reviewed WHERE kind = 'alert' AND verdict IS NOT NULL GROUP BY source, event_id, model
-		)
-		SELECT scored.n, alerted.n,
-			count(*) FILTER (WHERE kind = 'alert' AND verdict = 'confirmed'), count(*) FILTER (WHERE kind = 'alert' AND verdict = 'expected'),
-			count(*) FILTER (WHERE kind = 'alert' AND verdict = 'false_alarm'), count(*) FILTER (WHERE kind = 'alert' AND verdict IS NULL),
-			(SELECT count(*) FROM events WHERE is_true), (SELECT count(*) FROM events WHERE NOT is_true),
-			count(*) FILTER (WHERE kind = 'sample'), count(*) FILTER (WHERE kind = 'sample' AND verdict IN ('confirmed', 'expected')),
-			count(*) FILTER (WHERE kind = 'sample' AND verdict = 'false_alarm')
-		FROM scored CROSS JOIN alerted LEFT JOIN reviewed ON true GROUP BY scored.n, alerted.n`, model, class, from, to).Scan(
+	err := s.pool.QueryRow(ctx, tallyReviews, model, class, from, to).Scan(
 		&t.Scored, &t.Alerted, &t.AlertsConfirmed, &t.AlertsExpected, &t.AlertsFalse, &t.AlertsOpen, &t.EventsTrue, &t.EventsFalse,
 		&t.Sampled, &t.SamplesTrue, &t.SamplesFalse)
 	if err != nil {
@@ -310,13 +263,10 @@ func (s *Store) TallyReviews(ctx context.Context, model string, class *int, from
 // ScoreValues returns the newest values of a measurement (class_gap or request_risk) of one ensemble and settings, canaries left
 // out: of one class, or of all classes where class is nil. At most limit of them, none older than since.
 func (s *Store) ScoreValues(ctx context.Context, model, ensembleDigest, settings string, measurement schema.MeasurementName, class *int, since time.Time, limit int) ([]float64, error) {
-	column := string(measurement)
 	if !slices.Contains(schema.MeasurementNames(), measurement) {
 		return nil, fmt.Errorf("read scores: no measurement is named %q", measurement)
 	}
-	rows, err := s.pool.Query(ctx, `SELECT `+column+`::double precision FROM decuwatch.scores
-		WHERE model = $1 AND ensemble_digest = $2 AND settings = $3 AND ($4::integer IS NULL OR class_index = $4) AND event_time >= $5 AND NOT labels ? $6
-		ORDER BY event_time DESC LIMIT $7`, model, ensembleDigest, settings, class, since, schema.LabelCanary, limit)
+	rows, err := s.pool.Query(ctx, scoreValues, model, ensembleDigest, settings, class, since, measurement, limit)
 	if err != nil {
 		return nil, fmt.Errorf("read scores: %w", err)
 	}

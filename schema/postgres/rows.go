@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"math"
-	"strings"
 	"time"
 
 	"github.com/decuwatch/decuwatch/schema"
@@ -34,8 +33,6 @@ func (r *eventRow) identity() schema.Identity {
 	return schema.Identity{Source: r.Source, ID: r.EventID, Model: r.Model}
 }
 
-const eventColumns = `source, event_id, digest, outcome, reason, event_time, model, ensemble_digest, stream, sequence, delivered`
-
 // repeatRow is a row of repeats.
 type repeatRow struct {
 	Stream    string `json:"stream"`
@@ -46,8 +43,6 @@ type repeatRow struct {
 	Model     string `json:"model"`
 	Delivered int    `json:"delivered"`
 }
-
-const repeatColumns = `stream, sequence, digest, source, event_id, model, delivered`
 
 // requested is the column scores.requested.
 type requested struct {
@@ -106,13 +101,6 @@ type scoreRow struct {
 	TraceState    *string           `json:"trace_state"`
 	ScoredAt      time.Time         `json:"scored_at"`
 }
-
-const scoreColumns = `event_time, source, event_id, ensemble_digest, model, settings, class_index, class_label,
-	class_gap, class_gap_estimator, class_gap_upper_bound, class_gap_saturated, class_gap_mean_distance, class_gap_distances, class_gap_shares,
-	class_gap_branch_step, class_gap_rollout_steps,
-	request_risk, request_risk_estimator, request_risk_upper_bound, request_risk_saturated, request_risk_mean_distance, request_risk_distances, request_risk_shares,
-	request_risk_branch_step, request_risk_rollout_steps,
-	profile, steps, guidance_scale, eta, seed, noise, carrier, unet_rows, runtime, device, deviations, labels, requested, trace_parent, trace_state, scored_at`
 
 func newScoreRow(s *schema.Score) scoreRow {
 	e, d, g, r, receipt := s.Event, s.Event.Data, s.ClassGap, s.RequestRisk, s.Receipt
@@ -205,8 +193,6 @@ type skipRow struct {
 	Labels    map[string]string `json:"labels"`
 }
 
-const skipColumns = `source, event_id, event_time, model, class, reason, detail, labels`
-
 // deadLetterRow is a row of dead_letters.
 type deadLetterRow struct {
 	Stream    string                `json:"stream"`
@@ -227,14 +213,16 @@ type deadLetterRow struct {
 	PayloadState string `json:"payload_state"`
 }
 
+// ours reports whether the message itself may be fine: its producer is not at fault.
+func (r *deadLetterRow) ours() bool {
+	return r.Kind == "failed" || r.Kind == "given_up" || r.Kind == "orphaned"
+}
+
 // How much of a dead letter's payload is kept; one that has expired is neither.
 const (
 	payloadWhole = "whole"
 	payloadCut   = "cut"
 )
-
-const deadLetterColumns = `stream, sequence, digest, delivered, source, event_id, event_time, model, subject, payload, kind, field, reason,
-	payload_size, payload_state`
 
 // alertRow is a row of alerts.
 type alertRow struct {
@@ -266,9 +254,6 @@ type alertRow struct {
 	Delivery       string                 `json:"delivery"`
 }
 
-const alertColumns = `id, kind, source, event_id, event_time, model, class_index, class_label, labels, severity, reason, measurement, value, decided, threshold,
-	threshold_id, saturated, class_gap, request_risk, ensemble_digest, settings, receipt, count, detail, fired_at, delivery`
-
 func newAlertRow(a schema.Alert) alertRow {
 	return alertRow{
 		a.ID, a.Kind, a.Source, a.EventID, a.EventTime, a.Model, a.ClassIndex, a.ClassLabel, labels(a.Labels), a.Severity, a.Reason, a.Measurement,
@@ -295,8 +280,6 @@ type outboxRow struct {
 	Body      bytea               `json:"body"`
 }
 
-const outboxColumns = `sink, message_id, subject, headers, body`
-
 // reviewRow is a row of reviews as it is opened.
 type reviewRow struct {
 	ID             string    `json:"id"`
@@ -310,58 +293,6 @@ type reviewRow struct {
 	ClassIndex     int       `json:"class_index"`
 	ClassLabel     string    `json:"class_label"`
 }
-
-const reviewColumns = `id, kind, alert_id, source, event_id, event_time, model, ensemble_digest, class_index, class_label`
-
-// classHourRow is a row of class_hour_parts.
-type classHourRow struct {
-	Hour                 time.Time `json:"hour"`
-	Model                string    `json:"model"`
-	EnsembleDigest       string    `json:"ensemble_digest"`
-	Settings             string    `json:"settings"`
-	ClassIndex           int       `json:"class_index"`
-	ClassLabel           string    `json:"class_label"`
-	N                    int       `json:"n"`
-	ClassGapSum          float64   `json:"class_gap_sum"`
-	ClassGapSquares      float64   `json:"class_gap_squares"`
-	ClassGapMin          float64   `json:"class_gap_min"`
-	ClassGapMax          float64   `json:"class_gap_max"`
-	ClassGapSaturated    int       `json:"class_gap_saturated"`
-	RequestRiskSum       float64   `json:"request_risk_sum"`
-	RequestRiskSquares   float64   `json:"request_risk_squares"`
-	RequestRiskMin       float64   `json:"request_risk_min"`
-	RequestRiskMax       float64   `json:"request_risk_max"`
-	RequestRiskSaturated int       `json:"request_risk_saturated"`
-	Warnings             int       `json:"warnings"`
-	Criticals            int       `json:"criticals"`
-	Folded               bool      `json:"folded"`
-}
-
-const classHourColumns = `hour, model, ensemble_digest, settings, class_index, class_label, n, class_gap_sum, class_gap_squares, class_gap_min, class_gap_max,
-	class_gap_saturated, request_risk_sum, request_risk_squares, request_risk_min, request_risk_max, request_risk_saturated, warnings, criticals, folded`
-
-// classDayRow is a row of class_day_parts.
-type classDayRow struct {
-	classHourRow
-	Day time.Time `json:"day"`
-}
-
-var classDayColumns = strings.Replace(classHourColumns, "hour", "day", 1)
-
-// outcomeHourRow is a row of outcome_hour_parts.
-type outcomeHourRow struct {
-	Hour    time.Time      `json:"hour,omitzero"` // zero: of the recording
-	Model   string         `json:"model"`
-	Outcome schema.Outcome `json:"outcome"`
-	Reason  string         `json:"reason"`
-	N       int            `json:"n"`
-	Folded  bool           `json:"folded"`
-}
-
-const (
-	outcomeHourColumns = `hour, model, outcome, reason, n, folded`
-	outcomeHourValues  = `coalesce(hour, date_trunc('hour', now(), 'UTC')), model, outcome, reason, n, folded`
-)
 
 // bytea is a byte string in PostgreSQL's hex format.
 type bytea []byte

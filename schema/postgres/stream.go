@@ -14,10 +14,7 @@ import (
 // Settled returns the messages from <= sequence <= to of a stream that have their verdict, or repeat an event that has, in
 // order of sequence.
 func (s *Store) Settled(ctx context.Context, stream string, from, to uint64) ([]schema.Settled, error) {
-	rows, err := s.pool.Query(ctx, `SELECT sequence, digest, recorded_at FROM decuwatch.events WHERE stream = $1 AND sequence BETWEEN $2 AND $3
-		UNION ALL SELECT sequence, digest, recorded_at FROM decuwatch.dead_letters WHERE stream = $1 AND sequence BETWEEN $2 AND $3
-		UNION ALL SELECT sequence, digest, recorded_at FROM decuwatch.repeats WHERE stream = $1 AND sequence BETWEEN $2 AND $3
-		ORDER BY 1, 2`, stream, int64(from), int64(to))
+	rows, err := s.pool.Query(ctx, settled, stream, int64(from), int64(to))
 	if err != nil {
 		return nil, fmt.Errorf("read settled messages of stream %s: %w", stream, err)
 	}
@@ -36,7 +33,7 @@ func (s *Store) Settled(ctx context.Context, stream string, from, to uint64) ([]
 // Position returns the sequence number up to which the stream that was made at the given moment has been swept. A stream
 // that is not known yet is begun after the message at.
 func (s *Store) Position(ctx context.Context, stream string, created time.Time, at uint64) (uint64, error) {
-	_, err := s.pool.Exec(ctx, `INSERT INTO decuwatch.stream_positions (stream, created, begun_at, position) VALUES ($1, $2, $3, $3) ON CONFLICT DO NOTHING`,
+	_, err := s.pool.Exec(ctx, beginPosition,
 		stream, created, int64(at))
 	if err != nil {
 		return 0, fmt.Errorf("begin the position of stream %s: %w", stream, err)
@@ -48,7 +45,7 @@ func (s *Store) Position(ctx context.Context, stream string, created time.Time, 
 // SweptTo is Position of a stream that may not have been begun; then it returns false.
 func (s *Store) SweptTo(ctx context.Context, stream string, created time.Time) (uint64, bool, error) {
 	var position int64
-	err := s.pool.QueryRow(ctx, `SELECT position FROM decuwatch.stream_positions WHERE stream = $1 AND created = $2`, stream, created).Scan(&position)
+	err := s.pool.QueryRow(ctx, sweptPosition, stream, created).Scan(&position)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return 0, false, nil
 	}
@@ -66,12 +63,7 @@ const accountedFor = 30 * 24 * time.Hour
 // it has its verdict, and false if no worker has seen the stream yet.
 func (s *Store) AccountedFrom(ctx context.Context, stream string, created time.Time) (uint64, bool, error) {
 	var from int64
-	err := s.pool.QueryRow(ctx, `WITH old AS (SELECT clock_timestamp() - $3::interval AS t)
-		SELECT 1 + greatest(begun_at,
-			(SELECT max(sequence) FROM decuwatch.events, old WHERE stream = $1 AND recorded_at BETWEEN $2 AND t),
-			(SELECT max(sequence) FROM decuwatch.dead_letters, old WHERE stream = $1 AND recorded_at BETWEEN $2 AND t),
-			(SELECT max(sequence) FROM decuwatch.repeats, old WHERE stream = $1 AND recorded_at BETWEEN $2 AND t))
-		FROM decuwatch.stream_positions WHERE stream = $1 AND created = $2`, stream, created, accountedFor).Scan(&from)
+	err := s.pool.QueryRow(ctx, accountedFrom, stream, created, accountedFor).Scan(&from)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return 0, false, nil
 	}
@@ -88,13 +80,7 @@ func (s *Store) Unsettled(ctx context.Context, stream string, created time.Time,
 		return nil, nil
 	}
 	// The clocks of server and database differ by less than a minute.
-	rows, err := s.pool.Query(ctx, `WITH settled AS (
-			SELECT sequence FROM decuwatch.events WHERE stream = $1 AND sequence BETWEEN $2 AND $3 AND recorded_at > $4
-			UNION SELECT sequence FROM decuwatch.dead_letters WHERE stream = $1 AND sequence BETWEEN $2 AND $3 AND recorded_at > $4
-			UNION SELECT sequence FROM decuwatch.repeats WHERE stream = $1 AND sequence BETWEEN $2 AND $3 AND recorded_at > $4
-			UNION SELECT $2 - 1 UNION SELECT $3 + 1),
-		following AS (SELECT sequence, lead(sequence) OVER (ORDER BY sequence) AS next FROM settled)
-		SELECT sequence + 1, next - 1 FROM following WHERE next > sequence + 1 ORDER BY 1`,
+	rows, err := s.pool.Query(ctx, unsettled,
 		stream, int64(from), int64(to), created.Add(-time.Minute))
 	if err != nil {
 		return nil, fmt.Errorf("read messages without a verdict of stream %s: %w", stream, err)
@@ -112,8 +98,7 @@ func (s *Store) Unsettled(ctx context.Context, stream string, created time.Time,
 
 // Advance moves the position of a stream, and reports false if it is not at from any more.
 func (s *Store) Advance(ctx context.Context, stream string, created time.Time, from, to uint64) (bool, error) {
-	tag, err := s.pool.Exec(ctx, `UPDATE decuwatch.stream_positions SET position = $4, moved_at = clock_timestamp()
-		WHERE stream = $1 AND created = $2 AND position = $3`, stream, created, int64(from), int64(to))
+	tag, err := s.pool.Exec(ctx, advancePosition, stream, created, int64(from), int64(to))
 	if err != nil {
 		return false, fmt.Errorf("move the position of stream %s: %w", stream, err)
 	}
@@ -123,10 +108,7 @@ func (s *Store) Advance(ctx context.Context, stream string, created time.Time, f
 // SettledBefore returns the highest sequence from first to last up to which no verdict is younger than age, or first-1.
 func (s *Store) SettledBefore(ctx context.Context, stream string, first, last uint64, age time.Duration) (uint64, error) {
 	var young *int64
-	err := s.pool.QueryRow(ctx, `WITH bound AS (SELECT clock_timestamp() - $4::interval AS t) SELECT least(
-		(SELECT min(sequence) FROM decuwatch.events, bound WHERE stream = $1 AND sequence BETWEEN $2 AND $3 AND recorded_at > t),
-		(SELECT min(sequence) FROM decuwatch.dead_letters, bound WHERE stream = $1 AND sequence BETWEEN $2 AND $3 AND recorded_at > t),
-		(SELECT min(sequence) FROM decuwatch.repeats, bound WHERE stream = $1 AND sequence BETWEEN $2 AND $3 AND recorded_at > t))`,
+	err := s.pool.QueryRow(ctx, settledBefore,
 		stream, int64(first), int64(last), age).Scan(&young)
 	if err != nil {
 		return 0, fmt.Errorf("read the age of verdicts of stream %s: %w", stream, err)
@@ -140,7 +122,7 @@ func (s *Store) SettledBefore(ctx context.Context, stream string, first, last ui
 // Orphans returns how many messages of a subject above a sequence are dead letters.
 func (s *Store) Orphans(ctx context.Context, stream, subject string, above uint64) (int, error) {
 	var n int
-	err := s.pool.QueryRow(ctx, `SELECT count(*) FROM decuwatch.dead_letters WHERE stream = $1 AND sequence > $2 AND subject = $3`,
+	err := s.pool.QueryRow(ctx, countOrphans,
 		stream, int64(above), subject).Scan(&n)
 	if err != nil {
 		return 0, fmt.Errorf("count dead letters of %s: %w", subject, err)
@@ -154,9 +136,7 @@ func (s *Store) EventDigests(ctx context.Context, events []schema.Identity) (map
 	for i, e := range events {
 		sources[i], ids[i], models[i] = e.Source, e.ID, e.Model
 	}
-	rows, err := s.pool.Query(ctx, `SELECT e.source, e.event_id, e.model, e.digest::text
-		FROM unnest($1::text[], $2::text[], $3::text[]) AS i (source, event_id, model)
-		JOIN decuwatch.events e USING (source, event_id, model)`, sources, ids, models)
+	rows, err := s.pool.Query(ctx, eventDigests, sources, ids, models)
 	if err != nil {
 		return nil, fmt.Errorf("look up %d events: %w", len(events), err)
 	}

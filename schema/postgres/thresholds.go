@@ -55,9 +55,6 @@ type thresholdRow struct {
 	SetAt          time.Time              `json:"set_at"`
 }
 
-const thresholdColumns = `change_id, model, ensemble_digest, settings, measurement, scope, class_index, severity, value, distance, withdrawn,
-	origin, n, alpha, achieved, window_from, window_to, set_by, reason, set_at`
-
 func (r thresholdRow) threshold() schema.Threshold {
 	return schema.Threshold{
 		ID: r.ID, Model: r.Model, EnsembleDigest: r.EnsembleDigest, Settings: r.Settings, Measurement: r.Measurement, Scope: r.Scope, Class: r.ClassIndex,
@@ -77,11 +74,7 @@ type querier interface {
 }
 
 func thresholdsInForce(ctx context.Context, q querier) ([]schema.Threshold, error) {
-	rows, err := q.Query(ctx, `SELECT row_to_json(t) FROM (
-			SELECT DISTINCT ON (model, ensemble_digest, settings, measurement, scope, class_index, severity) *
-			FROM decuwatch.thresholds
-			ORDER BY model, ensemble_digest, settings, measurement, scope, class_index, severity, id DESC
-		) t WHERE NOT withdrawn ORDER BY id`)
+	rows, err := q.Query(ctx, inForce)
 	if err != nil {
 		return nil, fmt.Errorf("read thresholds: %w", err)
 	}
@@ -151,7 +144,7 @@ func insertChange(ctx context.Context, tx pgx.Tx, c ThresholdChange) (ThresholdC
 	if err := schema.CheckChange(inForce, c.Thresholds); err != nil {
 		return c, err
 	}
-	err = tx.QueryRow(ctx, `INSERT INTO decuwatch.threshold_changes (kind, undoes, set_by, reason) VALUES ($1, nullif($2::bigint, 0), $3, $4) RETURNING id, set_at`,
+	err = tx.QueryRow(ctx, insertThresholdChange,
 		c.Kind, c.Undoes, c.SetBy, clean(c.Reason)).Scan(&c.ID, &c.SetAt)
 	if err != nil {
 		return c, err
@@ -164,8 +157,7 @@ func insertChange(ctx context.Context, tx pgx.Tx, c ThresholdChange) (ThresholdC
 			Alpha: t.Alpha, Achieved: t.Achieved, WindowFrom: t.WindowFrom, WindowTo: t.WindowTo, SetBy: c.SetBy, Reason: clean(c.Reason), SetAt: c.SetAt,
 		}
 		set[i] = row.threshold()
-		err := tx.QueryRow(ctx, `INSERT INTO decuwatch.thresholds (`+thresholdColumns+`) SELECT `+thresholdColumns+`
-			FROM json_populate_record(NULL::decuwatch.thresholds, $1) RETURNING id`, row).Scan(&set[i].ID)
+		err := tx.QueryRow(ctx, insertStatement[thresholdRow]("thresholds")+" RETURNING id", []thresholdRow{row}).Scan(&set[i].ID)
 		if err != nil {
 			return c, fmt.Errorf("%s threshold of scope %s for model %s: %w", t.Measurement, t.Scope, t.Model, err)
 		}
@@ -184,8 +176,7 @@ func (s *Store) RollbackThresholds(ctx context.Context, by, reason string) (Thre
 			return err
 		}
 		var undone int64
-		err := tx.QueryRow(ctx, `SELECT id FROM decuwatch.threshold_changes c WHERE kind <> 'rollback'
-			AND NOT EXISTS (SELECT FROM decuwatch.threshold_changes r WHERE r.undoes = c.id) ORDER BY id DESC LIMIT 1`).Scan(&undone)
+		err := tx.QueryRow(ctx, lastThresholdChange).Scan(&undone)
 		if errors.Is(err, pgx.ErrNoRows) {
 			return fmt.Errorf("a change to take back: %w", ErrNotFound)
 		}
@@ -193,19 +184,7 @@ func (s *Store) RollbackThresholds(ctx context.Context, by, reason string) (Thre
 			return err
 		}
 		// For each key of the change: the newest row before it, or a withdrawal where there was none.
-		rows, err := tx.Query(ctx, `SELECT row_to_json(t) FROM (
-				SELECT DISTINCT ON (s.id) s.id AS key_id, coalesce(p.id, s.id) AS id, s.model, s.ensemble_digest, s.settings, s.measurement, s.scope, s.class_index, s.severity,
-					coalesce(p.value, s.value) AS value, CASE WHEN p.id IS NULL THEN s.distance ELSE p.distance END AS distance,
-					coalesce(p.withdrawn, true) AS withdrawn, coalesce(p.origin, s.origin) AS origin, coalesce(p.n, s.n) AS n,
-					CASE WHEN p.id IS NULL THEN s.alpha ELSE p.alpha END AS alpha, CASE WHEN p.id IS NULL THEN s.achieved ELSE p.achieved END AS achieved,
-					CASE WHEN p.id IS NULL THEN s.window_from ELSE p.window_from END AS window_from, CASE WHEN p.id IS NULL THEN s.window_to ELSE p.window_to END AS window_to,
-					s.set_by, s.reason, s.set_at
-				FROM decuwatch.thresholds s
-				LEFT JOIN decuwatch.thresholds p ON p.change_id < s.change_id AND (p.model, p.ensemble_digest, p.settings, p.measurement, p.scope, p.severity)
-					= (s.model, s.ensemble_digest, s.settings, s.measurement, s.scope, s.severity) AND p.class_index IS NOT DISTINCT FROM s.class_index
-				WHERE s.change_id = $1
-				ORDER BY s.id, p.id DESC NULLS LAST
-			) t ORDER BY key_id`, undone)
+		rows, err := tx.Query(ctx, thresholdsBeforeChange, undone)
 		if err != nil {
 			return err
 		}
@@ -222,8 +201,7 @@ func (s *Store) RollbackThresholds(ctx context.Context, by, reason string) (Thre
 // ThresholdHistory returns the newest changes of a model's thresholds (of all models where model is empty) with the
 // thresholds that they set, the newest first, at most limit.
 func (s *Store) ThresholdHistory(ctx context.Context, model string, limit int) ([]ThresholdChange, error) {
-	rows, err := s.pool.Query(ctx, `SELECT id, kind, coalesce(undoes, 0), set_by, reason, set_at FROM decuwatch.threshold_changes c
-		WHERE $1 = '' OR EXISTS (SELECT FROM decuwatch.thresholds t WHERE t.change_id = c.id AND t.model = $1) ORDER BY id DESC LIMIT $2`, model, limit)
+	rows, err := s.pool.Query(ctx, thresholdChanges, model, limit)
 	if err != nil {
 		return nil, fmt.Errorf("read history of thresholds: %w", err)
 	}
@@ -235,7 +213,7 @@ func (s *Store) ThresholdHistory(ctx context.Context, model string, limit int) (
 		return nil, fmt.Errorf("read history of thresholds: %w", err)
 	}
 	for i := range changes {
-		rows, err := s.pool.Query(ctx, `SELECT row_to_json(t) FROM decuwatch.thresholds t WHERE change_id = $1 ORDER BY id`, changes[i].ID)
+		rows, err := s.pool.Query(ctx, thresholdsOfChange, changes[i].ID)
 		if err != nil {
 			return nil, fmt.Errorf("read history of thresholds: %w", err)
 		}

@@ -39,9 +39,7 @@ func (s *Store) Beat(ctx context.Context, id, host string, models []WorkerModel,
 		names[i], digests[i], settings[i] = m.Model, m.EnsembleDigest, m.Settings
 	}
 	err = s.begin(ctx, "write the worker's heartbeat", func(tx pgx.Tx) error {
-		_, err := tx.Exec(ctx, `INSERT INTO decuwatch.workers (id, host, model, ensemble_digest, settings)
-			SELECT $1, $2, m, d, s FROM unnest($3::text[], $4::text[], $5::text[]) AS w(m, d, s)
-			ON CONFLICT (id, model) DO UPDATE SET seen_at = clock_timestamp()`, id, clean(host), names, digests, settings)
+		_, err := tx.Exec(ctx, beatWorker, id, clean(host), names, digests, settings)
 		if err != nil {
 			return err
 		}
@@ -49,8 +47,7 @@ func (s *Store) Beat(ctx context.Context, id, host string, models []WorkerModel,
 			return err
 		}
 		var missing []string
-		err = tx.QueryRow(ctx, `SELECT coalesce(array_agg(t ORDER BY t), '{}') FROM unnest($1::text[]) t
-			WHERE NOT coalesce(has_table_privilege(to_regclass('decuwatch.' || t), 'INSERT'), false)`, written).Scan(&missing)
+		err = tx.QueryRow(ctx, tablesNotWritable, written).Scan(&missing)
 		if err == nil && len(missing) > 0 {
 			err = fmt.Errorf("no such table, or no right to insert: %s", strings.Join(missing, ", "))
 		}
@@ -58,15 +55,12 @@ func (s *Store) Beat(ctx context.Context, id, host string, models []WorkerModel,
 			return err
 		}
 		var seconds float64
-		if err := tx.QueryRow(ctx, `SELECT coalesce(max(extract(epoch FROM clock_timestamp() - started_at)), 0)::float8 FROM decuwatch.workers WHERE id = $1`, id).
+		if err := tx.QueryRow(ctx, workerUptime, id).
 			Scan(&seconds); err != nil {
 			return err
 		}
 		up = time.Duration(seconds * float64(time.Second))
-		rows, err := tx.Query(ctx, `SELECT o.model, o.ensemble_digest, o.settings, o.host, o.started_at, (o.started_at, o.id) < (w.started_at, w.id)
-			FROM decuwatch.workers w JOIN decuwatch.workers o ON o.model = w.model AND o.id <> w.id
-			WHERE w.id = $1 AND o.seen_at > clock_timestamp() - $2::interval
-			AND (o.ensemble_digest, o.settings) IS DISTINCT FROM (w.ensemble_digest, w.settings) ORDER BY o.model, o.started_at`, id, within)
+		rows, err := tx.Query(ctx, otherWorkers, id, within)
 		if err != nil {
 			return err
 		}
@@ -81,7 +75,7 @@ func (s *Store) Beat(ctx context.Context, id, host string, models []WorkerModel,
 
 // Leave removes what Beat wrote from what others see: a worker that ends is not taken for one that runs.
 func (s *Store) Leave(ctx context.Context, id string) error {
-	_, err := s.pool.Exec(ctx, `UPDATE decuwatch.workers SET seen_at = '-infinity' WHERE id = $1`, id)
+	_, err := s.pool.Exec(ctx, leaveWorker, id)
 	if err != nil {
 		return fmt.Errorf("take the worker's heartbeat back: %w", err)
 	}

@@ -1,0 +1,95 @@
+package postgres
+
+import (
+	"context"
+	"slices"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/decuwatch/decuwatch/schema"
+)
+
+// insertWon inserts everything that belongs to the verdicts that stand now.
+func insertWon(ctx context.Context, tx pgx.Tx, round []*call, volume Volume) error {
+	canaries, err := canariesOf(ctx, tx, round)
+	if err != nil {
+		return err
+	}
+	var (
+		scores      []*scoreRow
+		skips       []*skipRow
+		deadLetters []*deadLetterRow
+		alerts      []alertRow
+		outbox      []outboxRow
+		reviews     []reviewRow
+	)
+	sums := newRollup()
+	for _, c := range round {
+		if !c.won {
+			continue
+		}
+		sums.add(c, c.event != nil && canaries[c.event.identity()])
+		if c.score != nil {
+			scores = append(scores, c.score)
+		}
+		if c.skip != nil {
+			skips = append(skips, c.skip)
+		}
+		if c.deadLetter != nil && c.event != nil {
+			deadLetters = append(deadLetters, c.deadLetter) // written already if it claimed its message only: no change
+		}
+		alerts = append(alerts, c.alerts...)
+		outbox = append(outbox, c.outbox...)
+		reviews = append(reviews, c.reviews...)
+	}
+	if err := applyBudgets(ctx, tx, volume, alerts); err != nil {
+		return err
+	}
+	for _, a := range alerts {
+		if a.Delivery != deliveryOwed {
+			outbox = slices.DeleteFunc(outbox, func(o outboxRow) bool { return o.MessageID == a.ID })
+		}
+	}
+	b := &batch{}
+	insert(b, "scores", "ON CONFLICT DO NOTHING", scores)
+	insert(b, "skips", "ON CONFLICT DO NOTHING", skips)
+	insert(b, "dead_letters", "ON CONFLICT (stream, sequence, digest) DO NOTHING", deadLetters)
+	insert(b, "alerts", "ON CONFLICT DO NOTHING", alerts)
+	insert(b, "outbox", "ON CONFLICT DO NOTHING", outbox)
+	addRows(b, openReviews, reviews)
+	sums.insert(b)
+	if len(outbox) > 0 {
+		b.notify(ChannelOutbox)
+	}
+	if len(reviews) > 0 {
+		b.notify(ChannelReviews)
+	}
+	return b.send(ctx, tx)
+}
+
+// canariesOf returns the events of the round that are canaries: they say so, and the table of canaries knows them.
+func canariesOf(ctx context.Context, tx pgx.Tx, round []*call) (map[schema.Identity]bool, error) {
+	var sources, ids, models []string
+	for _, c := range round {
+		if !c.won || c.score == nil {
+			continue
+		}
+		if _, marked := c.score.Labels[schema.LabelCanary]; marked {
+			sources, ids, models = append(sources, c.event.Source), append(ids, c.event.EventID), append(models, c.event.Model)
+		}
+	}
+	canaries := map[schema.Identity]bool{}
+	if len(ids) == 0 {
+		return canaries, nil
+	}
+	rows, err := tx.Query(ctx, knownCanaries, sources, ids, models)
+	if err != nil {
+		return nil, err
+	}
+	var key schema.Identity
+	_, err = pgx.ForEachRow(rows, []any{&key.Source, &key.ID, &key.Model}, func() error {
+		canaries[key] = true
+		return nil
+	})
+	return canaries, err
+}

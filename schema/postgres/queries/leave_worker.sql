@@ -1,0 +1,1 @@
+UPDATE decuwatch.workers SET seen_at = '-infinity' WHERE id = $1

@@ -1,0 +1,1 @@
+SELECT EXISTS (SELECT FROM decuwatch.reviews WHERE id = $1)
