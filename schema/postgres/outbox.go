@@ -61,14 +61,6 @@ func (s *Store) OutboxStats(ctx context.Context) ([]schema.OutboxStats, error) {
 	return stats, nil
 }
 
-// Enqueue owes a message that is no alert to a sink: the same id does so once. It notifies ChannelOutbox.
-func (s *Store) Enqueue(ctx context.Context, m schema.OutboxMessage) error {
-	b := &batch{}
-	insert(b, "outbox", "ON CONFLICT DO NOTHING", []outboxRow{{m.Sink, m.AlertID, m.Subject, m.Header, m.Body}})
-	b.notify(ChannelOutbox)
-	return s.begin(ctx, "enqueue message "+m.AlertID, func(tx pgx.Tx) error { return b.send(ctx, tx) })
-}
-
 // RaiseAlert commits an alert that is about no single score (a summary, a drift, a missed canary) with what is owed
 // to the sinks. It returns false where an alert with this id is there already.
 func (s *Store) RaiseAlert(ctx context.Context, a schema.Alert) (bool, error) {
