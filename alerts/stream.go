@@ -11,6 +11,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/decuwatch/decuwatch/internal/settings"
 	"github.com/decuwatch/decuwatch/schema"
 )
 
@@ -23,21 +24,16 @@ const (
 	minMaxAge    = time.Minute // shortest time that a stream may keep alerts
 )
 
-// StreamConfig is the configuration of a [StreamSink].
+// StreamConfig is the stream of alerts. If the stream exists, it stays as its operator made it.
 type StreamConfig struct {
-	Name     string        // of the stream. Defaults to UNCERTAINTY
-	MaxAge   time.Duration // how long a new stream keeps alerts. Defaults to 30 days
-	MaxBytes int64         // how large a new stream may grow, in bytes. Defaults to 4 GiB
-	Replicas int           // of a new stream. Defaults to 1
-}
-
-// WithDefaults returns c with defaults in place of zero values.
-func (c StreamConfig) WithDefaults() StreamConfig {
-	def(&c.Name, "UNCERTAINTY")
-	def(&c.MaxAge, 30*24*time.Hour)
-	def(&c.MaxBytes, 4<<30)
-	def(&c.Replicas, 1)
-	return c
+	// Name of the stream that alerts are published to.
+	Stream string `name:"stream" default:"UNCERTAINTY"`
+	// How long a new stream keeps alerts.
+	MaxAge time.Duration `name:"max-age" default:"720h" min:"1m"`
+	// How large a new stream may grow, in bytes. Defaults to 4294967296 (4 GiB).
+	MaxBytes int64 `name:"max-bytes" default:"4294967296" min:"1048576"`
+	// Replicas of a new stream; 3 where NATS is clustered.
+	Replicas int `name:"replicas" default:"1" min:"1" max:"5"`
 }
 
 // StreamSink publishes alerts to a JetStream stream with the subjects uncertainty.>. The alert's id goes along as
@@ -51,24 +47,24 @@ type StreamSink struct {
 // NewStreamSink returns a sink that publishes through js. The stream is created with the first alert where it does
 // not exist.
 func NewStreamSink(js jetstream.JetStream, cfg StreamConfig) *StreamSink {
-	return &StreamSink{js: js, cfg: cfg.WithDefaults()}
+	return &StreamSink{js: js, cfg: settings.WithDefaults(cfg)}
 }
 
 // Name returns [schema.SinkStream].
 func (s *StreamSink) Name() schema.Sink { return schema.SinkStream }
 
 // Stream returns the name of the stream.
-func (s *StreamSink) Stream() string { return s.cfg.Name }
+func (s *StreamSink) Stream() string { return s.cfg.Stream }
 
 // Ensure creates the stream where it does not exist, so that subscribers find it before the first alert.
 func (s *StreamSink) Ensure(ctx context.Context) error {
-	stream, err := s.js.Stream(ctx, s.cfg.Name)
+	stream, err := s.js.Stream(ctx, s.cfg.Stream)
 	if err == nil {
 		err = checkStream(stream.CachedInfo().Config)
 	}
 	if errors.Is(err, jetstream.ErrStreamNotFound) {
 		_, err = s.js.CreateStream(ctx, jetstream.StreamConfig{
-			Name:        s.cfg.Name,
+			Name:        s.cfg.Stream,
 			Description: "Uncertainty alerts of decuwatch, CloudEvents of type " + schema.TypeUncertaintyAlert,
 			Subjects:    []string{"uncertainty.>"},
 			Storage:     jetstream.FileStorage,
@@ -87,7 +83,7 @@ func (s *StreamSink) Ensure(ctx context.Context) error {
 		}
 	}
 	if err != nil {
-		return fmt.Errorf("ensure stream %s: %w", s.cfg.Name, err)
+		return fmt.Errorf("ensure stream %s: %w", s.cfg.Stream, err)
 	}
 	s.ensured.Store(true)
 	return nil
@@ -96,12 +92,12 @@ func (s *StreamSink) Ensure(ctx context.Context) error {
 // Check returns an [ErrStreamConfig] if the stream has such settings now, or the error of reading them. A stream that does
 // not exist yet has none.
 func (s *StreamSink) Check(ctx context.Context) error {
-	stream, err := s.js.Stream(ctx, s.cfg.Name)
+	stream, err := s.js.Stream(ctx, s.cfg.Stream)
 	if errors.Is(err, jetstream.ErrStreamNotFound) {
 		return nil
 	}
 	if err != nil {
-		return fmt.Errorf("read the settings of stream %s: %w", s.cfg.Name, err)
+		return fmt.Errorf("read the settings of stream %s: %w", s.cfg.Stream, err)
 	}
 	return checkStream(stream.CachedInfo().Config)
 }
@@ -150,7 +146,7 @@ func (s *StreamSink) Send(ctx context.Context, m schema.OutboxMessage) error {
 		msg.Header[k] = v
 	}
 	msg.Header.Set(schema.HeaderMessageID, m.AlertID)
-	_, err := s.js.PublishMsg(ctx, msg, jetstream.WithExpectStream(s.cfg.Name))
+	_, err := s.js.PublishMsg(ctx, msg, jetstream.WithExpectStream(s.cfg.Stream))
 	if err != nil {
 		s.ensured.Store(false) // somebody may have removed it
 		return fmt.Errorf("publish alert %s: %w", m.AlertID, err)
@@ -165,7 +161,7 @@ func (s *StreamSink) Probe(ctx context.Context, id string) error {
 	if err := s.takes(ctx); err != nil {
 		return err
 	}
-	name, subject := s.cfg.Name+"_PROBE", "decuwatch.probe."+s.cfg.Name+"."
+	name, subject := s.cfg.Stream+"_PROBE", "decuwatch.probe."+s.cfg.Stream+"."
 	_, err := s.js.Publish(ctx, subject+id, []byte("probe"), jetstream.WithExpectStream(name), jetstream.WithRetryAttempts(0))
 	if errors.Is(err, jetstream.ErrNoStreamResponse) || errors.Is(err, nats.ErrNoResponders) {
 		_, err = s.js.CreateStream(ctx, jetstream.StreamConfig{
@@ -190,33 +186,33 @@ func (s *StreamSink) Probe(ctx context.Context, id string) error {
 
 // takes fails if the stream of alerts is not there or takes no message.
 func (s *StreamSink) takes(ctx context.Context) error {
-	stream, err := s.js.Stream(ctx, s.cfg.Name)
+	stream, err := s.js.Stream(ctx, s.cfg.Stream)
 	if errors.Is(err, jetstream.ErrStreamNotFound) {
 		s.ensured.Store(false)
 		if err = s.Ensure(ctx); err == nil {
-			stream, err = s.js.Stream(ctx, s.cfg.Name)
+			stream, err = s.js.Stream(ctx, s.cfg.Stream)
 		}
 	}
 	if err != nil {
-		return fmt.Errorf("look at stream %s: %w", s.cfg.Name, err)
+		return fmt.Errorf("look at stream %s: %w", s.cfg.Stream, err)
 	}
 	info := stream.CachedInfo()
 	c, n := info.Config, info.State
 	switch {
 	case c.Sealed:
-		return fmt.Errorf("stream %s is sealed", s.cfg.Name)
+		return fmt.Errorf("stream %s is sealed", s.cfg.Stream)
 	case !slices.ContainsFunc(c.Subjects, func(subject string) bool {
 		return subject == "uncertainty.>" || subject == "uncertainty.alert.>" || subject == ">"
 	}):
-		return fmt.Errorf("stream %s: subject uncertainty.alert.> is not one of %q", s.cfg.Name, c.Subjects)
+		return fmt.Errorf("stream %s: subject uncertainty.alert.> is not one of %q", s.cfg.Stream, c.Subjects)
 	case c.NoAck:
-		return fmt.Errorf("stream %s acknowledges nothing (no_ack)", s.cfg.Name)
+		return fmt.Errorf("stream %s acknowledges nothing (no_ack)", s.cfg.Stream)
 	case info.Mirror != nil || c.Mirror != nil:
-		return fmt.Errorf("stream %s is a mirror", s.cfg.Name)
+		return fmt.Errorf("stream %s is a mirror", s.cfg.Stream)
 	case c.Discard == jetstream.DiscardNew && c.MaxBytes > 0 && n.Bytes+maxAlert > uint64(c.MaxBytes): //nolint:gosec // positive
-		return fmt.Errorf("stream %s is full: %d of %d bytes", s.cfg.Name, n.Bytes, c.MaxBytes)
+		return fmt.Errorf("stream %s is full: %d of %d bytes", s.cfg.Stream, n.Bytes, c.MaxBytes)
 	case c.Discard == jetstream.DiscardNew && c.MaxMsgs > 0 && n.Msgs >= uint64(c.MaxMsgs): //nolint:gosec // positive
-		return fmt.Errorf("stream %s is full: %d of %d messages", s.cfg.Name, n.Msgs, c.MaxMsgs)
+		return fmt.Errorf("stream %s is full: %d of %d messages", s.cfg.Stream, n.Msgs, c.MaxMsgs)
 	}
 	return nil
 }

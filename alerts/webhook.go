@@ -29,7 +29,7 @@ type WebhookConfig struct {
 	Name   schema.Sink // of the sink. Defaults to webhook
 	URL    string      // http or https
 	Secret string      // key of the signature, base64, at least 24 bytes, with or without the prefix whsec_. "" does not sign
-	Format string      // cloudevents or slack. Defaults to cloudevents
+	Format string      // FormatCloudEvents or FormatSlack; "" is the first
 	Link   string      // begins the link to an alert, its id follows; "" gives none
 	Client *http.Client
 }
@@ -47,11 +47,10 @@ type Webhook struct {
 // NewWebhook returns the sink. The error names the field that is wrong.
 func NewWebhook(cfg WebhookConfig) (*Webhook, error) {
 	def(&cfg.Name, schema.SinkWebhook)
-	def(&cfg.Format, FormatCloudEvents)
 	if err := checkURL(cfg.URL); err != nil {
 		return nil, fmt.Errorf("alerts: webhook %s: URL: %w", cfg.Name, err)
 	}
-	if cfg.Format != FormatCloudEvents && cfg.Format != FormatSlack {
+	if cfg.Format != "" && cfg.Format != FormatCloudEvents && cfg.Format != FormatSlack {
 		return nil, fmt.Errorf("alerts: webhook %s: Format %q is not %s or %s", cfg.Name, cfg.Format, FormatCloudEvents, FormatSlack)
 	}
 	w := &Webhook{cfg: cfg, client: client(cfg.Client), now: time.Now}

@@ -1,6 +1,7 @@
 package review
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -13,6 +14,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/decuwatch/decuwatch/internal/backoff"
+	"github.com/decuwatch/decuwatch/internal/settings"
 	"github.com/decuwatch/decuwatch/monitor/replay"
 	"github.com/decuwatch/decuwatch/schema"
 	"github.com/decuwatch/decuwatch/schema/postgres"
@@ -36,56 +38,25 @@ type Jobs interface {
 	Listen(ctx context.Context, channel string, notify func()) error
 }
 
-// WorkerConfig is the configuration of a Worker.
+// WorkerConfig is the configuration of a [Worker]. Fields with a name are settings.
 type WorkerConfig struct {
-	Workers     int           // jobs at a time. Defaults to 1
-	Lease       time.Duration // longest time of one attempt. Defaults to 5 minutes
-	MaxAttempts int           // then the job has failed. Defaults to 4
-	RetryDelay  time.Duration // after the first failed attempt; doubles with each further one. Defaults to 10 s
-	Poll        time.Duration // how often jobs are looked for although nothing was announced. Defaults to 5 s
-	ImageSide   int           // pixels of an image's longer side, at most; larger ones are scaled down. 16 to 512. Defaults to 512
-	Registerer  prometheus.Registerer
-	Log         *slog.Logger // Defaults to slog.Default()
+	// Requests that are rerun for their evidence at a time, behind live work; 0 leaves evidence to other processes.
+	Workers int `name:"workers" default:"1" min:"0" max:"64"`
+	// Maximum attempts to make the evidence of one request.
+	MaxAttempts int `name:"evidence-attempts" default:"4" min:"1"`
+	// Longer side of a stored image in pixels, 16 to 512; larger ones are scaled down.
+	ImageSide int `name:"image-side" default:"512" min:"16" max:"512"`
+
+	Lease      time.Duration `kong:"-" default:"5m" min:"1s"`  // longest time of one attempt
+	RetryDelay time.Duration `kong:"-" default:"10s" min:"0s"` // after the first failed attempt; then it doubles
+	Poll       time.Duration `kong:"-" default:"5s" min:"0s"`  // interval of looking for jobs that were not announced
+
+	Registerer prometheus.Registerer `kong:"-"`
+	Log        *slog.Logger          `kong:"-"` // Defaults to slog.Default()
 }
 
-// WithDefaults returns the configuration with every field that is not set at its default.
-func (c WorkerConfig) WithDefaults() WorkerConfig {
-	set := func(v *time.Duration, d time.Duration) {
-		if *v == 0 {
-			*v = d
-		}
-	}
-	set(&c.Lease, 5*time.Minute)
-	set(&c.RetryDelay, 10*time.Second)
-	set(&c.Poll, 5*time.Second)
-	if c.Workers == 0 {
-		c.Workers = 1
-	}
-	if c.MaxAttempts == 0 {
-		c.MaxAttempts = 4
-	}
-	if c.ImageSide == 0 {
-		c.ImageSide = 512
-	}
-	if c.Log == nil {
-		c.Log = slog.Default()
-	}
-	return c
-}
-
-func (c WorkerConfig) validate() error {
-	switch {
-	case c.Workers < 1 || c.Workers > 64:
-		return fmt.Errorf("review: Workers is %d, must be 1 to 64", c.Workers)
-	case c.MaxAttempts < 1:
-		return fmt.Errorf("review: MaxAttempts is %d, must be at least 1", c.MaxAttempts)
-	case c.ImageSide < 16 || c.ImageSide > 512:
-		return fmt.Errorf("review: ImageSide is %d, must be 16 to 512", c.ImageSide)
-	case c.Lease < time.Second || c.RetryDelay < 0 || c.Poll < 0:
-		return errors.New("review: Lease must be at least 1s, RetryDelay and Poll must not be negative")
-	}
-	return nil
-}
+// Check returns an error that names the settings out of their bounds.
+func (c WorkerConfig) Check() error { return settings.Check("review", c) }
 
 // Worker makes the evidence that is owed to reviews. Several processes may run one on the same database: no job is done twice.
 type Worker struct {
@@ -99,8 +70,9 @@ type Worker struct {
 // NewWorker returns a worker that reruns requests on the engines. It fails where a number of the configuration is out of its bounds
 // or its metrics are registered already.
 func NewWorker(jobs Jobs, engines []Gatherer, c WorkerConfig) (*Worker, error) {
-	c = c.WithDefaults()
-	if err := c.validate(); err != nil {
+	c = settings.WithDefaults(c)
+	c.Log = cmp.Or(c.Log, slog.Default())
+	if err := c.Check(); err != nil {
 		return nil, err
 	}
 	m, err := newWorkerMetrics(c.Registerer)

@@ -11,6 +11,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
+	"github.com/decuwatch/decuwatch/alerts"
 	"github.com/decuwatch/decuwatch/consumers"
 	"github.com/decuwatch/decuwatch/internal/app"
 	"github.com/decuwatch/decuwatch/monitor/canary"
@@ -28,7 +29,7 @@ type canaryCmd struct {
 
 	NATS     app.NATSConfig         `embed:"" prefix:"nats." group:"NATS"`
 	Stream   consumers.StreamConfig `embed:"" prefix:"stream." group:"Stream of events"`
-	Alerts   app.AlertsConfig       `embed:"" prefix:"alerts." group:"Alerts"`
+	Alerts   alerts.Config          `embed:"" prefix:"alerts." group:"Alerts"`
 	Postgres app.PostgresConfig     `embed:"" prefix:"postgres." group:"Postgres"`
 }
 

@@ -10,6 +10,7 @@ import (
 
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/decuwatch/decuwatch/alerts"
 	"github.com/decuwatch/decuwatch/consumers"
 	"github.com/decuwatch/decuwatch/internal/app"
 	"github.com/decuwatch/decuwatch/monitor/reconcile"
@@ -21,7 +22,7 @@ type reconcileCmd struct {
 	JSON     bool                   `name:"json" help:"Print the counts as JSON."`
 	NATS     app.NATSConfig         `embed:"" prefix:"nats." group:"NATS"`
 	Stream   consumers.StreamConfig `embed:"" prefix:"stream." group:"Stream of events"`
-	Alerts   app.AlertsConfig       `embed:"" prefix:"alerts." group:"Alerts"`
+	Alerts   alerts.Config          `embed:"" prefix:"alerts." group:"Alerts"`
 	Postgres app.PostgresConfig     `embed:"" prefix:"postgres." group:"Postgres"`
 }
 

@@ -10,6 +10,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/decuwatch/decuwatch/alerts"
 	"github.com/decuwatch/decuwatch/consumers"
 	"github.com/decuwatch/decuwatch/internal/app"
 	"github.com/decuwatch/decuwatch/schema/postgres"
@@ -18,7 +19,7 @@ import (
 type republishCmd struct {
 	Yes      bool               `help:"Really publish them again."`
 	NATS     app.NATSConfig     `embed:"" prefix:"nats." group:"NATS"`
-	Alerts   app.AlertsConfig   `embed:"" prefix:"alerts." group:"Alerts"`
+	Alerts   alerts.Config      `embed:"" prefix:"alerts." group:"Alerts"`
 	Postgres app.PostgresConfig `embed:"" prefix:"postgres." group:"Postgres"`
 }
 
@@ -67,7 +68,7 @@ func (c *republishCmd) republish(ctx context.Context, s *streams, js jetstream.J
 }
 
 // unpublished returns the ids of messages that were published and that the stream of alerts does not hold.
-func unpublished(ctx context.Context, js jetstream.JetStream, store *postgres.Store, c app.AlertsConfig) ([]string, error) {
+func unpublished(ctx context.Context, js jetstream.JetStream, store *postgres.Store, c alerts.Config) ([]string, error) {
 	within, last := c.MaxAge, uint64(0) // of a stream that is gone
 	switch stream, err := js.Stream(ctx, c.Stream); {
 	case errors.Is(err, jetstream.ErrStreamNotFound): // made with the first alert

@@ -10,9 +10,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/alecthomas/kong"
 	"github.com/nats-io/nats-server/v2/server"
 
-	"github.com/alecthomas/kong"
 	"github.com/decuwatch/decuwatch/internal/app"
 )
 

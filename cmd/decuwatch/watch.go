@@ -10,6 +10,7 @@ import (
 
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/decuwatch/decuwatch/alerts"
 	"github.com/decuwatch/decuwatch/alerts/watch"
 	"github.com/decuwatch/decuwatch/internal/app"
 	"github.com/decuwatch/decuwatch/internal/settings"
@@ -25,9 +26,9 @@ type watchCmd struct {
 	NoFollow bool            `help:"End after the alerts that are there, instead of waiting for more."`
 	JSON     bool            `name:"json" help:"Print each alert as one line of JSON."`
 
-	ReviewURL string           `name:"review.url" default:"http://127.0.0.1:8080" placeholder:"URL" group:"Review" help:"Where the review page is, for the link to each alert. Defaults to http://127.0.0.1:8080."`
-	NATS      app.NATSConfig   `embed:"" prefix:"nats." group:"NATS"`
-	Alerts    app.AlertsConfig `embed:"" prefix:"alerts." group:"Alerts"`
+	ReviewURL string         `name:"review.url" default:"http://127.0.0.1:8080" placeholder:"URL" group:"Review" help:"Where the review page is, for the link to each alert. Defaults to http://127.0.0.1:8080."`
+	NATS      app.NATSConfig `embed:"" prefix:"nats." group:"NATS"`
+	Alerts    alerts.Config  `embed:"" prefix:"alerts." group:"Alerts"`
 }
 
 func (watchCmd) Help() string {

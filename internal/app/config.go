@@ -6,13 +6,10 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"os"
 	"reflect"
-	"strings"
 	"time"
 
 	"github.com/alecthomas/kong"
-	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/decuwatch/decuwatch/alerts"
 	"github.com/decuwatch/decuwatch/alerts/patrol"
@@ -33,7 +30,7 @@ type Config struct {
 	Scoring   ScoringConfig          `embed:"" prefix:"scoring." group:"Scoring"`
 	Postgres  PostgresConfig         `embed:"" prefix:"postgres." group:"Postgres"`
 	Retention postgres.Maintenance   `embed:"" prefix:"retention." group:"Retention"`
-	Alerts    AlertsConfig           `embed:"" prefix:"alerts." group:"Alerts"`
+	Alerts    alerts.Config          `embed:"" prefix:"alerts." group:"Alerts"`
 	Volume    postgres.Volume        `embed:"" prefix:"volume." group:"Volume of alerts"`
 	Patrol    patrol.Config          `embed:"" prefix:"patrol." group:"Patrol"`
 	Review    ReviewConfig           `embed:"" prefix:"review." group:"Review"`
@@ -74,75 +71,6 @@ type PostgresConfig struct {
 func (c PostgresConfig) Open(ctx context.Context, log *slog.Logger, sinks ...schema.Sink) (*postgres.Store, error) {
 	c.Log, c.Sinks = log, sinks
 	return postgres.Open(ctx, c.Config)
-}
-
-// AlertsConfig is the stream of alerts. Where the stream exists, it stays as its operator made it.
-type AlertsConfig struct {
-	// Name of the stream that alerts are published to.
-	Stream string `name:"stream" default:"UNCERTAINTY"`
-	// How long a new stream keeps alerts.
-	MaxAge time.Duration `name:"max-age" default:"720h" min:"1m"`
-	// How large a new stream may grow, in bytes. Defaults to 4294967296 (4 GiB).
-	MaxBytes int64 `name:"max-bytes" default:"4294967296" min:"1048576"`
-	// Replicas of a new stream; 3 where NATS is clustered.
-	Replicas int `name:"replicas" default:"1" min:"1" max:"5"`
-
-	// Each alert is posted here too. Defaults to none.
-	WebhookURL string `name:"webhook-url" placeholder:"URL"`
-	// File with the key that signs what is posted (Standard Webhooks: base64 of at least 24 bytes). Defaults to none:
-	// not signed.
-	WebhookSecretFile string `name:"webhook-secret-file" placeholder:"FILE"`
-	// cloudevents, or slack for receivers that take a line of text.
-	WebhookFormat string `name:"webhook-format" default:"cloudevents" oneof:"cloudevents,slack"`
-	// Prometheus Alertmanager that each alert is sent to too, without /api/v2. Defaults to none.
-	AlertmanagerURL string `name:"alertmanager-url" placeholder:"URL"`
-	// Begins the link to an alert's review page in webhooks and Alertmanager; the alert's id follows. Defaults to
-	// review.url with /review/ where that is given, else to none.
-	Link string `name:"link" placeholder:"URL"`
-}
-
-func (c AlertsConfig) Check() error {
-	if c.WebhookSecretFile != "" && c.WebhookURL == "" {
-		return settings.Errorf("alerts.webhook-secret-file is given without alerts.webhook-url")
-	}
-	return errors.Join(
-		settings.Check("alerts", c),
-		settings.StreamName("alerts.stream", c.Stream), settings.WebAddress("alerts.webhook-url", c.WebhookURL),
-		settings.WebAddress("alerts.alertmanager-url", c.AlertmanagerURL), settings.WebAddress("alerts.link", c.Link),
-	)
-}
-
-// Sinks returns the sinks of alerts, the stream first.
-func (c AlertsConfig) Sinks(js jetstream.JetStream) (*alerts.StreamSink, []alerts.Sink, error) {
-	stream := alerts.NewStreamSink(js, c.streamConfig())
-	sinks := []alerts.Sink{stream}
-	if c.WebhookURL != "" {
-		cfg := alerts.WebhookConfig{URL: c.WebhookURL, Format: c.WebhookFormat, Link: c.Link}
-		if c.WebhookSecretFile != "" {
-			secret, err := os.ReadFile(c.WebhookSecretFile)
-			if err != nil {
-				return nil, nil, fmt.Errorf("alerts.webhook-secret-file: %w", err)
-			}
-			cfg.Secret = strings.TrimSpace(string(secret))
-		}
-		sink, err := alerts.NewWebhook(cfg)
-		if err != nil {
-			return nil, nil, settings.Errorf("alerts.webhook-url: %w", err)
-		}
-		sinks = append(sinks, sink)
-	}
-	if c.AlertmanagerURL != "" {
-		sink, err := alerts.NewAlertmanager(alerts.AlertmanagerConfig{URL: c.AlertmanagerURL, Link: c.Link})
-		if err != nil {
-			return nil, nil, settings.Errorf("alerts.alertmanager-url: %w", err)
-		}
-		sinks = append(sinks, sink)
-	}
-	return stream, sinks, nil
-}
-
-func (c AlertsConfig) streamConfig() alerts.StreamConfig {
-	return alerts.StreamConfig{Name: c.Stream, MaxAge: c.MaxAge, MaxBytes: c.MaxBytes, Replicas: c.Replicas}
 }
 
 // MetricsConfig is the mux of metrics, health and profiles.

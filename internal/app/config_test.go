@@ -18,6 +18,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/alecthomas/kong"
+
 	"github.com/decuwatch/decuwatch/internal/settings"
 )
 

@@ -13,8 +13,9 @@ import (
 	"time"
 	"unicode"
 
-	"github.com/decuwatch/decuwatch/internal/settings"
 	"github.com/nats-io/nats.go"
+
+	"github.com/decuwatch/decuwatch/internal/settings"
 )
 
 // NATSConfig says how NATS is reached.

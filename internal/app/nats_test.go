@@ -157,7 +157,7 @@ func TestNoRoomForStreams(t *testing.T) {
 	})
 	t.Run("alerts", func(t *testing.T) {
 		js, _ := js(t, 1<<30)
-		sink := alerts.NewStreamSink(js, defaults.Alerts.streamConfig())
+		sink := alerts.NewStreamSink(js, defaults.Alerts.StreamConfig)
 		want(t, ExplainRoom(t.Context(), js, defaults.Stream, defaults.Alerts, ensureAlerts(t.Context(), js.Conn(),
 			sink, slog.New(slog.DiscardHandler))))
 	})

@@ -38,7 +38,7 @@ func TestReviewPageNeedsAuthentication(t *testing.T) {
 		"review.image-side is 4":  func(c *ReviewConfig) { c.ImageSide = 4 },
 		"review.workers is -1":    func(c *ReviewConfig) { c.Workers = -1 },
 		"no such file":            func(c *ReviewConfig) { c.TokenFile = token + "-missing" },
-		"review.evidence-attempt": func(c *ReviewConfig) { c.EvidenceAttempts = 0 },
+		"review.evidence-attempt": func(c *ReviewConfig) { c.MaxAttempts = 0 },
 	} {
 		c := valid
 		change(&c)

@@ -15,7 +15,7 @@ import (
 
 // ExplainRoom adds to JetStream's refusal of a stream for its size the settings that ask for it, and what the account
 // has. Other errors stay as they are.
-func ExplainRoom(ctx context.Context, js jetstream.JetStream, stream consumers.StreamConfig, alerts AlertsConfig,
+func ExplainRoom(ctx context.Context, js jetstream.JetStream, stream consumers.StreamConfig, sinks alerts.Config,
 	err error) error {
 	if !consumers.NoRoom(err) {
 		return err
@@ -31,7 +31,7 @@ func ExplainRoom(ctx context.Context, js jetstream.JetStream, stream consumers.S
 	}
 	return fmt.Errorf("%w: new streams ask for %d bytes of events (stream.max-bytes), as many of advisories, and "+
 		"%d bytes of alerts (alerts.max-bytes)%s; lower these settings, or raise max_file_store of the NATS server "+
-		"or the account's limit", err, stream.MaxBytes, alerts.MaxBytes, has)
+		"or the account's limit", err, stream.MaxBytes, sinks.MaxBytes, has)
 }
 
 // ensureAlerts creates the stream of alerts as soon as NATS is there, then waits for ctx. It ends early, with an error,

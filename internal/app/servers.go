@@ -6,6 +6,7 @@ import (
 
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/decuwatch/decuwatch/alerts"
 	"github.com/decuwatch/decuwatch/consumers"
 	"github.com/decuwatch/decuwatch/schema/postgres"
 )
@@ -45,7 +46,7 @@ func WithStore(ctx context.Context, c PostgresConfig, log *slog.Logger, f func(*
 
 // EnsureEvents creates the stream of events if it does not exist. If there is no room for it, the error explains which
 // settings ask for the room.
-func EnsureEvents(ctx context.Context, js jetstream.JetStream, c consumers.StreamConfig, a AlertsConfig) error {
+func EnsureEvents(ctx context.Context, js jetstream.JetStream, c consumers.StreamConfig, a alerts.Config) error {
 	_, err := consumers.EnsureStream(ctx, js, c)
 	return ExplainRoom(ctx, js, c, a, err)
 }

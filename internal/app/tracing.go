@@ -7,13 +7,14 @@ import (
 	"os"
 	"time"
 
-	"github.com/decuwatch/decuwatch/internal/settings"
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/exporters/otlp/otlptrace/otlptracehttp"
 	"go.opentelemetry.io/otel/sdk/resource"
 	sdktrace "go.opentelemetry.io/otel/sdk/trace"
 	"go.opentelemetry.io/otel/trace"
 	"go.opentelemetry.io/otel/trace/noop"
+
+	"github.com/decuwatch/decuwatch/internal/settings"
 )
 
 // instrumentation is the name that decuwatch's spans carry.

@@ -39,12 +39,12 @@ func WithDefaults[T any](c T) T {
 }
 
 // Check returns an error that names each field of c that is outside its bounds, as group.name. Fields of an embedded struct
-// are left to its owner.
+// are left to its owner, and zero fields that only Go code sets to their default.
 func Check(group string, c any) error {
 	var errs []error
 	v := reflect.ValueOf(c)
 	for _, f := range reflect.VisibleFields(v.Type()) {
-		if len(f.Index) > 1 {
+		if len(f.Index) > 1 || f.Tag.Get("kong") == "-" && v.FieldByIndex(f.Index).IsZero() {
 			continue
 		}
 		if err := check(f, v.FieldByIndex(f.Index)); err != nil {

@@ -9,14 +9,13 @@ import (
 	"sync"
 	"time"
 
-	"github.com/decuwatch/decuwatch/internal/settings"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
-
-	"github.com/decuwatch/decuwatch/internal/backoff"
 	"github.com/jackc/pgx/v5/stdlib"
 
+	"github.com/decuwatch/decuwatch/internal/backoff"
+	"github.com/decuwatch/decuwatch/internal/settings"
 	"github.com/decuwatch/decuwatch/schema"
 )
 
