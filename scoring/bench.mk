@@ -8,6 +8,7 @@ bench: setup ## the table of docs/performance.md; PYTORCH=1 adds the authors' wa
 
 bench-settings: setup ## settings of ONNX Runtime on this CPU
 	@DECUWATCH_BENCH_SETTINGS=1 $(BENCH)
+	@$(RUN) go test ./scoring/ort -run '^$$' -bench '^BenchmarkSettings$$'
 
 golden: ## rewrite the golden files with PyTorch and diffusers
 	@$(DECUWATCH_TRAIN) golden --arithmetic scoring/testdata/arithmetic.json --sweeps scoring/testdata/sweeps.json \

@@ -38,9 +38,9 @@ type probe struct {
 // Check returns nil if every session of the backbone works: its last run was good and ended less than fresh ago, or one is
 // in progress and not hung, or a run of the probe succeeds before ctx ends. Any number of callers cause one run at a time.
 func (e *Engine) Check(ctx context.Context, fresh time.Duration) error {
-	for i, l := range e.sampler.lanes {
-		if err := e.sampler.check(ctx, l, fresh); err != nil {
-			if len(e.sampler.lanes) > 1 {
+	for i, w := range e.sampler.workers {
+		if err := e.sampler.check(ctx, w, fresh); err != nil {
+			if len(e.sampler.workers) > 1 {
 				err = fmt.Errorf("session %d: %w", i+1, err)
 			}
 			return &DeviceError{err}
@@ -49,13 +49,13 @@ func (e *Engine) Check(ctx context.Context, fresh time.Duration) error {
 	return nil
 }
 
-func (s *sampler) check(ctx context.Context, l *lane, fresh time.Duration) error {
+func (s *sampler) check(ctx context.Context, w *worker, fresh time.Duration) error {
 	s.mu.Lock()
 	running := time.Duration(0)
-	if l.busy {
-		running = time.Since(l.began)
+	if w.busy {
+		running = time.Since(w.began)
 	}
-	good, last := !l.good.IsZero() && time.Since(l.good) < fresh, l.failed
+	good, last := !w.good.IsZero() && time.Since(w.good) < fresh, w.failed
 	s.mu.Unlock()
 	switch {
 	case running > s.hang:
@@ -63,21 +63,21 @@ func (s *sampler) check(ctx context.Context, l *lane, fresh time.Duration) error
 	case last == nil && (good || running > 0 && fresh > 0):
 		return nil
 	}
-	return s.ask(ctx, l)
+	return s.ask(ctx, w)
 }
 
-// ask waits for a run of the probe on l that begins after the call.
-func (s *sampler) ask(ctx context.Context, l *lane) error {
+// ask waits for a run of the probe on w that begins after the call.
+func (s *sampler) ask(ctx context.Context, w *worker) error {
 	s.mu.Lock()
 	if s.closed {
 		s.mu.Unlock()
 		return ErrClosed
 	}
-	if l.probe == nil {
-		l.probe = &probe{done: make(chan struct{})}
+	if w.probe == nil {
+		w.probe = &probe{done: make(chan struct{})}
 		s.wake.Broadcast()
 	}
-	p := l.probe
+	p := w.probe
 	s.mu.Unlock()
 	began := time.Now()
 	select {
@@ -88,20 +88,20 @@ func (s *sampler) ask(ctx context.Context, l *lane) error {
 	}
 }
 
-// runProbe runs the probe on the lane whose goroutine calls it.
-func (s *sampler) runProbe(l *lane) error {
-	copy(l.latent, s.probeLatent)
-	copy(l.context, s.embedding(0, 0))
-	l.timestep[0] = s.probeTimestep
-	err := l.Run(s.pad(1))
+// runProbe runs the probe on the worker whose goroutine calls it.
+func (s *sampler) runProbe(w *worker) error {
+	copy(w.latent, s.probeLatent)
+	copy(w.context, s.embedding(0, 0))
+	w.timestep[0] = s.probeTimestep
+	err := w.Run(s.pad(1))
 	for errors.Is(err, ort.ErrTerminated) && !s.isClosed() {
-		err = l.Run(s.pad(1))
+		err = w.Run(s.pad(1))
 	}
 	if err != nil {
 		return err
 	}
 	sum := 0.0
-	for _, v := range l.output[:s.ensemble.Latent.Size()] {
+	for _, v := range w.output[:s.ensemble.Latent.Size()] {
 		sum += float64(v)
 	}
 	if math.IsNaN(sum) || math.IsInf(sum, 0) {
@@ -126,19 +126,19 @@ func (s *sampler) newProbe() {
 
 // judge returns what an output that is not finite says: about the request if the session's probe is finite, else about
 // the device.
-func (s *sampler) judge(ctx context.Context, f *flight) error {
+func (s *sampler) judge(ctx context.Context, t *task) error {
 	var nonFinite *NonFiniteError
-	if !errors.As(f.err, &nonFinite) {
-		return f.err
+	if !errors.As(t.err, &nonFinite) {
+		return t.err
 	}
-	switch err := s.ask(ctx, f.spoiled); {
+	switch err := s.ask(ctx, t.spoiled); {
 	case err == nil:
-		return f.err
+		return t.err
 	case ctx.Err() != nil:
 		return ctx.Err()
 	case errors.Is(err, ErrClosed):
 		return err
 	default:
-		return &DeviceError{fmt.Errorf("%v, and %w", f.err, err)} // not a NonFiniteError: that is about the request
+		return &DeviceError{fmt.Errorf("%v, and %w", t.err, err)} // not a NonFiniteError: that is about the request
 	}
 }

@@ -17,9 +17,9 @@ import (
 // While a run hangs, requests fail at their deadline and the session counts as broken; when it returns, all is well.
 func TestHungRun(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		e, lanes := fakeSampler(t, 4, 1, nil)
+		e, workers := fakeSampler(t, 4, 1, nil)
 		g := newGate()
-		lanes[0].before = g.before
+		workers[0].before = g.before
 		score := func(key string) time.Duration {
 			ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
 			defer cancel()
@@ -35,7 +35,7 @@ func TestHungRun(t *testing.T) {
 		if took := <-done; took != 3*time.Second {
 			t.Errorf("the request in the hung run took %s", took)
 		}
-		if lanes[0].terminated.Load() != 1 {
+		if workers[0].terminated.Load() != 1 {
 			t.Error("the run was not terminated")
 		}
 		if took := score("behind the run"); took != 3*time.Second {
@@ -46,7 +46,7 @@ func TestHungRun(t *testing.T) {
 		if err := e.Check(t.Context(), time.Hour); !errors.As(err, &device) || !strings.Contains(err.Error(), "has not returned for 16s") {
 			t.Errorf("check: %v", err)
 		}
-		lanes[0].before = nil
+		workers[0].before = nil
 		g.leave <- struct{}{}
 		synctest.Wait()
 		if err := e.Check(t.Context(), 0); err != nil {
@@ -64,9 +64,9 @@ func TestHungRun(t *testing.T) {
 // A probe that hangs is asked for once, however many wait for it, and each waits no longer than its deadline.
 func TestHungProbe(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		e, lanes := fakeSampler(t, 4, 1, nil)
+		e, workers := fakeSampler(t, 4, 1, nil)
 		g := newGate()
-		lanes[0].before = g.before
+		workers[0].before = g.before
 		var waiting sync.WaitGroup
 		for range 20 {
 			waiting.Go(func() {
@@ -81,7 +81,7 @@ func TestHungProbe(t *testing.T) {
 			t.Errorf("the probe has %d rows", rows)
 		}
 		waiting.Wait()
-		lanes[0].before = func(int) error { return nil }
+		workers[0].before = func(int) error { return nil }
 		g.leave <- struct{}{}
 		if err := e.Check(t.Context(), 0); err != nil {
 			t.Error(err)
@@ -92,9 +92,9 @@ func TestHungProbe(t *testing.T) {
 // Close does not wait for a run that never returns, and says so.
 func TestCloseWithHungRun(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		e, lanes := fakeSampler(t, 4, 1, nil)
+		e, workers := fakeSampler(t, 4, 1, nil)
 		g := newGate()
-		lanes[0].before = g.before
+		workers[0].before = g.before
 		ctx, cancel := context.WithCancel(t.Context())
 		s := e.start(ctx, Request{Key: "a"})
 		<-g.entered
@@ -110,8 +110,8 @@ func TestCloseWithHungRun(t *testing.T) {
 // If the probe is not finite either, it is the device: no request is called bad, and few probes are run.
 func TestNonFiniteDevice(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		e, lanes := fakeSampler(t, 64, 1, nil)
-		l, probes := lanes[0], 0
+		e, workers := fakeSampler(t, 64, 1, nil)
+		l, probes := workers[0], 0
 		broken := true
 		l.runner = spoiler{l, func(rows int) {
 			if rows == 1 {
@@ -155,10 +155,10 @@ func TestNonFiniteDevice(t *testing.T) {
 // A session that was good a moment ago is not probed; one whose last run failed is.
 func TestRecentSuccessCounts(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		e, lanes := fakeSampler(t, 64, 1, nil)
+		e, workers := fakeSampler(t, 64, 1, nil)
 		runs := 0
 		var failing error
-		lanes[0].before = func(int) error { runs++; return failing }
+		workers[0].before = func(int) error { runs++; return failing }
 		if _, err := e.Score(t.Context(), Request{Key: "a"}); err != nil {
 			t.Fatal(err)
 		}

@@ -143,7 +143,7 @@ func Open(o Options) (_ *Engine, err error) {
 			err = errors.Join(fmt.Errorf("open scoring engine: %w", err), e.closeSessions())
 		}
 	}()
-	lanes, err := e.openSessions()
+	workers, err := e.openSessions()
 	if err != nil {
 		return nil, err
 	}
@@ -151,7 +151,7 @@ func Open(o Options) (_ *Engine, err error) {
 	if err != nil {
 		return nil, err
 	}
-	e.sampler = newSampler(verified, lanes, o.MaxBatchRows, o.Buckets, metrics)
+	e.sampler = newSampler(verified, workers, o.MaxBatchRows, o.Buckets, metrics)
 	e.sampler.hang = max(hangLeast, hangFactor*e.longest)
 	if err := e.Check(context.Background(), 0); err != nil {
 		return nil, errors.Join(err, e.sampler.close())
@@ -165,75 +165,70 @@ func Open(o Options) (_ *Engine, err error) {
 }
 
 // openSessions loads the graphs and warms them: every bucket, or the smallest and the largest run.
-func (e *Engine) openSessions() ([]*lane, error) {
+func (e *Engine) openSessions() ([]*worker, error) {
 	m, o := &e.ensemble.Manifest, e.options
 	latent := []int64{int64(m.Latent.Channels), int64(m.Latent.Height), int64(m.Latent.Width)}
-	config := ort.Config{
-		Device: o.Device, Threads: o.Threads, MemoryLimit: o.MemoryLimit, Spinning: o.Spinning,
-		HalfWeights: m.Precision == "fp16", Rows: o.MaxBatchRows,
+	ports := m.Graph.UNet
+	unet := ort.Graph{
+		Inputs: []ort.Port{
+			{Name: ports.Latent, Shape: latent},
+			{Name: ports.Timestep},
+			{Name: ports.Context, Shape: []int64{int64(m.Context.Tokens), int64(m.Context.Dim)}},
+		},
+		Output:   ort.Port{Name: ports.Output, Shape: latent},
+		Timestep: ports.Timestep,
 	}
-	load := func(file ensemble.File, g ort.Graph) (*ort.Session, error) {
-		content, err := e.ensemble.ReadFile(file)
-		if err != nil {
-			return nil, err
-		}
-		g.Content = content
-		if len(file.External) > 0 {
-			g.Dir = e.ensemble.Dir
-		}
-		session, err := ort.NewSession(config, g)
-		if err != nil {
-			return nil, fmt.Errorf("%s: %w", file.Path, err)
-		}
-		e.sessions = append(e.sessions, session)
-		return session, nil
+	warm := o.Buckets
+	if len(warm) == 0 {
+		warm = []int{1, o.MaxBatchRows}
 	}
-	warm := func(file ensemble.File, session *ort.Session, rows []int) error {
-		for _, n := range rows {
-			began := time.Now()
-			if err := session.Run(n); err != nil {
-				return fmt.Errorf("%s: %w", file.Path, err)
-			}
-			e.longest = max(e.longest, time.Since(began))
-		}
-		return nil
-	}
-	names := m.Graph.UNet
-	var lanes []*lane
+	var workers []*worker
 	for range o.Sessions {
-		session, err := load(m.Files.UNet, ort.Graph{
-			Inputs: []ort.Port{
-				{Name: names.Latent, Shape: latent},
-				{Name: names.Timestep},
-				{Name: names.Context, Shape: []int64{int64(m.Context.Tokens), int64(m.Context.Dim)}},
-			},
-			Output:   ort.Port{Name: names.Output, Shape: latent},
-			Timestep: names.Timestep,
-		})
+		session, err := e.openSession(m.Files.UNet, unet, o.MaxBatchRows, warm...)
 		if err != nil {
 			return nil, err
 		}
-		rows := o.Buckets
-		if len(rows) == 0 {
-			rows = []int{1, o.MaxBatchRows}
-		}
-		if err := warm(m.Files.UNet, session, rows); err != nil {
-			return nil, err
-		}
-		lanes = append(lanes, &lane{
-			runner: session, latent: session.Input(0), timestep: session.Timesteps(), context: session.Input(2), output: session.Output(),
+		workers = append(workers, &worker{
+			runner: session, latent: session.Input(0), timestep: session.Timesteps(),
+			context: session.Input(2), output: session.Output(),
 		})
 	}
-	config.Rows = decoderRows
-	decoder, err := load(m.Files.Decoder, ort.Graph{
+	image := []int64{int64(m.Image.Channels), int64(m.Image.Height), int64(m.Image.Width)}
+	decoder := ort.Graph{
 		Inputs: []ort.Port{{Name: m.Graph.Decoder.Latent, Shape: latent}},
-		Output: ort.Port{Name: m.Graph.Decoder.Output, Shape: []int64{int64(m.Image.Channels), int64(m.Image.Height), int64(m.Image.Width)}},
-	})
-	if err != nil {
+		Output: ort.Port{Name: m.Graph.Decoder.Output, Shape: image},
+	}
+	var err error
+	e.decoder, err = e.openSession(m.Files.Decoder, decoder, decoderRows, decoderRows)
+	return workers, err
+}
+
+// openSession loads a graph of the ensemble and runs it with the given numbers of rows.
+func (e *Engine) openSession(file ensemble.File, g ort.Graph, most int, warm ...int) (*ort.Session, error) {
+	var err error
+	if g.Content, err = e.ensemble.ReadFile(file); err != nil {
 		return nil, err
 	}
-	e.decoder = decoder
-	return lanes, warm(m.Files.Decoder, decoder, []int{decoderRows})
+	if len(file.External) > 0 {
+		g.Dir = e.ensemble.Dir
+	}
+	o := e.options
+	session, err := ort.NewSession(ort.Config{
+		Device: o.Device, Threads: o.Threads, MemoryLimit: o.MemoryLimit, Spinning: o.Spinning,
+		HalfWeights: e.ensemble.Precision == "fp16", Rows: most,
+	}, g)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", file.Path, err)
+	}
+	e.sessions = append(e.sessions, session)
+	for _, rows := range warm {
+		began := time.Now()
+		if err := session.Run(rows); err != nil {
+			return nil, fmt.Errorf("%s: %w", file.Path, err)
+		}
+		e.longest = max(e.longest, time.Since(began))
+	}
+	return session, nil
 }
 
 func (e *Engine) closeSessions() error {
@@ -275,20 +270,29 @@ func (e *Engine) plan(profile Profile) (*plan, error) {
 	if p := e.plans[profile]; p != nil {
 		return p, nil
 	}
+	p, err := e.compile(e.ensemble.Components, profile, profile.ClassGap, profile.RequestRisk)
+	if err != nil {
+		return nil, err
+	}
+	if len(e.plans) >= maxPlans {
+		clear(e.plans)
+	}
+	e.plans[profile] = p
+	return p, nil
+}
+
+// compile returns the plan of measurements by a profile's sampler.
+func (e *Engine) compile(components int, profile Profile, measures ...Measure) (*plan, error) {
 	if err := profile.Validate(e.ensemble.Diffusion); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrSettings, err)
 	}
-	p, err := newPlan(&e.ensemble.Manifest, profile.Steps, profile.GuidanceScale, profile.Eta, []Measure{profile.ClassGap, profile.RequestRisk})
+	p, err := newPlan(e.ensemble.Diffusion, components, profile, measures)
 	if err != nil {
 		return nil, err
 	}
 	if p.rows > e.options.MaxRequestRows {
 		return nil, fmt.Errorf("%w: %d rows, at most %d", ErrTooLarge, p.rows, e.options.MaxRequestRows)
 	}
-	if len(e.plans) >= maxPlans {
-		clear(e.plans)
-	}
-	e.plans[profile] = p
 	return p, nil
 }
 
@@ -302,21 +306,21 @@ func (e *Engine) Score(ctx context.Context, r Request) (Result, error) {
 	if err != nil {
 		return Result{}, err
 	}
-	f, receipt, err := e.fly(ctx, r, p, profile)
+	t, receipt, err := e.run(ctx, r, p, profile)
 	if err != nil {
 		return Result{}, err
 	}
-	defer e.sampler.release(f)
+	defer e.sampler.release(t)
 	receipt.Settings = profile.Settings()
 	return Result{
-		ClassGap:    p.measure(p.measures[0], f.means[0], e.ensemble.Latent),
-		RequestRisk: p.measure(p.measures[1], f.means[1], e.ensemble.Latent),
+		ClassGap:    p.measure(p.measures[0], t.means[0], e.ensemble.Latent),
+		RequestRisk: p.measure(p.measures[1], t.means[1], e.ensemble.Latent),
 		Receipt:     receipt,
 	}, nil
 }
 
-// fly takes a request through the sampler. The flight must be released where there is no error.
-func (e *Engine) fly(ctx context.Context, r Request, p *plan, profile Profile) (*flight, Receipt, error) {
+// run takes a request through the sampler. The task must be released where there is no error.
+func (e *Engine) run(ctx context.Context, r Request, p *plan, profile Profile) (*task, Receipt, error) {
 	if r.Class < 0 || r.Class >= len(e.ensemble.Classes) {
 		return nil, Receipt{}, fmt.Errorf("%w: %d, the ensemble has 0 to %d", ErrUnknownClass, r.Class, len(e.ensemble.Classes)-1)
 	}
@@ -331,30 +335,30 @@ func (e *Engine) fly(ctx context.Context, r Request, p *plan, profile Profile) (
 		return nil, Receipt{}, err
 	}
 	paths := 1 + len(p.branches)*(p.components-1)
-	f := &flight{plan: p, class: r.Class, carrier: Carrier(r.Key, p.components), priority: r.Priority, paths: make([]path, 1, paths)}
-	f.paths[0] = path{flight: f, component: f.carrier, branch: -1, end: p.end, latent: e.sampler.takeBuffer()}
-	noise.Draw(f.paths[0].latent)
+	t := &task{plan: p, class: r.Class, carrier: Carrier(r.Key, p.components), priority: r.Priority, paths: make([]path, 1, paths)}
+	t.paths[0] = path{task: t, component: t.carrier, branch: -1, end: p.end, latent: e.sampler.takeBuffer()}
+	noise.Draw(t.paths[0].latent)
 	if profile.Eta > 0 {
-		f.noise = make([][]float32, p.end-1) // the mean of the last step is read without its noise
-		for i := range f.noise {
-			f.noise[i] = e.sampler.takeBuffer()
-			noise.Draw(f.noise[i])
+		t.noise = make([][]float32, p.end-1) // the mean of the last step is read without its noise
+		for i := range t.noise {
+			t.noise[i] = e.sampler.takeBuffer()
+			noise.Draw(t.noise[i])
 		}
 	}
 	receipt := Receipt{
 		EnsembleDigest: e.ensemble.Digest, Profile: ProfileAsRequested,
 		Steps: profile.Steps, GuidanceScale: profile.GuidanceScale, Eta: profile.Eta,
-		Seed: r.Seed, Noise: e.generator(r), Carrier: f.carrier, Rows: p.rows, Runtime: ort.Runtime(), Device: e.options.Device,
+		Seed: r.Seed, Noise: e.generator(r), Carrier: t.carrier, Rows: p.rows, Runtime: ort.Runtime(), Device: e.options.Device,
 	}
 	fixed := e.fixed
 	profile.Reason, fixed.Reason = "", ""
 	if profile == fixed {
 		receipt.Profile = ProfileFixed
 	}
-	if err := e.sampler.run(ctx, f); err != nil {
+	if err := e.sampler.run(ctx, t); err != nil {
 		return nil, Receipt{}, err
 	}
-	return f, receipt, nil
+	return t, receipt, nil
 }
 
 // generator returns the name of the generator that draws a request's first latent.

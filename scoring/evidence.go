@@ -55,39 +55,33 @@ func evidenceMeasures(p Profile, steps int) []Measure {
 // times the rows of a score. Errors are those of Score.
 func (e *Engine) Evidence(ctx context.Context, r Request) (Evidence, error) {
 	profile := e.profile(r)
-	if err := profile.Validate(e.ensemble.Diffusion); err != nil {
-		return Evidence{}, fmt.Errorf("%w: %w", ErrSettings, err)
-	}
 	measures := evidenceMeasures(profile, e.ensemble.Diffusion.StepCount(profile.Steps))
-	p, err := newPlan(&e.ensemble.Manifest, profile.Steps, profile.GuidanceScale, profile.Eta, measures)
+	p, err := e.compile(e.ensemble.Components, profile, measures...)
 	if err != nil {
 		return Evidence{}, err
-	}
-	if p.rows > e.options.MaxRequestRows {
-		return Evidence{}, fmt.Errorf("%w: evidence of %d rows, at most %d", ErrTooLarge, p.rows, e.options.MaxRequestRows)
 	}
 	r.Priority = Background
-	f, receipt, err := e.fly(ctx, r, p, profile)
+	t, receipt, err := e.run(ctx, r, p, profile)
 	if err != nil {
 		return Evidence{}, err
 	}
-	defer e.sampler.release(f)
+	defer e.sampler.release(t)
 	if scored, err := e.plan(profile); err == nil {
 		receipt.Rows = scored.rows // of the score that the receipt belongs to
 	}
 	latent, image := e.ensemble.Latent, e.ensemble.Image
 	measured := make([]Measurement, len(p.measures))
 	for i, m := range p.measures {
-		measured[i] = p.measure(m, f.means[i], latent)
+		measured[i] = p.measure(m, t.means[i], latent)
 	}
-	images, err := e.decode(ctx, f.means[2], len(p.steps))
+	images, err := e.decode(ctx, t.means[2], len(p.steps))
 	if err != nil {
 		return Evidence{}, err
 	}
 	evidence := Evidence{
 		Result:     Result{ClassGap: measured[0], RequestRisk: measured[1], Receipt: receipt},
 		Images:     images,
-		LatentMap:  paide.Map(f.means[2], latent.Channels, latent.Height*latent.Width),
+		LatentMap:  paide.Map(t.means[2], latent.Channels, latent.Height*latent.Width),
 		ImageMap:   paide.Map(images, image.Channels, image.Height*image.Width),
 		Trajectory: measured[3:],
 		Final:      measured[2],

@@ -102,12 +102,13 @@ func TestGolden(t *testing.T) {
 					{BranchStep: c.Branch, RolloutSteps: c.Rollout, Estimator: ensemble.PaiDEW2},
 					{BranchStep: c.Steps - 1, RolloutSteps: 1, Estimator: ensemble.MeanW2}, // its carrier is the final latent
 				}
-				p, err := newPlan(&e.ensemble.Manifest, c.Steps, c.Guidance, c.Eta, measures)
+				profile := Profile{Steps: c.Steps, GuidanceScale: c.Guidance, Eta: c.Eta}
+				p, err := newPlan(e.ensemble.Diffusion, e.ensemble.Components, profile, measures)
 				if err != nil {
 					t.Fatal(err)
 				}
 				r := Request{Key: c.Key, Class: c.Class, Seed: c.Seed}
-				f, receipt, err := e.fly(t.Context(), r, p, Profile{Eta: c.Eta})
+				f, receipt, err := e.run(t.Context(), r, p, Profile{Eta: c.Eta})
 				if err != nil {
 					t.Fatal(err)
 				}

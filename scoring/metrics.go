@@ -64,9 +64,9 @@ func registerRunAge(r prometheus.Registerer, model string, s *sampler) error {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		age := time.Duration(0)
-		for _, l := range s.lanes {
-			if l.busy {
-				age = max(age, time.Since(l.began))
+		for _, w := range s.workers {
+			if w.busy {
+				age = max(age, time.Since(w.began))
 			}
 		}
 		return age.Seconds()

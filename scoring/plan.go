@@ -29,14 +29,14 @@ type branch struct {
 	length int // steps of its paths
 }
 
-// newPlan compiles a sampler with one or several measurements.
-func newPlan(m *ensemble.Manifest, steps int, guidance, eta float64, measures []Measure) (*plan, error) {
-	p := &plan{guidance: guidance, width: 2, components: m.Components, measures: measures}
-	if guidance == 1 {
+// newPlan compiles the sampler of a profile with one or several measurements.
+func newPlan(d Diffusion, components int, profile Profile, measures []Measure) (*plan, error) {
+	p := &plan{guidance: profile.GuidanceScale, width: 2, components: components, measures: measures}
+	if p.guidance == 1 {
 		p.width = 1
 	}
 	var err error
-	p.steps, err = diffusion.Steps(m.Diffusion, steps, eta)
+	p.steps, err = diffusion.Steps(d, profile.Steps, profile.Eta)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrSettings, err)
 	}

@@ -2,7 +2,6 @@ package scoring
 
 import (
 	"context"
-	"fmt"
 	"slices"
 
 	"github.com/decuwatch/decuwatch/scoring/ensemble"
@@ -22,27 +21,21 @@ func (e *Engine) Rollout(ctx context.Context, r Request) (Rollout, error) {
 	profile := e.profile(r)
 	whole := Measure{BranchStep: 0, RolloutSteps: e.ensemble.Diffusion.StepCount(profile.Steps), Estimator: ensemble.MeanW2}
 	profile.ClassGap, profile.RequestRisk = whole, whole
-	if err := profile.Validate(e.ensemble.Diffusion); err != nil {
-		return Rollout{}, fmt.Errorf("%w: %w", ErrSettings, err)
-	}
-	manifest := e.ensemble.Manifest
+	components := e.ensemble.Components
 	if e.ensemble.ReferenceEmbedding(0) != nil {
-		manifest.Components++ // the component after the last is the reference: see embedding
+		components++ // the component after the last is the reference: see embedding
 	}
-	p, err := newPlan(&manifest, profile.Steps, profile.GuidanceScale, profile.Eta, []Measure{whole})
+	p, err := e.compile(components, profile, whole)
 	if err != nil {
 		return Rollout{}, err
 	}
-	if p.rows > e.options.MaxRequestRows {
-		return Rollout{}, fmt.Errorf("%w: roll-out of %d rows, at most %d", ErrTooLarge, p.rows, e.options.MaxRequestRows)
-	}
-	f, _, err := e.fly(ctx, r, p, profile)
+	t, _, err := e.run(ctx, r, p, profile)
 	if err != nil {
 		return Rollout{}, err
 	}
-	defer e.sampler.release(f)
+	defer e.sampler.release(t)
 	out := Rollout{Rows: p.rows}
-	for component, mean := range f.means[0] {
+	for component, mean := range t.means[0] {
 		if latent := slices.Clone(mean); component < e.ensemble.Components {
 			out.Latents = append(out.Latents, latent)
 		} else {

@@ -18,8 +18,8 @@ type runner interface {
 	Terminate() error
 }
 
-// lane is one session of the backbone with the buffers of its rows. One goroutine owns it.
-type lane struct {
+// worker is one session of the backbone with the buffers of its rows. One goroutine owns it.
+type worker struct {
 	runner
 	latent   []float32 // [rows, C, H, W]
 	timestep []int64   // [rows]
@@ -36,7 +36,7 @@ type lane struct {
 
 // path is one latent on its way through the steps of one component.
 type path struct {
-	flight    *flight
+	task      *task
 	component int
 	branch    int // index in plan.branches, or -1 for the shared path
 	step, end int // next step, and the one after the last
@@ -45,8 +45,8 @@ type path struct {
 	bad       bool // the backbone's output was not finite
 }
 
-// flight is one request in the sampler. The sampler's mutex guards it, but for the latents of paths that a lane runs.
-type flight struct {
+// task is one request in the sampler. The sampler's mutex guards it, but for the latents of paths that a worker runs.
+type task struct {
 	plan      *plan
 	class     int
 	carrier   int
@@ -55,13 +55,13 @@ type flight struct {
 	paths     []path      // the shared one first; the length is how many have begun
 	means     [][][]float32
 	running   int     // paths in a run
-	spoiled   *lane   // that gave an output which is not finite
+	spoiled   *worker // that gave an output which is not finite
 	abandoned bool    // its caller has gone; its memory is given back when it is over
 	open      int     // paths that have begun and have steps left
 	remaining int     // rows of work left
 	served    float64 // rows received, in the virtual time of fair queueing
 	err       error
-	done      chan struct{} // closed once the flight is over
+	done      chan struct{} // closed once the task is over
 	over      bool
 }
 
@@ -75,17 +75,17 @@ type flight struct {
 // wait in order.
 type sampler struct {
 	ensemble *ensemble.Ensemble
-	lanes    []*lane
+	workers  []*worker
 	maxRows  int
 	buckets  []int // ascending; empty pads nothing
 	metrics  *metrics
 
 	mu     sync.Mutex
 	wake   sync.Cond
-	queue  [2][]*flight // by priority, first come first
-	active [2][]*flight
-	joined [2]int     // rows of one path of each active flight
-	ready  [2]int     // rows of all open paths of active flights
+	queue  [2][]*task // by priority, first come first
+	active [2][]*task
+	joined [2]int     // rows of one path of each active task
+	ready  [2]int     // rows of all open paths of active tasks
 	clock  [2]float64 // virtual time
 	free   [][]float32
 	closed bool
@@ -96,93 +96,93 @@ type sampler struct {
 	probeTimestep int64
 }
 
-func newSampler(e *ensemble.Ensemble, lanes []*lane, maxRows int, buckets []int, m *metrics) *sampler {
-	s := &sampler{ensemble: e, lanes: lanes, maxRows: maxRows, buckets: buckets, metrics: m, hang: hangLeast}
+func newSampler(e *ensemble.Ensemble, workers []*worker, maxRows int, buckets []int, m *metrics) *sampler {
+	s := &sampler{ensemble: e, workers: workers, maxRows: maxRows, buckets: buckets, metrics: m, hang: hangLeast}
 	s.wake.L = &s.mu
 	s.newProbe()
-	for _, l := range lanes {
-		l.picked = make([]*path, 0, maxRows)
-		s.owners.Go(func() { s.own(l) })
+	for _, w := range workers {
+		w.picked = make([]*path, 0, maxRows)
+		s.owners.Go(func() { s.own(w) })
 	}
 	return s
 }
 
-// run takes a flight through the sampler. Without an error the flight is over, its means are set, and they belong to the
-// caller until release. With an error the flight is not the caller's any more: when ctx ends, run returns at once,
-// although a lane may still be in a run with its rows.
-func (s *sampler) run(ctx context.Context, f *flight) error {
-	f.done = make(chan struct{})
-	f.remaining = f.plan.rows
-	f.means = make([][][]float32, len(f.plan.measures))
-	for i := range f.means {
-		f.means[i] = make([][]float32, f.plan.components)
+// run takes a task through the sampler. Without an error the task is over, its means are set, and they belong to the
+// caller until release. With an error the task is not the caller's any more: when ctx ends, run returns at once,
+// although a worker may still be in a run with its rows.
+func (s *sampler) run(ctx context.Context, t *task) error {
+	t.done = make(chan struct{})
+	t.remaining = t.plan.rows
+	t.means = make([][][]float32, len(t.plan.measures))
+	for i := range t.means {
+		t.means[i] = make([][]float32, t.plan.components)
 	}
 	s.mu.Lock()
 	if s.closed {
 		s.mu.Unlock()
 		return ErrClosed
 	}
-	s.queue[f.priority] = append(s.queue[f.priority], f)
+	s.queue[t.priority] = append(s.queue[t.priority], t)
 	s.metrics.requests.Inc()
-	s.metrics.queued.Add(float64(f.remaining))
+	s.metrics.queued.Add(float64(t.remaining))
 	s.admit()
 	s.wake.Signal()
 	s.mu.Unlock()
 
 	select {
-	case <-f.done:
+	case <-t.done:
 	case <-ctx.Done():
-		if s.cancel(f, ctx.Err()) {
+		if s.cancel(t, ctx.Err()) {
 			return ctx.Err()
 		}
 	}
-	if f.err == nil {
+	if t.err == nil {
 		return nil
 	}
-	defer s.release(f)
-	return s.judge(ctx, f)
+	defer s.release(t)
+	return s.judge(ctx, t)
 }
 
-// admit lets flights join while there is room. The caller holds the mutex.
+// admit lets tasks join while there is room. The caller holds the mutex.
 func (s *sampler) admit() {
-	room := s.maxRows * len(s.lanes)
+	room := s.maxRows * len(s.workers)
 	for priority := range s.queue {
 		for len(s.queue[priority]) > 0 {
-			f := s.queue[priority][0]
+			t := s.queue[priority][0]
 			before := s.joined[Live]
 			if Priority(priority) == Background {
 				before += s.joined[Background]
 			}
-			if before+f.plan.width > room {
+			if before+t.plan.width > room {
 				return
 			}
 			s.queue[priority] = slices.Delete(s.queue[priority], 0, 1)
-			f.served = s.clock[priority]
-			s.active[priority] = append(s.active[priority], f)
-			f.open++
-			s.joined[priority] += f.plan.width
-			s.ready[priority] += f.plan.width
-			s.fork(f)
+			t.served = s.clock[priority]
+			s.active[priority] = append(s.active[priority], t)
+			t.open++
+			s.joined[priority] += t.plan.width
+			s.ready[priority] += t.plan.width
+			s.fork(t)
 		}
 	}
 }
 
 // fork begins the branches that leave the shared path at its next step.
-func (s *sampler) fork(f *flight) {
-	shared := &f.paths[0]
-	for i, b := range f.plan.branches {
+func (s *sampler) fork(t *task) {
+	shared := &t.paths[0]
+	for i, b := range t.plan.branches {
 		if b.step != shared.step {
 			continue
 		}
-		for component := range f.plan.components {
-			if component == f.carrier {
+		for component := range t.plan.components {
+			if component == t.carrier {
 				continue
 			}
-			p := path{flight: f, component: component, branch: i, step: b.step, end: b.step + b.length, latent: s.buffer()}
+			p := path{task: t, component: component, branch: i, step: b.step, end: b.step + b.length, latent: s.buffer()}
 			copy(p.latent, shared.latent)
-			f.paths = append(f.paths, p) // within the capacity: lanes hold pointers to paths
-			f.open++
-			s.ready[f.priority] += f.plan.width
+			t.paths = append(t.paths, p) // within the capacity: workers hold pointers to paths
+			t.open++
+			s.ready[t.priority] += t.plan.width
 		}
 	}
 }
@@ -204,36 +204,36 @@ func (s *sampler) takeBuffer() []float32 {
 	return s.buffer()
 }
 
-// release gives the memory of a flight that is over back.
-func (s *sampler) release(f *flight) {
+// release gives the memory of a task that is over back.
+func (s *sampler) release(t *task) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.recycle(f)
+	s.recycle(t)
 }
 
 // recycle is release for callers that hold the mutex.
-func (s *sampler) recycle(f *flight) {
-	for i := range f.paths {
-		s.free = append(s.free, f.paths[i].latent)
+func (s *sampler) recycle(t *task) {
+	for i := range t.paths {
+		s.free = append(s.free, t.paths[i].latent)
 	}
-	for k, m := range f.plan.measures {
+	for k, m := range t.plan.measures {
 		// Means read before the end of a path were copied, the others are the path's own latent.
-		for component, mean := range f.means[k] {
-			if mean != nil && m.BranchStep+m.RolloutSteps != f.pathEnd(component, m) {
+		for component, mean := range t.means[k] {
+			if mean != nil && m.BranchStep+m.RolloutSteps != t.pathEnd(component, m) {
 				s.free = append(s.free, mean)
 			}
 		}
 	}
-	s.free = append(s.free, f.noise...)
-	f.paths, f.means, f.noise = nil, nil, nil
+	s.free = append(s.free, t.noise...)
+	t.paths, t.means, t.noise = nil, nil, nil
 }
 
 // pathEnd returns the step after the last of the path on which a component's mean is read.
-func (f *flight) pathEnd(component int, m Measure) int {
-	if component == f.carrier {
-		return f.plan.end
+func (t *task) pathEnd(component int, m Measure) int {
+	if component == t.carrier {
+		return t.plan.end
 	}
-	for _, b := range f.plan.branches {
+	for _, b := range t.plan.branches {
 		if b.step == m.BranchStep {
 			return b.step + b.length
 		}
@@ -241,53 +241,53 @@ func (f *flight) pathEnd(component int, m Measure) int {
 	return -1
 }
 
-// cancel ends a flight early and reports whether it is abandoned: a lane still works on it, and it is over after that.
-func (s *sampler) cancel(f *flight, err error) (abandoned bool) {
+// cancel ends a task early and reports whether it is abandoned: a worker still works on it, and it is over after that.
+func (s *sampler) cancel(t *task, err error) (abandoned bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if f.over {
+	if t.over {
 		return false
 	}
-	if f.err == nil {
-		f.err = err
+	if t.err == nil {
+		t.err = err
 	}
-	if f.running == 0 {
-		s.finish(f)
+	if t.running == 0 {
+		s.finish(t)
 		s.admit()
 		s.wake.Signal()
 		return false
 	}
-	f.abandoned = true
+	t.abandoned = true
 	s.terminateIdle()
 	return true
 }
 
 // terminateIdle cuts runs short of which nobody wants a row any more. The caller holds the mutex.
 func (s *sampler) terminateIdle() {
-	for _, l := range s.lanes {
-		probing := len(l.picked) == 0 && !s.closed
-		if l.busy && !probing && !slices.ContainsFunc(l.picked, func(p *path) bool { return p.flight.err == nil }) {
+	for _, w := range s.workers {
+		probing := len(w.picked) == 0 && !s.closed
+		if w.busy && !probing && !slices.ContainsFunc(w.picked, func(p *path) bool { return p.task.err == nil }) {
 			// An error leaves the run to end by itself.
-			_ = l.Terminate()
+			_ = w.Terminate()
 		}
 	}
 }
 
-// finish takes a flight out of the sampler. The caller holds the mutex; no lane works on the flight.
-func (s *sampler) finish(f *flight) {
-	f.over = true
-	if i := slices.Index(s.active[f.priority], f); i >= 0 {
-		s.active[f.priority] = slices.Delete(s.active[f.priority], i, i+1)
-		s.joined[f.priority] -= f.plan.width
-		s.ready[f.priority] -= f.open * f.plan.width
-	} else if i := slices.Index(s.queue[f.priority], f); i >= 0 {
-		s.queue[f.priority] = slices.Delete(s.queue[f.priority], i, i+1)
+// finish takes a task out of the sampler. The caller holds the mutex; no worker works on the task.
+func (s *sampler) finish(t *task) {
+	t.over = true
+	if i := slices.Index(s.active[t.priority], t); i >= 0 {
+		s.active[t.priority] = slices.Delete(s.active[t.priority], i, i+1)
+		s.joined[t.priority] -= t.plan.width
+		s.ready[t.priority] -= t.open * t.plan.width
+	} else if i := slices.Index(s.queue[t.priority], t); i >= 0 {
+		s.queue[t.priority] = slices.Delete(s.queue[t.priority], i, i+1)
 	}
 	s.metrics.requests.Dec()
-	s.metrics.queued.Sub(float64(f.remaining))
-	close(f.done)
-	if f.abandoned {
-		s.recycle(f)
+	s.metrics.queued.Sub(float64(t.remaining))
+	close(t.done)
+	if t.abandoned {
+		s.recycle(t)
 	}
 }
 
@@ -297,26 +297,26 @@ var ErrHung = errors.New("a run of the backbone does not return")
 // closeWait is how long close waits for runs after it has terminated them.
 const closeWait = 3 * time.Second
 
-// close ends all flights with ErrClosed and waits for the lanes. The error is ErrHung if a run does not return.
+// close ends all tasks with ErrClosed and waits for the workers. The error is ErrHung if a run does not return.
 func (s *sampler) close() error {
 	s.mu.Lock()
 	s.closed = true
 	for priority := range s.queue {
-		for _, f := range slices.Concat(s.queue[priority], s.active[priority]) {
-			if f.err == nil {
-				f.err = ErrClosed
+		for _, t := range slices.Concat(s.queue[priority], s.active[priority]) {
+			if t.err == nil {
+				t.err = ErrClosed
 			}
-			if f.running == 0 {
-				s.finish(f)
+			if t.running == 0 {
+				s.finish(t)
 			}
 		}
 	}
 	s.terminateIdle()
-	for _, l := range s.lanes {
-		if l.probe != nil {
-			l.probe.err = ErrClosed
-			close(l.probe.done)
-			l.probe = nil
+	for _, w := range s.workers {
+		if w.probe != nil {
+			w.probe.err = ErrClosed
+			close(w.probe.done)
+			w.probe = nil
 		}
 	}
 	s.wake.Broadcast()
@@ -336,13 +336,13 @@ func (s *sampler) close() error {
 	}
 }
 
-// own is the goroutine of one lane: it picks rows, runs them, updates their latents, and settles what follows. A probe
+// own is the goroutine of one worker: it picks rows, runs them, updates their latents, and settles what follows. A probe
 // that somebody waits for comes first.
-func (s *sampler) own(l *lane) {
+func (s *sampler) own(w *worker) {
 	for {
 		s.mu.Lock()
-		for l.probe == nil {
-			if s.pick(l); len(l.picked) > 0 {
+		for w.probe == nil {
+			if s.pick(w); len(w.picked) > 0 {
 				break
 			}
 			if s.closed {
@@ -351,37 +351,37 @@ func (s *sampler) own(l *lane) {
 			}
 			s.wake.Wait()
 		}
-		l.busy, l.began = true, time.Now()
-		probe := l.probe
-		l.probe = nil
-		if len(s.lanes) > 1 {
-			s.wake.Signal() // another lane takes the rest
+		w.busy, w.began = true, time.Now()
+		probe := w.probe
+		w.probe = nil
+		if len(s.workers) > 1 {
+			s.wake.Signal() // another worker takes the rest
 		}
 		s.mu.Unlock()
 		if probe != nil {
-			s.serveProbe(l, probe)
+			s.serveProbe(w, probe)
 			continue
 		}
 
-		rows := s.fill(l)
+		rows := s.fill(w)
 		padded := s.pad(rows)
-		err := l.Run(padded)
+		err := w.Run(padded)
 		if err == nil {
-			s.update(l)
+			s.update(w)
 		}
 
 		s.mu.Lock()
-		s.ended(l, err)
-		s.settle(l, rows, padded, err)
+		s.ended(w, err)
+		s.settle(w, rows, padded, err)
 		s.mu.Unlock()
 	}
 }
 
 // serveProbe runs the probe for those who wait for it.
-func (s *sampler) serveProbe(l *lane, p *probe) {
-	err := s.runProbe(l)
+func (s *sampler) serveProbe(w *worker, p *probe) {
+	err := s.runProbe(w)
 	s.mu.Lock()
-	s.ended(l, err)
+	s.ended(w, err)
 	s.mu.Unlock()
 	if errors.Is(err, ort.ErrTerminated) { // by close
 		err = ErrClosed
@@ -390,33 +390,33 @@ func (s *sampler) serveProbe(l *lane, p *probe) {
 	close(p.done)
 }
 
-// ended records how a run of l ended. The caller holds the mutex.
-func (s *sampler) ended(l *lane, err error) {
-	l.busy = false
+// ended records how a run of w ended. The caller holds the mutex.
+func (s *sampler) ended(w *worker, err error) {
+	w.busy = false
 	if errors.Is(err, ort.ErrTerminated) {
 		return
 	}
-	if err == nil && len(l.picked) > 0 && !slices.ContainsFunc(l.picked, func(p *path) bool { return !p.bad }) {
+	if err == nil && len(w.picked) > 0 && !slices.ContainsFunc(w.picked, func(p *path) bool { return !p.bad }) {
 		err = errors.New("no output of the last run was finite")
 	}
-	if l.failed = err; err == nil && !slices.ContainsFunc(l.picked, func(p *path) bool { return p.bad }) {
-		l.good = time.Now()
+	if w.failed = err; err == nil && !slices.ContainsFunc(w.picked, func(p *path) bool { return p.bad }) {
+		w.good = time.Now()
 	}
 }
 
 // pick chooses the paths of the next run. The caller holds the mutex.
-func (s *sampler) pick(l *lane) {
-	l.picked = l.picked[:0]
+func (s *sampler) pick(w *worker) {
+	w.picked = w.picked[:0]
 	idle := 0
-	for _, other := range s.lanes {
+	for _, other := range s.workers {
 		if !other.busy {
 			idle++
 		}
 	}
 	waiting := 0
 	for priority := range s.active {
-		for _, f := range s.active[priority] {
-			waiting += (f.open - f.running) * f.plan.width
+		for _, t := range s.active[priority] {
+			waiting += (t.open - t.running) * t.plan.width
 		}
 	}
 	// Lanes that are idle share what waits; two rows is the least that any path needs.
@@ -430,7 +430,7 @@ func (s *sampler) pick(l *lane) {
 			continue
 		}
 		if rows+s.ready[priority] > room {
-			slices.SortStableFunc(s.active[priority], func(a, b *flight) int {
+			slices.SortStableFunc(s.active[priority], func(a, b *task) int {
 				switch {
 				case a.served < b.served:
 					return -1
@@ -441,37 +441,37 @@ func (s *sampler) pick(l *lane) {
 			})
 		}
 		least := s.active[priority][0].served
-		for _, f := range s.active[priority] {
-			least = min(least, f.served)
-			if f.err != nil {
+		for _, t := range s.active[priority] {
+			least = min(least, t.served)
+			if t.err != nil {
 				continue
 			}
-			for i := range f.paths {
-				p := &f.paths[i]
-				if p.running || p.step == p.end || rows+f.plan.width > room {
+			for i := range t.paths {
+				p := &t.paths[i]
+				if p.running || p.step == p.end || rows+t.plan.width > room {
 					continue
 				}
-				rows += f.plan.width
-				f.served += float64(f.plan.width)
-				f.running++
+				rows += t.plan.width
+				t.served += float64(t.plan.width)
+				t.running++
 				p.running = true
-				l.picked = append(l.picked, p)
+				w.picked = append(w.picked, p)
 			}
 		}
 		s.clock[priority] = max(s.clock[priority], least)
 	}
 }
 
-// fill copies the rows of the picked paths into the lane's buffers: conditional, then unconditional with guidance.
-func (s *sampler) fill(l *lane) (rows int) {
+// fill copies the rows of the picked paths into the worker's buffers: conditional, then unconditional with guidance.
+func (s *sampler) fill(w *worker) (rows int) {
 	n, c := s.ensemble.Latent.Size(), s.ensemble.Context.Size()
-	for _, p := range l.picked {
-		f := p.flight
-		class := f.class
-		for range f.plan.width {
-			copy(l.latent[rows*n:(rows+1)*n], p.latent)
-			copy(l.context[rows*c:(rows+1)*c], s.embedding(p.component, class))
-			l.timestep[rows] = f.plan.steps[p.step].Timestep
+	for _, p := range w.picked {
+		t := p.task
+		class := t.class
+		for range t.plan.width {
+			copy(w.latent[rows*n:(rows+1)*n], p.latent)
+			copy(w.context[rows*c:(rows+1)*c], s.embedding(p.component, class))
+			w.timestep[rows] = t.plan.steps[p.step].Timestep
 			class = len(s.ensemble.Classes) // the unconditional row
 			rows++
 		}
@@ -489,66 +489,66 @@ func (s *sampler) pad(rows int) int {
 	return rows
 }
 
-// update takes the step of every picked path. The means replace the latents; the paths are the lane's alone meanwhile.
-func (s *sampler) update(l *lane) {
+// update takes the step of every picked path. The means replace the latents; the paths are the worker's alone meanwhile.
+func (s *sampler) update(w *worker) {
 	n := s.ensemble.Latent.Size()
 	at := 0
-	for _, p := range l.picked {
-		f := p.flight
-		conditional := l.output[at : at+n]
+	for _, p := range w.picked {
+		t := p.task
+		conditional := w.output[at : at+n]
 		at += n
 		var unconditional []float32
-		if f.plan.width == 2 {
-			unconditional = l.output[at : at+n]
+		if t.plan.width == 2 {
+			unconditional = w.output[at : at+n]
 			at += n
 		}
-		p.bad = !f.plan.steps[p.step].Mean(p.latent, p.latent, conditional, unconditional, f.plan.guidance)
+		p.bad = !t.plan.steps[p.step].Mean(p.latent, p.latent, conditional, unconditional, t.plan.guidance)
 	}
 }
 
-// settle ends a run: paths advance, branches begin, flights that are done leave, others join. The caller holds the mutex.
-func (s *sampler) settle(l *lane, rows, padded int, err error) {
+// settle ends a run: paths advance, branches begin, tasks that are done leave, others join. The caller holds the mutex.
+func (s *sampler) settle(w *worker, rows, padded int, err error) {
 	terminated := errors.Is(err, ort.ErrTerminated)
-	for _, p := range l.picked {
-		f := p.flight
+	for _, p := range w.picked {
+		t := p.task
 		p.running = false
-		f.running--
+		t.running--
 		switch {
-		case f.err != nil || terminated: // cancelled, or the row runs again
+		case t.err != nil || terminated: // cancelled, or the row runs again
 		case err != nil:
-			f.err = err
+			t.err = err
 		case p.bad:
-			f.err, f.spoiled = &NonFiniteError{Step: p.step, Component: p.component}, l
+			t.err, t.spoiled = &NonFiniteError{Step: p.step, Component: p.component}, w
 		default:
-			s.advance(f, p)
+			s.advance(t, p)
 		}
 	}
 	if err == nil {
 		s.metrics.batch.Observe(float64(padded))
 		s.metrics.rows[padding].Add(float64(padded - rows))
-		for _, p := range l.picked {
-			s.metrics.rows[p.flight.priority].Add(float64(p.flight.plan.width))
-			s.metrics.queued.Sub(float64(p.flight.plan.width))
-			p.flight.remaining -= p.flight.plan.width
+		for _, p := range w.picked {
+			s.metrics.rows[p.task.priority].Add(float64(p.task.plan.width))
+			s.metrics.queued.Sub(float64(p.task.plan.width))
+			p.task.remaining -= p.task.plan.width
 		}
 	}
-	for i, p := range l.picked {
-		if f := p.flight; !f.over && f.running == 0 && (f.err != nil || f.open == 0) {
-			s.finish(f)
+	for i, p := range w.picked {
+		if t := p.task; !t.over && t.running == 0 && (t.err != nil || t.open == 0) {
+			s.finish(t)
 		}
-		l.picked[i] = nil
+		w.picked[i] = nil
 	}
-	l.picked = l.picked[:0]
+	w.picked = w.picked[:0]
 	s.admit()
 }
 
 // advance moves a path past the step it has taken.
-func (s *sampler) advance(f *flight, p *path) {
+func (s *sampler) advance(t *task, p *path) {
 	step := p.step
 	p.step++
-	for k, m := range f.plan.measures {
+	for k, m := range t.plan.measures {
 		ends := m.BranchStep+m.RolloutSteps == p.step
-		own := p.branch < 0 || f.plan.branches[p.branch].step == m.BranchStep
+		own := p.branch < 0 || t.plan.branches[p.branch].step == m.BranchStep
 		if !ends || !own {
 			continue
 		}
@@ -557,17 +557,17 @@ func (s *sampler) advance(f *flight, p *path) {
 			mean = s.buffer()
 			copy(mean, p.latent)
 		}
-		f.means[k][p.component] = mean
+		t.means[k][p.component] = mean
 	}
 	if p.step == p.end {
-		f.open--
-		s.ready[f.priority] -= f.plan.width
+		t.open--
+		s.ready[t.priority] -= t.plan.width
 		return
 	}
-	if f.noise != nil {
-		f.plan.steps[step].AddNoise(p.latent, f.noise[step])
+	if t.noise != nil {
+		t.plan.steps[step].AddNoise(p.latent, t.noise[step])
 	}
 	if p.branch < 0 {
-		s.fork(f)
+		s.fork(t)
 	}
 }

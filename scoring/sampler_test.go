@@ -19,14 +19,14 @@ import (
 	"github.com/decuwatch/decuwatch/scoring/ort"
 )
 
-// fakeLane is a backbone that predicts its own latents, and lets a test look at a run, hold it up or spoil it.
-type fakeLane struct {
-	lane
+// fakeWorker is a backbone that predicts its own latents, and lets a test look at a run, hold it up or spoil it.
+type fakeWorker struct {
+	worker
 	before     func(rows int) error
 	terminated atomic.Int32
 }
 
-func (f *fakeLane) Run(rows int) error {
+func (f *fakeWorker) Run(rows int) error {
 	if f.before != nil {
 		if err := f.before(rows); err != nil {
 			return err
@@ -36,17 +36,17 @@ func (f *fakeLane) Run(rows int) error {
 	return nil
 }
 
-func (f *fakeLane) Terminate() error {
+func (f *fakeWorker) Terminate() error {
 	f.terminated.Add(1)
 	return nil
 }
 
-func fakeSampler(t testing.TB, maxRows, lanes int, buckets []int) (*Engine, []*fakeLane) {
+func fakeSampler(t testing.TB, maxRows, workers int, buckets []int) (*Engine, []*fakeWorker) {
 	t.Helper()
-	return fakeSamplerOf(t, tiny, maxRows, lanes, buckets)
+	return fakeSamplerOf(t, tiny, maxRows, workers, buckets)
 }
 
-func fakeSamplerOf(t testing.TB, dir string, maxRows, lanes int, buckets []int) (*Engine, []*fakeLane) {
+func fakeSamplerOf(t testing.TB, dir string, maxRows, workers int, buckets []int) (*Engine, []*fakeWorker) {
 	t.Helper()
 	verified, err := ensemble.Open(dir)
 	if err != nil {
@@ -57,18 +57,18 @@ func fakeSamplerOf(t testing.TB, dir string, maxRows, lanes int, buckets []int) 
 		t.Fatal(err)
 	}
 	e := &Engine{options: Options{MaxRequestRows: 1 << 20, Log: nil}, ensemble: verified, fixed: verified.Profile, plans: map[Profile]*plan{}, decoding: make(chan struct{}, 1)}
-	var fakes []*fakeLane
-	var ls []*lane
-	for range lanes {
-		f := &fakeLane{}
-		f.lane = lane{
+	var fakes []*fakeWorker
+	var ls []*worker
+	for range workers {
+		f := &fakeWorker{}
+		f.worker = worker{
 			runner:   f,
 			latent:   make([]float32, maxRows*verified.Latent.Size()),
 			timestep: make([]int64, maxRows),
 			context:  make([]float32, maxRows*verified.Context.Size()),
 			output:   make([]float32, maxRows*verified.Latent.Size()),
 		}
-		fakes, ls = append(fakes, f), append(ls, &f.lane)
+		fakes, ls = append(fakes, f), append(ls, &f.worker)
 	}
 	e.sampler = newSampler(verified, ls, maxRows, buckets, m)
 	t.Cleanup(func() {
@@ -147,7 +147,7 @@ func TestRows(t *testing.T) {
 		{"one branch read twice", 2, []Measure{at(3, 1, "paide-w2"), at(3, 4, "mean-w2")}, 2 * (3 + m*4)},
 		{"the same measurement twice", 2, []Measure{at(3, 2, "paide-w2"), at(3, 2, "mean-w2")}, 2 * (3 + m*2)},
 	} {
-		p, err := newPlan(&verified.Manifest, 20, c.guidance, 0, c.measures)
+		p, err := newPlan(verified.Diffusion, verified.Components, Profile{Steps: 20, GuidanceScale: c.guidance}, c.measures)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -159,13 +159,13 @@ func TestRows(t *testing.T) {
 
 // The sampler runs exactly the rows that Rows predicts, for one request and for many.
 func TestRunsTheRowsItPredicts(t *testing.T) {
-	e, lanes := fakeSampler(t, 16, 1, nil)
+	e, workers := fakeSampler(t, 16, 1, nil)
 	ran := 0
-	lanes[0].before = func(rows int) error {
+	workers[0].before = func(rows int) error {
 		if rows < 1 || rows > 16 {
 			t.Errorf("run of %d rows", rows)
 		}
-		ran += rows // only the lane's goroutine writes, and reads follow every score
+		ran += rows // only the worker's goroutine writes, and reads follow every score
 		return nil
 	}
 	predicted := 0
@@ -206,9 +206,9 @@ func TestRunsTheRowsItPredicts(t *testing.T) {
 // Rows of requests at different steps share a run, and a new request joins at the next one.
 func TestRequestsShareRuns(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		e, lanes := fakeSampler(t, 64, 1, nil)
+		e, workers := fakeSampler(t, 64, 1, nil)
 		g := newGate()
-		lanes[0].before = g.before
+		workers[0].before = g.before
 		p := profileOf(10, 2, 9, 9) // two rows a step until step 9, then 2M
 		first := e.start(t.Context(), Request{Key: "a", Profile: p})
 		if rows := <-g.entered; rows != 2 {
@@ -222,7 +222,7 @@ func TestRequestsShareRuns(t *testing.T) {
 		if rows := g.next(); rows != 2+1 {
 			t.Errorf("run after the branch has %d rows, want 2 + 1", rows)
 		}
-		lanes[0].before = nil
+		workers[0].before = nil
 		g.leave <- struct{}{}
 		<-first.done
 		<-second.done
@@ -235,9 +235,9 @@ func TestRequestsShareRuns(t *testing.T) {
 // A live request enters the next run before background ones, which then have a quarter of a run.
 func TestLiveBeforeBackground(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		e, lanes := fakeSampler(t, 16, 1, nil)
+		e, workers := fakeSampler(t, 16, 1, nil)
 		g := newGate()
-		lanes[0].before = g.before
+		workers[0].before = g.before
 		p := profileOf(20, 2, 19, 19)
 		var background []*inFlight
 		for i := range 12 {
@@ -267,7 +267,7 @@ func TestLiveBeforeBackground(t *testing.T) {
 		if steps > 21 {
 			t.Errorf("the live request took %d runs for its 20 steps", steps)
 		}
-		lanes[0].before = nil
+		workers[0].before = nil
 		g.leave <- struct{}{}
 		for _, b := range background {
 			if <-b.done; b.err != nil {
@@ -280,9 +280,9 @@ func TestLiveBeforeBackground(t *testing.T) {
 // A request of thousands of rows neither starves nor holds up small ones.
 func TestFairness(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		e, lanes := fakeSampler(t, 8, 1, nil)
+		e, workers := fakeSampler(t, 8, 1, nil)
 		g := newGate()
-		lanes[0].before = g.before
+		workers[0].before = g.before
 		roll := profileOf(100, 2, 0, 0)
 		roll.RequestRisk.RolloutSteps = 100
 		large := e.start(t.Context(), Request{Key: "large", Profile: roll})
@@ -309,7 +309,7 @@ func TestFairness(t *testing.T) {
 		if runs > 2*72/8+4 {
 			t.Errorf("small requests took %d runs beside a large one", runs)
 		}
-		lanes[0].before = nil
+		workers[0].before = nil
 		g.leave <- struct{}{}
 		if <-large.done; large.err != nil {
 			t.Error(large.err)
@@ -354,9 +354,9 @@ func TestLargeRequestIsNotStarved(t *testing.T) {
 // that is over; a run that nobody needs any more is terminated, one that others share is not.
 func TestCancellation(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		e, lanes := fakeSampler(t, 4, 1, nil)
+		e, workers := fakeSampler(t, 4, 1, nil)
 		g := newGate()
-		lanes[0].before = g.before
+		workers[0].before = g.before
 		p := profileOf(20, 2, 19, 19)
 		cancelled := func(r Request) (*inFlight, context.CancelFunc) {
 			ctx, cancel := context.WithCancel(t.Context())
@@ -378,7 +378,7 @@ func TestCancellation(t *testing.T) {
 		}
 		cancelA()
 		synctest.Wait()
-		if lanes[0].terminated.Load() != 0 {
+		if workers[0].terminated.Load() != 0 {
 			t.Error("a run that another request shares was terminated")
 		}
 		select {
@@ -392,11 +392,11 @@ func TestCancellation(t *testing.T) {
 		<-a.done
 		cancelB()
 		synctest.Wait()
-		if lanes[0].terminated.Load() != 1 {
+		if workers[0].terminated.Load() != 1 {
 			t.Error("a run that nobody needs was not terminated")
 		}
 		<-b.done
-		lanes[0].before = nil
+		workers[0].before = nil
 		g.leave <- struct{}{}
 		synctest.Wait()
 		for name, s := range map[string]*inFlight{"a": a, "b": b, "queued": queued} {
@@ -412,9 +412,9 @@ func TestCancellation(t *testing.T) {
 
 // A terminated run leaves nothing behind: rows of others run again.
 func TestTerminatedRowsRunAgain(t *testing.T) {
-	e, lanes := fakeSampler(t, 8, 1, nil)
+	e, workers := fakeSampler(t, 8, 1, nil)
 	runs := 0
-	lanes[0].before = func(int) error {
+	workers[0].before = func(int) error {
 		if runs++; runs%3 == 1 {
 			return fmt.Errorf("run: %w", ort.ErrTerminated)
 		}
@@ -424,7 +424,7 @@ func TestTerminatedRowsRunAgain(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	lanes[0].before = nil
+	workers[0].before = nil
 	clean, err := e.Score(t.Context(), Request{Key: "a", Seed: 5})
 	if err != nil {
 		t.Fatal(err)
@@ -436,13 +436,13 @@ func TestTerminatedRowsRunAgain(t *testing.T) {
 
 // A failed run is the error of the requests that shared it, and the sampler goes on.
 func TestRunError(t *testing.T) {
-	e, lanes := fakeSampler(t, 8, 1, nil)
+	e, workers := fakeSampler(t, 8, 1, nil)
 	broken := errors.New("out of memory")
-	lanes[0].before = func(int) error { return broken }
+	workers[0].before = func(int) error { return broken }
 	if _, err := e.Score(t.Context(), Request{Key: "a"}); !errors.Is(err, broken) {
 		t.Errorf("error is %v", err)
 	}
-	lanes[0].before = nil
+	workers[0].before = nil
 	if _, err := e.Score(t.Context(), Request{Key: "a"}); err != nil {
 		t.Error(err)
 	}
@@ -451,8 +451,8 @@ func TestRunError(t *testing.T) {
 // A backbone output that is not finite is an error that names step and component, of that request alone.
 func TestNonFiniteOutput(t *testing.T) {
 	for _, bad := range []float32{float32(math.NaN()), float32(math.Inf(1)), float32(math.Inf(-1))} {
-		e, lanes := fakeSampler(t, 64, 1, nil)
-		l, n := lanes[0], e.ensemble.Latent.Size()
+		e, workers := fakeSampler(t, 64, 1, nil)
+		l, n := workers[0], e.ensemble.Latent.Size()
 		// The last component's row of class 2 goes wrong at the branch of step 3.
 		p := profileOf(10, 1, 3, 5)
 		odd := e.ensemble.Components - 1
@@ -486,19 +486,19 @@ func TestNonFiniteOutput(t *testing.T) {
 }
 
 type spoiler struct {
-	*fakeLane
+	*fakeWorker
 	after func(rows int)
 }
 
 func (s spoiler) Run(rows int) error {
-	err := s.fakeLane.Run(rows)
+	err := s.fakeWorker.Run(rows)
 	s.after(rows)
 	return err
 }
 
 func TestBucketsPadRuns(t *testing.T) {
-	e, lanes := fakeSampler(t, 16, 1, []int{4, 16})
-	lanes[0].before = func(rows int) error {
+	e, workers := fakeSampler(t, 16, 1, []int{4, 16})
+	workers[0].before = func(rows int) error {
 		if rows != 4 && rows != 16 {
 			t.Errorf("run of %d rows", rows)
 		}
@@ -518,9 +518,9 @@ func TestBucketsPadRuns(t *testing.T) {
 
 func TestLanesShareTheWork(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		e, lanes := fakeSampler(t, 16, 2, nil)
+		e, workers := fakeSampler(t, 16, 2, nil)
 		gates := []*gate{newGate(), newGate()}
-		for i, l := range lanes {
+		for i, l := range workers {
 			l.before = gates[i].before
 		}
 		var requests []*inFlight
@@ -532,7 +532,7 @@ func TestLanesShareTheWork(t *testing.T) {
 		if rows < 2 {
 			t.Errorf("%d rows", rows)
 		}
-		for _, l := range lanes {
+		for _, l := range workers {
 			l.before = nil
 		}
 		gates[0].leave <- struct{}{}
@@ -547,9 +547,9 @@ func TestLanesShareTheWork(t *testing.T) {
 
 func TestCloseEndsRequests(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		e, lanes := fakeSampler(t, 2, 1, nil)
+		e, workers := fakeSampler(t, 2, 1, nil)
 		g := newGate()
-		lanes[0].before = g.before
+		workers[0].before = g.before
 		running := e.start(t.Context(), Request{Key: "a"})
 		<-g.entered
 		queued := e.start(t.Context(), Request{Key: "b"})
@@ -567,10 +567,10 @@ func TestCloseEndsRequests(t *testing.T) {
 			t.Error("close did not wait for the run")
 		default:
 		}
-		if lanes[0].terminated.Load() != 1 {
+		if workers[0].terminated.Load() != 1 {
 			t.Error("the run was not terminated")
 		}
-		lanes[0].before = nil
+		workers[0].before = nil
 		g.leave <- struct{}{}
 		<-closed
 		<-running.done

@@ -323,9 +323,6 @@ func settingCells(b *testing.B) []*cell {
 		{"a session of one thread for each CPU", ort.Config{Threads: 1}, n},
 		{"one session of one thread", ort.Config{Threads: 1}, 1},
 		{"spinning", ort.Config{Threads: n, Spinning: true}, 1},
-		{"no arena", ort.Config{Threads: n, NoArena: true}, 1},
-		{"no memory pattern", ort.Config{Threads: n, NoPattern: true}, 1},
-		{"basic optimisations", ort.Config{Threads: n, Basic: true}, 1},
 	} {
 		c.config.Rows = 64
 		var sessions []*ort.Session

@@ -17,14 +17,16 @@ type Config struct {
 	MemoryLimit int64  // bytes of GPU memory; 0 is no bound
 	HalfWeights bool   // the graph's weights are fp16
 	Spinning    bool   // threads spin between operators: a little faster alone, at the cost of the process's other threads
-	NoArena     bool   // memory of each run is given back after it
-	NoPattern   bool   // memory of a run is planned operator by operator
-	Basic       bool   // only basic graph optimisation
+	Rows        int    // of the largest run, for which buffers are allocated and to which TensorRT tunes its engines
 
-	// Rows is the largest run, for which buffers are allocated. Typical is the run to which TensorRT tunes its engines
-	// and defaults to Rows.
-	Rows    int
-	Typical int
+	without ablation // measured by BenchmarkSettings
+}
+
+// ablation leaves out what makes runs faster.
+type ablation struct {
+	arena        bool // memory of each run is given back after it
+	pattern      bool // memory of a run is planned operator by operator
+	optimization bool // only basic graph optimization
 }
 
 // Port is one input or output of a graph; Shape is that of one row.
@@ -253,7 +255,7 @@ func sessionOptions(config Config, graph Graph) (_ *onnx.SessionOptions, err err
 		spinning = "1"
 	}
 	level := onnx.GraphOptimizationLevel(onnx.GraphOptimizationLevelEnableAll)
-	if config.Basic {
+	if config.without.optimization {
 		level = onnx.GraphOptimizationLevelEnableBasic
 	}
 	steps := []error{
@@ -261,8 +263,8 @@ func sessionOptions(config Config, graph Graph) (_ *onnx.SessionOptions, err err
 		options.SetGraphOptimizationLevel(level),
 		options.SetIntraOpNumThreads(config.Threads),
 		options.SetInterOpNumThreads(1),
-		options.SetCpuMemArena(!config.NoArena),
-		options.SetMemPattern(!config.NoPattern),
+		options.SetCpuMemArena(!config.without.arena),
+		options.SetMemPattern(!config.without.pattern),
 		options.AddSessionConfigEntry("session.intra_op.allow_spinning", spinning),
 	}
 	if graph.Dir != "" {
@@ -304,14 +306,10 @@ func appendTensorRT(options *onnx.SessionOptions, config Config, graph Graph, nu
 		return err
 	}
 	defer func() { err = errors.Join(err, tensorRT.Destroy()) }()
-	typical := config.Typical
-	if typical < 1 || typical > config.Rows {
-		typical = config.Rows
-	}
 	settings := map[string]string{
 		"device_id":              strconv.Itoa(number),
 		"trt_profile_min_shapes": profileShapes(graph, 1),
-		"trt_profile_opt_shapes": profileShapes(graph, typical),
+		"trt_profile_opt_shapes": profileShapes(graph, config.Rows),
 		"trt_profile_max_shapes": profileShapes(graph, config.Rows),
 	}
 	if config.HalfWeights {

@@ -95,7 +95,8 @@ func TestRowsAreIndependent(t *testing.T) {
 
 func TestSettings(t *testing.T) {
 	for name, config := range map[string]Config{
-		"spinning": {Spinning: true}, "no arena": {NoArena: true}, "no pattern": {NoPattern: true}, "basic": {Basic: true}, "two threads": {Threads: 2},
+		"spinning": {Spinning: true}, "two threads": {Threads: 2}, "no arena": {without: ablation{arena: true}},
+		"no pattern": {without: ablation{pattern: true}}, "basic": {without: ablation{optimization: true}},
 	} {
 		config.Device, config.Rows = "cpu", 2
 		s := newSession(t, config)
