@@ -1,16 +1,18 @@
 package alerts
 
 import (
+	"context"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/decuwatch/decuwatch/internal/stage"
 	"github.com/decuwatch/decuwatch/schema"
 )
 
 // Metrics counts what becomes of alerts on their way to the sinks, and how old thresholds are.
 type Metrics struct {
-	publish  prometheus.Histogram
+	publish  stage.Stage
 	attempts *prometheus.CounterVec
 	pending  *prometheus.GaugeVec
 	oldest   *prometheus.GaugeVec
@@ -22,12 +24,7 @@ type Metrics struct {
 // reg registers nowhere.
 func NewMetrics(reg prometheus.Registerer, models []string, sinks []schema.Sink) *Metrics {
 	m := &Metrics{
-		publish: prometheus.NewHistogram(prometheus.HistogramOpts{
-			Name:        "decuwatch_stage_seconds",
-			Help:        "Seconds by stage of an event's way.",
-			ConstLabels: prometheus.Labels{"stage": "publish"},
-			Buckets:     prometheus.ExponentialBuckets(50e-6, 2.5, 16),
-		}),
+		publish: stage.New(reg, "publish"),
 		attempts: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "decuwatch_outbox_attempts_total",
 			Help: "Attempts to send an alert, by sink and result (sent, failed).",
@@ -56,13 +53,13 @@ func NewMetrics(reg prometheus.Registerer, models []string, sinks []schema.Sink)
 		m.oldest.WithLabelValues(string(sink))
 	}
 	if reg != nil {
-		reg.MustRegister(m.publish, m.attempts, m.pending, m.oldest, m.age)
+		reg.MustRegister(m.attempts, m.pending, m.oldest, m.age)
 	}
 	return m
 }
 
-func (m *Metrics) sent(sink schema.Sink, took time.Duration, err error) {
-	m.publish.Observe(took.Seconds())
+func (m *Metrics) sent(ctx context.Context, sink schema.Sink, start time.Time, err error) {
+	m.publish.Since(ctx, start)
 	result := "sent"
 	if err != nil {
 		result = "failed"

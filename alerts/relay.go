@@ -239,7 +239,7 @@ func (r *Relay) send(ctx context.Context, s Sink, m schema.OutboxMessage) error 
 	if err != nil {
 		span.SetStatus(codes.Error, err.Error())
 	}
-	r.cfg.Metrics.sent(s.Name(), time.Since(start), err)
+	r.cfg.Metrics.sent(ctx, s.Name(), start, err)
 	if err != nil {
 		r.cfg.Logger.Warn("alert was not taken", "sink", s.Name(), "alert", m.AlertID, "attempts", m.Attempts+1, "err", err)
 	}

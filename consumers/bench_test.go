@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
@@ -29,7 +30,8 @@ func BenchmarkConsume(b *testing.B) {
 			h := &counting{want: int64(b.N), done: make(chan struct{})}
 			b.ResetTimer()
 			ctx := b.Context()
-			go func() { _ = consumers.Run(ctx, js, cfg, h, newRecorder()) }()
+			runner := newRunner(b, js, cfg, h)
+			go func() { _ = runner.Run(ctx) }()
 			<-h.done
 			b.StopTimer()
 			b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "events/s")
@@ -39,19 +41,23 @@ func BenchmarkConsume(b *testing.B) {
 
 // counting handles events by counting them.
 type counting struct {
-	seen atomic.Int64
-	want int64
-	done chan struct{}
+	seen  atomic.Int64
+	want  int64
+	takes time.Duration // for each
+	done  chan struct{}
 }
 
-func (c *counting) Handle(context.Context, schema.Event, schema.Delivery) error {
-	if c.seen.Add(1) == c.want {
-		close(c.done)
+func (c *counting) Plan(schema.Event) (int, func(context.Context, schema.Delivery) error) {
+	return 1, func(context.Context, schema.Delivery) error {
+		time.Sleep(c.takes)
+		if c.seen.Add(1) == c.want {
+			close(c.done)
+		}
+		return nil
 	}
-	return nil
 }
 
-func (c *counting) Rows(schema.Event) int { return 1 }
+func (c *counting) DeadLetter(context.Context, schema.Verdict) error { return nil }
 
 func publishMany(b *testing.B, js jetstream.JetStream, n int) {
 	b.Helper()

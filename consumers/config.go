@@ -38,7 +38,7 @@ func (c StreamConfig) Check() error {
 	return errors.Join(settings.StreamName("stream.name", c.Name), settings.Check("stream", c))
 }
 
-// Config is the configuration of [Run]. Fields with a name are settings.
+// Config is the configuration of a [Runner]. Fields with a name are settings.
 type Config struct {
 	// Silence of a worker after which its messages go to another.
 	AckWait time.Duration `name:"ack-wait" default:"30s" min:"100ms"`
@@ -68,17 +68,13 @@ type Config struct {
 
 	// Ledger holds the verdicts. Nil: the keeper purges nothing and cannot tell lost messages.
 	Ledger Ledger `kong:"-"`
-	// Standing tells whether the stream and the consumers have settings under which no event is lost. May be nil.
-	Standing *Standing `kong:"-"`
 
 	// Healthy reports whether what the handler depends on is there; it is asked after a failure. While it fails,
 	// nothing is pulled, and messages in flight are kept and tried again after; those that have waited for HandleTimeout go
 	// to another worker, unless Tries fails, too. Nil is always healthy.
 	Healthy func(context.Context) error `kong:"-"`
 
-	Tries Tries `kong:"-"` // counts attempts on messages. Nil counts those of this Run only
-	// Pulling is told how each loop fares. Defaults to nil: nobody is told.
-	Pulling *Pulling `kong:"-"`
+	Tries Tries `kong:"-"` // counts attempts on messages. Nil counts those of this process only
 
 	Logger  *slog.Logger `kong:"-"` // Defaults to slog.Default()
 	Metrics *Metrics     `kong:"-"` // see [NewMetrics]. Nil counts nowhere
@@ -91,9 +87,6 @@ func (c Config) withDefaults() Config {
 	c, c.Stream = settings.WithDefaults(c), settings.WithDefaults(c.Stream)
 	if grace == 0 {
 		c.OrphanGrace = min(c.OrphanGrace, c.Stream.MaxAge/2)
-	}
-	if c.Standing == nil {
-		c.Standing = &Standing{}
 	}
 	if c.Healthy == nil {
 		c.Healthy = func(context.Context) error { return nil }
@@ -113,15 +106,7 @@ func (c Config) withDefaults() Config {
 	return c
 }
 
-// healthy reports whether messages may be pulled: the stream loses none, and what the handler needs is there.
-func (c Config) healthy(ctx context.Context) error {
-	if err := c.Standing.Err(ctx); err != nil {
-		return err
-	}
-	return c.Healthy(ctx)
-}
-
-// Check returns an error that names the settings out of their bounds. [Run] does not ask: it expects checked settings.
+// Check returns an error that names the settings out of their bounds. [New] does not ask.
 func (c Config) Check() error {
 	if c.RetryMaxDelay < c.RetryDelay {
 		return errors.Join(settings.Check("consumers", c), settings.Errorf(

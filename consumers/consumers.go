@@ -24,58 +24,87 @@ import (
 	"github.com/decuwatch/decuwatch/schema"
 )
 
-// Handler does the work on one event.
+// Handler brings events to their verdicts.
 type Handler interface {
-	// Handle returns nil once the event's verdict is committed. Its error is the acknowledgement decision: an
-	// error that wraps a *schema.Invalid, or an error with a kind (see [Permanent]), becomes a dead letter; one that is
-	// [Unavailable] has the message kept until what is away is back; any other is tried again. The context ends at the event's deadline, or when a drain has run out of time.
-	Handle(ctx context.Context, ev schema.Event, d schema.Delivery) error
-	// Rows is the cost of the event in rows of U-Net work, at least 1.
-	Rows(ev schema.Event) int
-}
-
-// DeadLetters keeps the verdict on messages that cannot be scored.
-type DeadLetters interface {
-	// DeadLetter commits v, whose DeadLetter is set. Where the message, or its event, has a verdict already, that
-	// one stands and the result is nil.
+	// Plan decides how an event is handled. It returns the rows of U-Net work that this costs, at least 1, and a function
+	// that handles one delivery of the event, and may be called again if it fails.
+	//
+	// The function returns nil once the event's verdict is committed. Its error decides what becomes of the message: an
+	// error that wraps a *schema.Invalid, or has a method DeadLetterKind() schema.DeadLetterKind, makes it a dead letter.
+	// If the error is [Unavailable], the message is kept until the dependency is back. After any other error the message
+	// is tried again. The context ends at the event's deadline, or when a drain has run out of time.
+	Plan(ev schema.Event) (rows int, handle func(context.Context, schema.Delivery) error)
+	// DeadLetter commits v, whose DeadLetter is set. If the message, or its event, has a verdict already, that verdict
+	// stands and the result is nil.
 	DeadLetter(ctx context.Context, v schema.Verdict) error
 }
 
-// Run consumes the configured models' events until ctx ends, then drains: it stops pulling, lets messages in flight
-// come to their verdict for at most Config.DrainTimeout, and gives the rest back for another worker. It returns nil
-// after a drain, else why it could not go on: a configuration out of bounds, or a stream that at the start has settings
-// under which events would be lost ([ErrStreamConfig]), or no room for a new stream ([NoRoom]), or a connection that was
-// closed for good. While NATS cannot be reached it waits and tries again. If settings go bad later, it pulls nothing until
-// they are good again, and Config.Standing says why.
-func Run(ctx context.Context, js jetstream.JetStream, cfg Config, h Handler, dead DeadLetters) error {
-	cfg = cfg.withDefaults()
-	if err := cfg.checkModels(); err != nil {
+// Runner consumes events of some models.
+type Runner struct {
+	js       jetstream.JetStream
+	conn     connection
+	cfg      Config
+	handler  Handler
+	rows     *semaphore.Weighted
+	gate     *gate
+	log      *slog.Logger
+	pulling  pulling
+	settings settingsState
+	overruns sync.WaitGroup // watches over handlers
+}
+
+// New returns a runner. It expects settings that [Config.Check] accepts.
+func New(js jetstream.JetStream, h Handler, c Config) (*Runner, error) {
+	c = c.withDefaults()
+	if err := c.checkModels(); err != nil {
+		return nil, err
+	}
+	return &Runner{
+		js: js, conn: js.Conn(), cfg: c, handler: h, rows: semaphore.NewWeighted(int64(c.MaxRows)), log: c.Logger,
+	}, nil
+}
+
+// Pulling returns nil if every loop of Run pulls messages, or what keeps each of the others from it.
+func (r *Runner) Pulling() error { return r.pulling.err() }
+
+// Settings returns nil, or an error that names the settings of the stream or its consumers with which events would be lost.
+func (r *Runner) Settings() error { return r.settings.get() }
+
+// healthy reports whether messages may be pulled: the stream loses none, and what the handler needs is there.
+func (r *Runner) healthy(ctx context.Context) error {
+	if err := r.Settings(); err != nil {
 		return err
 	}
+	return r.cfg.Healthy(ctx)
+}
+
+// Run consumes the models' events until ctx ends. Then it drains: it stops pulling, lets messages in flight come to their
+// verdict for at most Config.DrainTimeout, and gives the rest back for another worker. It may be called once.
+//
+// Run returns nil after a drain. It fails if at its start the stream has settings with which events would be lost
+// ([ErrStreamConfig]), if there is no room for a new stream ([NoRoom]), or if the connection is closed for good. While NATS
+// cannot be reached it waits and tries again. If settings become bad later, it pulls nothing until they are good again.
+func (r *Runner) Run(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
 	// Work outlives ctx by the drain.
 	work, abandon := context.WithCancelCause(context.WithoutCancel(ctx))
 	defer abandon(nil)
 	stopTimer := context.AfterFunc(ctx, func() {
-		t := time.AfterFunc(cfg.DrainTimeout, func() { abandon(errDrained) })
+		t := time.AfterFunc(r.cfg.DrainTimeout, func() { abandon(errDrained) })
 		context.AfterFunc(work, func() { t.Stop() })
 	})
 	defer stopTimer()
 
-	r := &runner{
-		js: js, conn: js.Conn(), cfg: cfg, handler: h, dead: dead,
-		rows: semaphore.NewWeighted(int64(cfg.MaxRows)),
-		gate: newGate(work, cfg.healthy, cfg.Logger, cfg.Metrics),
-		log:  cfg.Logger,
-	}
+	r.gate = newGate(work, r.healthy, r.log, r.cfg.Metrics)
 	defer r.gate.stop()
 
-	loops := []loop{r.terminated()}
-	for _, m := range cfg.Models {
-		loops = append(loops, r.model(m), r.givenUp(m))
+	b := backstop{r}
+	loops := []loop{b.terminated()}
+	for _, m := range r.cfg.Models {
+		loops = append(loops, r.model(m), b.givenUp(m))
 	}
 	for _, l := range loops {
-		cfg.Pulling.set(l.name, errNotPulling)
+		r.pulling.set(l.name, errNotPulling)
 		group.Go(func() error { return r.consume(ctx, work, l) })
 	}
 	group.Go(func() error { newKeeper(r).run(ctx, work); return nil })
@@ -89,19 +118,6 @@ var errNotConnected = errors.New("not connected to NATS")
 
 // errDrained ends the work that a drain did not wait for.
 var errDrained = errors.New("the worker is stopping")
-
-// runner is what the loops of one Run share.
-type runner struct {
-	js       jetstream.JetStream
-	conn     connection
-	cfg      Config
-	handler  Handler
-	dead     DeadLetters
-	rows     *semaphore.Weighted
-	gate     *gate
-	log      *slog.Logger
-	overruns sync.WaitGroup // watches over handlers
-}
 
 // connection is what the loops ask of the connection to NATS.
 type connection interface {
@@ -120,7 +136,7 @@ type loop struct {
 
 // consume pulls messages and hands each to l.take in a goroutine of its own, at most l.slots at once. It returns
 // after the last of them has come back.
-func (r *runner) consume(ctx, work context.Context, l loop) error {
+func (r *Runner) consume(ctx, work context.Context, l loop) error {
 	slots := newSlots(l.slots)
 	beats := newHeartbeats(r.cfg.AckWait/3, r.log)
 	defer beats.stop()
@@ -133,7 +149,7 @@ func (r *runner) consume(ctx, work context.Context, l loop) error {
 			return fmt.Errorf("consumers: %w", nats.ErrConnectionClosed)
 		}
 		if !r.conn.IsConnected() { // a request would wait for its timeout
-			r.cfg.Pulling.set(l.name, errNotConnected)
+			r.pulling.set(l.name, errNotConnected)
 			retry.Wait(ctx)
 			continue
 		}
@@ -147,14 +163,14 @@ func (r *runner) consume(ctx, work context.Context, l loop) error {
 			if ctx.Err() == nil {
 				r.log.Warn("consumer is not available", "consumer", l.name, "err", err)
 			}
-			r.cfg.Pulling.set(l.name, err)
+			r.pulling.set(l.name, err)
 		default:
 			began = true
 			err = r.pull(ctx, work, l, from, slots, beats, &retry)
 			if ctx.Err() == nil {
 				r.log.Warn("pulling was interrupted", "consumer", l.name, "err", err)
 			}
-			r.cfg.Pulling.set(l.name, err)
+			r.pulling.set(l.name, err)
 		}
 		retry.Wait(ctx)
 	}
@@ -162,10 +178,10 @@ func (r *runner) consume(ctx, work context.Context, l loop) error {
 }
 
 // pull takes messages until ctx ends or a pull fails.
-func (r *runner) pull(ctx, work context.Context, l loop, from source, slots *slots, beats *heartbeats, retry *backoff.Backoff) error {
+func (r *Runner) pull(ctx, work context.Context, l loop, from source, slots *slots, beats *heartbeats, retry *backoff.Backoff) error {
 	for {
 		if !r.gate.open() {
-			r.cfg.Pulling.set(l.name, errPaused)
+			r.pulling.set(l.name, errPaused)
 		}
 		if err := r.gate.wait(ctx); err != nil {
 			return err
@@ -188,8 +204,8 @@ func (r *runner) pull(ctx, work context.Context, l loop, from source, slots *slo
 }
 
 // pullOnce asks for n messages and returns how many came before ctx ended or the gate was shut.
-func (r *runner) pullOnce(ctx, work context.Context, l loop, from source, n int, slots *slots, beats *heartbeats) (int, error) {
-	defer r.cfg.Pulling.begin(l.name)()
+func (r *Runner) pullOnce(ctx, work context.Context, l loop, from source, n int, slots *slots, beats *heartbeats) (int, error) {
+	defer r.pulling.begin(l.name)()
 	ctx, opened := r.gate.during(ctx)
 	defer opened()
 	got := 0

@@ -47,7 +47,11 @@ func newRecorder() *recorder {
 	return &recorder{handled: map[string][]schema.Delivery{}, done: map[string]bool{}, letters: map[uint64]schema.Verdict{}, rows: 1}
 }
 
-func (r *recorder) Handle(ctx context.Context, ev schema.Event, d schema.Delivery) error {
+func (r *recorder) Plan(ev schema.Event) (int, func(context.Context, schema.Delivery) error) {
+	return r.rows, func(ctx context.Context, d schema.Delivery) error { return r.take(ctx, ev, d) }
+}
+
+func (r *recorder) take(ctx context.Context, ev schema.Event, d schema.Delivery) error {
 	r.mu.Lock()
 	r.handled[ev.ID] = append(r.handled[ev.ID], d)
 	r.mu.Unlock()
@@ -62,8 +66,6 @@ func (r *recorder) Handle(ctx context.Context, ev schema.Event, d schema.Deliver
 	}
 	return err
 }
-
-func (r *recorder) Rows(schema.Event) int { return r.rows }
 
 func (r *recorder) DeadLetter(_ context.Context, v schema.Verdict) error {
 	if err := r.refuse.Load(); err != nil {
@@ -98,6 +100,11 @@ func (r *recorder) letter(sequence uint64) *schema.DeadLetter {
 	return r.letters[sequence].DeadLetter
 }
 
+// permanent is an error that no retry mends.
+type permanent struct{ error }
+
+func (permanent) DeadLetterKind() schema.DeadLetterKind { return schema.KindUnknownClass }
+
 // config is one whose retries are quick.
 func config() consumers.Config {
 	return consumers.Config{
@@ -112,11 +119,21 @@ type worker struct {
 	err  chan error
 }
 
+func newRunner(t testing.TB, js jetstream.JetStream, cfg consumers.Config, h consumers.Handler) *consumers.Runner {
+	t.Helper()
+	r, err := consumers.New(js, h, cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
 func run(t *testing.T, js jetstream.JetStream, cfg consumers.Config, r *recorder) *worker {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	w := &worker{stop: cancel, err: make(chan error, 1)}
-	go func() { w.err <- consumers.Run(ctx, js, cfg, r, r) }()
+	runner := newRunner(t, js, cfg, r)
+	go func() { w.err <- runner.Run(ctx) }()
 	t.Cleanup(func() { cancel(); <-w.err })
 	return w
 }
@@ -278,7 +295,7 @@ func TestFailedHandlingIsTriedAgainThenBuried(t *testing.T) {
 		case "panics":
 			panic("out of range")
 		case "permanent":
-			return fmt.Errorf("score: %w", consumers.Permanent(errors.New("class 12 of 10"), "unknown_class"))
+			return fmt.Errorf("score: %w", permanent{errors.New("class 12 of 10")})
 		case "refused":
 			return fmt.Errorf("score: %w", &schema.Invalid{Field: "data.class", Reason: "must be below 10"})
 		case "late":
@@ -460,7 +477,7 @@ func TestRefusedDeadLetter(t *testing.T) {
 	r := newRecorder()
 	r.whole = errors.New("invalid byte sequence (SQLSTATE 22021)")
 	r.handle = func(context.Context, schema.Event, schema.Delivery) error {
-		return consumers.Permanent(errors.New("no such class"), "unknown_class")
+		return permanent{errors.New("no such class")}
 	}
 	run(t, js, config(), r)
 	publish(t, js, "poison")
@@ -842,7 +859,7 @@ func TestStreamThatWouldLoseEventsIsRefused(t *testing.T) {
 				t.Fatal(err)
 			}
 			r := newRecorder()
-			err := consumers.Run(t.Context(), js, config(), r, r)
+			err := newRunner(t, js, config(), r).Run(t.Context())
 			if !errors.Is(err, consumers.ErrStreamConfig) || !strings.Contains(err.Error(), c.setting) {
 				t.Errorf("error is %v, want one that names %s", err, c.setting)
 			}
@@ -890,7 +907,7 @@ func TestConfigErrors(t *testing.T) {
 	} {
 		cfg := config()
 		cfg.Models = models
-		if err := consumers.Run(t.Context(), nil, cfg, nil, nil); err == nil || !strings.Contains(err.Error(), want) {
+		if _, err := consumers.New(nil, nil, cfg); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("error is %v, want one that says %q", err, want)
 		}
 	}

@@ -12,19 +12,6 @@ import (
 	"github.com/decuwatch/decuwatch/schema"
 )
 
-// Permanent returns err as one that no further delivery can mend: its message becomes a dead letter of the given
-// kind. Any error with a method DeadLetterKind() schema.DeadLetterKind is read in the same way, so that a handler need not import
-// this package.
-func Permanent(err error, kind schema.DeadLetterKind) error { return &permanent{err, kind} }
-
-type permanent struct {
-	error
-	kind schema.DeadLetterKind
-}
-
-func (p *permanent) Unwrap() error                         { return p.error }
-func (p *permanent) DeadLetterKind() schema.DeadLetterKind { return p.kind }
-
 // Unavailable returns err as one that says nothing about the message: something that every message needs is away, slow,
 // locked or full. The message is kept and tried again when it is back, and no delivery is used up, however long that
 // takes; meanwhile nothing is pulled. Any error with a method Unavailable() bool that returns true is read in the same

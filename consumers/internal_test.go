@@ -18,6 +18,15 @@ import (
 	"github.com/decuwatch/decuwatch/schema"
 )
 
+// permanent is an error that no retry mends.
+type permanent struct {
+	error
+	kind schema.DeadLetterKind
+}
+
+func (p permanent) Unwrap() error                         { return p.error }
+func (p permanent) DeadLetterKind() schema.DeadLetterKind { return p.kind }
+
 func TestDecide(t *testing.T) {
 	c := Config{Models: []string{"m"}, MaxDeliver: 4, RetryDelay: time.Second, RetryMaxDelay: 3 * time.Second}
 	plain := errors.New("session lost")
@@ -33,8 +42,8 @@ func TestDecide(t *testing.T) {
 		{"committed while draining", nil, 4, true, decision{action: acknowledge}},
 		{"invalid", invalid, 1, false, decision{action: bury, kind: schema.KindInvalid, field: "data.class", reason: "must be below 10"}},
 		{"invalid while draining", invalid, 1, true, decision{action: bury, kind: schema.KindInvalid, field: "data.class", reason: "must be below 10"}},
-		{"permanent", fmt.Errorf("a: %w", Permanent(plain, "unknown_class")), 1, false, decision{action: bury, kind: "unknown_class", reason: "a: session lost"}},
-		{"invalid with a kind", Permanent(invalid, "duplicate_id"), 1, false, decision{action: bury, kind: "duplicate_id", field: "data.class", reason: "must be below 10"}},
+		{"permanent", fmt.Errorf("a: %w", permanent{plain, schema.KindUnknownClass}), 1, false, decision{action: bury, kind: "unknown_class", reason: "a: session lost"}},
+		{"invalid with a kind", permanent{invalid, schema.KindDuplicateID}, 1, false, decision{action: bury, kind: "duplicate_id", field: "data.class", reason: "must be below 10"}},
 		{"first failure", plain, 1, false, decision{action: redeliver, reason: "session lost", delay: time.Second}},
 		{"second failure", plain, 2, false, decision{action: redeliver, reason: "session lost", delay: 2 * time.Second}},
 		{"third failure", plain, 3, false, decision{action: redeliver, reason: "session lost", delay: 3 * time.Second}},

@@ -35,21 +35,20 @@ type Ledger interface {
 	Orphans(ctx context.Context, stream, subject string, above uint64) (int, error)
 }
 
-// Standing tells whether the settings of stream and consumers are such that no event is lost. Its zero value is ready.
-type Standing struct {
+// settingsState is what the last look at the settings of stream and consumers found.
+type settingsState struct {
 	mu  sync.Mutex
 	err error
 }
 
-// Err returns nil, or an error that names the setting.
-func (s *Standing) Err(context.Context) error {
+func (s *settingsState) get() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.err
 }
 
-// set returns whether what Err returns has changed.
-func (s *Standing) set(err error) bool {
+// set returns whether the error has changed.
+func (s *settingsState) set(err error) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	changed := text(err) != text(s.err)
@@ -66,7 +65,7 @@ func text(err error) string {
 
 // keeper looks after the stream as a whole. Every worker runs one; what they do is safe to do twice.
 type keeper struct {
-	*runner
+	*Runner
 	owners  *owners
 	metrics *keeperMetrics
 	warned  map[string]string // what was said last, by what it is about
@@ -86,10 +85,10 @@ type owner struct {
 	seen  time.Time // since when this process has seen that nobody does
 }
 
-func newKeeper(r *runner) *keeper {
+func newKeeper(r *Runner) *keeper {
 	quiet := max(r.cfg.AckWait, r.cfg.HandleTimeout) + 2*r.cfg.PullExpiry
 	return &keeper{
-		runner: r, owners: newOwners(r.cfg.Models, quiet), metrics: r.cfg.Metrics.keeper, warned: map[string]string{}, swept: newSweeper(r),
+		Runner: r, owners: newOwners(r.cfg.Models, quiet), metrics: r.cfg.Metrics.keeper, warned: map[string]string{}, swept: newSweeper(r),
 	}
 }
 
@@ -189,7 +188,7 @@ func (k *keeper) check(ctx context.Context, v *View, advisories *jetstream.Strea
 		errs = append(errs, checkSettings(*advisories, advisorySettings))
 	}
 	err := errors.Join(errs...)
-	if k.cfg.Standing.set(err) {
+	if k.settings.set(err) {
 		if err != nil {
 			k.log.Error("pulling stops: settings would lose events", "err", err)
 		} else {

@@ -5,6 +5,7 @@ import (
 
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
 )
 
 // keeperMetrics says how the stream and its consumers stand, by the server's numbers.
@@ -17,41 +18,43 @@ type keeperMetrics struct {
 	models                      map[string]bool
 }
 
-func newKeeperMetrics() *keeperMetrics {
+func newKeeperMetrics(reg prometheus.Registerer, models []string) *keeperMetrics {
+	with := promauto.With(reg)
 	gauge := func(name, help string) prometheus.Gauge {
-		return prometheus.NewGauge(prometheus.GaugeOpts{Name: name, Help: help})
+		return with.NewGauge(prometheus.GaugeOpts{Name: name, Help: help})
 	}
 	byModel := func(name, help string) *prometheus.GaugeVec {
-		return prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: name, Help: help}, []string{"model"})
+		return with.NewGaugeVec(prometheus.GaugeOpts{Name: name, Help: help}, []string{"model"})
 	}
 	counter := func(name, help string) prometheus.Counter {
-		return prometheus.NewCounter(prometheus.CounterOpts{Name: name, Help: help})
+		return with.NewCounter(prometheus.CounterOpts{Name: name, Help: help})
 	}
-	return &keeperMetrics{
-		messages:   gauge("decuwatch_stream_messages", "Messages in the stream of events."),
-		bytes:      gauge("decuwatch_stream_bytes", "Size of the stream of events, in bytes."),
-		full:       gauge("decuwatch_stream_full_ratio", "Share of the limit of the stream of events that is used; at 1 producers are refused."),
-		pending:    byModel("decuwatch_consumer_pending_events", "Events that no worker has taken yet, by model."),
-		ackPending: byModel("decuwatch_consumer_ack_pending_events", "Events that workers have taken and not acknowledged, by model."),
-		oldest:     byModel("decuwatch_consumer_oldest_event_seconds", "Age of the oldest event that waits for its verdict, by model; 0 if there is none."),
-		paused:     byModel("decuwatch_consumer_paused", "1 while an operator has paused the model's consumer."),
-		orphaned:   byModel("decuwatch_orphaned_events", "Events without a verdict whose consumer nobody pulls from, by model."),
-		purged:     counter("decuwatch_stream_purged_events_total", "Settled messages that this worker purged from the stream."),
-		lost:       counter("decuwatch_lost_events_total", "Messages that left the stream without a verdict."),
-		lastCheck:  gauge("decuwatch_stream_checked_timestamp_seconds", "When the stream and its consumers were last read successfully, in Unix time."),
-		models:     map[string]bool{},
+	m := &keeperMetrics{
+		messages: gauge("decuwatch_stream_messages", "Messages in the stream of events."),
+		bytes:    gauge("decuwatch_stream_bytes", "Size of the stream of events, in bytes."),
+		full: gauge("decuwatch_stream_full_ratio",
+			"Share of the limit of the stream of events that is used; at 1 producers are refused."),
+		pending: byModel("decuwatch_consumer_pending_events", "Events that no worker has taken yet, by model."),
+		ackPending: byModel("decuwatch_consumer_ack_pending_events",
+			"Events that workers have taken and not acknowledged, by model."),
+		oldest: byModel("decuwatch_consumer_oldest_event_seconds",
+			"Age of the oldest event that waits for its verdict, by model; 0 if there is none."),
+		paused: byModel("decuwatch_consumer_paused", "1 while an operator has paused the model's consumer."),
+		orphaned: byModel("decuwatch_orphaned_events",
+			"Events without a verdict whose consumer nobody pulls from, by model."),
+		purged: counter("decuwatch_stream_purged_events_total",
+			"Settled messages that this worker purged from the stream."),
+		lost: counter("decuwatch_lost_events_total", "Messages that left the stream without a verdict."),
+		lastCheck: gauge("decuwatch_stream_checked_timestamp_seconds",
+			"When the stream and its consumers were last read successfully, in Unix time."),
+		models: map[string]bool{},
 	}
-}
-
-func (m *keeperMetrics) register(reg prometheus.Registerer, models []string) {
 	for _, model := range models {
 		for _, v := range m.byModel() {
 			v.WithLabelValues(model)
 		}
 	}
-	if reg != nil {
-		reg.MustRegister(m.messages, m.bytes, m.full, m.pending, m.ackPending, m.oldest, m.paused, m.orphaned, m.purged, m.lost, m.lastCheck)
-	}
+	return m
 }
 
 func (m *keeperMetrics) byModel() []*prometheus.GaugeVec {

@@ -24,28 +24,29 @@ import (
 // skipper brings each event to its verdict, a skip, in Postgres.
 type skipper struct{ *postgres.Store }
 
-func (s skipper) Handle(ctx context.Context, ev schema.Event, d schema.Delivery) error {
-	_, err := s.Record(ctx, schema.Verdict{Delivery: d, Skip: &schema.Skip{Event: ev, Reason: "sampler", Detail: "of a test"}})
-	return err
+func (s skipper) Plan(ev schema.Event) (int, func(context.Context, schema.Delivery) error) {
+	return 1, func(ctx context.Context, d schema.Delivery) error {
+		skip := &schema.Skip{Event: ev, Reason: "sampler", Detail: "of a test"}
+		_, err := s.Record(ctx, schema.Verdict{Delivery: d, Skip: skip})
+		return err
+	}
 }
-
-func (skipper) Rows(schema.Event) int { return 1 }
 
 // kept is a worker with a ledger whose keeper is quick.
 type kept struct {
-	t        *testing.T
-	js       jetstream.JetStream
-	store    *postgres.Store
-	reg      *prometheus.Registry
-	standing *consumers.Standing
-	cfg      consumers.Config
+	t      *testing.T
+	js     jetstream.JetStream
+	store  *postgres.Store
+	reg    *prometheus.Registry
+	runner *consumers.Runner // the last that was run
+	cfg    consumers.Config
 }
 
 func newKept(t *testing.T, js jetstream.JetStream) *kept {
-	k := &kept{t: t, js: js, store: pgtest.New(t), reg: prometheus.NewPedanticRegistry(), standing: &consumers.Standing{}, cfg: config()}
+	k := &kept{t: t, js: js, store: pgtest.New(t), reg: prometheus.NewPedanticRegistry(), cfg: config()}
 	k.cfg.Stream.CheckInterval = 20 * time.Millisecond
 	k.cfg.AckWait, k.cfg.HandleTimeout = time.Second, time.Second
-	k.cfg.Ledger, k.cfg.Standing, k.cfg.Metrics = k.store, k.standing, consumers.NewMetrics(k.reg, k.cfg.Models)
+	k.cfg.Ledger, k.cfg.Metrics = k.store, consumers.NewMetrics(k.reg, k.cfg.Models)
 	return k
 }
 
@@ -53,8 +54,8 @@ func (k *kept) run() *worker {
 	k.t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	w := &worker{stop: cancel, err: make(chan error, 1)}
-	h := skipper{k.store}
-	go func() { w.err <- consumers.Run(ctx, k.js, k.cfg, h, h) }()
+	k.runner = newRunner(k.t, k.js, k.cfg, skipper{k.store})
+	go func() { w.err <- k.runner.Run(ctx) }()
 	k.t.Cleanup(func() { cancel(); <-w.err })
 	return w
 }
@@ -295,12 +296,12 @@ func TestSettingsAreCheckedWhileRunning(t *testing.T) {
 	}
 	edit(bad)
 	natstest.Until(t, "the worker says which settings", func() bool {
-		err := k.standing.Err(t.Context())
+		err := k.runner.Settings()
 		return err != nil && strings.Contains(err.Error(), "discard is DiscardOld, must be new") && strings.Contains(err.Error(), "max_age is 1s")
 	})
 	k.reaches(1, "decuwatch_pulling_paused")
 	edit(good)
-	natstest.Until(t, "the worker is well again", func() bool { return k.standing.Err(t.Context()) == nil })
+	natstest.Until(t, "the worker is well again", func() bool { return k.runner.Settings() == nil })
 	k.reaches(0, "decuwatch_pulling_paused")
 
 	// A consumer whose filter somebody changed: it is restored, and no event is lost.
@@ -484,12 +485,11 @@ func TestBadSettingsWhileRunningAreWaitedOut(t *testing.T) {
 	js := natstest.Start(t).JetStream()
 	k := newKept(t, js)
 	k.cfg.Stream.CheckInterval = time.Hour // after the first look
-	k.cfg.Pulling = &consumers.Pulling{}
 	stream := ensure(t, js)
 	w := k.run()
 	publish(t, js, "before")
 	k.becomes("skip")
-	natstest.Until(t, "every loop pulls", func() bool { return k.cfg.Pulling.Err() == nil })
+	natstest.Until(t, "every loop pulls", func() bool { return k.runner.Pulling() == nil })
 
 	good := stream.CachedInfo().Config
 	bad := good
@@ -501,7 +501,7 @@ func TestBadSettingsWhileRunningAreWaitedOut(t *testing.T) {
 		t.Fatal(err)
 	}
 	natstest.Until(t, "the worker names the setting", func() bool {
-		err := k.cfg.Pulling.Err()
+		err := k.runner.Pulling()
 		return errors.Is(err, consumers.ErrStreamConfig) && strings.Contains(err.Error(), "allow_rollup_hdrs is true")
 	})
 	if err := js.DeleteStream(t.Context(), "GENERATION"); err != nil { // rollups cannot be forbidden again

@@ -20,7 +20,7 @@ import (
 )
 
 // model returns the loop that consumes one model's events.
-func (r *runner) model(model string) loop {
+func (r *Runner) model(model string) loop {
 	return loop{
 		name:  Durable(model),
 		slots: r.cfg.MaxInFlight,
@@ -44,13 +44,13 @@ func (r *runner) model(model string) loop {
 }
 
 // deliver brings one message to its verdict and acknowledges it accordingly.
-func (r *runner) deliver(work context.Context, model string, msg *message, h *held) {
+func (r *Runner) deliver(work context.Context, model string, msg *message, h *held) {
 	if msg.delivered > 1 {
 		r.cfg.Metrics.redelivered(model)
 	}
 	start := time.Now()
 	l, err := read(msg.Stored, msg.delivery())
-	r.cfg.Metrics.decode.Observe(time.Since(start).Seconds())
+	r.cfg.Metrics.decode.Since(work, start)
 	traced, end := r.trace(work, l)
 	defer end()
 	d := r.attempt(traced, l, err, h)
@@ -61,7 +61,7 @@ func (r *runner) deliver(work context.Context, model string, msg *message, h *he
 
 // attempt brings a message to its verdict, if it can. Invalid says why its event cannot be handled. Unless the decision is to
 // deliver it again, the verdict is committed.
-func (r *runner) attempt(work context.Context, l letter, invalid error, h *held) decision {
+func (r *Runner) attempt(work context.Context, l letter, invalid error, h *held) decision {
 	err, place := invalid, ordinary
 	if err == nil {
 		place, err = r.place(work, l)
@@ -101,7 +101,7 @@ func (r *runner) attempt(work context.Context, l letter, invalid error, h *held)
 }
 
 // trace begins the span of one delivery, in the trace that the producer began.
-func (r *runner) trace(work context.Context, l letter) (context.Context, func()) {
+func (r *Runner) trace(work context.Context, l letter) (context.Context, func()) {
 	var ev schema.Event
 	if l.event != nil {
 		ev = *l.event
@@ -116,22 +116,39 @@ func (r *runner) trace(work context.Context, l letter) (context.Context, func())
 
 // admit waits until the event's rows are free, then has it handled. While a dependency is away it keeps the event and
 // tries again after, so that an outage costs no attempt. Begun says whether the attempt was noted.
-func (r *runner) admit(work context.Context, l letter, place place, h *held) (begun bool, err error) {
+//
+// What is away may be this worker's alone, such as its device. So an event that has waited for as long as an attempt may
+// take goes to another worker, if that can be noted. If it cannot, the database is away, and with it every worker.
+func (r *Runner) admit(work context.Context, l letter, place place, h *held) (begun bool, err error) {
 	start := time.Now()
-	rows := place.rows(r.handler.Rows(*l.event), r.cfg.MaxRows)
+	cost, handle := r.handler.Plan(*l.event)
+	rows := place.rows(cost, r.cfg.MaxRows)
 	if err := r.rows.Acquire(work, rows); err != nil {
 		return false, fmt.Errorf("wait for %d rows: %w", rows, context.Cause(work))
 	}
 	defer r.rows.Release(rows)
-	if err := r.keep(work, l, ordinary); err != nil {
-		return false, fmt.Errorf("wait for dependencies: %w", err)
-	}
-	r.cfg.Metrics.queue.Observe(time.Since(start).Seconds())
-	if err := r.begin(work, l.delivery, place); err != nil {
-		return false, err
-	}
+	noted := ordinary
 	for {
-		err := r.handle(work, l, place, h)
+		wait, cancel := context.WithTimeout(work, r.cfg.HandleTimeout)
+		away := r.gate.wait(wait)
+		cancel()
+		switch {
+		case away == nil:
+		case drained(work):
+			return begun, errors.Join(err, fmt.Errorf("wait for dependencies: %w", away))
+		case r.handBack(work, l.delivery, noted) == nil:
+			return begun, errors.Join(err, errGivenAway)
+		default:
+			continue
+		}
+		if !begun {
+			r.cfg.Metrics.queue.Since(work, start)
+			if err := r.begin(work, l.delivery, place); err != nil {
+				return false, err
+			}
+			begun, noted = true, place
+		}
+		err = r.handle(work, l, handle, place, h)
 		switch {
 		case err == nil:
 			r.gate.success()
@@ -143,31 +160,11 @@ func (r *runner) admit(work context.Context, l letter, place place, h *held) (be
 		case r.gate.check(work):
 			return true, err
 		}
-		if gone := r.keep(work, l, place); gone != nil {
-			return true, errors.Join(err, gone)
-		}
 	}
 }
 
 // errGivenAway says that a message was given to another worker, and that this is noted.
 var errGivenAway = errors.New("a dependency of this worker is away for too long: the message goes to another worker")
-
-// keep waits until the dependencies are back. What is away may be this worker's alone, such as its device. So a message that
-// has waited for as long as an attempt may take goes to another worker, if that can be noted: if not, the database is away,
-// and with it every worker.
-func (r *runner) keep(work context.Context, l letter, place place) error {
-	for {
-		wait, cancel := context.WithTimeoutCause(work, r.cfg.HandleTimeout, errGivenAway)
-		err := r.gate.wait(wait)
-		cancel()
-		switch {
-		case err == nil || drained(work):
-			return err
-		case r.handBack(work, l.delivery, place) == nil:
-			return errGivenAway
-		}
-	}
-}
 
 // transient reports whether err says nothing about the message itself.
 func transient(err error) bool {
@@ -181,7 +178,9 @@ func transient(err error) bool {
 
 // handle calls the handler with the event's deadline. A panic is an error of this event. If the handler does not return
 // soon after the deadline, the message's heartbeats end, so that it goes to another worker, and pulling is paused.
-func (r *runner) handle(work context.Context, l letter, place place, h *held) (err error) {
+func (r *Runner) handle(
+	work context.Context, l letter, handle func(context.Context, schema.Delivery) error, place place, h *held,
+) (err error) {
 	ctx, cancel := context.WithTimeoutCause(work, r.cfg.HandleTimeout, fmt.Errorf("handle event timed out after %s", r.cfg.HandleTimeout))
 	defer cancel()
 	most := r.cfg.HandleTimeout + r.cfg.AckWait/3
@@ -201,7 +200,7 @@ func (r *runner) handle(work context.Context, l letter, place place, h *held) (e
 			err = fmt.Errorf("the handler panicked: %v", p)
 		}
 	}()
-	err = r.handler.Handle(ctx, *l.event, l.delivery)
+	err = handle(ctx, l.delivery)
 	if err != nil && ctx.Err() != nil && work.Err() == nil {
 		err = fmt.Errorf("%w: %w", context.Cause(ctx), err)
 	}
@@ -209,7 +208,7 @@ func (r *runner) handle(work context.Context, l letter, place place, h *held) (e
 }
 
 // bury writes the message's dead letter and counts it.
-func (r *runner) bury(work context.Context, l letter, d decision) error {
+func (r *Runner) bury(work context.Context, l letter, d decision) error {
 	err := r.writeDeadLetter(work, l, d)
 	if err == nil {
 		r.cfg.Metrics.deadLetter(d.kind)
@@ -219,11 +218,11 @@ func (r *runner) bury(work context.Context, l letter, d decision) error {
 
 // writeDeadLetter writes the message's dead letter. If a healthy database refuses what the message holds, it writes one without
 // any of that: a message that can be neither scored nor buried would be tried for as long as the stream keeps it.
-func (r *runner) writeDeadLetter(work context.Context, l letter, d decision) error {
+func (r *Runner) writeDeadLetter(work context.Context, l letter, d decision) error {
 	v := schema.Verdict{Delivery: l.delivery, DeadLetter: &schema.DeadLetter{
 		Event: l.event, Source: l.source, EventID: l.id, Subject: clean(l.subject), Payload: clip(l.payload), Field: d.field, Reason: d.reason, Kind: d.kind,
 	}}
-	put := func(ctx context.Context) error { return r.dead.DeadLetter(ctx, v) }
+	put := func(ctx context.Context) error { return r.handler.DeadLetter(ctx, v) }
 	err := r.write(work, put)
 	if err == nil || drained(work) {
 		return err
@@ -235,9 +234,38 @@ func (r *runner) writeDeadLetter(work context.Context, l letter, d decision) err
 	return r.write(work, put)
 }
 
+// buriedPrefix begins the reason with which this program terminates a message, after its dead letter was committed.
+const buriedPrefix = "dead letter: "
+
+// buryStored writes the dead letter of a message that is read from the stream.
+func (r *Runner) buryStored(work context.Context, sequence uint64, delivered int, subject string, d decision) error {
+	l, _, err := r.load(work, sequence, delivered, subject)
+	if err != nil {
+		return err
+	}
+	return r.bury(work, l, d)
+}
+
+// load reads a message from the stream by its sequence. If the message is gone from the stream, only its subject is
+// known. Invalid says why its event cannot be handled.
+func (r *Runner) load(ctx context.Context, sequence uint64, delivered int, subject string) (l letter, invalid, err error) {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	stored, err := ReadStored(ctx, r.js, r.cfg.Stream.Name, sequence, false)
+	if errors.Is(err, jetstream.ErrMsgNotFound) {
+		stored, err = Stored{Subject: subject, Sequence: sequence}, nil
+	}
+	if err != nil {
+		return letter{}, nil, err
+	}
+	d := schema.Delivery{Stream: r.cfg.Stream.Name, Sequence: sequence, Time: stored.Time, Delivered: delivered, Digest: stored.Digest()}
+	l, invalid = read(stored, d)
+	return l, invalid, nil
+}
+
 // overrun leaves a message whose handler does not return to another worker, and pauses pulling. If the dependencies stay
 // unwell, the message is not to blame.
-func (r *runner) overrun(work context.Context, l letter, place place, h *held, after time.Duration) {
+func (r *Runner) overrun(work context.Context, l letter, place place, h *held, after time.Duration) {
 	h.overrun()
 	r.log.Error("the handler does not return", "model", l.model, "sequence", l.delivery.Sequence, "source", l.event.Source, "id", l.event.ID, "after", after)
 	r.gate.trip(fmt.Errorf("the handler has not returned after %s", after))
@@ -250,7 +278,7 @@ func (r *runner) overrun(work context.Context, l letter, place place, h *held, a
 
 // write calls f until it succeeds. While a dependency is away it waits and tries again; a refusal by a healthy one is
 // returned.
-func (r *runner) write(work context.Context, f func(context.Context) error) error {
+func (r *Runner) write(work context.Context, f func(context.Context) error) error {
 	const tries = 3
 	retry := backoff.Backoff{Min: 100 * time.Millisecond, Max: time.Second}
 	for refused := 0; ; {
@@ -283,7 +311,7 @@ func (r *runner) write(work context.Context, f func(context.Context) error) erro
 }
 
 // settle tells the server what became of the message, and the log.
-func (r *runner) settle(work context.Context, msg *message, l letter, d decision) {
+func (r *Runner) settle(work context.Context, msg *message, l letter, d decision) {
 	var err error
 	level := slog.LevelDebug
 	switch d.action {
@@ -295,7 +323,7 @@ func (r *runner) settle(work context.Context, msg *message, l letter, d decision
 			span.SetStatus(codes.Error, err.Error())
 		}
 		span.End()
-		r.cfg.Metrics.ack.Observe(time.Since(start).Seconds())
+		r.cfg.Metrics.ack.Since(work, start)
 	case bury:
 		level = slog.LevelWarn
 		err = msg.term(buriedPrefix + string(d.kind) + " " + d.field + " " + d.reason)
@@ -329,7 +357,7 @@ func (r *runner) settle(work context.Context, msg *message, l letter, d decision
 
 // doubleAck acknowledges msg and waits until the server has it. It tries again for as long as the server would wait
 // for the message; after that the message is delivered again and its verdict found.
-func (r *runner) doubleAck(work context.Context, msg *message) error {
+func (r *Runner) doubleAck(work context.Context, msg *message) error {
 	// A drain that has run out of time still flushes acknowledgements of what is committed.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(work), min(r.cfg.AckWait, 10*time.Second))
 	defer cancel()

@@ -9,8 +9,8 @@ import (
 	"time"
 )
 
-// Pulling knows whether [Run] takes messages. Its zero value says that Run has not begun.
-type Pulling struct {
+// pulling knows whether the loops take messages. Its zero value says that they have not begun.
+type pulling struct {
 	mu    sync.Mutex
 	loops map[string]pull
 }
@@ -26,8 +26,8 @@ var (
 	errPaused     = errors.New("is paused because a dependency is away")
 )
 
-// Err returns nil if every loop pulls, else what keeps each of the others from it.
-func (p *Pulling) Err() error {
+// err returns nil if every loop pulls, else what keeps each of the others from it.
+func (p *pulling) err() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if len(p.loops) == 0 {
@@ -42,18 +42,15 @@ func (p *Pulling) Err() error {
 	return errors.Join(errs...)
 }
 
-// set says how a loop fares. A nil p hears nothing.
-func (p *Pulling) set(name string, err error) {
-	if p == nil {
-		return
-	}
+// set says how a loop fares.
+func (p *pulling) set(name string, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.note(name, err)
 }
 
 // note is set for callers that hold the mutex.
-func (p *Pulling) note(name string, err error) {
+func (p *pulling) note(name string, err error) {
 	if p.loops == nil {
 		p.loops = map[string]pull{}
 	}
@@ -66,10 +63,7 @@ func (p *Pulling) note(name string, err error) {
 }
 
 // begin says that a loop has asked for messages: it pulls, unless the returned function is called at once.
-func (p *Pulling) begin(name string) (end func()) {
-	if p == nil {
-		return func() {}
-	}
+func (p *pulling) begin(name string) (end func()) {
 	const settled = 500 * time.Millisecond
 	ended := false
 	timer := time.AfterFunc(settled, func() {

@@ -197,10 +197,8 @@ func (w *world) start(name string) *simWorker {
 		t := time.AfterFunc(cfg.DrainTimeout, func() { abandon(errDrained) })
 		context.AfterFunc(work, func() { t.Stop() })
 	})
-	r := &runner{
-		conn: s, cfg: cfg, handler: s, dead: s, log: cfg.Logger, rows: semaphore.NewWeighted(int64(cfg.MaxRows)),
-		gate: newGate(work, cfg.healthy, cfg.Logger, cfg.Metrics),
-	}
+	r := &Runner{conn: s, cfg: cfg, handler: s, log: cfg.Logger, rows: semaphore.NewWeighted(int64(cfg.MaxRows))}
+	r.gate = newGate(work, r.healthy, cfg.Logger, cfg.Metrics)
 	l := r.model("m")
 	l.open = func(context.Context) (source, error) {
 		if w.faulty(10, name, "open", time.Since(w.born)) {
@@ -390,11 +388,13 @@ func (d *simDelivery) term(reason string) error {
 	return nil
 }
 
-// Rows is the event's cost.
-func (s *simWorker) Rows(ev schema.Event) int { return 1 + int(ev.Data.Seed%7) }
+// Plan is the event's cost, and score.
+func (s *simWorker) Plan(ev schema.Event) (int, func(context.Context, schema.Delivery) error) {
+	return 1 + int(ev.Data.Seed%7), s.score
+}
 
-// Handle scores an event as the monitor does: look up, compute, commit.
-func (s *simWorker) Handle(ctx context.Context, ev schema.Event, d schema.Delivery) error {
+// score scores an event as the monitor does: look up, compute, commit.
+func (s *simWorker) score(ctx context.Context, d schema.Delivery) error {
 	m := s.messages[d.Sequence-1]
 	if known, err := s.known(m); known || err != nil {
 		return err
@@ -439,7 +439,7 @@ func (s *simWorker) Handle(ctx context.Context, ev schema.Event, d schema.Delive
 	case fails:
 		return errors.New("the device failed")
 	case m.plan == planPermanent:
-		return Permanent(errors.New("unknown class"), "unknown_class")
+		return permanent{errors.New("unknown class"), schema.KindUnknownClass}
 	}
 	return s.commit(m, "score", attempt)
 }

@@ -79,7 +79,7 @@ func EnsureStream(ctx context.Context, js jetstream.JetStream, cfg StreamConfig)
 }
 
 // ensureConsumer creates or updates a durable consumer of the stream.
-func (r *runner) ensureConsumer(ctx context.Context, c jetstream.ConsumerConfig) (source, error) {
+func (r *Runner) ensureConsumer(ctx context.Context, c jetstream.ConsumerConfig) (source, error) {
 	stream, err := EnsureStream(ctx, r.js, r.cfg.Stream)
 	if err != nil {
 		return nil, err
@@ -93,43 +93,7 @@ func (r *runner) ensureConsumer(ctx context.Context, c jetstream.ConsumerConfig)
 	return r.source(r.cfg.Stream.Name, c.Durable), nil
 }
 
-// ensureAdvisories creates the stream of the server's advisories about the stream, and a consumer of it.
-func (r *runner) ensureAdvisories(ctx context.Context, c jetstream.ConsumerConfig) (source, error) {
-	name := AdvisoryStream(r.cfg.Stream.Name)
-	stream, err := r.js.Stream(ctx, name)
-	if errors.Is(err, jetstream.ErrStreamNotFound) {
-		stream, err = r.js.CreateStream(ctx, jetstream.StreamConfig{
-			Name:        name,
-			Description: "The server's advisories about messages of " + r.cfg.Stream.Name + " that it will not deliver again",
-			Subjects:    []string{advisoryMaxDeliveries + r.cfg.Stream.Name + ".*", advisoryTerminated + r.cfg.Stream.Name + ".*"},
-			Storage:     jetstream.FileStorage,
-			Retention:   jetstream.LimitsPolicy,
-			Discard:     jetstream.DiscardOld,
-			MaxAge:      r.cfg.Stream.MaxAge,
-			MaxBytes:    r.cfg.Stream.MaxBytes,
-			Replicas:    r.cfg.Stream.Replicas,
-
-			MaxConsumers: maxConsumers,
-			DenyDelete:   true,
-		})
-		if errors.Is(err, jetstream.ErrStreamNameAlreadyInUse) {
-			stream, err = r.js.Stream(ctx, name)
-		}
-	}
-	if err != nil {
-		return nil, fmt.Errorf("ensure stream %s: %w", name, err)
-	}
-	if err := checkSettings(stream.CachedInfo().Config, advisorySettings); err != nil {
-		return nil, err
-	}
-	c.AckPolicy, c.AckWait, c.MaxAckPending = jetstream.AckExplicitPolicy, r.cfg.AckWait, 256
-	if _, err := stream.CreateOrUpdateConsumer(ctx, c); err != nil {
-		return nil, fmt.Errorf("ensure consumer %s of %s: %w", c.Durable, name, err)
-	}
-	return r.source(name, c.Durable), nil
-}
-
 // source returns the source of a durable consumer's messages.
-func (r *runner) source(stream, durable string) source {
+func (r *Runner) source(stream, durable string) source {
 	return &puller{nc: r.js.Conn(), stream: stream, consumer: durable, expiry: r.cfg.PullExpiry, log: r.log}
 }

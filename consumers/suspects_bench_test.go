@@ -8,7 +8,6 @@ import (
 
 	"github.com/decuwatch/decuwatch/consumers"
 	"github.com/decuwatch/decuwatch/consumers/natstest"
-	"github.com/decuwatch/decuwatch/schema"
 )
 
 // BenchmarkSuspects measures events a second of messages whose workers ended without a word, beside others of their kind,
@@ -21,7 +20,8 @@ func BenchmarkSuspects(b *testing.B) {
 			cfg := config()
 			ctx, cancel := context.WithCancel(b.Context())
 			ran := make(chan error, 1)
-			go func() { ran <- consumers.Run(ctx, js, cfg, newRecorder(), newRecorder()) }()
+			runner := newRunner(b, js, cfg, newRecorder())
+			go func() { ran <- runner.Run(ctx) }()
 			natstest.Until(b, "the consumer is there", func() bool {
 				_, err := js.Consumer(b.Context(), "GENERATION", consumers.Durable(model))
 				return err == nil
@@ -37,23 +37,13 @@ func BenchmarkSuspects(b *testing.B) {
 					takeAndSay(b, nc, min(left, 1000), "-NAK")
 				}
 			}
-			h := &taking{counting{want: int64(b.N), done: make(chan struct{})}, takes}
+			h := &counting{want: int64(b.N), takes: takes, done: make(chan struct{})}
+			runner = newRunner(b, js, cfg, h)
 			b.ResetTimer()
-			go func() { _ = consumers.Run(b.Context(), js, cfg, h, newRecorder()) }()
+			go func() { _ = runner.Run(b.Context()) }()
 			<-h.done
 			b.StopTimer()
 			b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "events/s")
 		})
 	}
-}
-
-// taking handles events in a given time.
-type taking struct {
-	counting
-	takes time.Duration
-}
-
-func (t *taking) Handle(ctx context.Context, ev schema.Event, d schema.Delivery) error {
-	time.Sleep(t.takes)
-	return t.counting.Handle(ctx, ev, d)
 }

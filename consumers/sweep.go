@@ -29,13 +29,13 @@ const (
 // sweeper walks the stream: messages that nobody takes become dead letters, each sequence number is held against the
 // ledger, and what is settled is purged.
 type sweeper struct {
-	*runner
+	*Runner
 	buriedTo map[string]uint64 // by subject that nobody takes: each of its messages up to here has its verdict
 	stranded uint64            // message that was acknowledged and had no verdict in the last round
 	restored bool              // see setBack
 }
 
-func newSweeper(r *runner) *sweeper { return &sweeper{runner: r, buriedTo: map[string]uint64{}} }
+func newSweeper(r *Runner) *sweeper { return &sweeper{Runner: r, buriedTo: map[string]uint64{}} }
 
 // sweep does one round. What fails is tried again in the next.
 func (s *sweeper) sweep(ctx, work context.Context, r round) {
@@ -324,6 +324,8 @@ func (s *sweeper) rescue(work context.Context, m Stored) error {
 	if err != nil {
 		return err
 	}
+	work, end := s.trace(work, l)
+	defer end()
 	nothing := &held{beats: &heartbeats{held: map[*held]struct{}{}}} // there is no delivery to keep alive
 	d := s.attempt(work, l, invalid, nothing)
 	s.log.Info("message handled", "action", string(d.action), "sequence", m.Sequence, "reason", d.reason)
@@ -333,7 +335,7 @@ func (s *sweeper) rescue(work context.Context, m Stored) error {
 // purge removes settled messages that no consumer of the stream needs any more: those that are old enough, and all of them
 // if the stream is nearly full.
 func (s *sweeper) purge(ctx, _ context.Context, r round) error {
-	if s.cfg.Ledger == nil || r.view.Config.DenyPurge || s.cfg.Standing.Err(ctx) != nil {
+	if s.cfg.Ledger == nil || r.view.Config.DenyPurge || s.Settings() != nil {
 		return nil //nolint:nilerr // nothing is purged while a setting is wrong; the keeper reports it
 	}
 	position, err := s.position(ctx, r.view)

@@ -47,7 +47,7 @@ func (p place) rows(cost, all int) int64 {
 
 // place decides among which others a message is handled. The error is permanent if too many workers ended while they had
 // it alone in hand.
-func (r *runner) place(work context.Context, l letter) (place, error) {
+func (r *Runner) place(work context.Context, l letter) (place, error) {
 	if l.delivery.Delivered <= endsToWatch {
 		return ordinary, nil
 	}
@@ -67,7 +67,7 @@ func (r *runner) place(work context.Context, l letter) (place, error) {
 func placeOf(delivered int, sum schema.Tries) (place, error) {
 	switch {
 	case sum.Alone >= endsAlone:
-		return alone, Permanent(fmt.Errorf("%d workers ended without a word while they handled it alone", sum.Alone), schema.KindGivenUp)
+		return alone, endedAlone(sum.Alone)
 	case sum.Alone > 0 || sum.Watched > 0:
 		return alone, nil
 	case delivered-1-sum.Failed-sum.HandedBack >= endsToWatch:
@@ -75,6 +75,16 @@ func placeOf(delivered int, sum schema.Tries) (place, error) {
 	}
 	return ordinary, nil
 }
+
+// endedAlone is the error of a message that is given up: so many workers ended while they handled it alone.
+type endedAlone int
+
+func (n endedAlone) Error() string {
+	return fmt.Sprintf("%d workers ended without a word while they handled it alone", int(n))
+}
+
+// DeadLetterKind makes the message a dead letter.
+func (endedAlone) DeadLetterKind() schema.DeadLetterKind { return schema.KindGivenUp }
 
 // begins returns what is added to a message's attempts before one begins in its place, and taken away when it has ended.
 func (p place) begins(n int) schema.Tries {
@@ -89,7 +99,7 @@ func (p place) begins(n int) schema.Tries {
 }
 
 // begin notes that an attempt begins, if its end without a word would count.
-func (r *runner) begin(work context.Context, d schema.Delivery, p place) error {
+func (r *Runner) begin(work context.Context, d schema.Delivery, p place) error {
 	if p == ordinary {
 		return nil
 	}
@@ -98,7 +108,7 @@ func (r *runner) begin(work context.Context, d schema.Delivery, p place) error {
 }
 
 // countFailure notes that an attempt failed and returns how many have.
-func (r *runner) countFailure(work context.Context, d schema.Delivery, p place) (int, error) {
+func (r *Runner) countFailure(work context.Context, d schema.Delivery, p place) (int, error) {
 	add := p.begins(-1)
 	add.Failed = 1
 	sum, err := r.try(work, d, add)
@@ -110,7 +120,7 @@ const handBackPatience = time.Second
 
 // handBack notes that the worker gives a message back although nothing is wrong with it. Without the note, the attempt
 // counts as one that ended without a word.
-func (r *runner) handBack(work context.Context, d schema.Delivery, p place) error {
+func (r *Runner) handBack(work context.Context, d schema.Delivery, p place) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(work), handBackPatience)
 	defer cancel()
 	add := p.begins(-1)
@@ -120,14 +130,14 @@ func (r *runner) handBack(work context.Context, d schema.Delivery, p place) erro
 }
 
 // noteHandBack is handBack for a worker that cannot wait until the note is written.
-func (r *runner) noteHandBack(work context.Context, d schema.Delivery, p place) {
+func (r *Runner) noteHandBack(work context.Context, d schema.Delivery, p place) {
 	if err := r.handBack(work, d, p); err != nil {
 		r.log.Warn("that a message was handed back is not noted", "sequence", d.Sequence, "err", err)
 	}
 }
 
 // try counts attempts. While a dependency is away it waits and tries again.
-func (r *runner) try(work context.Context, d schema.Delivery, add schema.Tries) (sum schema.Tries, err error) {
+func (r *Runner) try(work context.Context, d schema.Delivery, add schema.Tries) (sum schema.Tries, err error) {
 	err = r.write(work, func(ctx context.Context) error {
 		sum, err = r.cfg.Tries.Try(ctx, d, add)
 		return err

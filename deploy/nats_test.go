@@ -154,18 +154,17 @@ func subscribe(nc *nats.Conn, subject string) func() error {
 	return func() error { _, err := nc.SubscribeSync(subject); return err }
 }
 
-// handled passes each event on, in place of the monitor.
-type handled chan schema.Event
-
-func (h handled) Handle(_ context.Context, ev schema.Event, _ schema.Delivery) error {
-	h <- ev
-	return nil
+// handler passes each event and each dead letter on, in place of the monitor.
+type handler struct {
+	events chan schema.Event
+	dead   chan schema.Verdict
 }
-func (handled) Rows(schema.Event) int { return 1 }
 
-type buried chan schema.Verdict
+func (h handler) Plan(ev schema.Event) (int, func(context.Context, schema.Delivery) error) {
+	return 1, func(context.Context, schema.Delivery) error { h.events <- ev; return nil }
+}
 
-func (b buried) DeadLetter(_ context.Context, v schema.Verdict) error { b <- v; return nil }
+func (h handler) DeadLetter(_ context.Context, v schema.Verdict) error { h.dead <- v; return nil }
 
 func receive[T any](t *testing.T, from <-chan T, what string) T {
 	t.Helper()
@@ -209,17 +208,18 @@ func TestNATSUsers(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	events, dead, ended := make(handled, 8), make(buried, 8), make(chan error, 1)
-	go func() {
-		ended <- consumers.Run(ctx, jetStream(worker), consumers.Config{
-			Models: []string{"fashion-mnist"}, Stream: consumers.StreamConfig{MaxBytes: 1 << 20}, UnownedGrace: time.Millisecond,
-			Logger: slog.New(slog.DiscardHandler),
-		}, events, dead)
-	}()
+	h, ended := handler{events: make(chan schema.Event, 8), dead: make(chan schema.Verdict, 8)}, make(chan error, 1)
+	runner, err := consumers.New(jetStream(worker), h, consumers.Config{
+		Models: []string{"fashion-mnist"}, Stream: consumers.StreamConfig{MaxBytes: 1 << 20}, UnownedGrace: time.Millisecond,
+		Logger: slog.New(slog.DiscardHandler),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	go func() { ended <- runner.Run(ctx) }()
 	event := schema.Event{Source: "//shop/images", ID: "1", Time: time.Now().UTC(),
 		Data: schema.Generation{Model: "fashion-mnist", Class: schema.ClassIndex(3), Seed: 7}}
 	// The consumers make the stream. Until then nobody answers.
-	var err error
 	for end := time.Now().Add(patience); time.Now().Before(end); {
 		if _, err = schema.Publish(t.Context(), jetStream(producer), event); err == nil ||
 			!errors.Is(err, jetstream.ErrNoStreamResponse) {
@@ -229,14 +229,14 @@ func TestNATSUsers(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got := receive(t, events, "the event"); got.ID != "1" {
+	if got := receive(t, h.events, "the event"); got.ID != "1" {
 		t.Errorf("event %q, want 1", got.ID)
 	}
 	event.ID, event.Data.Model = "2", "nobody"
 	if _, err := schema.Publish(t.Context(), jetStream(producer), event); err != nil {
 		t.Fatal(err)
 	}
-	if v := receive(t, dead, "the dead letter of an unknown model"); v.DeadLetter.Kind != schema.KindUnknownModel {
+	if v := receive(t, h.dead, "the dead letter of an unknown model"); v.DeadLetter.Kind != schema.KindUnknownModel {
 		t.Errorf("dead letter %q, want %q", v.DeadLetter.Kind, schema.KindUnknownModel)
 	}
 

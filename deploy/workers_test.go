@@ -44,6 +44,8 @@ type device struct {
 	wait time.Duration
 }
 
+func (d *device) Validate(scoring.Request) error { return nil }
+
 func (d *device) Rows(scoring.Request) int { return 40 }
 
 func (d *device) Score(_ context.Context, r scoring.Request) (scoring.Result, error) {
@@ -107,16 +109,18 @@ func work(text string) error {
 		return err
 	}
 	defer store.Close()
-	m, err := monitor.New(monitor.Options{
-		Models:  map[string]monitor.Model{"fashion-mnist": {Scorer: &device{wait: o.Device}, Classes: []string{"a"}}},
-		Decider: undecided{}, Recorder: recorder{store}, Log: log,
+	models := map[string]monitor.Model{"fashion-mnist": {Scorer: &device{wait: o.Device}, Classes: []string{"a"}}}
+	m, err := monitor.New(models, undecided{}, recorder{store}, monitor.Config{Log: log})
+	if err != nil {
+		return err
+	}
+	runner, err := consumers.New(js, m, consumers.Config{
+		Models: []string{"fashion-mnist"}, Stream: consumers.StreamConfig{MaxBytes: 1 << 30}, MaxInFlight: 64, Logger: log,
 	})
 	if err != nil {
 		return err
 	}
-	err = consumers.Run(ctx, js, consumers.Config{
-		Models: []string{"fashion-mnist"}, Stream: consumers.StreamConfig{MaxBytes: 1 << 30}, MaxInFlight: 64, Logger: log,
-	}, m, m)
+	err = runner.Run(ctx)
 	if errors.Is(err, context.Canceled) {
 		return nil
 	}

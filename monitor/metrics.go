@@ -1,16 +1,13 @@
 package monitor
 
 import (
-	"context"
-	"maps"
-	"slices"
 	"strings"
-	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"go.opentelemetry.io/otel/trace"
+	"github.com/prometheus/client_golang/prometheus/promauto"
 
 	"github.com/decuwatch/decuwatch/alerts"
+	"github.com/decuwatch/decuwatch/internal/stage"
 	"github.com/decuwatch/decuwatch/schema"
 )
 
@@ -24,104 +21,87 @@ const (
 )
 
 type metrics struct {
-	events     *prometheus.CounterVec
-	scores     *prometheus.HistogramVec
-	alerts     *prometheus.CounterVec
-	saturated  *prometheus.CounterVec
-	fallbacks  *prometheus.CounterVec
-	scoring    prometheus.Histogram
-	deciding   prometheus.Histogram
-	committing prometheus.Histogram
+	events    *prometheus.CounterVec
+	scores    *prometheus.HistogramVec
+	alerts    *prometheus.CounterVec
+	saturated *prometheus.CounterVec
+	fallbacks *prometheus.CounterVec
+	score     stage.Stage
+	decide    stage.Stage
+	commit    stage.Stage
 
 	models map[string]bool // whether each class has series of its own
 }
 
-func newMetrics(o Options) (*metrics, error) {
+func newMetrics(reg prometheus.Registerer, models map[string]Model, maxClassSeries int) *metrics {
+	with := promauto.With(reg)
 	m := &metrics{
-		events: prometheus.NewCounterVec(prometheus.CounterOpts{
+		events: with.NewCounterVec(prometheus.CounterOpts{
 			Name: "decuwatch_events_total",
 			Help: "Events that came to their verdict, by outcome (score, skip, dead_letter, known) and reason.",
 		}, []string{"model", "outcome", "reason"}),
-		scores: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+		scores: with.NewHistogramVec(prometheus.HistogramOpts{
 			Name:                           "decuwatch_score",
 			Help:                           "Measurements of scores, in the unit of their estimator (nats for PaiDE).",
 			Buckets:                        prometheus.ExponentialBuckets(1e-4, 2, 18),
 			NativeHistogramBucketFactor:    1.1,
 			NativeHistogramMaxBucketNumber: 160,
 		}, []string{"model", "class", "measurement"}),
-		alerts: prometheus.NewCounterVec(prometheus.CounterOpts{
+		alerts: with.NewCounterVec(prometheus.CounterOpts{
 			Name: "decuwatch_alerts_total",
 			Help: "Alerts that were committed, by severity and reason.",
 		}, []string{"model", "severity", "reason"}),
-		saturated: prometheus.NewCounterVec(prometheus.CounterOpts{
+		saturated: with.NewCounterVec(prometheus.CounterOpts{
 			Name: "decuwatch_saturated_scores_total",
 			Help: "Measurements that stood at their upper bound and were decided on their mean distance.",
 		}, []string{"model", "measurement"}),
-		fallbacks: prometheus.NewCounterVec(prometheus.CounterOpts{
+		fallbacks: with.NewCounterVec(prometheus.CounterOpts{
 			Name: "decuwatch_threshold_fallbacks_total",
-			Help: "Measurements that the class's own threshold did not decide, by what did (cluster, model) or why none did (missing, stale).",
+			Help: "Measurements that the class's own threshold did not decide, by what did (cluster, model) " +
+				"or why none did (missing, stale).",
 		}, []string{"model", "reason"}),
-		scoring:    stage("score"),
-		deciding:   stage("decide"),
-		committing: stage("commit"),
-		models:     map[string]bool{},
+		score:  stage.New(reg, "score"),
+		decide: stage.New(reg, "decide"),
+		commit: stage.New(reg, "commit"),
+		models: map[string]bool{},
 	}
-	for name, model := range o.Models {
-		m.models[name] = len(model.Classes) <= o.MaxClassSeries
-		m.events.WithLabelValues(name, string(schema.OutcomeScore), noReason)
-		m.events.WithLabelValues(name, string(outcomeKnown), noReason)
-		for _, reason := range schema.SkipReasons() {
-			m.events.WithLabelValues(name, string(schema.OutcomeSkip), string(reason))
-		}
-		for _, severity := range schema.Severities() {
-			for _, reason := range []schema.Reason{schema.ReasonClass, schema.ReasonCluster, schema.ReasonModel, schema.ReasonLimit} {
-				m.alerts.WithLabelValues(name, string(severity), string(reason))
-			}
-		}
-		for _, reason := range alerts.Fallbacks() {
-			m.fallbacks.WithLabelValues(name, string(reason))
-		}
-		for _, measurement := range schema.MeasurementNames() {
-			m.saturated.WithLabelValues(name, string(measurement))
-			for _, class := range model.Classes {
-				m.scores.WithLabelValues(name, m.class(name, class), string(measurement))
-			}
-		}
+	for name, model := range models {
+		m.models[name] = len(model.Classes) <= maxClassSeries
+		m.create(name, model.Classes)
 	}
 	for _, kind := range schema.DeadLetterKinds() {
-		for _, name := range append(slices.Collect(maps.Keys(m.models)), unknownModel) {
-			m.events.WithLabelValues(name, string(schema.OutcomeDeadLetter), string(kind))
-		}
+		m.events.WithLabelValues(unknownModel, string(schema.OutcomeDeadLetter), string(kind))
 	}
-	if o.Registerer == nil {
-		return m, nil
-	}
-	for _, c := range []prometheus.Collector{m.events, m.scores, m.alerts, m.saturated, m.fallbacks, m.scoring, m.deciding, m.committing} {
-		if err := o.Registerer.Register(c); err != nil {
-			return nil, err
-		}
-	}
-	return m, nil
+	return m
 }
 
-// stage returns the histogram of one stage; other packages register theirs under the same name and help.
-func stage(name string) prometheus.Histogram {
-	return prometheus.NewHistogram(prometheus.HistogramOpts{
-		Name:        "decuwatch_stage_seconds",
-		Help:        "Seconds by stage of an event's way.",
-		ConstLabels: prometheus.Labels{"stage": name},
-		Buckets:     prometheus.ExponentialBuckets(50e-6, 2.5, 16),
-	})
-}
-
-// observe observes a duration, with the trace that it belongs to as its exemplar.
-func observe(ctx context.Context, h prometheus.Histogram, took time.Duration) {
-	span := trace.SpanContextFromContext(ctx)
-	if e, ok := h.(prometheus.ExemplarObserver); ok && span.IsSampled() {
-		e.ObserveWithExemplar(took.Seconds(), prometheus.Labels{"trace_id": span.TraceID().String()})
-		return
+// create creates the series of a model, so that they start at zero.
+func (m *metrics) create(model string, classes []string) {
+	for _, outcome := range []schema.Outcome{schema.OutcomeScore, outcomeKnown} {
+		m.events.WithLabelValues(model, string(outcome), noReason)
 	}
-	h.Observe(took.Seconds())
+	for _, reason := range schema.SkipReasons() {
+		m.events.WithLabelValues(model, string(schema.OutcomeSkip), string(reason))
+	}
+	for _, kind := range schema.DeadLetterKinds() {
+		m.events.WithLabelValues(model, string(schema.OutcomeDeadLetter), string(kind))
+	}
+	for _, severity := range schema.Severities() {
+		for _, reason := range []schema.Reason{
+			schema.ReasonClass, schema.ReasonCluster, schema.ReasonModel, schema.ReasonLimit,
+		} {
+			m.alerts.WithLabelValues(model, string(severity), string(reason))
+		}
+	}
+	for _, reason := range alerts.Fallbacks() {
+		m.fallbacks.WithLabelValues(model, string(reason))
+	}
+	for _, measurement := range schema.MeasurementNames() {
+		m.saturated.WithLabelValues(model, string(measurement))
+		for _, class := range classes {
+			m.scores.WithLabelValues(model, m.class(model, class), string(measurement))
+		}
+	}
 }
 
 // class returns the label value of a class.
@@ -158,11 +138,11 @@ func (m *metrics) verdict(v schema.Verdict, first bool, findings []alerts.Findin
 	case !first:
 		m.event(v.Score.Event.Data.Model, outcomeKnown, noReason)
 	default:
-		m.score(v, findings)
+		m.scored(v, findings)
 	}
 }
 
-func (m *metrics) score(v schema.Verdict, findings []alerts.Finding) {
+func (m *metrics) scored(v schema.Verdict, findings []alerts.Finding) {
 	s := v.Score
 	model := s.Event.Data.Model
 	m.event(model, schema.OutcomeScore, noReason)

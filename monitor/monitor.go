@@ -3,6 +3,7 @@
 package monitor
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -13,7 +14,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/codes"
-	"go.opentelemetry.io/otel/propagation"
 	"go.opentelemetry.io/otel/trace"
 	"go.opentelemetry.io/otel/trace/noop"
 
@@ -24,6 +24,8 @@ import (
 
 // Scorer reruns requests through one ensemble.
 type Scorer interface {
+	// Validate returns the error with which Score would refuse a request before it does any work, or nil.
+	Validate(r scoring.Request) error
 	Score(ctx context.Context, r scoring.Request) (scoring.Result, error)
 	// Rows is what a request costs in rows of backbone work; 0 where Score would refuse its settings.
 	Rows(r scoring.Request) int
@@ -44,20 +46,17 @@ type Recorder interface {
 	Record(ctx context.Context, v schema.Verdict) (first bool, err error)
 }
 
-// Options configure a Monitor.
-type Options struct {
-	Models     map[string]Model // by name. Required
-	Decider    Decider          // Required
-	Recorder   Recorder         // Required
-	Registerer prometheus.Registerer
+// Config is the configuration of a Monitor.
+type Config struct {
 	// MaxClassSeries bounds the classes of a model that get a score histogram of their own; the scores of a model with
 	// more classes share one with the class "all". Defaults to 100.
 	MaxClassSeries int
-	// SampleShare is the share of scores without an alert that enter review unmarked, so that recall can be estimated: 0 to
-	// 1. Which do follows from the event's identity, so that every try agrees.
+	// SampleShare is the share, from 0 to 1, of scores without an alert that enter review unmarked, so that recall can be
+	// estimated. The event's identity decides which, so that every try agrees.
 	SampleShare float64
-	Tracer      trace.Tracer // Defaults to none
-	Log         *slog.Logger // Defaults to slog.Default
+	Registerer  prometheus.Registerer // nil registers nowhere
+	Tracer      trace.Tracer          // Defaults to none
+	Log         *slog.Logger          // Defaults to slog.Default
 }
 
 // Monitor brings events to their verdict. It is safe for concurrent use.
@@ -73,97 +72,70 @@ type Monitor struct {
 	missing sync.Map // models and measurements whose missing threshold was logged
 }
 
-// New returns a monitor. It fails where a required option is missing or the metrics are registered already.
-func New(o Options) (*Monitor, error) {
-	if !(o.SampleShare >= 0 && o.SampleShare <= 1) {
-		return nil, fmt.Errorf("monitor: SampleShare is %g, must be 0 to 1", o.SampleShare)
+// New returns a monitor of the models, which are given by name.
+func New(models map[string]Model, decider Decider, recorder Recorder, c Config) (*Monitor, error) {
+	if !(c.SampleShare >= 0 && c.SampleShare <= 1) {
+		return nil, fmt.Errorf("monitor: SampleShare is %g, must be 0 to 1", c.SampleShare)
 	}
-	if len(o.Models) == 0 || o.Decider == nil || o.Recorder == nil {
-		return nil, errors.New("monitor: Models, Decider and Recorder are required")
-	}
-	if o.MaxClassSeries == 0 {
-		o.MaxClassSeries = 100
-	}
-	if o.Tracer == nil {
-		o.Tracer = noop.NewTracerProvider().Tracer("")
-	}
-	if o.Log == nil {
-		o.Log = slog.Default()
-	}
-	m, err := newMetrics(o)
-	if err != nil {
-		return nil, fmt.Errorf("monitor: %w", err)
+	if len(models) == 0 || decider == nil || recorder == nil {
+		return nil, errors.New("monitor: models, decider and recorder are required")
 	}
 	return &Monitor{
-		models: o.Models, decider: o.Decider, recorder: o.Recorder, metrics: m, share: o.SampleShare, tracer: o.Tracer, log: o.Log,
+		models: models, decider: decider, recorder: recorder, share: c.SampleShare,
+		metrics: newMetrics(c.Registerer, models, cmp.Or(c.MaxClassSeries, 100)),
+		tracer:  cmp.Or[trace.Tracer](c.Tracer, noop.Tracer{}), log: cmp.Or(c.Log, slog.Default()),
 	}, nil
 }
 
-// Handle brings one delivered event to its verdict and returns nil once that is committed. An event that has its verdict
-// keeps it, at no cost in rows. The error has a method DeadLetterKind() schema.DeadLetterKind if retrying will not help; any other error
-// may be tried again.
-func (m *Monitor) Handle(ctx context.Context, ev schema.Event, d schema.Delivery) (err error) {
-	ctx, end := m.consume(ctx, ev, d)
+// Plan decides how an event comes to its verdict. It returns the rows of backbone work that this costs, at least 1, and a
+// function that handles one delivery of the event. The function returns nil once the verdict is committed; an event that
+// has its verdict keeps it, without a run. Its error has a method DeadLetterKind() string if retrying will not help.
+func (m *Monitor) Plan(ev schema.Event) (rows int, handle func(context.Context, schema.Delivery) error) {
+	p := plan{event: ev, err: permanent(schema.KindUnknownModel, "data.model", "no ensemble stands for %s here", ev.Data.Model)}
+	if model, known := m.models[ev.Data.Model]; known {
+		p = model.plan(ev)
+	}
+	return p.rows(), func(ctx context.Context, d schema.Delivery) error { return m.handle(ctx, p, d) }
+}
+
+// handle brings one delivered event to its verdict.
+func (m *Monitor) handle(ctx context.Context, p plan, d schema.Delivery) (err error) {
+	ctx, end := m.span(ctx, p.event, d)
 	defer func() { end(err) }()
 
-	// Whatever the delivery count says: a consumer may have been restored or made anew, and a producer may repeat itself.
-	if known, err := m.recorded(ctx, ev, d); known || err != nil {
+	// Whatever the delivery count says: a consumer may have been restored, and a producer may repeat itself.
+	known, err := m.recorded(ctx, p.event, d)
+	switch {
+	case known || err != nil:
 		return err
+	case p.err != nil:
+		return p.err
+	case p.skip != nil:
+		return m.commit(ctx, schema.Verdict{Delivery: d, Skip: p.skip})
 	}
-	model, ok := m.models[ev.Data.Model]
-	if !ok {
-		return permanent(schema.KindUnknownModel, "data.model", "no ensemble stands for %s here", ev.Data.Model)
-	}
-	plan, err := model.plan(ev)
+	result, err := m.score(ctx, p)
 	if err != nil {
 		return err
 	}
-	result, plan, err := m.score(ctx, model, plan)
-	if err != nil {
-		return err
-	}
-	if plan.skip != nil {
-		return m.commit(ctx, schema.Verdict{Delivery: d, Skip: plan.skip})
-	}
-	score := compose(ev, model, plan, result, now())
-	decision := m.decide(score)
+	score := p.compose(result)
+	decision := m.decide(ctx, score)
 	v := schema.Verdict{Delivery: d, Score: &score, Alerts: decision.Alerts}
-	v.Sampled = len(v.Alerts) == 0 && sampled(ev, m.share)
+	v.Sampled = len(v.Alerts) == 0 && sampled(p.event, m.share)
 	return m.commit(ctx, v, decision.Findings...)
 }
 
-// ScoreOnce computes the verdict that Handle would commit, a score or a skip, without deciding or committing anything.
+// ScoreOnce computes the verdict that a Monitor would commit, a score or a skip, without deciding or committing anything.
 func ScoreOnce(ctx context.Context, model Model, ev schema.Event) (*schema.Score, *schema.Skip, error) {
-	plan, err := model.plan(ev)
+	p := model.plan(ev)
+	if p.err != nil || p.skip != nil {
+		return nil, p.skip, p.err
+	}
+	result, err := p.score(ctx)
 	if err != nil {
 		return nil, nil, err
 	}
-	result, plan, err := model.score(ctx, plan)
-	if err != nil {
-		return nil, nil, err
-	}
-	if plan.skip != nil {
-		return nil, plan.skip, nil
-	}
-	s := compose(ev, model, plan, result, now())
+	s := p.compose(result)
 	return &s, nil, nil
-}
-
-// Rows returns the rows of backbone work that the event costs, at least 1.
-func (m *Monitor) Rows(ev schema.Event) int {
-	model, ok := m.models[ev.Data.Model]
-	if !ok {
-		return 1
-	}
-	plan, err := model.plan(ev)
-	if err != nil || plan.skip != nil {
-		return 1
-	}
-	rows := model.Scorer.Rows(plan.request)
-	if rows == 0 { // settings that will be replaced by the fixed profile
-		rows = model.Scorer.Rows(scoring.Request{})
-	}
-	return max(rows, 1)
 }
 
 // DeadLetter commits the verdict on a message that cannot be scored. Where it has a verdict already, that one stands.
@@ -182,26 +154,23 @@ func (m *Monitor) recorded(ctx context.Context, ev schema.Event, d schema.Delive
 }
 
 // score reruns the request, as a span and a stage.
-func (m *Monitor) score(ctx context.Context, model Model, p plan) (_ scoring.Result, _ plan, err error) {
+func (m *Monitor) score(ctx context.Context, p plan) (_ scoring.Result, err error) {
 	ctx, span := m.tracer.Start(ctx, "score")
 	defer func() { finish(span, err) }()
 	start := time.Now()
-	result, p, err := model.score(ctx, p)
-	if err == nil && p.skip == nil {
-		span.SetAttributes(attribute.Int("decuwatch.rows", result.Receipt.Rows), attribute.Int("decuwatch.steps", result.Receipt.Steps),
-			attribute.String("decuwatch.profile", result.Receipt.Profile))
-		observe(ctx, m.metrics.scoring, time.Since(start))
+	result, err := p.score(ctx)
+	if err == nil {
+		span.SetAttributes(attribute.Int("decuwatch.rows", result.Receipt.Rows),
+			attribute.Int("decuwatch.steps", result.Receipt.Steps), attribute.String("decuwatch.profile", result.Receipt.Profile))
+		m.metrics.score.Since(ctx, start)
 	}
-	return result, p, err
+	return result, err
 }
 
-// now returns the time in the precision that the database keeps.
-func now() time.Time { return time.Now().UTC().Truncate(time.Microsecond) }
-
-func (m *Monitor) decide(s schema.Score) alerts.Decision {
+func (m *Monitor) decide(ctx context.Context, s schema.Score) alerts.Decision {
 	start := time.Now()
 	decision := m.decider.Decide(s)
-	m.metrics.deciding.Observe(time.Since(start).Seconds())
+	m.metrics.decide.Since(ctx, start)
 	for _, f := range decision.Findings {
 		m.warnMissing(s, f)
 	}
@@ -217,7 +186,7 @@ func (m *Monitor) commit(ctx context.Context, v schema.Verdict, findings ...aler
 	if err != nil {
 		return refusal(fmt.Errorf("commit verdict: %w", err))
 	}
-	observe(ctx, m.metrics.committing, time.Since(start))
+	m.metrics.commit.Since(ctx, start)
 	span.SetAttributes(attribute.Bool("decuwatch.first", first), attribute.Int("decuwatch.alerts", len(v.Alerts)))
 	m.metrics.verdict(v, first, findings)
 	if first && v.Score != nil {
@@ -242,11 +211,8 @@ func (m *Monitor) warnMissing(s schema.Score, f alerts.Finding) {
 	}
 }
 
-// consume starts the span of one delivery, as a continuation of the producer's trace.
-func (m *Monitor) consume(ctx context.Context, ev schema.Event, d schema.Delivery) (context.Context, func(error)) {
-	if !trace.SpanContextFromContext(ctx).IsValid() {
-		ctx = propagation.TraceContext{}.Extract(ctx, propagation.MapCarrier{"traceparent": ev.TraceParent, "tracestate": ev.TraceState})
-	}
+// span starts the span of one delivery.
+func (m *Monitor) span(ctx context.Context, ev schema.Event, d schema.Delivery) (context.Context, func(error)) {
 	ctx, span := m.tracer.Start(ctx, "handle", trace.WithAttributes(
 		attribute.String("decuwatch.model", ev.Data.Model), attribute.String("cloudevents.event_source", ev.Source),
 		attribute.String("cloudevents.event_id", ev.ID), attribute.Int("decuwatch.delivered", d.Delivered)))

@@ -13,6 +13,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/propagation"
 	sdktrace "go.opentelemetry.io/otel/sdk/trace"
 	"go.opentelemetry.io/otel/sdk/trace/tracetest"
 	"go.uber.org/goleak"
@@ -29,19 +30,25 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 type scorer struct {
 	requests []scoring.Request
 	answer   func(scoring.Request) (scoring.Result, error)
+	refuse   func(scoring.Request) error // before any work; nil refuses nothing
+}
+
+func (s *scorer) Validate(r scoring.Request) error {
+	if s.refuse == nil {
+		return nil
+	}
+	return s.refuse(r)
 }
 
 func (s *scorer) Score(_ context.Context, r scoring.Request) (scoring.Result, error) {
 	s.requests = append(s.requests, r)
+	if err := s.Validate(r); err != nil {
+		return scoring.Result{}, err
+	}
 	return s.answer(r)
 }
 
-func (s *scorer) Rows(r scoring.Request) int {
-	if r.Profile.Steps > 500 {
-		return 0 // refused
-	}
-	return 7
-}
+func (s *scorer) Rows(scoring.Request) int { return 7 }
 
 // recorder keeps verdicts by source and id, as the ledger does.
 type recorder struct {
@@ -130,14 +137,23 @@ func newFixture(t *testing.T, model monitor.Model, thresholds ...schema.Threshol
 	}
 	model.Classes, model.Profile = []string{"Trouser", "Bag"}, profile
 	provider := sdktrace.NewTracerProvider(sdktrace.WithSyncer(f.spans))
-	f.Monitor, err = monitor.New(monitor.Options{
-		Models: map[string]monitor.Model{"m": model}, Decider: table{at}, Recorder: f.recorder, Registerer: f.registry,
-		Tracer: provider.Tracer("test"), Log: slog.New(slog.NewTextHandler(f.log, nil)),
+	f.Monitor, err = monitor.New(map[string]monitor.Model{"m": model}, table{at}, f.recorder, monitor.Config{
+		Registerer: f.registry, Tracer: provider.Tracer("test"), Log: slog.New(slog.NewTextHandler(f.log, nil)),
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
 	return f
+}
+
+// handle plans and handles one delivery of an event.
+func handle(ctx context.Context, m *monitor.Monitor, ev schema.Event, d schema.Delivery) error {
+	_, handle := m.Plan(ev)
+	return handle(ctx, d)
+}
+
+func (f *fixture) Handle(ctx context.Context, ev schema.Event, d schema.Delivery) error {
+	return handle(ctx, f.Monitor, ev, d)
 }
 
 func event(id string) schema.Event {
@@ -157,8 +173,10 @@ func critical(measurement schema.MeasurementName, value float64) schema.Threshol
 func TestAnEventIsScoredDecidedAndCommitted(t *testing.T) {
 	f := newFixture(t, monitor.Model{}, critical(schema.ClassGap, 0.1))
 	ev := event("1")
-	ev.TraceParent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
-	if err := f.Handle(t.Context(), ev, first(1)); err != nil {
+	ctx := propagation.TraceContext{}.Extract(t.Context(), propagation.MapCarrier{
+		"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+	})
+	if err := f.Handle(ctx, ev, first(1)); err != nil {
 		t.Fatal(err)
 	}
 	if got, want := f.scorer.requests, []scoring.Request{{Key: "/s\n1", Class: 1, Seed: 9}}; !slices.Equal(got, want) {
@@ -196,7 +214,7 @@ decuwatch_threshold_fallbacks_total{model="m",reason="stale"} 0
 	if err := testutil.GatherAndCompare(f.registry, strings.NewReader(want), "decuwatch_alerts_total", "decuwatch_saturated_scores_total", "decuwatch_threshold_fallbacks_total"); err != nil {
 		t.Error(err)
 	}
-	// The spans continue the producer's trace, below one another.
+	// The spans continue the trace of the delivery, below one another.
 	spans := map[string]tracetest.SpanStub{}
 	for _, s := range f.spans.GetSpans() {
 		spans[s.Name] = s
@@ -290,7 +308,7 @@ func TestPermanentErrorsNameKindAndField(t *testing.T) {
 			if kinded.DeadLetterKind() != c.kind || invalid.Field != c.field || invalid.Reason == "" {
 				t.Errorf("kind %q, field %q, reason %q; want %q and %q", kinded.DeadLetterKind(), invalid.Field, invalid.Reason, c.kind, c.field)
 			}
-			if f.Rows(c.event) < 1 {
+			if rows, _ := f.Plan(c.event); rows < 1 {
 				t.Error("an event costs at least one row")
 			}
 		})
@@ -333,19 +351,19 @@ func TestWhatCannotBeRerunIsReplacedOrSkipped(t *testing.T) {
 	third.Data.BatchIndex = &index
 	plain := event("1")
 	plain.Data.NoiseDtype = "float32"
-	refuse := func(r scoring.Request) (scoring.Result, error) {
+	refuse := func(r scoring.Request) error {
 		if r.Profile != (scoring.Profile{}) {
 			if err := r.Profile.Validate(trailing); err != nil {
-				return scoring.Result{}, fmt.Errorf("%w: %w", scoring.ErrSettings, err)
+				return fmt.Errorf("%w: %w", scoring.ErrSettings, err)
 			}
 		}
 		switch {
 		case r.Noise == "jax":
-			return scoring.Result{}, fmt.Errorf("%w: jax", scoring.ErrNoise)
+			return fmt.Errorf("%w: jax", scoring.ErrNoise)
 		case r.Profile.Steps > 500:
-			return scoring.Result{}, fmt.Errorf("%w: 900 steps", scoring.ErrTooLarge)
+			return fmt.Errorf("%w: 900 steps", scoring.ErrTooLarge)
 		}
-		return result(r)
+		return nil
 	}
 	for _, c := range []struct {
 		name        string
@@ -373,7 +391,7 @@ func TestWhatCannotBeRerunIsReplacedOrSkipped(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			f := newFixture(t, monitor.Model{AsRequested: c.asRequested, Diffusion: trailing})
-			f.scorer.answer = refuse
+			f.scorer.refuse = refuse
 			if err := f.Handle(t.Context(), c.event, first(1)); err != nil {
 				t.Fatal(err)
 			}
@@ -384,12 +402,12 @@ func TestWhatCannotBeRerunIsReplacedOrSkipped(t *testing.T) {
 			if (c.deviation == "") != (len(deviations) == 0) || len(deviations) > 0 && !strings.Contains(deviations[0], c.deviation) {
 				t.Errorf("deviations %q, want %q", deviations, c.deviation)
 			}
-			if f.Rows(c.event) != 7 {
-				t.Errorf("rows %d, want 7", f.Rows(c.event))
+			if rows, _ := f.Plan(c.event); rows != 7 {
+				t.Errorf("rows %d, want 7", rows)
 			}
 
 			f = newFixture(t, monitor.Model{AsRequested: c.asRequested, Diffusion: trailing, SkipUnreproducible: true})
-			f.scorer.answer = refuse
+			f.scorer.refuse = refuse
 			if err := f.Handle(t.Context(), c.event, first(1)); err != nil {
 				t.Fatal(err)
 			}
@@ -435,16 +453,14 @@ func TestDeadLettersOfUnknownModelsShareASeries(t *testing.T) {
 
 func TestAShareOfScoresWithoutAlertsIsSampled(t *testing.T) {
 	f := newFixture(t, monitor.Model{})
-	m, err := monitor.New(monitor.Options{
-		Models:  map[string]monitor.Model{"m": {Scorer: f.scorer, Classes: []string{"Trouser", "Bag"}, Profile: profile}},
-		Decider: table{}, Recorder: f.recorder, SampleShare: 0.25, Log: slog.New(slog.DiscardHandler),
-	})
+	models := map[string]monitor.Model{"m": {Scorer: f.scorer, Classes: []string{"Trouser", "Bag"}, Profile: profile}}
+	m, err := monitor.New(models, table{}, f.recorder, monitor.Config{SampleShare: 0.25, Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
 	}
 	sampled := 0
 	for i := range 2000 {
-		if err := m.Handle(t.Context(), event(fmt.Sprint(i)), first(uint64(i+1))); err != nil {
+		if err := handle(t.Context(), m, event(fmt.Sprint(i)), first(uint64(i+1))); err != nil {
 			t.Fatal(err)
 		}
 		if f.recorder.order[i].Sampled {
@@ -457,8 +473,8 @@ func TestAShareOfScoresWithoutAlertsIsSampled(t *testing.T) {
 	}
 }
 
-func TestOptionsAreRequired(t *testing.T) {
-	if _, err := monitor.New(monitor.Options{}); err == nil {
+func TestNewRequiresItsParts(t *testing.T) {
+	if _, err := monitor.New(nil, nil, nil, monitor.Config{}); err == nil {
 		t.Error("no error without models")
 	}
 }

@@ -39,85 +39,104 @@ var samplerNames = []string{Sampler, "ddimscheduler", "ddimsampler"}
 // drawnAs is the number type in which first latents are drawn again.
 const drawnAs = "float32"
 
-// plan is what is done with an event: a request that is scored, or a skip.
+// plan is how an event comes to its verdict: its request is scored, or it is skipped, or it cannot be scored.
 type plan struct {
+	model      Model
 	event      schema.Event
 	request    scoring.Request
-	deviations []string // where the request does not follow the event
+	deviations []string // from the event, in the request
 	skip       *schema.Skip
+	err        error // why the event cannot be scored; retrying will not help
 }
 
-// plan returns what is done with ev. The error, a permanent one, names the field that no ensemble can follow.
-func (m Model) plan(ev schema.Event) (plan, error) {
+// plan decides how ev comes to its verdict, without running anything.
+func (m Model) plan(ev schema.Event) plan {
+	p := plan{model: m, event: ev}
 	class, err := m.class(ev.Data.Class)
 	if err != nil {
-		return plan{}, err
+		p.err = err
+		return p
 	}
-	p := plan{event: ev, request: scoring.Request{Key: Key(ev.Source, ev.ID), Class: class, Seed: ev.Data.Seed, Noise: ev.Data.Noise}}
-	if i := ev.Data.BatchIndex; i != nil {
-		p = m.replace(p, schema.SkipNoise, fmt.Sprintf(
-			"noise: image %d of those drawn together cannot be drawn again, an image drawn alone was used", *i))
-	}
-	if t := ev.Data.NoiseDtype; t != "" && t != drawnAs && p.skip == nil {
-		p = m.replace(p, schema.SkipNoise, fmt.Sprintf("noise: %s cannot be drawn again, %s was used", t, drawnAs))
-	}
-	s := ev.Data.Sampler
-	switch {
-	case p.skip != nil:
-	case s != nil && !slices.Contains(samplerNames, strings.ToLower(s.Name)):
-		p = m.replace(p, schema.SkipSampler, fmt.Sprintf("sampler: %s was replaced by %s", s.Name, Sampler))
-	case m.AsRequested && s == nil:
-		p = m.replace(p, schema.SkipSampler, "sampler: not in the event, the fixed profile was used")
-	case m.AsRequested:
-		p.request.Profile = m.Profile.WithSampler(m.Diffusion, s.Steps, s.GuidanceScale, s.Eta)
-	}
-	return p, nil
+	p.request = scoring.Request{Key: Key(ev.Source, ev.ID), Class: class, Seed: ev.Data.Seed}
+	p.planLatent()
+	p.planSampler()
+	p.planNoise()
+	return p
 }
 
-// score reruns the request of p. Where its own settings or noise cannot be rerun, the model's rule says what comes instead:
-// the plan that is returned is the one that was carried out.
-func (m Model) score(ctx context.Context, p plan) (result scoring.Result, _ plan, err error) {
-	for p.skip == nil {
-		result, err = m.Scorer.Score(ctx, p.request)
-		next, again := m.instead(p, err)
-		if !again {
-			break
-		}
-		p, err = next, nil
+// planLatent notes if the first latent cannot be drawn alone, as the numbers that the producer used.
+func (p *plan) planLatent() {
+	if i := p.event.Data.BatchIndex; i != nil {
+		p.deviate(schema.SkipNoise,
+			"noise: image %d of those drawn together cannot be drawn again, an image drawn alone was used", *i)
 	}
+	if t := p.event.Data.NoiseDtype; t != "" && t != drawnAs {
+		p.deviate(schema.SkipNoise, "noise: %s cannot be drawn again, %s was used", t, drawnAs)
+	}
+}
+
+// planSampler takes the event's sampler settings if the model is scored as requested, else the fixed profile.
+func (p *plan) planSampler() {
+	m, s := p.model, p.event.Data.Sampler
+	switch {
+	case s != nil && !slices.Contains(samplerNames, strings.ToLower(s.Name)):
+		p.deviate(schema.SkipSampler, "sampler: %s was replaced by %s", s.Name, Sampler)
+	case m.AsRequested && s == nil:
+		p.deviate(schema.SkipSampler, "sampler: not in the event, the fixed profile was used")
+	case m.AsRequested:
+		profile := m.Profile.WithSampler(m.Diffusion, s.Steps, s.GuidanceScale, s.Eta)
+		if err := m.Scorer.Validate(scoring.Request{Class: p.request.Class, Profile: profile}); err != nil {
+			p.deviate(schema.SkipSettings, "sampler settings: %s; the fixed profile was used", err)
+			return
+		}
+		p.request.Profile = profile
+	}
+}
+
+// planNoise takes the event's generator of noise if the scorer has it.
+func (p *plan) planNoise() {
+	generator := p.event.Data.Noise
+	if generator != "" && p.model.Scorer.Validate(scoring.Request{Class: p.request.Class, Noise: generator}) != nil {
+		p.deviate(schema.SkipNoise, "noise: %s cannot be drawn again, the ensemble's own generator was used", generator)
+		return
+	}
+	p.request.Noise = generator
+}
+
+// deviate notes that the request does not follow the event. The first deviation is a skip if the model asks for that.
+func (p *plan) deviate(reason schema.SkipReason, format string, args ...any) {
+	deviation := fmt.Sprintf(format, args...)
+	p.deviations = append(p.deviations, deviation)
+	if p.model.SkipUnreproducible && p.skip == nil {
+		p.skip = &schema.Skip{Event: p.event, Reason: reason, Detail: deviation}
+	}
+}
+
+// rows returns the rows of backbone work that the plan costs, at least 1.
+func (p *plan) rows() int {
+	if p.err != nil || p.skip != nil {
+		return 1
+	}
+	return max(p.model.Scorer.Rows(p.request), 1)
+}
+
+// score reruns the request.
+func (p *plan) score(ctx context.Context) (scoring.Result, error) {
+	result, err := p.model.Scorer.Score(ctx, p.request)
 	var nonFinite *scoring.NonFiniteError
 	switch {
 	case errors.As(err, &nonFinite):
-		return result, p, permanent(schema.KindNonFinite, "", "%s", nonFinite)
-	case errors.Is(err, scoring.ErrUnknownClass):
-		return result, p, permanent(schema.KindUnknownClass, "data.class", "%s", err)
+		return result, permanent(schema.KindNonFinite, "", "%s", nonFinite)
 	case err != nil:
-		return result, p, fmt.Errorf("score: %w", err)
+		return result, fmt.Errorf("score: %w", err)
 	}
-	return result, p, nil
+	return result, nil
 }
 
-// instead returns what is done after the request of p ended with err, and whether that is another plan than p.
-func (m Model) instead(p plan, err error) (plan, bool) {
-	switch {
-	case errors.Is(err, scoring.ErrNoise) && p.request.Noise != "":
-		was := p.request.Noise
-		p.request.Noise = ""
-		return m.replace(p, schema.SkipNoise, fmt.Sprintf("noise: %s cannot be drawn again, the ensemble's own generator was used", was)), true
-	case (errors.Is(err, scoring.ErrSettings) || errors.Is(err, scoring.ErrTooLarge)) && p.request.Profile != (scoring.Profile{}):
-		p.request.Profile = scoring.Profile{}
-		return m.replace(p, schema.SkipSettings, fmt.Sprintf("sampler settings: %s; the fixed profile was used", err)), true
-	}
-	return p, false
-}
-
-// replace returns p with a deviation, or as a skip where the model's rule says so.
-func (m Model) replace(p plan, reason schema.SkipReason, deviation string) plan {
-	if m.SkipUnreproducible {
-		return plan{event: p.event, skip: &schema.Skip{Event: p.event, Reason: reason, Detail: deviation}}
-	}
-	p.deviations = append(slices.Clip(p.deviations), deviation)
-	return p
+// compose returns the event's score, with the time in the precision that the database keeps.
+func (p *plan) compose(r scoring.Result) schema.Score {
+	class, at := p.request.Class, time.Now().UTC().Truncate(time.Microsecond)
+	return Compose(p.event, class, p.model.Classes[class], r, p.deviations, at)
 }
 
 func (m Model) class(c schema.Class) (int, error) {
@@ -151,10 +170,6 @@ func Compose(ev schema.Event, classIndex int, classLabel string, r scoring.Resul
 	}
 	s.Receipt.Deviations = deviations
 	return s
-}
-
-func compose(ev schema.Event, m Model, p plan, r scoring.Result, at time.Time) schema.Score {
-	return Compose(ev, p.request.Class, m.Classes[p.request.Class], r, p.deviations, at)
 }
 
 // permanentError is an error that no further delivery can mend.

@@ -107,6 +107,8 @@ func (l *simLedger) Score(ctx context.Context, r scoring.Request) (scoring.Resul
 	return result(r)
 }
 
+func (l *simLedger) Validate(scoring.Request) error { return nil }
+
 func (l *simLedger) Rows(scoring.Request) int { return 7 }
 
 func simulateHandle(t *testing.T, seed uint64) {
@@ -117,10 +119,8 @@ func simulateHandle(t *testing.T, seed uint64) {
 	}
 	var monitors [2]*monitor.Monitor
 	for i := range monitors {
-		monitors[i], err = monitor.New(monitor.Options{
-			Models:  map[string]monitor.Model{"m": {Scorer: ledger, Classes: []string{"Trouser", "Bag"}, Profile: profile}},
-			Decider: table{at}, Recorder: ledger, Log: slog.New(slog.DiscardHandler),
-		})
+		models := map[string]monitor.Model{"m": {Scorer: ledger, Classes: []string{"Trouser", "Bag"}, Profile: profile}}
+		monitors[i], err = monitor.New(models, table{at}, ledger, monitor.Config{Log: slog.New(slog.DiscardHandler)})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -142,7 +142,7 @@ func simulateHandle(t *testing.T, seed uint64) {
 			delivering.Go(func() {
 				for d.Delivered = 1; ; d.Delivered++ {
 					ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
-					err := monitors[n%2].Handle(ctx, ev, d)
+					err := handle(ctx, monitors[n%2], ev, d)
 					cancel()
 					var kinded interface{ DeadLetterKind() schema.DeadLetterKind }
 					switch {

@@ -246,7 +246,16 @@ func (e *Engine) Ensemble() *ensemble.Ensemble { return e.ensemble }
 // Profile returns the fixed profile.
 func (e *Engine) Profile() Profile { return e.fixed }
 
-// Rows returns the rows of U-Net work that a request costs, for admission; 0 where Score would refuse its settings.
+// Validate returns the error with which Score refuses a request before it does any work, or nil.
+func (e *Engine) Validate(r Request) error {
+	if _, err := e.plan(e.profile(r)); err != nil {
+		return err
+	}
+	_, err := e.noise(r)
+	return err
+}
+
+// Rows returns the rows of U-Net work that a request costs, for admission; 0 if Score would refuse its settings.
 func (e *Engine) Rows(r Request) int {
 	p, err := e.plan(e.profile(r))
 	if err != nil {
@@ -321,17 +330,11 @@ func (e *Engine) Score(ctx context.Context, r Request) (Result, error) {
 
 // run takes a request through the sampler. The task must be released where there is no error.
 func (e *Engine) run(ctx context.Context, r Request, p *plan, profile Profile) (*task, Receipt, error) {
-	if r.Class < 0 || r.Class >= len(e.ensemble.Classes) {
-		return nil, Receipt{}, fmt.Errorf("%w: %d, the ensemble has 0 to %d", ErrUnknownClass, r.Class, len(e.ensemble.Classes)-1)
-	}
-	if r.Priority != Live && r.Priority != Background {
-		return nil, Receipt{}, fmt.Errorf("%w: priority is %d", ErrSettings, r.Priority)
-	}
-	if err := ctx.Err(); err != nil {
+	noise, err := e.noise(r)
+	if err != nil {
 		return nil, Receipt{}, err
 	}
-	noise, err := newNoise(e, r)
-	if err != nil {
+	if err := ctx.Err(); err != nil {
 		return nil, Receipt{}, err
 	}
 	paths := 1 + len(p.branches)*(p.components-1)
@@ -369,7 +372,14 @@ func (e *Engine) generator(r Request) string {
 	return r.Noise
 }
 
-func newNoise(e *Engine, r Request) (diffusion.Noise, error) {
+// noise returns the generator of a request's noise. It refuses what else of the request is out of bounds.
+func (e *Engine) noise(r Request) (diffusion.Noise, error) {
+	if r.Class < 0 || r.Class >= len(e.ensemble.Classes) {
+		return nil, fmt.Errorf("%w: %d, the ensemble has 0 to %d", ErrUnknownClass, r.Class, len(e.ensemble.Classes)-1)
+	}
+	if r.Priority != Live && r.Priority != Background {
+		return nil, fmt.Errorf("%w: priority is %d", ErrSettings, r.Priority)
+	}
 	noise, err := diffusion.NewNoise(e.generator(r), r.Seed, e.ensemble.Latent.Size())
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrNoise, err)

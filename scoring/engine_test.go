@@ -218,14 +218,17 @@ func TestScoreRefuses(t *testing.T) {
 		if !errors.Is(err, c.want) || !strings.Contains(err.Error(), c.says) {
 			t.Errorf("%s: error is %v", c.name, err)
 		}
+		if before := e.Validate(c.request); fmt.Sprint(before) != fmt.Sprint(err) {
+			t.Errorf("%s: Validate returns %v, Score %v", c.name, before, err)
+		}
 	}
 	cancelled, cancel := context.WithCancel(t.Context())
 	cancel()
 	if _, err := e.Score(cancelled, good); !errors.Is(err, context.Canceled) {
 		t.Errorf("cancelled before: %v", err)
 	}
-	if _, err := e.Score(t.Context(), good); err != nil {
-		t.Errorf("after all of it: %v", err)
+	if _, err := e.Score(t.Context(), good); err != nil || e.Validate(good) != nil {
+		t.Errorf("after all of it: %v, %v", err, e.Validate(good))
 	}
 }
 

@@ -152,7 +152,7 @@ func TestGolden(t *testing.T) {
 
 func firstLatent(t *testing.T, e *Engine, r Request) []float32 {
 	t.Helper()
-	noise, err := newNoise(e, r)
+	noise, err := e.noise(r)
 	if err != nil {
 		t.Fatal(err)
 	}

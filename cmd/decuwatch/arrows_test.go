@@ -42,17 +42,17 @@ var arrows = []struct {
 	{"scoring/ort", nil, "the runtime runs graphs and knows neither ensembles nor scores"},
 	{"scoring/ort/ortfault", []string{"scoring/ort"}, "a runtime for tests"},
 	{"consumers", []string{
-		"internal/backoff", "internal/modelname", "internal/settings", "schema",
+		"internal/backoff", "internal/modelname", "internal/settings", "internal/stage", "schema",
 	}, "delivery must not know what is done with an event, nor the monitor how it came"},
 	{"consumers/natstest", nil, "a server for tests"},
 	{"alerts", []string{
-		"internal/backoff", "internal/settings", "schema",
+		"internal/backoff", "internal/settings", "internal/stage", "schema",
 	}, "the decision is pure; the outbox is an interface"},
 	{"alerts/watch", []string{
 		"internal/backoff", "internal/terminal", "schema", "consumers",
 	}, "a subscriber reads the stream of alerts and nothing else"},
 	{"monitor", []string{
-		"schema", "scoring", "alerts",
+		"internal/stage", "schema", "scoring", "alerts",
 	}, "the one sequence knows neither JetStream nor Postgres; cmd hands them over"},
 	{"monitor/reconcile", []string{"schema", "schema/postgres", "consumers"}, "both sides are read, and nobody writes"},
 	{"monitor/redeliver", []string{
@@ -68,6 +68,7 @@ var arrows = []struct {
 	}, "review comes after the verdict and takes no part in it"},
 	{"internal/backoff", nil, "how retries are spaced out"},
 	{"internal/modelname", nil, "the one rule for the names of models"},
+	{"internal/stage", nil, "the histogram that several packages share"},
 	{"internal/settings", nil, "what the owners of settings share"},
 	{"internal/terminal", nil, "how text is printed for people"},
 	{"internal/app", []string{

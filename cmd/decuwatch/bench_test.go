@@ -433,6 +433,8 @@ type noScorer struct{ result scoring.Result }
 func (n noScorer) Score(context.Context, scoring.Request) (scoring.Result, error) {
 	return n.result, nil
 }
+func (n noScorer) Validate(scoring.Request) error { return nil }
+
 func (n noScorer) Rows(scoring.Request) int { return 1 }
 
 // pipelineCells measure the way of an event from the stream to the acknowledgement: decode, score, decide, commit to a
@@ -470,10 +472,8 @@ func pipelineCells(b *testing.B) []*cell {
 		if _, err := consumers.EnsureStream(b.Context(), js, cfg.Stream); err != nil {
 			b.Fatal(err)
 		}
-		m, err := monitor.New(monitor.Options{
-			Models:  map[string]monitor.Model{name: {Scorer: scorer, Classes: e.Ensemble().Labels(), Profile: e.Profile()}},
-			Decider: thresholds, Recorder: app.Recorder{Store: store}, Registerer: prometheus.NewRegistry(),
-		})
+		models := map[string]monitor.Model{name: {Scorer: scorer, Classes: e.Ensemble().Labels(), Profile: e.Profile()}}
+		m, err := monitor.New(models, thresholds, app.Recorder{Store: store}, monitor.Config{})
 		if err != nil {
 			b.Fatal(err)
 		}
@@ -495,7 +495,11 @@ func pipelineCells(b *testing.B) []*cell {
 			<-js.PublishAsyncComplete()
 			ctx, cancel := context.WithCancel(b.Context())
 			ended := make(chan error)
-			go func() { ended <- consumers.Run(ctx, js, cfg, m, m) }()
+			runner, err := consumers.New(js, m, cfg)
+			if err != nil {
+				b.Fatal(err)
+			}
+			go func() { ended <- runner.Run(ctx) }()
 			time.Sleep(d / 4)
 			meter := startMeter(progress)
 			time.Sleep(d)

@@ -29,6 +29,8 @@ type noOpScorer struct{ result scoring.Result }
 func (s noOpScorer) Score(context.Context, scoring.Request) (scoring.Result, error) {
 	return s.result, nil
 }
+func (s noOpScorer) Validate(scoring.Request) error { return nil }
+
 func (s noOpScorer) Rows(scoring.Request) int { return 30 }
 
 // newNoOpScorer returns one whose result has the size of a real one: five components.
@@ -84,10 +86,8 @@ func BenchmarkPipeline(b *testing.B) {
 			if err != nil {
 				b.Fatal(err)
 			}
-			m, err := monitor.New(monitor.Options{
-				Models:  map[string]monitor.Model{faultModel: {Scorer: scorer, Classes: []string{"a", "b"}}},
-				Decider: tableDecider{table}, Recorder: app.Recorder{Store: store}, Log: quiet,
-			})
+			models := map[string]monitor.Model{faultModel: {Scorer: scorer, Classes: []string{"a", "b"}}}
+			m, err := monitor.New(models, tableDecider{table}, app.Recorder{Store: store}, monitor.Config{Log: quiet})
 			if err != nil {
 				b.Fatal(err)
 			}
@@ -96,10 +96,14 @@ func BenchmarkPipeline(b *testing.B) {
 				b.Fatal(err)
 			}
 			h := &countingHandler{Monitor: m, left: int64(b.N), done: make(chan struct{})}
+			runner, err := consumers.New(js, h, cfg)
+			if err != nil {
+				b.Fatal(err)
+			}
 			ctx, stop := context.WithCancel(b.Context())
 			var running sync.WaitGroup
 			b.ResetTimer()
-			running.Go(func() { _ = consumers.Run(ctx, js, cfg, h, m) })
+			running.Go(func() { _ = runner.Run(ctx) })
 			running.Go(func() { _ = relay.Run(ctx) })
 			<-h.done
 			b.StopTimer()
@@ -121,10 +125,13 @@ type countingHandler struct {
 	done chan struct{}
 }
 
-func (h *countingHandler) Handle(ctx context.Context, ev schema.Event, d schema.Delivery) error {
-	err := h.Monitor.Handle(ctx, ev, d)
-	if err == nil && atomic.AddInt64(&h.left, -1) == 0 {
-		close(h.done)
+func (h *countingHandler) Plan(ev schema.Event) (int, func(context.Context, schema.Delivery) error) {
+	rows, handle := h.Monitor.Plan(ev)
+	return rows, func(ctx context.Context, d schema.Delivery) error {
+		err := handle(ctx, d)
+		if err == nil && atomic.AddInt64(&h.left, -1) == 0 {
+			close(h.done)
+		}
+		return err
 	}
-	return err
 }

@@ -153,7 +153,11 @@ func TestNoRoomForStreams(t *testing.T) {
 		cfg.Stream, cfg.Models = defaults.Stream, []string{"m"}
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
-		want(t, ExplainRoom(ctx, js, defaults.Stream, defaults.Alerts, consumers.Run(ctx, js, cfg, idle{}, idle{})))
+		runner, err := consumers.New(js, idle{}, cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want(t, ExplainRoom(ctx, js, defaults.Stream, defaults.Alerts, runner.Run(ctx)))
 	})
 	t.Run("alerts", func(t *testing.T) {
 		js, _ := js(t, 1<<30)
@@ -173,6 +177,7 @@ func TestNoRoomForStreams(t *testing.T) {
 // idle handles nothing.
 type idle struct{}
 
-func (idle) Handle(context.Context, schema.Event, schema.Delivery) error { return nil }
-func (idle) Rows(schema.Event) int                                       { return 1 }
-func (idle) DeadLetter(context.Context, schema.Verdict) error            { return nil }
+func (idle) Plan(schema.Event) (int, func(context.Context, schema.Delivery) error) {
+	return 1, func(context.Context, schema.Delivery) error { return nil }
+}
+func (idle) DeadLetter(context.Context, schema.Verdict) error { return nil }

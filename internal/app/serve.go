@@ -150,24 +150,25 @@ func Serve(ctx context.Context, c Config, o Options) (err error) {
 	life.Run("relay", relay.Run)
 
 	// The events' way in.
-	m, err := monitor.New(monitor.Options{
-		Models: Models(engines, c.Scoring), Decider: thresholds, Recorder: Recorder{store},
-		Registerer: reg, MaxClassSeries: c.Metrics.MaxClassSeries, SampleShare: c.Review.Share, Tracer: tracer, Log: log,
+	m, err := monitor.New(Models(engines, c.Scoring), thresholds, Recorder{store}, monitor.Config{
+		MaxClassSeries: c.Metrics.MaxClassSeries, SampleShare: c.Review.Share, Registerer: reg, Tracer: tracer, Log: log,
 	})
 	if err != nil {
 		return err
 	}
 	consuming := c.Consumers
 	consuming.Models, consuming.Stream = names, c.Stream
-	consuming.Healthy, consuming.Tries = healthy(store, engines), tries{store}
-	consuming.Ledger, consuming.Standing = store, &consumers.Standing{}
-	health.set(partStream, func(ctx context.Context) error { return errors.Join(consuming.Standing.Err(ctx), stream.Check(ctx)) })
+	consuming.Healthy, consuming.Tries, consuming.Ledger = healthy(store, engines), tries{store}, store
 	consuming.Logger, consuming.Metrics, consuming.Tracer = log, consumers.NewMetrics(reg, names), tracer
-	consuming.Pulling = &consumers.Pulling{}
+	runner, err := consumers.New(js, m, consuming)
+	if err != nil {
+		return err
+	}
+	health.set(partStream, func(ctx context.Context) error { return errors.Join(runner.Settings(), stream.Check(ctx)) })
 	health.set(partPulling, func(ctx context.Context) error {
-		return errors.Join(consuming.Pulling.Err(), ready.paused(ctx, names))
+		return errors.Join(runner.Pulling(), ready.paused(ctx, names))
 	})
-	life.Run("consumers", func(ctx context.Context) error { return room(consumers.Run(ctx, js, consuming, m, m)) })
+	life.Run("consumers", func(ctx context.Context) error { return room(runner.Run(ctx)) })
 
 	// What people look at.
 	page, err := serveReview(c.Review, store, engines, reg, log, life)

@@ -25,7 +25,11 @@ type worker struct {
 	fail error
 }
 
-func (w worker) Handle(ctx context.Context, ev schema.Event, d schema.Delivery) error {
+func (w worker) Plan(ev schema.Event) (int, func(context.Context, schema.Delivery) error) {
+	return 1, func(ctx context.Context, d schema.Delivery) error { return w.handle(ctx, ev, d) }
+}
+
+func (w worker) handle(ctx context.Context, ev schema.Event, d schema.Delivery) error {
 	if known, err := w.Known(ctx, ev.Identity(), d); known || err != nil {
 		return err
 	}
@@ -36,8 +40,6 @@ func (w worker) Handle(ctx context.Context, ev schema.Event, d schema.Delivery) 
 	return err
 }
 
-func (worker) Rows(schema.Event) int { return 1 }
-
 // run runs a worker of the models until the test, or stop, ends it.
 func run(t *testing.T, js jetstream.JetStream, w worker, models ...string) (stop func()) {
 	t.Helper()
@@ -47,7 +49,11 @@ func run(t *testing.T, js jetstream.JetStream, w worker, models ...string) (stop
 		Models: models, RetryDelay: 10 * time.Millisecond, RetryMaxDelay: 50 * time.Millisecond, UnownedGrace: time.Millisecond, PullExpiry: time.Second,
 		Stream: consumers.StreamConfig{CheckInterval: 20 * time.Millisecond}, Ledger: w.Store, Logger: slog.New(slog.DiscardHandler),
 	}
-	go func() { ended <- consumers.Run(ctx, js, cfg, w, w) }()
+	runner, err := consumers.New(js, w, cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	go func() { ended <- runner.Run(ctx) }()
 	stop = func() {
 		cancel()
 		if err := <-ended; err != nil {
