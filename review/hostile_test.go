@@ -119,7 +119,7 @@ func TestHostileParameters(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if status, text := send("GET", "/review/aaaaaaaa", ""); status != 400 || !strings.Contains(text, "several reviews begin so") {
+	if status, text := send("GET", "/review/aaaaaaaa", ""); status != 400 || !strings.Contains(text, "several reviews start with it") {
 		t.Errorf("an ambiguous id: %d: %.200s", status, text)
 	}
 	if r, err := b.store.ReviewByID(t.Context(), id); err != nil || r.Verdict != "" {

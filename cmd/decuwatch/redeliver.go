@@ -74,7 +74,7 @@ func (c *redeliverCmd) redeliver(ctx context.Context, s *streams, js jetstream.J
 	left := slices.Clone(c.IDs)
 	err := redeliver.Run(ctx, redeliver.Options{
 		JetStream: js, Store: store, By: by, Apply: c.Apply,
-		Query: postgres.LetterQuery{Stream: c.Stream.Name, Model: c.Model, Kinds: kinds, From: c.From, To: c.To, IDs: c.IDs},
+		Query: postgres.DeadLetterQuery{Stream: c.Stream.Name, Model: c.Model, Kinds: kinds, From: c.From, To: c.To, IDs: c.IDs},
 	}, func(r redeliver.Result) error {
 		l := r.Letter
 		left = slices.DeleteFunc(left, func(id int64) bool { return id == l.ID })

@@ -23,7 +23,7 @@ func Kinds() []schema.DeadLetterKind {
 
 // Result is what became of one dead letter.
 type Result struct {
-	Letter   postgres.StoredLetter
+	Letter   postgres.StoredDeadLetter
 	Refused  string // why its message cannot be published again; "" if it can
 	Sequence uint64 // of the message that was published; 0 if only asked
 }
@@ -32,7 +32,7 @@ type Result struct {
 type Options struct {
 	JetStream jetstream.JetStream
 	Store     *postgres.Store
-	Query     postgres.LetterQuery
+	Query     postgres.DeadLetterQuery
 	By        string // who asks. Required to apply
 	Apply     bool   // publish; otherwise only look
 }
@@ -40,7 +40,7 @@ type Options struct {
 // Run calls done with each dead letter that the query finds, in order. A run that was interrupted can be repeated: no dead
 // letter is published twice.
 func Run(ctx context.Context, o Options, done func(Result) error) error {
-	return o.Store.EachLetter(ctx, o.Query, func(l postgres.StoredLetter) error {
+	return o.Store.EachDeadLetter(ctx, o.Query, func(l postgres.StoredDeadLetter) error {
 		msg, refused, err := message(ctx, o.JetStream, l)
 		if err != nil {
 			return err
@@ -56,7 +56,7 @@ func Run(ctx context.Context, o Options, done func(Result) error) error {
 }
 
 // publish opens the event for a new verdict, then publishes its message. If it fails between the two, the next run publishes.
-func publish(ctx context.Context, o Options, l postgres.StoredLetter, msg *nats.Msg) (uint64, error) {
+func publish(ctx context.Context, o Options, l postgres.StoredDeadLetter, msg *nats.Msg) (uint64, error) {
 	id, err := o.Store.Redeliver(ctx, l.ID, o.By)
 	if err != nil {
 		return 0, err
@@ -72,7 +72,7 @@ func publish(ctx context.Context, o Options, l postgres.StoredLetter, msg *nats.
 
 // message returns the message of a dead letter as its producer sent it: from the stream, or from the dead letter's payload if
 // the message had no headers that count. Refused says why there is none.
-func message(ctx context.Context, js jetstream.JetStream, l postgres.StoredLetter) (msg *nats.Msg, refused string, err error) {
+func message(ctx context.Context, js jetstream.JetStream, l postgres.StoredDeadLetter) (msg *nats.Msg, refused string, err error) {
 	if !strings.HasPrefix(l.Subject, schema.SubjectGeneration("")) {
 		return nil, fmt.Sprintf("its subject is %q, must begin with %s", l.Subject, schema.SubjectGeneration("")), nil
 	}

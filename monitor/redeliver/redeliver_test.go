@@ -136,7 +136,7 @@ func TestDeadLettersComeBack(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	o := redeliver.Options{JetStream: js, Store: store, By: "alice", Query: postgres.LetterQuery{Stream: "GENERATION", Kinds: redeliver.Kinds()}}
+	o := redeliver.Options{JetStream: js, Store: store, By: "alice", Query: postgres.DeadLetterQuery{Stream: "GENERATION", Kinds: redeliver.Kinds()}}
 	if list := collect(t, o); len(list) != 4 {
 		t.Fatalf("%d dead letters can be looked at, want 4: %+v", len(list), list)
 	}
@@ -180,7 +180,7 @@ func purge(t *testing.T, js jetstream.JetStream, below uint64) (jetstream.Stream
 func letter(t *testing.T, store *postgres.Store) int64 {
 	t.Helper()
 	var id int64
-	if err := store.EachLetter(t.Context(), postgres.LetterQuery{Stream: "GENERATION", Kinds: []schema.DeadLetterKind{schema.KindInvalid}}, func(l postgres.StoredLetter) error {
+	if err := store.EachDeadLetter(t.Context(), postgres.DeadLetterQuery{Stream: "GENERATION", Kinds: []schema.DeadLetterKind{schema.KindInvalid}}, func(l postgres.StoredDeadLetter) error {
 		id = l.ID
 		return nil
 	}); err != nil {

@@ -47,7 +47,8 @@ func (b *batch) send(ctx context.Context, tx pgx.Tx) error {
 // insertStatement returns a statement that inserts the rows of T in its parameter, a JSON array.
 func insertStatement[T any](table string) string {
 	columns := strings.Join(columnsOf(reflect.TypeFor[T]()), ", ")
-	return fmt.Sprintf("INSERT INTO decuwatch.%[1]s (%[2]s) SELECT %[2]s FROM json_populate_recordset(NULL::decuwatch.%[1]s, $1)",
+	return fmt.Sprintf("INSERT INTO decuwatch.%[1]s (%[2]s) SELECT %[2]s FROM "+
+		"json_populate_recordset(NULL::decuwatch.%[1]s, $1)",
 		table, columns)
 }
 

@@ -50,23 +50,33 @@ func BenchmarkRecord(b *testing.B) {
 
 // questions are what dashboards and analysts ask most; each must stay below 200 ms at a million scores.
 var questions = []struct{ name, query string }{
-	{"class means by day, 30 days", `SELECT day, class_label, class_gap_mean, request_risk_mean FROM decuwatch_views.class_risk_daily
+	{"class means by day, 30 days", `SELECT day, class_label, class_gap_mean, request_risk_mean
+		FROM decuwatch_views.class_risk_daily
 		WHERE model = 'fashion-mnist' AND day >= now() - interval '30 days' ORDER BY 1, 2`},
-	{"riskiest classes of a day", `SELECT class_label, max(request_risk_max), sum(warnings + criticals) FROM decuwatch_views.class_risk_hourly
+	{"riskiest classes of a day", `SELECT class_label, max(request_risk_max), sum(warnings + criticals)
+		FROM decuwatch_views.class_risk_hourly
 		WHERE model = 'fashion-mnist' AND hour >= now() - interval '1 day' GROUP BY 1 ORDER BY 2 DESC LIMIT 10`},
-	{"one class, all hours", `SELECT hour, n, class_gap_mean, request_risk_mean FROM decuwatch_views.class_risk_hourly WHERE model = 'fashion-mnist' AND class_index = 3 ORDER BY hour`},
-	{"newest scores of a class", `SELECT * FROM decuwatch_views.scores WHERE model = 'fashion-mnist' AND class_index = 3 ORDER BY event_time DESC LIMIT 100`},
-	{"distribution of a class, 7 days", `SELECT width_bucket(request_risk, 0, 0.05, 50), count(*) FROM decuwatch_views.scores
+	{"one class, all hours", `SELECT hour, n, class_gap_mean, request_risk_mean FROM decuwatch_views.class_risk_hourly
+		WHERE model = 'fashion-mnist' AND class_index = 3 ORDER BY hour`},
+	{"newest scores of a class", `SELECT * FROM decuwatch_views.scores WHERE model = 'fashion-mnist' AND class_index = 3
+		ORDER BY event_time DESC LIMIT 100`},
+	{"distribution of a class, 7 days",
+		`SELECT width_bucket(request_risk, 0, 0.05, 50), count(*) FROM decuwatch_views.scores
 		WHERE model = 'fashion-mnist' AND class_index = 3 AND event_time >= now() - interval '7 days' GROUP BY 1`},
 	{"tenants of a class, 7 days", `SELECT labels ->> 'tenant', count(*) FROM decuwatch_views.scores
 		WHERE model = 'fashion-mnist' AND class_index = 3 AND event_time >= now() - interval '7 days' GROUP BY 1`},
 	{"a tenant's newest scores", `SELECT event_time, class_label, request_risk FROM decuwatch_views.scores
-		WHERE labels @> '{"tenant": "tenant-3"}' AND event_time >= now() - interval '1 day' ORDER BY event_time DESC LIMIT 100`},
-	{"alerts by hour and severity, 7 days", `SELECT date_trunc('hour', event_time), severity, count(*) FROM decuwatch_views.alerts
+		WHERE labels @> '{"tenant": "tenant-3"}' AND event_time >= now() - interval '1 day' ORDER BY event_time DESC
+		LIMIT 100`},
+	{"alerts by hour and severity, 7 days",
+		`SELECT date_trunc('hour', event_time), severity, count(*) FROM decuwatch_views.alerts
 		WHERE model = 'fashion-mnist' AND event_time >= now() - interval '7 days' GROUP BY 1, 2`},
 	{"review backlog", `SELECT state, count(*) FROM decuwatch_views.reviews GROUP BY 1`},
-	{"coverage by day", `SELECT date_trunc('day', hour), outcome, reason, sum(n) FROM decuwatch_views.coverage GROUP BY 1, 2, 3`},
-	{"an event's score", `SELECT * FROM decuwatch_views.events e JOIN decuwatch_views.scores s USING (event_time, source, event_id) WHERE e.source = '//studio/render-3' AND e.event_id = 'event-3'`},
+	{"coverage by day", `SELECT date_trunc('day', hour), outcome, reason, sum(n) FROM decuwatch_views.coverage
+		GROUP BY 1, 2, 3`},
+	{"an event's score", `SELECT * FROM decuwatch_views.events e
+		JOIN decuwatch_views.scores s USING (event_time, source, event_id) WHERE e.source = '//studio/render-3'
+		AND e.event_id = 'event-3'`},
 }
 
 // BenchmarkViews asks the questions of a database with so many scores of 100 classes over 90 days.
@@ -95,15 +105,17 @@ func BenchmarkViews(b *testing.B) {
 	}
 }
 
-// BenchmarkRollups asks the rollups of a database with 10 million scores of 1000 classes over 90 days (the rollups alone
-// are filled: 2.16 million rows by hour, 90,000 by day) and prints the plans.
+// BenchmarkRollups asks the rollups of a database with 10 million scores of 1000 classes over 90 days (the rollups
+// alone are filled: 2.16 million rows by hour, 90,000 by day) and prints the plans.
 func BenchmarkRollups(b *testing.B) {
 	url := pgtest.URL(b)
 	conn := connect(b, url)
 	for _, span := range []string{"hour", "day"} {
 		if _, err := conn.Exec(b.Context(), strings.ReplaceAll(`INSERT INTO decuwatch.class_SPAN_parts
-			SELECT h, 'fashion-mnist', repeat('1', 64), 'seeded', c, 'class ' || c, n, n * 0.02, n * 0.0005, 0.01, 0.03, 0, n * 0.01, n * 0.0002, 0.005, 0.02, 0, c % 3, 0, true
-			FROM generate_series(date_trunc('SPAN', now() - interval '90 days', 'UTC'), now(), interval '1 SPAN') h, generate_series(0, 999) c,
+			SELECT h, 'fashion-mnist', repeat('1', 64), 'seeded', c, 'class ' || c, n, n * 0.02, n * 0.0005, 0.01, 0.03, 0,
+			n * 0.01, n * 0.0002, 0.005, 0.02, 0, c % 3, 0, true
+			FROM generate_series(date_trunc('SPAN', now() - interval '90 days', 'UTC'), now(), interval '1 SPAN') h,
+			generate_series(0, 999) c,
 				(SELECT CASE 'SPAN' WHEN 'hour' THEN 5 ELSE 111 END AS n) x`, "SPAN", span)); err != nil {
 			b.Fatal(err)
 		}
@@ -112,12 +124,20 @@ func BenchmarkRollups(b *testing.B) {
 		b.Fatal(err)
 	}
 	for _, q := range []struct{ name, query string }{
-		{"all classes by day, 30 days", `SELECT day, class_label, class_gap_mean FROM decuwatch_views.class_risk_daily WHERE model = 'fashion-mnist' AND day >= now() - interval '30 days'`},
-		{"classes that became riskier this week", `SELECT class_label, sum(class_gap_mean * n) FILTER (WHERE day >= now() - interval '7 days') / sum(n) FILTER (WHERE day >= now() - interval '7 days')
-			- sum(class_gap_mean * n) FILTER (WHERE day < now() - interval '7 days') / sum(n) FILTER (WHERE day < now() - interval '7 days') AS rise
-			FROM decuwatch_views.class_risk_daily WHERE model = 'fashion-mnist' AND day >= now() - interval '14 days' GROUP BY 1 ORDER BY 2 DESC LIMIT 10`},
-		{"all classes of a day by hour", `SELECT hour, class_label, class_gap_mean FROM decuwatch_views.class_risk_hourly WHERE model = 'fashion-mnist' AND hour >= now() - interval '1 day'`},
-		{"one class by hour, 90 days", `SELECT hour, class_gap_mean FROM decuwatch_views.class_risk_hourly WHERE model = 'fashion-mnist' AND class_index = 3`},
+		{"all classes by day, 30 days", `SELECT day, class_label, class_gap_mean FROM decuwatch_views.class_risk_daily
+			WHERE model = 'fashion-mnist' AND day >= now() - interval '30 days'`},
+		{"classes that became riskier this week",
+			`SELECT class_label, sum(class_gap_mean * n) FILTER (WHERE day >= now() - interval '7 days') / sum(n)
+				FILTER (WHERE day >= now() - interval '7 days')
+			- sum(class_gap_mean * n) FILTER (WHERE day < now() - interval '7 days') / sum(n)
+				FILTER (WHERE day < now() - interval '7 days') AS rise
+			FROM decuwatch_views.class_risk_daily WHERE model = 'fashion-mnist' AND day >= now() - interval '14 days' GROUP BY 1
+			ORDER BY 2 DESC LIMIT 10`},
+		{"all classes of a day by hour",
+			`SELECT hour, class_label, class_gap_mean FROM decuwatch_views.class_risk_hourly WHERE model = 'fashion-mnist'
+				AND hour >= now() - interval '1 day'`},
+		{"one class by hour, 90 days", `SELECT hour, class_gap_mean FROM decuwatch_views.class_risk_hourly
+			WHERE model = 'fashion-mnist' AND class_index = 3`},
 	} {
 		rows, err := conn.Query(b.Context(), `EXPLAIN ANALYZE `+q.query)
 		if err != nil {

@@ -32,8 +32,8 @@ type Canary struct {
 	Verdict     schema.Outcome // on the event so far, or empty
 }
 
-// AddCanary records a canary before it is published, so that its event enters neither review nor statistics. Its two times
-// are stored on the server's clock: published now, and due as much later as the canary says.
+// AddCanary records a canary before it is published, so that its event enters neither review nor statistics. Its two
+// times are stored on the server's clock: published now, and due as much later as the canary says.
 func (s *Store) AddCanary(ctx context.Context, c Canary) error {
 	_, err := s.pool.Exec(ctx, insertCanary,
 		c.Source, c.EventID, c.Model, c.ClassIndex, c.ClassLabel, c.DueAt.Sub(c.PublishedAt))
@@ -43,8 +43,8 @@ func (s *Store) AddCanary(ctx context.Context, c Canary) error {
 	return nil
 }
 
-// OpenCanaries returns the canaries that are not decided and on which an alert fired or whose time is over, the oldest first;
-// Outcome says what they are to be closed with.
+// OpenCanaries returns the canaries that are not decided and on which an alert fired or whose time is over, the oldest
+// first; Outcome says what they are to be closed with.
 func (s *Store) OpenCanaries(ctx context.Context) ([]Canary, error) {
 	rows, err := s.pool.Query(ctx, canariesOpen)
 	if err != nil {
@@ -57,7 +57,7 @@ func (s *Store) OpenCanaries(ctx context.Context) ([]Canary, error) {
 	return open, nil
 }
 
-// CloseCanary writes the outcome of a canary. It returns false where another process did so before.
+// CloseCanary writes the outcome of a canary. It returns false if another process did so before.
 func (s *Store) CloseCanary(ctx context.Context, source, id string, outcome CanaryOutcome) (bool, error) {
 	tag, err := s.pool.Exec(ctx, closeCanary, source, id, outcome)
 	if err != nil {
@@ -66,7 +66,8 @@ func (s *Store) CloseCanary(ctx context.Context, source, id string, outcome Cana
 	return tag.RowsAffected() > 0, nil
 }
 
-// CanaryCounts returns how many canaries of a model were published since, by outcome; those still open count under "open".
+// CanaryCounts returns how many canaries of a model were published since, by outcome; those still open count under
+// "open".
 func (s *Store) CanaryCounts(ctx context.Context, model string, since time.Time) (map[string]int, error) {
 	rows, err := s.pool.Query(ctx, canaryCounts, model, since)
 	if err != nil {

@@ -32,8 +32,8 @@ func (s *Store) write(ctx context.Context, tx pgx.Tx, round []*call) error {
 	return insertWon(ctx, tx, round, s.config.Volume)
 }
 
-// claimEvents inserts events into the ledger. A call whose event is there already learns the verdict that stands. A score
-// of an event that is older than scores are kept is refused.
+// claimEvents inserts events into the ledger. A call whose event is there already learns the verdict that stands. A
+// score of an event that is older than scores are kept is refused.
 func (s *Store) claimEvents(ctx context.Context, tx pgx.Tx, round []*call) error {
 	calls := make(map[schema.Identity]*call, len(round))
 	var events []*eventRow
@@ -70,8 +70,8 @@ func (s *Store) claimEvents(ctx context.Context, tx pgx.Tx, round []*call) error
 	return s.refuseOld(ctx, tx, calls)
 }
 
-// readStanding gives each call that did not win the verdict that stands on its event, or on its message: a dead letter may
-// not claim its event.
+// readStanding gives each call that did not win the verdict that stands on its event, or on its message: a dead letter
+// may not claim its event.
 func readStanding(ctx context.Context, tx pgx.Tx, events []byte, calls map[schema.Identity]*call) error {
 	standing, err := collect[eventRow](tx.Query(ctx, eventsStanding, events))
 	if err != nil {
@@ -198,8 +198,8 @@ const (
 	leastPayload       = 256     // bytes of a payload that are always stored
 )
 
-// boundPayloads cuts the payloads of dead letters that are the producer's fault if the last hour brought too many bytes of
-// them. Transactions that run at the same time may exceed the bound by what they write.
+// boundPayloads cuts the payloads of dead letters that are the producer's fault if the last hour brought too many bytes
+// of them. Transactions that run at the same time may exceed the bound by what they write.
 func boundPayloads(ctx context.Context, tx pgx.Tx, round []*call) error {
 	var large []*deadLetterRow
 	for _, c := range round {

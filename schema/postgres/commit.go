@@ -54,8 +54,8 @@ func (s *Store) commit(calls []*call) {
 	}
 }
 
-// commitRound commits calls together; where the database refuses the contents of one, each by itself, so that one
-// bad verdict does not fail its neighbours.
+// commitRound commits calls together; if the database refuses the contents of one, it commits each by itself, so that
+// one bad verdict does not fail its neighbours.
 func (s *Store) commitRound(round []*call) {
 	const tries = 3
 	var err error

@@ -22,7 +22,8 @@ func TestContradictionsAreRefused(t *testing.T) {
 	if _, err := s.SetThreshold(ctx, threshold(0.5)); err != nil {
 		t.Fatal(err)
 	}
-	change := postgres.ThresholdChange{Kind: postgres.ChangeManual, SetBy: "ada", Reason: "test", Thresholds: []schema.Threshold{critical(0.4)}}
+	change := postgres.ThresholdChange{Kind: postgres.ChangeManual, SetBy: "ada", Reason: "test",
+		Thresholds: []schema.Threshold{critical(0.4)}}
 	if _, err := s.SetThresholds(ctx, change); !errors.Is(err, schema.ErrContradiction) {
 		t.Errorf("critical below warn: %v", err)
 	}
@@ -34,9 +35,12 @@ func TestContradictionsAreRefused(t *testing.T) {
 	}
 
 	// A version without the check has left a contradiction. It can be mended, but a rollback does not bring it back.
-	if _, err := conn.Exec(ctx, `WITH c AS (INSERT INTO decuwatch.threshold_changes (kind, set_by, reason) VALUES ('manual', 'old', 'old') RETURNING id)
-		INSERT INTO decuwatch.thresholds (change_id, model, ensemble_digest, settings, measurement, scope, class_index, severity, value, withdrawn, origin, n, set_by, reason, set_at)
-		SELECT c.id, model, ensemble_digest, settings, measurement, scope, class_index, severity, 0.1, false, origin, n, set_by, reason, now()
+	if _, err := conn.Exec(ctx, `WITH c AS (INSERT INTO decuwatch.threshold_changes (kind, set_by, reason)
+		VALUES ('manual', 'old', 'old') RETURNING id)
+		INSERT INTO decuwatch.thresholds (change_id, model, ensemble_digest, settings, measurement, scope, class_index,
+		severity, value, withdrawn, origin, n, set_by, reason, set_at)
+		SELECT c.id, model, ensemble_digest, settings, measurement, scope, class_index, severity, 0.1, false, origin, n,
+		set_by, reason, now()
 		FROM decuwatch.thresholds, c WHERE severity = 'critical'`); err != nil {
 		t.Fatal(err)
 	}

@@ -22,7 +22,7 @@ const (
 type EvidenceJob struct {
 	ReviewID string
 	Attempt  int           // this one, from 1
-	Score    *schema.Score // nil where retention dropped it
+	Score    *schema.Score // nil if retention dropped it
 }
 
 // EvidenceFile is one file of a review's evidence.
@@ -33,9 +33,11 @@ type EvidenceFile struct {
 	MadeAt      time.Time
 }
 
-// NextEvidence takes the oldest job that is due on one of the ensembles, and withholds it from every other caller for the lease;
-// false where there is none. The attempt counts from here on: a job whose worker died is taken again when its lease ends.
-func (s *Store) NextEvidence(ctx context.Context, ensembleDigests []string, lease time.Duration) (EvidenceJob, bool, error) {
+// NextEvidence takes the oldest job that is due on one of the ensembles, and withholds it from every other caller for
+// the lease; false if none is due. The attempt counts from here on: a job whose worker died is taken again when
+// its lease ends.
+func (s *Store) NextEvidence(ctx context.Context, ensembleDigests []string, lease time.Duration) (EvidenceJob, bool,
+	error) {
 	var job EvidenceJob
 	var source, eventID, model string
 	var eventTime time.Time
@@ -48,7 +50,8 @@ func (s *Store) NextEvidence(ctx context.Context, ensembleDigests []string, leas
 	if err != nil {
 		return job, false, fmt.Errorf("take an evidence job: %w", err)
 	}
-	r, err := s.standing(ctx, eventRow{Source: source, EventID: eventID, Model: model, EventTime: eventTime, EnsembleDigest: &digest, Outcome: schema.OutcomeScore})
+	r, err := s.standing(ctx, eventRow{Source: source, EventID: eventID, Model: model, EventTime: eventTime,
+		EnsembleDigest: &digest, Outcome: schema.OutcomeScore})
 	if err != nil {
 		return job, true, fmt.Errorf("read the score of evidence job %s: %w", job.ReviewID, err)
 	}
@@ -56,8 +59,8 @@ func (s *Store) NextEvidence(ctx context.Context, ensembleDigests []string, leas
 	return job, true, nil
 }
 
-// StoreEvidence stores the files that a job's attempt made, and ends the job. It returns false, and stores nothing, where the
-// lease ended meanwhile and the job is another attempt's or done.
+// StoreEvidence stores the files that a job's attempt made, and ends the job. It returns false, and stores nothing,
+// if the lease ended meanwhile and another attempt has the job or it is done.
 func (s *Store) StoreEvidence(ctx context.Context, job EvidenceJob, files []EvidenceFile) (bool, error) {
 	stored := false
 	err := s.begin(ctx, "store evidence of "+job.ReviewID, func(tx pgx.Tx) error {
@@ -78,7 +81,8 @@ func (s *Store) StoreEvidence(ctx context.Context, job EvidenceJob, files []Evid
 }
 
 // FailEvidence records why an attempt failed. The job is due again after the wait, or failed for good if final is set.
-func (s *Store) FailEvidence(ctx context.Context, job EvidenceJob, reason string, wait time.Duration, final bool) error {
+func (s *Store) FailEvidence(ctx context.Context, job EvidenceJob, reason string, wait time.Duration,
+	final bool) error {
 	state := EvidencePending
 	if final {
 		state = EvidenceFailed
@@ -90,7 +94,8 @@ func (s *Store) FailEvidence(ctx context.Context, job EvidenceJob, reason string
 	return nil
 }
 
-// ReturnEvidence gives a job back that its worker did not bring to an end: it is due again at once, and the attempt does not count.
+// ReturnEvidence gives a job back that its worker did not bring to an end: it is due again at once, and the attempt
+// does not count.
 func (s *Store) ReturnEvidence(ctx context.Context, job EvidenceJob) error {
 	_, err := s.pool.Exec(ctx, returnEvidenceJob, job.ReviewID, job.Attempt)
 	if err != nil {
@@ -99,8 +104,8 @@ func (s *Store) ReturnEvidence(ctx context.Context, job EvidenceJob) error {
 	return nil
 }
 
-// RetryEvidence makes a job that failed for good due again, from its first attempt. The error is ErrNotFound where no failed job
-// of the review exists.
+// RetryEvidence makes a job that failed for good due again, from its first attempt. The error is ErrNotFound if no
+// failed job of the review exists.
 func (s *Store) RetryEvidence(ctx context.Context, reviewID string) error {
 	tag, err := s.pool.Exec(ctx, retryEvidenceJob, reviewID)
 	if err != nil {
@@ -125,7 +130,7 @@ func (s *Store) EvidenceFiles(ctx context.Context, reviewID string) ([]EvidenceF
 	return files, nil
 }
 
-// EvidenceFile returns one file. The error is ErrNotFound where there is none.
+// EvidenceFile returns one file. The error is ErrNotFound if it does not exist.
 func (s *Store) EvidenceFile(ctx context.Context, reviewID, name string) (EvidenceFile, error) {
 	f := EvidenceFile{Name: name}
 	err := s.pool.QueryRow(ctx, evidenceFile, clean(reviewID), clean(name)).

@@ -10,8 +10,8 @@ import (
 	"github.com/decuwatch/decuwatch/schema"
 )
 
-// Lookup returns the verdict that stands on an event, so that a redelivery need not be scored again; false where
-// there is none. The error is *schema.Invalid on the field id where the identifier has a verdict on an event of
+// Lookup returns the verdict that stands on an event, so that a redelivery need not be scored again; false if
+// it has none. The error is *schema.Invalid on the field id if the identifier has a verdict on an event of
 // another digest.
 func (s *Store) Lookup(ctx context.Context, of schema.Identity, digest string) (Recorded, bool, error) {
 	var row eventRow
@@ -33,8 +33,8 @@ func (s *Store) Lookup(ctx context.Context, of schema.Identity, digest string) (
 	return r, true, nil
 }
 
-// Known reports whether a message needs no work: it has its verdict, or it repeats an event that has. A repeat is recorded
-// as settled first. The error is *schema.Invalid on the field id if the identity is that of another event.
+// Known reports whether a message needs no work: it has its verdict, or it repeats an event that has. A repeat is
+// recorded as settled first. The error is *schema.Invalid on the field id if the identity belongs to another event.
 func (s *Store) Known(ctx context.Context, of schema.Identity, d schema.Delivery) (bool, error) {
 	var settled bool
 	var digest *string
@@ -62,7 +62,8 @@ func (s *Store) Known(ctx context.Context, of schema.Identity, d schema.Delivery
 // usedTwice is the refusal of an identifier that belongs to another event.
 func usedTwice(outcome schema.Outcome) *schema.Invalid {
 	return &schema.Invalid{Field: "id", Reason: fmt.Sprintf(
-		"source and id are those of a different event of this model, which has its verdict (%s); give each event an id of its own", outcome)}
+		"source and id are those of a different event of this model, which has its verdict (%s); give each event an id of "+
+			"its own", outcome)}
 }
 
 // standing returns the verdict that a row of the ledger stands for.
@@ -89,8 +90,8 @@ func (s *Store) standing(ctx context.Context, e eventRow) (Recorded, error) {
 }
 
 // ScoreByID returns the score of an event, with the digest of the message that it was made from. The error is
-// ErrNotFound where there is none. An empty source or model is left out of the search; the error says so if several events
-// are found.
+// ErrNotFound if it does not exist. An empty source or model is left out of the search; the error says so if several
+// events are found.
 func (s *Store) ScoreByID(ctx context.Context, of schema.Identity) (*schema.Score, error) {
 	rows, err := s.pool.Query(ctx, eventsByID, of.ID, of.Source, of.Model)
 	if err != nil {
@@ -104,9 +105,11 @@ func (s *Store) ScoreByID(ctx context.Context, of schema.Identity) (*schema.Scor
 	case len(found) == 0:
 		return nil, s.refusedEvent(ctx, of)
 	case len(found) > 1 && found[0].Source == found[1].Source:
-		return nil, fmt.Errorf("event %s: several models have an event of this id (%s, %s), name the model", of.ID, found[0].Model, found[1].Model)
+		return nil, fmt.Errorf("event %s: several models have an event of this id (%s, %s), name the model", of.ID,
+			found[0].Model, found[1].Model)
 	case len(found) > 1:
-		return nil, fmt.Errorf("event %s: several sources used this id (%s, %s), name the source", of.ID, found[0].Source, found[1].Source)
+		return nil, fmt.Errorf("event %s: several sources used this id (%s, %s), name the source", of.ID, found[0].Source,
+			found[1].Source)
 	case found[0].Outcome != schema.OutcomeScore:
 		return nil, fmt.Errorf("event %s: its verdict is %s (%s): %w", of.ID, found[0].Outcome, found[0].Reason, ErrNotFound)
 	}
@@ -130,14 +133,15 @@ func (s *Store) refusedEvent(ctx context.Context, of schema.Identity) error {
 	case err != nil:
 		return fmt.Errorf("read dead letter of event %s: %w", of.ID, err)
 	}
-	return fmt.Errorf("event %s: its verdict is %s (%s: %s %s): %w", of.ID, schema.OutcomeDeadLetter, kind, field, reason, ErrNotFound)
+	return fmt.Errorf("event %s: its verdict is %s (%s: %s %s): %w", of.ID, schema.OutcomeDeadLetter, kind, field, reason,
+		ErrNotFound)
 }
 
 // SequenceVerdict is the verdict that one message of a stream got.
 type SequenceVerdict struct {
 	Sequence uint64
 	Digest   string
-	Source   string // "" where the message could not be decoded
+	Source   string // "" if the message could not be decoded
 	ID       string
 	Outcome  schema.Outcome
 	Reason   string // of a skip; kind of a dead letter

@@ -43,8 +43,8 @@ func (s *Store) ensureMonth(ctx context.Context, t time.Time) error {
 	return nil
 }
 
-// CheckAge returns *schema.Invalid on the field time for an event that was older than scores are kept when its stream stored
-// it, so that no work is done on it. Record has the last word, on the server's clock. A zero stored time passes.
+// CheckAge returns *schema.Invalid on the field time for an event that was older than scores are kept when its stream
+// stored it, so that no work is done on it. Record has the last word, on the server's clock. A zero stored time passes.
 func (s *Store) CheckAge(event, stored time.Time) error {
 	if oldest := stored.Add(-s.config.Maintenance.Scores); !stored.IsZero() && event.Before(oldest) {
 		return s.tooOld(event, oldest)
@@ -54,8 +54,10 @@ func (s *Store) CheckAge(event, stored time.Time) error {
 
 // tooOld is the refusal of an event that is older than scores are kept.
 func (s *Store) tooOld(t, oldest time.Time) error {
-	return &schema.Invalid{Field: "time", Reason: fmt.Sprintf("%s is before %s: scores are kept for %s (retention.scores), and an older event is not scored",
-		t.UTC().Format(time.RFC3339), oldest.UTC().Truncate(time.Second).Format(time.RFC3339), days(s.config.Maintenance.Scores))}
+	return &schema.Invalid{Field: "time",
+		Reason: fmt.Sprintf("%s is before %s: scores are kept for %s (retention.scores), and an older event is not scored",
+			t.UTC().Format(time.RFC3339), oldest.UTC().Truncate(time.Second).Format(time.RFC3339),
+			days(s.config.Maintenance.Scores))}
 }
 
 // days writes a retention as an operator says it.

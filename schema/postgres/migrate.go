@@ -27,17 +27,19 @@ const (
 )
 
 var (
-	// ErrNewer is returned by Migrate for tables that are newer than this program. Nothing was changed. A Store opens on them.
+	// ErrNewer is returned by Migrate for tables that are newer than this program. Nothing was changed. A Store opens on
+	// them.
 	ErrNewer = errors.New("the tables are newer than this program, nothing was changed")
-	// ErrEdited is returned by Migrate and Open if the tables were made by a migration whose file is another in this program.
+	// ErrEdited is returned by Migrate and Open if the tables were made by a migration whose file is another in this
+	// program.
 	ErrEdited = errors.New("a migration was edited after it was applied")
 )
 
 // Migrate brings the database at url to the newest version of the tables. Several processes may call it at the same
-// moment: one migrates, the others wait for it. The database's user must own the schema decuwatch or be allowed to create it, and
-// be allowed to create roles where decuwatch_writer and decuwatch_reader do not exist yet.
-// Tables that are newer than this program are left alone: the error is ErrNewer. So are tables that were made by a migration
-// whose file has other contents here: the error is ErrEdited.
+// moment: one migrates, the others wait for it. The database's user must own the schema decuwatch or be allowed to
+// create it, and be allowed to create roles if decuwatch_writer and decuwatch_reader do not exist yet. Tables that
+// are newer than this program are left alone: the error is ErrNewer. So are tables that were made by a migration whose
+// file has other contents here: the error is ErrEdited.
 func Migrate(ctx context.Context, url string) error {
 	return migrate(ctx, url, func(db *sql.DB, p *goose.Provider) error {
 		if _, err := p.Up(ctx); err != nil {
@@ -55,7 +57,7 @@ func MigrateDown(ctx context.Context, url string) error {
 	})
 }
 
-// Version returns the version of the tables at url and the newest that this program knows. The first is 0 where the
+// Version returns the version of the tables at url and the newest that this program knows. The first is 0 if the
 // database was never migrated.
 func Version(ctx context.Context, url string) (current, newest int64, err error) {
 	db, err := sql.Open("pgx", url)
@@ -68,7 +70,8 @@ func Version(ctx context.Context, url string) (current, newest int64, err error)
 
 func version(ctx context.Context, db *sql.DB) (current, newest int64, err error) {
 	var there bool
-	if err := db.QueryRowContext(ctx, `SELECT pg_catalog.to_regclass($1) IS NOT NULL`, versionTable).Scan(&there); err != nil {
+	if err := db.QueryRowContext(ctx, `SELECT pg_catalog.to_regclass($1) IS NOT NULL`,
+		versionTable).Scan(&there); err != nil {
 		return 0, 0, fmt.Errorf("read version of tables: %w", err)
 	}
 	p, err := provider(db)
@@ -81,7 +84,8 @@ func version(ctx context.Context, db *sql.DB) (current, newest int64, err error)
 	if !there {
 		return 0, newest, nil
 	}
-	err = db.QueryRowContext(ctx, `SELECT coalesce(max(version_id), 0) FROM decuwatch.migrations WHERE is_applied`).Scan(&current)
+	err = db.QueryRowContext(ctx, `SELECT coalesce(max(version_id), 0) FROM decuwatch.migrations
+		WHERE is_applied`).Scan(&current)
 	if err != nil {
 		return 0, 0, fmt.Errorf("read version of tables: %w", err)
 	}
@@ -151,18 +155,20 @@ func hashes(p *goose.Provider) (map[int64]string, error) {
 	return all, nil
 }
 
-// checkHashes holds the stored hashes of applied migrations against this program's files. A database that has no such table yet
-// passes.
+// checkHashes holds the stored hashes of applied migrations against this program's files. A database that has no such
+// table yet passes.
 func checkHashes(ctx context.Context, db *sql.DB, p *goose.Provider) error {
 	var there bool
-	if err := db.QueryRowContext(ctx, `SELECT pg_catalog.to_regclass('decuwatch.migration_hashes') IS NOT NULL`).Scan(&there); err != nil || !there {
+	if err := db.QueryRowContext(ctx,
+		`SELECT pg_catalog.to_regclass('decuwatch.migration_hashes') IS NOT NULL`).Scan(&there); err != nil || !there {
 		return err
 	}
 	own, err := hashes(p)
 	if err != nil {
 		return err
 	}
-	rows, err := db.QueryContext(ctx, `SELECT version_id, file, sha256 FROM decuwatch.migration_hashes ORDER BY version_id`)
+	rows, err := db.QueryContext(ctx,
+		`SELECT version_id, file, sha256 FROM decuwatch.migration_hashes ORDER BY version_id`)
 	if err != nil {
 		return err
 	}
@@ -174,13 +180,15 @@ func checkHashes(ctx context.Context, db *sql.DB, p *goose.Provider) error {
 			return err
 		}
 		if ours, known := own[version]; known && ours != hash {
-			return fmt.Errorf("%w: %s had SHA-256 %.12s… when it was applied, and has %.12s… in this program", ErrEdited, file, hash, ours)
+			return fmt.Errorf("%w: %s had SHA-256 %.12s… when it was applied, and has %.12s… in this program",
+				ErrEdited, file,
+				hash, ours)
 		}
 	}
 	return rows.Err()
 }
 
-// storeHashes stores the hashes of applied migrations that have none yet.
+// storeHashes stores the missing hashes of applied migrations.
 func storeHashes(ctx context.Context, db *sql.DB, p *goose.Provider) error {
 	own, err := hashes(p)
 	if err != nil {
@@ -188,7 +196,8 @@ func storeHashes(ctx context.Context, db *sql.DB, p *goose.Provider) error {
 	}
 	for _, source := range p.ListSources() {
 		_, err := db.ExecContext(ctx, `INSERT INTO decuwatch.migration_hashes (version_id, file, sha256)
-			SELECT $1::bigint, $2, $3 WHERE EXISTS (SELECT FROM decuwatch.migrations WHERE version_id = $1 AND is_applied) ON CONFLICT DO NOTHING`,
+			SELECT $1::bigint, $2, $3 WHERE EXISTS (SELECT FROM decuwatch.migrations WHERE version_id = $1 AND is_applied)
+			ON CONFLICT DO NOTHING`,
 			source.Version, source.Path, own[source.Version])
 		if err != nil {
 			return fmt.Errorf("store hash of %s: %w", source.Path, err)
@@ -202,7 +211,8 @@ func provider(db *sql.DB) (*goose.Provider, error) {
 	if err != nil {
 		return nil, fmt.Errorf("migrate: %w", err)
 	}
-	p, err := goose.NewProvider(database.DialectPostgres, db, files, goose.WithTableName(versionTable), goose.WithDisableGlobalRegistry(true))
+	p, err := goose.NewProvider(database.DialectPostgres, db, files, goose.WithTableName(versionTable),
+		goose.WithDisableGlobalRegistry(true))
 	if err != nil {
 		return nil, fmt.Errorf("migrate: %w", err)
 	}

@@ -92,7 +92,8 @@ func TestOlderProgram(t *testing.T) {
 		`INSERT INTO decuwatch.migration_hashes (version_id, file, sha256) VALUES (99999, '99999_new.sql', repeat('1', 64))`,
 		`ALTER TABLE decuwatch.events ADD COLUMN of_tomorrow text`)
 	before := list(t, conn, objects)
-	for name, err := range map[string]error{"migrate": postgres.Migrate(ctx, url), "down": postgres.MigrateDown(ctx, url)} {
+	for name, err := range map[string]error{"migrate": postgres.Migrate(ctx, url),
+		"down": postgres.MigrateDown(ctx, url)} {
 		if !errors.Is(err, postgres.ErrNewer) || !strings.Contains(err.Error(), "99999") {
 			t.Errorf("%s: %v, want ErrNewer with the version", name, err)
 		}
@@ -103,12 +104,14 @@ func TestOlderProgram(t *testing.T) {
 	works(t, url)
 }
 
-// TestUnreleasedTables meets a database that an unreleased build made by migrations of the same numbers: it is told, and unchanged.
+// TestUnreleasedTables meets a database that an unreleased build made by migrations of the same numbers: it is told,
+// and unchanged.
 func TestUnreleasedTables(t *testing.T) {
 	url := pgtest.URL(t)
 	conn := connect(t, url)
 	ctx := testContext(t)
-	sudo(t, conn, `DELETE FROM decuwatch.migrations WHERE version_id >= 110`, `DROP TABLE decuwatch.migration_hashes, decuwatch.class_day_parts CASCADE`)
+	sudo(t, conn, `DELETE FROM decuwatch.migrations WHERE version_id >= 110`,
+		`DROP TABLE decuwatch.migration_hashes, decuwatch.class_day_parts CASCADE`)
 	before := list(t, conn, objects)
 	if err := postgres.Migrate(ctx, url); err == nil || !strings.Contains(err.Error(), "unreleased build") {
 		t.Errorf("%v, want an error that names the unreleased build", err)

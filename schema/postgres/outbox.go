@@ -12,7 +12,8 @@ import (
 
 // OutboxNext returns at most limit messages that are due at the sink, oldest first, and withholds them from every
 // other caller for the lease.
-func (s *Store) OutboxNext(ctx context.Context, sink schema.Sink, limit int, lease time.Duration) ([]schema.OutboxMessage, error) {
+func (s *Store) OutboxNext(ctx context.Context, sink schema.Sink, limit int,
+	lease time.Duration) ([]schema.OutboxMessage, error) {
 	rows, err := s.pool.Query(ctx, leaseOutbox, sink, limit, lease)
 	if err != nil {
 		return nil, fmt.Errorf("read outbox of %s: %w", sink, err)
@@ -62,7 +63,7 @@ func (s *Store) OutboxStats(ctx context.Context) ([]schema.OutboxStats, error) {
 }
 
 // RaiseAlert commits an alert that is about no single score (a summary, a drift, a missed canary) with what is owed
-// to the sinks. It returns false where an alert with this id is there already.
+// to the sinks. It returns false if an alert with this id exists already.
 func (s *Store) RaiseAlert(ctx context.Context, a schema.Alert) (bool, error) {
 	c := &call{}
 	if err := c.addAlert(a, s.config.Sinks); err != nil {
@@ -92,7 +93,7 @@ func (s *Store) RaiseAlert(ctx context.Context, a schema.Alert) (bool, error) {
 	return first, err
 }
 
-// AlertByID returns an alert. The error is ErrNotFound where there is none.
+// AlertByID returns an alert. The error is ErrNotFound if it does not exist.
 func (s *Store) AlertByID(ctx context.Context, id string) (schema.Alert, error) {
 	rows, err := s.pool.Query(ctx, alertByID, id)
 	if err != nil {
@@ -116,7 +117,7 @@ type AlertFilter struct {
 	Kind     schema.AlertKind
 	NotKind  schema.AlertKind
 	Since    time.Time // recorded at or after
-	Limit    int       // the newest so many. Defaults to 100
+	Limit    int       // Maximum number, newest first. Defaults to 100
 }
 
 // Alerts returns the newest alerts that the filter lets through, the newest first.
@@ -139,8 +140,8 @@ func (s *Store) Alerts(ctx context.Context, f AlertFilter) ([]schema.Alert, erro
 	return alerts, nil
 }
 
-// AlertsSent returns the ids of the alerts that were recorded at or after a moment, and whether each goes to the sinks: one
-// beyond the bounds of Volume is held back.
+// AlertsSent returns the ids of the alerts that were recorded at or after a moment, and whether each goes to the sinks:
+// one beyond the bounds of Volume is not sent.
 func (s *Store) AlertsSent(ctx context.Context, since time.Time) (map[string]bool, error) {
 	rows, err := s.pool.Query(ctx, alertsSent, deliveryOwed, since)
 	if err != nil {

@@ -14,15 +14,16 @@ import (
 func (s *Store) HeldBack(ctx context.Context, from, to time.Time) ([]schema.HeldBack, error) {
 	rows, err := s.pool.Query(ctx, alertsHeldBack, from, to)
 	if err != nil {
-		return nil, fmt.Errorf("count alerts that were held back: %w", err)
+		return nil, fmt.Errorf("count alerts that were not sent: %w", err)
 	}
 	held, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (h schema.HeldBack, err error) {
-		err = row.Scan(&h.Hour, &h.Model, &h.ClassIndex, &h.ClassLabel, &h.Severity, &h.ClassBudget, &h.ModelBudget, &h.CoolDown)
+		err = row.Scan(&h.Hour, &h.Model, &h.ClassIndex, &h.ClassLabel, &h.Severity, &h.ClassBudget, &h.ModelBudget,
+			&h.CoolDown)
 		h.Hour = h.Hour.UTC()
 		return h, err
 	})
 	if err != nil {
-		return nil, fmt.Errorf("count alerts that were held back: %w", err)
+		return nil, fmt.Errorf("count alerts that were not sent: %w", err)
 	}
 	return held, nil
 }
@@ -30,7 +31,8 @@ func (s *Store) HeldBack(ctx context.Context, from, to time.Time) ([]schema.Held
 // ClassSequences returns the class gaps of each class's newest scores by one ensemble under one settings key, at most
 // limit of them with event times after since, and after quiet has passed since the class's last alert of a drift.
 // Canaries are left out.
-func (s *Store) ClassSequences(ctx context.Context, model, ensembleDigest, settings string, since time.Time, quiet time.Duration, limit int) ([]schema.ClassSequence, error) {
+func (s *Store) ClassSequences(ctx context.Context, model, ensembleDigest, settings string, since time.Time,
+	quiet time.Duration, limit int) ([]schema.ClassSequence, error) {
 	rows, err := s.pool.Query(ctx, classSequences, model, ensembleDigest, settings, since, quiet, limit)
 	if err != nil {
 		return nil, fmt.Errorf("read sequences of scores: %w", err)
@@ -56,8 +58,10 @@ func (s *Store) ClassSequences(ctx context.Context, model, ensembleDigest, setti
 }
 
 // Tail returns the value that at most a share alpha of the scores of some classes since a moment reach, for one
-// measurement, and how many scores there were, canaries left out. The value means nothing where there were fewer than 1/alpha.
-func (s *Store) Tail(ctx context.Context, model, ensembleDigest, settings string, measurement schema.MeasurementName, classes []int, since time.Time, alpha float64) (value float64, n int, err error) {
+// measurement, and how many scores there were, canaries left out. The value means nothing if there were fewer than
+// 1/alpha.
+func (s *Store) Tail(ctx context.Context, model, ensembleDigest, settings string, measurement schema.MeasurementName,
+	classes []int, since time.Time, alpha float64) (value float64, n int, err error) {
 	if measurement != schema.ClassGap && measurement != schema.RequestRisk {
 		return 0, 0, fmt.Errorf("read tail of scores: measurement %q is neither class_gap nor request_risk", measurement)
 	}

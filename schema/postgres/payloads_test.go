@@ -11,11 +11,12 @@ import (
 )
 
 func garbled(sequence uint64, kind schema.DeadLetterKind, payload []byte) schema.Verdict {
-	return schema.Verdict{Delivery: delivery(sequence, fmt.Sprint("message ", sequence)), DeadLetter: &schema.DeadLetter{Kind: kind, Reason: "r", Payload: payload}}
+	return schema.Verdict{Delivery: delivery(sequence, fmt.Sprint("message ", sequence)),
+		DeadLetter: &schema.DeadLetter{Kind: kind, Reason: "r", Payload: payload}}
 }
 
-// TestGarbageIsBounded sends a thousand messages of 60 kB: a few payloads are kept whole, of all others the beginning, and of every
-// message the row with its reason.
+// TestGarbageIsBounded sends a thousand messages of 60 kB: a few payloads are kept whole, of all others the beginning,
+// and of every message the row with its reason.
 func TestGarbageIsBounded(t *testing.T) {
 	s, conn := open(t, postgres.Config{BatchSize: 64})
 	ctx := testContext(t)
@@ -30,7 +31,8 @@ func TestGarbageIsBounded(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if got := count(t, conn, `SELECT count(*) FROM decuwatch.dead_letters WHERE reason = 'r' AND payload_size = 60000`); got != n {
+	if got := count(t, conn, `SELECT count(*) FROM decuwatch.dead_letters WHERE reason = 'r'
+		AND payload_size = 60000`); got != n {
 		t.Errorf("%d rows, want %d", got, n)
 	}
 	kept := count(t, conn, `SELECT sum(octet_length(payload)) FROM decuwatch.dead_letters`)
@@ -38,26 +40,31 @@ func TestGarbageIsBounded(t *testing.T) {
 		t.Errorf("%d bytes of payloads are kept", kept)
 	}
 	for _, wrong := range []string{
-		`payload_state = 'whole' AND octet_length(payload) <> payload_size`, `payload_state = 'cut' AND octet_length(payload) <> 256`,
-		`payload_state NOT IN ('whole', 'cut')`, `payload <> substring(convert_to(repeat('garbage ', 7500), 'UTF8') FOR octet_length(payload))`,
+		`payload_state = 'whole' AND octet_length(payload) <> payload_size`, `payload_state = 'cut'
+			AND octet_length(payload) <> 256`,
+		`payload_state NOT IN ('whole', 'cut')`,
+		`payload <> substring(convert_to(repeat('garbage ', 7500), 'UTF8') FOR octet_length(payload))`,
 	} {
 		if got := count(t, conn, `SELECT count(*) FROM decuwatch.dead_letters WHERE `+wrong); got != 0 {
 			t.Errorf("%d rows: %s", got, wrong)
 		}
 	}
-	if got := count(t, conn, `SELECT count(*) FROM decuwatch_views.dead_letters WHERE payload_state = 'cut' AND payload_bytes = 60000 AND payload_text LIKE 'garbage %'`); got < n/2 {
+	if got := count(t, conn, `SELECT count(*) FROM decuwatch_views.dead_letters WHERE payload_state = 'cut'
+		AND payload_bytes = 60000 AND payload_text LIKE 'garbage %'`); got < n/2 {
 		t.Errorf("the view shows %d payloads that were cut", got)
 	}
 	// Small payloads, and those of messages that failed here, are kept whole all the same.
 	mustRecord(t, s, garbled(n+1, "invalid", garbage[:256]))
 	mustRecord(t, s, garbled(n+2, "given_up", garbage))
-	if got := count(t, conn, `SELECT count(*) FROM decuwatch.dead_letters WHERE sequence > 1000 AND payload_state = 'whole' AND octet_length(payload) = payload_size`); got != 2 {
+	if got := count(t, conn, `SELECT count(*) FROM decuwatch.dead_letters WHERE sequence > 1000
+		AND payload_state = 'whole' AND octet_length(payload) = payload_size`); got != 2 {
 		t.Errorf("%d of 2 payloads are whole", got)
 	}
 	// The hour is over.
 	sudo(t, conn, `UPDATE decuwatch.dead_letters SET recorded_at = recorded_at - interval '61 minutes'`)
 	mustRecord(t, s, garbled(n+3, "invalid", garbage))
-	if got := count(t, conn, `SELECT count(*) FROM decuwatch.dead_letters WHERE sequence = 1003 AND payload_state = 'whole'`); got != 1 {
+	if got := count(t, conn, `SELECT count(*) FROM decuwatch.dead_letters WHERE sequence = 1003
+		AND payload_state = 'whole'`); got != 1 {
 		t.Error("the next hour's payload was cut")
 	}
 }
@@ -70,7 +77,8 @@ func TestPayloadsExpire(t *testing.T) {
 	}
 	whole := func(age time.Duration) int {
 		t.Helper()
-		sudo(t, conn, fmt.Sprintf(`UPDATE decuwatch.dead_letters SET recorded_at = now() - interval '%d seconds'`, int(age.Seconds())), `SET session_replication_role = origin`)
+		sudo(t, conn, fmt.Sprintf(`UPDATE decuwatch.dead_letters SET recorded_at = now() - interval '%d seconds'`,
+			int(age.Seconds())), `SET session_replication_role = origin`)
 		if err := s.MaintainOnce(ctx); err != nil {
 			t.Fatal(err)
 		}
@@ -82,13 +90,16 @@ func TestPayloadsExpire(t *testing.T) {
 	if n := whole(2*day + time.Minute); n != 2 {
 		t.Errorf("%d payloads after their time, want those of failed and given_up", n)
 	}
-	if n := count(t, conn, `SELECT count(*) FROM decuwatch.dead_letters WHERE payload = '' AND payload_state = 'expired' AND payload_size = 1 AND reason = 'r' AND digest IS NOT NULL`); n != 3 {
+	if n := count(t, conn, `SELECT count(*) FROM decuwatch.dead_letters WHERE payload = '' AND payload_state = 'expired'
+		AND payload_size = 1 AND reason = 'r' AND digest IS NOT NULL`); n != 3 {
 		t.Errorf("%d rows whose payload expired, want 3", n)
 	}
 	// Nothing but this change is possible, for nobody.
 	for _, sql := range []string{
 		`UPDATE decuwatch.dead_letters SET payload = ''`, `UPDATE decuwatch.dead_letters SET payload_state = 'expired'`,
-		`UPDATE decuwatch.dead_letters SET payload = '', payload_state = 'expired', reason = 'other'`, `UPDATE decuwatch.dead_letters SET payload = 'x', payload_state = 'expired'`,
+		`UPDATE decuwatch.dead_letters
+			SET payload = '', payload_state = 'expired', reason = 'other'`, `UPDATE decuwatch.dead_letters
+			SET payload = 'x', payload_state = 'expired'`,
 	} {
 		if _, err := conn.Exec(ctx, sql); code(err) != "23000" {
 			t.Errorf("%s: %v", sql, err)

@@ -47,7 +47,8 @@ func event(id string) schema.Event {
 		Source: "//studio/render", ID: id, Time: at, TraceParent: "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
 		Data: schema.Generation{
 			Model: "fashion-mnist", Class: schema.ClassLabel("Trouser"), Seed: math.MaxUint64, Noise: "torch-cpu",
-			NoiseDtype: "float16", BatchIndex: &index, Sampler: &schema.Sampler{Name: "ddim", Steps: 50, GuidanceScale: 7.5}, Labels: map[string]string{"tenant": "acme", "region": "eu"},
+			NoiseDtype: "float16", BatchIndex: &index, Sampler: &schema.Sampler{Name: "ddim", Steps: 50,
+				GuidanceScale: 7.5}, Labels: map[string]string{"tenant": "acme", "region": "eu"},
 		},
 	}
 }
@@ -63,8 +64,10 @@ func score(id string, gap, risk float64) *schema.Score {
 	return &schema.Score{
 		Event: event(id), ClassIndex: 1, ClassLabel: "Trouser", ClassGap: measurement(gap), RequestRisk: measurement(risk),
 		Receipt: schema.Receipt{
-			EnsembleDigest: ensembleDigest, Profile: "fixed", Settings: seriesSettings, Steps: 20, GuidanceScale: 2, Seed: math.MaxUint64,
-			Noise: "torch-cpu", Carrier: 1, Rows: 40, Runtime: "onnxruntime 1.27.0", Device: "cpu", Deviations: []string{"sampler: 50 steps were replaced by 20"},
+			EnsembleDigest: ensembleDigest, Profile: "fixed", Settings: seriesSettings, Steps: 20, GuidanceScale: 2,
+			Seed:  math.MaxUint64,
+			Noise: "torch-cpu", Carrier: 1, Rows: 40, Runtime: "onnxruntime " +
+				"1.27.0", Device: "cpu", Deviations: []string{"sampler: 50 steps were replaced by 20"},
 		},
 		ScoredAt: at.Add(time.Second),
 	}
@@ -72,8 +75,10 @@ func score(id string, gap, risk float64) *schema.Score {
 
 func alert(s *schema.Score, id string) schema.Alert {
 	return schema.Alert{
-		ID: id, Kind: "score", Source: s.Event.Source, EventID: s.Event.ID, EventTime: s.Event.Time, Model: s.Event.Data.Model,
-		ClassIndex: s.ClassIndex, ClassLabel: s.ClassLabel, Labels: s.Event.Data.Labels, Severity: schema.SeverityWarn, Reason: "class_threshold",
+		ID: id, Kind: "score", Source: s.Event.Source, EventID: s.Event.ID, EventTime: s.Event.Time,
+		Model:      s.Event.Data.Model,
+		ClassIndex: s.ClassIndex, ClassLabel: s.ClassLabel, Labels: s.Event.Data.Labels, Severity: schema.SeverityWarn,
+		Reason:      "class_threshold",
 		Measurement: schema.ClassGap, Value: s.ClassGap.Value, Decided: s.ClassGap.Value, Threshold: 0.1, ThresholdID: 7,
 		ClassGap: s.ClassGap.Value, RequestRisk: s.RequestRisk.Value, Receipt: s.Receipt, FiredAt: s.ScoredAt,
 	}
@@ -132,15 +137,18 @@ func TestFirstVerdictStands(t *testing.T) {
 	v := scoreVerdict(1, "one")
 	v.Alerts = []schema.Alert{alert(v.Score, "alert-one")}
 	first := mustRecord(t, s, v)
-	if !first.First || first.Outcome != schema.OutcomeScore || first.Score != v.Score || !reflect.DeepEqual(first.AlertIDs, []string{"alert-one"}) {
+	if !first.First || first.Outcome != schema.OutcomeScore || first.Score != v.Score ||
+		!reflect.DeepEqual(first.AlertIDs, []string{"alert-one"}) {
 		t.Fatalf("first: %+v", first)
 	}
 	// A redelivery that came to another score, and another outcome even, changes nothing.
 	again := scoreVerdict(1, "one")
 	again.Score.ClassGap.Value = 0.6
-	for _, v := range []schema.Verdict{again, {Delivery: delivery(1, "one"), DeadLetter: &schema.DeadLetter{Event: &v.Score.Event, Kind: "failed", Reason: "five times"}}} {
+	for _, v := range []schema.Verdict{again, {Delivery: delivery(1, "one"),
+		DeadLetter: &schema.DeadLetter{Event: &v.Score.Event, Kind: "failed", Reason: "five times"}}} {
 		second := mustRecord(t, s, v)
-		if second.First || second.Outcome != schema.OutcomeScore || !reflect.DeepEqual(second.AlertIDs, []string{"alert-one"}) {
+		if second.First || second.Outcome != schema.OutcomeScore ||
+			!reflect.DeepEqual(second.AlertIDs, []string{"alert-one"}) {
 			t.Errorf("second: %+v", second)
 		}
 		if !reflect.DeepEqual(second.Score, first.Score) {
@@ -154,7 +162,8 @@ func TestFirstVerdictStands(t *testing.T) {
 	if _, ok, err := s.Lookup(testContext(t), event("two").Identity(), digestOf("two")); ok || err != nil {
 		t.Errorf("lookup of an event without verdict: %t %v", ok, err)
 	}
-	for table, want := range map[string]int{"events": 1, "scores": 1, "alerts": 1, "outbox": 1, "reviews": 1, "evidence_jobs": 1, "dead_letters": 0, "class_hour_parts": 1, "outcome_hour_parts": 1} {
+	for table, want := range map[string]int{"events": 1, "scores": 1, "alerts": 1, "outbox": 1, "reviews": 1,
+		"evidence_jobs": 1, "dead_letters": 0, "class_hour_parts": 1, "outcome_hour_parts": 1} {
 		if n := count(t, conn, "SELECT count(*) FROM decuwatch."+table); n != want {
 			t.Errorf("%d rows in %s, want %d", n, table, want)
 		}
@@ -170,10 +179,12 @@ func TestIdentifierUsedTwice(t *testing.T) {
 	if _, err := s.Record(testContext(t), v); !errors.As(err, &invalid) || invalid.Field != "id" {
 		t.Fatalf("got %v, want Invalid on id", err)
 	}
-	if _, _, err := s.Lookup(testContext(t), event("one").Identity(), v.Delivery.Digest); !errors.As(err, &invalid) || invalid.Field != "id" {
+	if _, _, err := s.Lookup(testContext(t), event("one").Identity(), v.Delivery.Digest); !errors.As(err, &invalid) ||
+		invalid.Field != "id" {
 		t.Fatalf("lookup: got %v, want Invalid on id", err)
 	}
-	letter := schema.Verdict{Delivery: v.Delivery, DeadLetter: &schema.DeadLetter{Event: &v.Score.Event, Kind: "duplicate_id", Field: "id", Reason: invalid.Reason, Payload: []byte("x")}}
+	letter := schema.Verdict{Delivery: v.Delivery, DeadLetter: &schema.DeadLetter{Event: &v.Score.Event,
+		Kind: "duplicate_id", Field: "id", Reason: invalid.Reason, Payload: []byte("x")}}
 	if r := mustRecord(t, s, letter); !r.First || r.Outcome != schema.OutcomeDeadLetter {
 		t.Errorf("dead letter: %+v", r)
 	}
@@ -196,7 +207,8 @@ func TestUndecodableMessage(t *testing.T) {
 	s, conn := open(t, postgres.Config{})
 	payload := append([]byte("\x00\xff not json "), make([]byte, 70_000)...)
 	v := schema.Verdict{Delivery: delivery(5, "bad"), DeadLetter: &schema.DeadLetter{
-		Subject: "generation.requested.fashion-mnist", Payload: payload, Kind: "invalid", Field: "pay\x00load", Reason: "is not \xff JSON",
+		Subject: "generation.requested.fashion-mnist", Payload: payload, Kind: "invalid", Field: "pay\x00load",
+		Reason: "is not \xff JSON",
 	}}
 	for i := range 2 {
 		if r := mustRecord(t, s, v); r.First != (i == 0) {
@@ -210,14 +222,17 @@ func TestUndecodableMessage(t *testing.T) {
 	}
 	var n int
 	var model string
-	if err := conn.QueryRow(testContext(t), `SELECT octet_length(payload), model FROM decuwatch.dead_letters LIMIT 1`).Scan(&n, &model); err != nil || n != schema.MaxPayload || model != "fashion-mnist" {
+	if err := conn.QueryRow(testContext(t),
+		`SELECT octet_length(payload), model FROM decuwatch.dead_letters LIMIT 1`).Scan(&n, &model); err != nil ||
+		n != schema.MaxPayload || model != "fashion-mnist" {
 		t.Errorf("payload of %d bytes, model %q, %v", n, model, err)
 	}
 }
 
 func TestSkip(t *testing.T) {
 	s, conn := open(t, postgres.Config{})
-	v := schema.Verdict{Delivery: delivery(1, "s"), Skip: &schema.Skip{Event: event("s"), Reason: "noise", Detail: "torch-mps"}}
+	v := schema.Verdict{Delivery: delivery(1, "s"), Skip: &schema.Skip{Event: event("s"), Reason: "noise",
+		Detail: "torch-mps"}}
 	if r := mustRecord(t, s, v); !r.First || r.Outcome != schema.OutcomeSkip || r.Reason != "noise" {
 		t.Errorf("%+v", r)
 	}
@@ -225,7 +240,8 @@ func TestSkip(t *testing.T) {
 		// The digest of scoreVerdict(1, "s") is the skip's.
 		t.Errorf("%+v", r)
 	}
-	if n := count(t, conn, `SELECT count(*) FROM decuwatch_views.skips WHERE class = '"Trouser"' AND labels @> '{"tenant":"acme"}'`); n != 1 {
+	if n := count(t, conn, `SELECT count(*) FROM decuwatch_views.skips WHERE class = '"Trouser"'
+		AND labels @> '{"tenant":"acme"}'`); n != 1 {
 		t.Errorf("%d skips", n)
 	}
 }
@@ -287,7 +303,9 @@ func TestNotFinite(t *testing.T) {
 func copyScore(t *testing.T, conn *pgx.Conn, column, value string) {
 	t.Helper()
 	var columns []string
-	rows, err := conn.Query(testContext(t), `SELECT column_name::text FROM information_schema.columns WHERE table_schema = 'decuwatch' AND table_name = 'scores' ORDER BY ordinal_position`)
+	rows, err := conn.Query(testContext(t),
+		`SELECT column_name::text FROM information_schema.columns WHERE table_schema = 'decuwatch' AND table_name = 'scores'
+			ORDER BY ordinal_position`)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -348,10 +366,12 @@ func TestConcurrentCallsShareTransactions(t *testing.T) {
 	if got := count(t, conn, `SELECT count(*) FROM decuwatch.class_hour_parts`); got != 1 {
 		t.Errorf("%d rows after folding", got)
 	}
-	if got := count(t, conn, `SELECT n FROM decuwatch_views.class_risk_daily WHERE abs(request_risk_mean - 0.1) < 1e-12 AND class_gap_min = 0.2`); got != n {
+	if got := count(t, conn, `SELECT n FROM decuwatch_views.class_risk_daily WHERE abs(request_risk_mean - 0.1) < 1e-12
+		AND class_gap_min = 0.2`); got != n {
 		t.Errorf("the daily rollup counts %d, want %d", got, n)
 	}
-	if got := count(t, conn, `SELECT n FROM decuwatch_views.class_risk_hourly WHERE abs(class_gap_mean - 0.2) < 1e-12 AND class_gap_sd < 1e-6`); got != n {
+	if got := count(t, conn, `SELECT n FROM decuwatch_views.class_risk_hourly WHERE abs(class_gap_mean - 0.2) < 1e-12
+		AND class_gap_sd < 1e-6`); got != n {
 		t.Errorf("the folded rollup counts %d, want %d", got, n)
 	}
 }

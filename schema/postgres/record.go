@@ -12,27 +12,27 @@ import (
 
 // Recorded is the verdict that stands on an event.
 type Recorded struct {
-	First    bool // this call wrote it; false where an earlier one stands
+	First    bool // this call wrote it; false if an earlier one stands
 	Outcome  schema.Outcome
 	Reason   string        // of a skip; kind of a dead letter
-	Score    *schema.Score // nil where the outcome is another, or the score was dropped by retention
+	Score    *schema.Score // nil if the outcome is another, or the score was dropped by retention
 	AlertIDs []string      // of the score's alerts
 }
 
 // Record commits a verdict and returns when it is durable. Calls that run at the same time share one transaction.
 //
-// The ledger claims source, id and model for the verdict on an event. A dead letter claims them only if its message came on
-// the subject of the event's own model, is not merely invalid, and was taken by a worker: nobody can settle the events of
-// others, a producer may send an event again, corrected, and events that nobody took may be sent again. A message that
-// repeats an event is recorded as settled.
+// The ledger claims source, id and model for the verdict on an event. A dead letter claims them only if its message
+// came on the subject of the event's own model, is not merely invalid, and was taken by a worker: nobody can settle the
+// events of others, a producer may send an event again, corrected, and events that nobody took may be sent again. A
+// message that repeats an event is recorded as settled.
 //
-// The first verdict on an event stands: where the ledger holds one for the same source, id, model and digest, nothing is
-// written and the first is returned, with First false. Where it holds one of another digest, an identifier was used
-// for two different events of one model: a score or a skip is refused with *schema.Invalid on the field id (the caller makes a
-// dead letter of it), and a dead letter is written under its stream, sequence and digest. A message that could not
-// be decoded has that key only.
+// The first verdict on an event stands: if the ledger holds one for the same source, id, model and digest, nothing
+// is written and the first is returned, with First false. If it holds one of another digest, an identifier was used
+// for two different events of one model: a score or a skip is refused with *schema.Invalid on the field id (the caller
+// makes a dead letter of it), and a dead letter is written under its stream, sequence and digest. A message that could
+// not be decoded has that key only.
 //
-// Other errors: *schema.Invalid on the field time where no partition can hold it; ErrNotFinite; ErrClosed; the
+// Other errors: *schema.Invalid on the field time if no partition can hold it; ErrNotFinite; ErrClosed; the
 // context's error, with which the verdict may still be written; a database error, with which it may have been
 // written if the answer to the commit was lost. Each is safe to try again.
 func (s *Store) Record(ctx context.Context, v schema.Verdict) (Recorded, error) {
@@ -68,7 +68,7 @@ func (s *Store) Record(ctx context.Context, v schema.Verdict) (Recorded, error) 
 // DeadLetter is Record of a verdict whose DeadLetter is set.
 func (s *Store) DeadLetter(ctx context.Context, v schema.Verdict) error {
 	if v.DeadLetter == nil {
-		return errors.New("record dead letter: the verdict holds none")
+		return errors.New("record dead letter: the verdict is not a dead letter")
 	}
 	_, err := s.Record(ctx, v)
 	return err
@@ -76,7 +76,7 @@ func (s *Store) DeadLetter(ctx context.Context, v schema.Verdict) error {
 
 // call is one verdict on its way through a transaction.
 type call struct {
-	event      *eventRow // nil where the message could not be decoded
+	event      *eventRow // nil if the message could not be decoded
 	score      *scoreRow
 	skip       *skipRow
 	deadLetter *deadLetterRow
@@ -85,9 +85,9 @@ type call struct {
 	reviews    []reviewRow
 
 	done   chan struct{} // closed when what follows is set
-	result Recorded      // where this verdict stands
+	result Recorded      // if this verdict stands
 	won    bool          // this verdict was written
-	stands *eventRow     // where an earlier verdict stands
+	stands *eventRow     // the earlier verdict that stands, if any
 	err    error
 }
 
@@ -112,24 +112,7 @@ func (s *Store) prepare(ctx context.Context, v schema.Verdict) (*call, error) {
 	if v.Score != nil {
 		set++
 		event = &v.Score.Event
-		if err := checkScore(v.Score); err != nil {
-			return nil, err
-		}
-		row := newScoreRow(v.Score)
-		c.score = &row
-		c.result = Recorded{First: true, Outcome: schema.OutcomeScore, Score: v.Score}
-		for _, a := range v.Alerts {
-			if err := c.addAlert(a, s.config.Sinks); err != nil {
-				return nil, err
-			}
-		}
-		if v.Sampled && len(v.Alerts) == 0 {
-			c.reviews = append(c.reviews, reviewRow{
-				ID: SampleID(event.Identity()), Kind: "sample", Source: row.Source, EventID: row.EventID, EventTime: row.EventTime,
-				Model: row.Model, EnsembleDigest: row.EnsembleDigest, ClassIndex: row.ClassIndex, ClassLabel: row.ClassLabel,
-			})
-		}
-		if err := s.ensureMonth(ctx, row.EventTime); err != nil {
+		if err := s.prepareScore(ctx, c, v); err != nil {
 			return nil, err
 		}
 	}
@@ -137,7 +120,8 @@ func (s *Store) prepare(ctx context.Context, v schema.Verdict) (*call, error) {
 		set++
 		event = &v.Skip.Event
 		c.skip = &skipRow{
-			Source: event.Source, EventID: event.ID, EventTime: event.Time, Model: event.Data.Model, Class: event.Data.Class.String(),
+			Source: event.Source, EventID: event.ID, EventTime: event.Time, Model: event.Data.Model,
+			Class:  event.Data.Class.String(),
 			Reason: v.Skip.Reason, Detail: clean(v.Skip.Detail), Labels: labels(event.Data.Labels),
 		}
 		c.result = Recorded{First: true, Outcome: schema.OutcomeSkip, Reason: string(v.Skip.Reason)}
@@ -155,8 +139,10 @@ func (s *Store) prepare(ctx context.Context, v schema.Verdict) (*call, error) {
 	}
 	if event != nil {
 		c.event = &eventRow{
-			Source: event.Source, EventID: event.ID, Digest: v.Delivery.Digest, Outcome: c.result.Outcome, Reason: c.result.Reason,
-			EventTime: event.Time, Model: event.Data.Model, Stream: v.Delivery.Stream, Sequence: int64(v.Delivery.Sequence), Delivered: v.Delivery.Delivered,
+			Source: event.Source, EventID: event.ID, Digest: v.Delivery.Digest, Outcome: c.result.Outcome,
+			Reason:    c.result.Reason,
+			EventTime: event.Time, Model: event.Data.Model, Stream: v.Delivery.Stream, Sequence: int64(v.Delivery.Sequence),
+			Delivered: v.Delivery.Delivered,
 		}
 		if c.score != nil {
 			c.event.EnsembleDigest = &c.score.EnsembleDigest
@@ -165,21 +151,45 @@ func (s *Store) prepare(ctx context.Context, v schema.Verdict) (*call, error) {
 	return c, nil
 }
 
+// prepareScore makes the rows of a score, its alerts and its review.
+func (s *Store) prepareScore(ctx context.Context, c *call, v schema.Verdict) error {
+	if err := checkScore(v.Score); err != nil {
+		return err
+	}
+	row := newScoreRow(v.Score)
+	c.score = &row
+	c.result = Recorded{First: true, Outcome: schema.OutcomeScore, Score: v.Score}
+	for _, a := range v.Alerts {
+		if err := c.addAlert(a, s.config.Sinks); err != nil {
+			return err
+		}
+	}
+	if v.Sampled && len(v.Alerts) == 0 {
+		c.reviews = append(c.reviews, reviewRow{
+			ID: SampleID(v.Score.Event.Identity()), Kind: "sample",
+			Source: row.Source, EventID: row.EventID, EventTime: row.EventTime, Model: row.Model,
+			EnsembleDigest: row.EnsembleDigest, ClassIndex: row.ClassIndex, ClassLabel: row.ClassLabel,
+		})
+	}
+	return s.ensureMonth(ctx, row.EventTime)
+}
+
 // kindInvalid is the kind of dead letters of messages that break the format. Their producer may send the event again,
 // corrected.
 const kindInvalid = "invalid"
 
-// untaken are the kinds of dead letters of messages that no worker took. They say nothing about the event, so they do not
-// claim it: sent again when somebody scores its model, it gets its verdict.
+// untaken are the kinds of dead letters of messages that no worker took. They say nothing about the event, so they do
+// not claim it: sent again when somebody scores its model, it gets its verdict.
 var untaken = []schema.DeadLetterKind{schema.KindUnknownModel, schema.KindOrphaned}
 
 // ofItsModel reports whether a dead letter is about its event, not only about its message. Whoever may publish on one
 // subject must not settle the events of another, so only a message on the subject of its own model is.
 func ofItsModel(l *schema.DeadLetter) bool {
-	return l.Event != nil && l.Kind != kindInvalid && (l.Subject == "" || l.Subject == schema.SubjectGeneration(l.Event.Data.Model))
+	return l.Event != nil && l.Kind != kindInvalid && (l.Subject == "" ||
+		l.Subject == schema.SubjectGeneration(l.Event.Data.Model))
 }
 
-// addAlert adds an alert with its review, where it is about a score, and what is owed to the sinks.
+// addAlert adds an alert with its review if it is about a score, and what is owed to the sinks.
 func (c *call) addAlert(a schema.Alert, sinks []schema.Sink) error {
 	if err := checkAlert(a); err != nil {
 		return err
@@ -191,11 +201,13 @@ func (c *call) addAlert(a schema.Alert, sinks []schema.Sink) error {
 	c.alerts = append(c.alerts, newAlertRow(a))
 	c.result.AlertIDs = append(c.result.AlertIDs, a.ID)
 	for _, sink := range sinks {
-		c.outbox = append(c.outbox, outboxRow{Sink: sink, MessageID: a.ID, Subject: schema.AlertSubject(a), Headers: header, Body: body})
+		c.outbox = append(c.outbox, outboxRow{Sink: sink, MessageID: a.ID, Subject: schema.AlertSubject(a), Headers: header,
+			Body: body})
 	}
 	if c.score != nil {
 		c.reviews = append(c.reviews, reviewRow{
-			ID: a.ID, Kind: "alert", AlertID: &a.ID, Source: a.Source, EventID: a.EventID, EventTime: a.EventTime, Model: a.Model,
+			ID: a.ID, Kind: "alert", AlertID: &a.ID, Source: a.Source, EventID: a.EventID, EventTime: a.EventTime,
+			Model:          a.Model,
 			EnsembleDigest: a.Receipt.EnsembleDigest, ClassIndex: a.ClassIndex, ClassLabel: a.ClassLabel,
 		})
 	}
@@ -205,8 +217,10 @@ func (c *call) addAlert(a schema.Alert, sinks []schema.Sink) error {
 func newDeadLetterRow(v schema.Verdict) *deadLetterRow {
 	l := v.DeadLetter
 	row := &deadLetterRow{
-		Stream: v.Delivery.Stream, Sequence: int64(v.Delivery.Sequence), Digest: v.Delivery.Digest, Delivered: v.Delivery.Delivered,
-		Subject: clean(l.Subject), Payload: l.Payload[:min(len(l.Payload), schema.MaxPayload)], Kind: l.Kind, Field: clean(l.Field), Reason: clean(l.Reason),
+		Stream: v.Delivery.Stream, Sequence: int64(v.Delivery.Sequence), Digest: v.Delivery.Digest,
+		Delivered: v.Delivery.Delivered,
+		Subject:   clean(l.Subject), Payload: l.Payload[:min(len(l.Payload),
+			schema.MaxPayload)], Kind: l.Kind, Field: clean(l.Field), Reason: clean(l.Reason),
 		PayloadSize: len(l.Payload), PayloadState: payloadWhole,
 	}
 	if len(l.Payload) > len(row.Payload) {

@@ -10,8 +10,8 @@ import (
 	"github.com/decuwatch/decuwatch/schema"
 )
 
-// StoredLetter is a dead letter with its message.
-type StoredLetter struct {
+// StoredDeadLetter is a dead letter with its message.
+type StoredDeadLetter struct {
 	ID           int64
 	RecordedAt   time.Time
 	Stream       string
@@ -27,8 +27,8 @@ type StoredLetter struct {
 	PayloadState string // whole, cut or expired
 }
 
-// LetterQuery selects dead letters of a stream that were not redelivered. Empty fields select everything.
-type LetterQuery struct {
+// DeadLetterQuery selects dead letters of a stream that were not redelivered. Empty fields select everything.
+type DeadLetterQuery struct {
 	Stream   string
 	Model    string
 	Kinds    []schema.DeadLetterKind
@@ -36,12 +36,12 @@ type LetterQuery struct {
 	IDs      []int64
 }
 
-const letterPage = 200 // of at most 64 KiB each
+const deadLetterPage = 200 // of at most 64 KiB each
 
-// EachLetter calls f with each dead letter that the query selects, oldest first, page by page.
-func (s *Store) EachLetter(ctx context.Context, q LetterQuery, f func(StoredLetter) error) error {
+// EachDeadLetter calls f with each dead letter that the query selects, oldest first, page by page.
+func (s *Store) EachDeadLetter(ctx context.Context, q DeadLetterQuery, f func(StoredDeadLetter) error) error {
 	for after := int64(0); ; {
-		page, err := s.letters(ctx, q, after)
+		page, err := s.deadLetters(ctx, q, after)
 		if err != nil {
 			return fmt.Errorf("read dead letters: %w", err)
 		}
@@ -51,27 +51,31 @@ func (s *Store) EachLetter(ctx context.Context, q LetterQuery, f func(StoredLett
 			}
 			after = l.ID
 		}
-		if len(page) < letterPage {
+		if len(page) < deadLetterPage {
 			return nil
 		}
 	}
 }
 
-func (s *Store) letters(ctx context.Context, q LetterQuery, after int64) ([]StoredLetter, error) {
-	rows, err := s.pool.Query(ctx, deadLettersToRedeliver, after, q.Stream, q.Model, append([]schema.DeadLetterKind{}, q.Kinds...), int64(q.From), int64(q.To), append([]int64{}, q.IDs...), letterPage)
+func (s *Store) deadLetters(ctx context.Context, q DeadLetterQuery, after int64) ([]StoredDeadLetter, error) {
+	rows, err := s.pool.Query(ctx, deadLettersToRedeliver, after, q.Stream, q.Model,
+		append([]schema.DeadLetterKind{}, q.Kinds...), int64(q.From), int64(q.To), append([]int64{},
+			q.IDs...), deadLetterPage)
 	if err != nil {
 		return nil, err
 	}
-	return pgx.CollectRows(rows, func(row pgx.CollectableRow) (l StoredLetter, err error) {
+	return pgx.CollectRows(rows, func(row pgx.CollectableRow) (l StoredDeadLetter, err error) {
 		var sequence int64
-		err = row.Scan(&l.ID, &l.RecordedAt, &l.Stream, &sequence, &l.Digest, &l.Source, &l.EventID, &l.Model, &l.Subject, &l.Kind, &l.Reason, &l.Payload, &l.PayloadState)
+		err = row.Scan(&l.ID, &l.RecordedAt, &l.Stream, &sequence, &l.Digest, &l.Source, &l.EventID, &l.Model, &l.Subject,
+			&l.Kind, &l.Reason, &l.Payload, &l.PayloadState)
 		l.Sequence = uint64(sequence)
 		return l, err
 	})
 }
 
-// Redeliver opens the event of a dead letter for a new verdict and returns the number of the redelivery. Asked again, it
-// returns the same number and changes nothing. The error says so if a message of the dead letter's kind would fail again.
+// Redeliver opens the event of a dead letter for a new verdict and returns the number of the redelivery. Asked again,
+// it returns the same number and changes nothing. The error says so if a message of the dead letter's kind would fail
+// again.
 func (s *Store) Redeliver(ctx context.Context, letter int64, by string) (int64, error) {
 	var id int64
 	if err := s.pool.QueryRow(ctx, `SELECT decuwatch.redeliver($1, $2)`, letter, by).Scan(&id); err != nil {

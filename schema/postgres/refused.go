@@ -16,15 +16,15 @@ func refused(err error) bool {
 	return errors.As(err, &e) && len(e.Code) == 5 && (e.Code[:2] == "22" || e.Code[:2] == "23") && !missingPartition(err)
 }
 
-// Refused reports whether an error of Record or DeadLetter is about the verdict itself, so that no other try ends better.
-// Any other says that the database is away, slow, locked or full.
+// Refused reports whether an error of Record or DeadLetter is about the verdict itself, so that retrying
+// will not help. Any other says that the database is away, slow, locked or full.
 func Refused(err error) bool {
 	var invalid *schema.Invalid
 	return errors.As(err, &invalid) || errors.Is(err, ErrNotFinite) || refused(err)
 }
 
-// ofOneRow tells an error that the contents of one row may have caused, although it does not say so: a limit, a trigger's
-// exception, a page that cannot be read. The other rows are then written without it.
+// ofOneRow tells an error that the contents of one row may have caused, although it does not say so: a limit, a
+// trigger's exception, a page that cannot be read. The other rows are then written without it.
 func ofOneRow(err error) bool {
 	var e *pgconn.PgError
 	return errors.As(err, &e) && len(e.Code) == 5 && slices.Contains([]string{"21", "44", "54", "P0", "XX"}, e.Code[:2])

@@ -16,14 +16,21 @@ func TestRefused(t *testing.T) {
 	for code, refused := range map[string]bool{
 		"22P02": true, "22003": true, "22021": true, "22008": true, "22001": true, // data exceptions
 		"23514": true, "23502": true, "23505": true, "23503": true, // constraints
-		"": false, "00000": false, "01000": false, "02000": false, "03000": false, "08006": false, "08P01": false, "0A000": false, "20000": false, "21000": false,
-		"24000": false, "25006": false, "25P02": false, "25P03": false, "26000": false, "28000": false, "28P01": false, "2D000": false,
-		"34000": false, "3D000": false, "3F000": false, "40001": false, "40P01": false, "40003": false, "42P01": false, "42501": false,
-		"42703": false, "42883": false, "42P05": false, "53000": false, "53100": false, "53200": false, "53300": false, "53400": false, "54000": false,
-		"55000": false, "55006": false, "55P03": false, "57000": false, "57014": false, "57P01": false, "57P02": false, "57P03": false, "57P05": false,
-		"58000": false, "58030": false, "58P01": false, "F0000": false, "HV000": false, "P0001": false, "XX000": false, "XX001": false, "XX002": false,
+		"": false, "00000": false, "01000": false, "02000": false, "03000": false, "08006": false, "08P01": false,
+		"0A000": false, "20000": false, "21000": false,
+		"24000": false, "25006": false, "25P02": false, "25P03": false, "26000": false, "28000": false, "28P01": false,
+		"2D000": false,
+		"34000": false, "3D000": false, "3F000": false, "40001": false, "40P01": false, "40003": false, "42P01": false,
+		"42501": false,
+		"42703": false, "42883": false, "42P05": false, "53000": false, "53100": false, "53200": false, "53300": false,
+		"53400": false, "54000": false,
+		"55000": false, "55006": false, "55P03": false, "57000": false, "57014": false, "57P01": false, "57P02": false,
+		"57P03": false, "57P05": false,
+		"58000": false, "58030": false, "58P01": false, "F0000": false, "HV000": false, "P0001": false, "XX000": false,
+		"XX001": false, "XX002": false,
 	} {
-		err := fmt.Errorf("record verdict: %w", &pgconn.PgError{Code: code, TableName: "scores", ConstraintName: "scores_check"})
+		err := fmt.Errorf("record verdict: %w", &pgconn.PgError{Code: code, TableName: "scores",
+			ConstraintName: "scores_check"})
 		if got := postgres.Refused(err); got != refused {
 			t.Errorf("SQLSTATE %q: refused %t, want %t", code, got, refused)
 		}
@@ -33,17 +40,28 @@ func TestRefused(t *testing.T) {
 	}
 }
 
-// TestDatabaseThatFails takes the database away in ways that a server reports by different errors. Not one is the event's fault, and
-// when it is back the same verdict is written.
+// TestDatabaseThatFails takes the database away in ways that a server reports by different errors. Not one is the
+// event's fault, and when it is back the same verdict is written.
 func TestDatabaseThatFails(t *testing.T) {
 	for name, c := range map[string]struct{ away, back string }{
-		"schema gone":     {`ALTER SCHEMA decuwatch RENAME TO gone`, `ALTER SCHEMA gone RENAME TO decuwatch`},
-		"table gone":      {`ALTER TABLE decuwatch.skips RENAME TO gone`, `ALTER TABLE decuwatch.gone RENAME TO skips`},
-		"column gone":     {`ALTER TABLE decuwatch.events RENAME COLUMN model TO gone`, `ALTER TABLE decuwatch.events RENAME COLUMN gone TO model`},
-		"no rights":       {`REVOKE ALL ON decuwatch.events FROM decuwatch_writer`, `GRANT SELECT, INSERT ON decuwatch.events TO decuwatch_writer`},
-		"a trigger fails": {`CREATE FUNCTION decuwatch.fail() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RAISE disk_full; END'; CREATE TRIGGER fail BEFORE INSERT ON decuwatch.events FOR EACH ROW EXECUTE FUNCTION decuwatch.fail()`, `DROP FUNCTION decuwatch.fail CASCADE`},
-		"read-only":       {`CREATE FUNCTION decuwatch.fail() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RAISE read_only_sql_transaction; END'; CREATE TRIGGER fail BEFORE INSERT ON decuwatch.events FOR EACH ROW EXECUTE FUNCTION decuwatch.fail()`, `DROP FUNCTION decuwatch.fail CASCADE`},
-		"no partitions":   {`CREATE FUNCTION decuwatch.f(timestamptz) RETURNS boolean LANGUAGE sql AS 'SELECT true'; ALTER FUNCTION decuwatch.ensure_partition RENAME TO g; ALTER FUNCTION decuwatch.f RENAME TO ensure_partition; GRANT EXECUTE ON FUNCTION decuwatch.ensure_partition TO decuwatch_writer`, `DROP FUNCTION decuwatch.ensure_partition; ALTER FUNCTION decuwatch.g RENAME TO ensure_partition`},
+		"schema gone": {`ALTER SCHEMA decuwatch RENAME TO gone`, `ALTER SCHEMA gone RENAME TO decuwatch`},
+		"table gone":  {`ALTER TABLE decuwatch.skips RENAME TO gone`, `ALTER TABLE decuwatch.gone RENAME TO skips`},
+		"column gone": {`ALTER TABLE decuwatch.events RENAME COLUMN model TO gone`,
+			`ALTER TABLE decuwatch.events RENAME COLUMN gone TO model`},
+		"no rights": {`REVOKE ALL ON decuwatch.events FROM decuwatch_writer`,
+			`GRANT SELECT, INSERT ON decuwatch.events TO decuwatch_writer`},
+		"a trigger fails": {`CREATE FUNCTION decuwatch.fail() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RAISE disk_full;
+			END'; CREATE TRIGGER fail
+			BEFORE INSERT ON decuwatch.events FOR EACH ROW EXECUTE FUNCTION decuwatch.fail()`,
+			`DROP FUNCTION decuwatch.fail CASCADE`},
+		"read-only": {`CREATE FUNCTION decuwatch.fail() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN
+			RAISE read_only_sql_transaction; END'; CREATE TRIGGER fail
+			BEFORE INSERT ON decuwatch.events FOR EACH ROW EXECUTE FUNCTION decuwatch.fail()`,
+			`DROP FUNCTION decuwatch.fail CASCADE`},
+		"no partitions": {`CREATE FUNCTION decuwatch.f(timestamptz) RETURNS boolean LANGUAGE sql AS 'SELECT true';
+			ALTER FUNCTION decuwatch.ensure_partition RENAME TO g; ALTER FUNCTION decuwatch.f RENAME TO ensure_partition;
+			GRANT EXECUTE ON FUNCTION decuwatch.ensure_partition TO decuwatch_writer`,
+			`DROP FUNCTION decuwatch.ensure_partition; ALTER FUNCTION decuwatch.g RENAME TO ensure_partition`},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, conn := open(t, postgres.Config{})
@@ -82,12 +100,14 @@ func TestDatabaseThatFails(t *testing.T) {
 	}
 }
 
-// TestOneRowThatFails has the server fail on one row with an error that says nothing about it: the verdicts beside it are written.
+// TestOneRowThatFails has the server fail on one row with an error that says nothing about it: the verdicts beside it
+// are written.
 func TestOneRowThatFails(t *testing.T) {
 	s, conn := open(t, postgres.Config{Committers: 1})
 	for _, sql := range []string{
 		`CREATE FUNCTION decuwatch.fail() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RAISE program_limit_exceeded; END'`,
-		`CREATE TRIGGER fail BEFORE INSERT ON decuwatch.events FOR EACH ROW WHEN (NEW.event_id = 'poison') EXECUTE FUNCTION decuwatch.fail()`,
+		`CREATE TRIGGER fail BEFORE INSERT ON decuwatch.events FOR EACH ROW WHEN (NEW.event_id = 'poison')
+			EXECUTE FUNCTION decuwatch.fail()`,
 		`BEGIN`, `LOCK TABLE decuwatch.events`, // so that the next verdicts wait for one another, and share a transaction
 	} {
 		if _, err := conn.Exec(testContext(t), sql); err != nil {
@@ -111,7 +131,8 @@ func TestOneRowThatFails(t *testing.T) {
 		}()
 	}
 	for waiting, end := 0, time.Now().Add(30*time.Second); waiting == 0 && time.Now().Before(end); {
-		waiting = count(t, conn, `SELECT count(*) FROM pg_catalog.pg_locks WHERE NOT granted AND database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())`)
+		waiting = count(t, conn, `SELECT count(*) FROM pg_catalog.pg_locks WHERE NOT granted AND database = (SELECT oid
+			FROM pg_catalog.pg_database WHERE datname = current_database())`)
 	}
 	if _, err := conn.Exec(testContext(t), `COMMIT`); err != nil {
 		t.Fatal(err)

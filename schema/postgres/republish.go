@@ -10,8 +10,9 @@ import (
 	"github.com/decuwatch/decuwatch/schema"
 )
 
-// Sent returns the ids of the messages that the stream of alerts should hold: alerts that were recorded within a time and that the
-// outbox does not owe, and whatever else it delivered in that time. A time of 0 is no bound. Age is measured on the server's clock.
+// Sent returns the ids of the messages that the stream of alerts should hold: alerts that were recorded within a time
+// and that the outbox does not owe, and whatever else it delivered in that time. A time of 0 is no bound. Age is
+// measured on the server's clock.
 func (s *Store) Sent(ctx context.Context, within time.Duration) ([]string, error) {
 	rows, err := s.pool.Query(ctx, messagesSent, deliveryOwed, schema.SinkStream, within)
 	if err != nil {
@@ -24,8 +25,8 @@ func (s *Store) Sent(ctx context.Context, within time.Duration) ([]string, error
 	return ids, nil
 }
 
-// OweAgain owes messages that Sent returned to the stream of alerts again, under the same id. Those that the outbox owes
-// already stay as they are.
+// OweAgain owes messages that Sent returned to the stream of alerts again, under the same id. Those that the outbox
+// owes already stay as they are.
 func (s *Store) OweAgain(ctx context.Context, ids []string) error {
 	return s.begin(ctx, "owe messages again", func(tx pgx.Tx) error {
 		rows, err := tx.Query(ctx, alertsForgotten, ids, schema.SinkStream)
@@ -43,7 +44,8 @@ func (s *Store) OweAgain(ctx context.Context, ids []string) error {
 			if err != nil {
 				return err
 			}
-			outbox = append(outbox, outboxRow{Sink: schema.SinkStream, MessageID: a.ID, Subject: schema.AlertSubject(a), Headers: header, Body: body})
+			outbox = append(outbox, outboxRow{Sink: schema.SinkStream, MessageID: a.ID, Subject: schema.AlertSubject(a),
+				Headers: header, Body: body})
 		}
 		b := &batch{}
 		b.Queue(oweAgain, ids, schema.SinkStream)

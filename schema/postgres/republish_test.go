@@ -9,8 +9,8 @@ import (
 	"github.com/decuwatch/decuwatch/schema/postgres"
 )
 
-// TestOweAgain owes alerts to their stream again: one whose delivery the outbox still knows, one whose delivery it has forgotten. What is
-// owed, held back or too old is not touched.
+// TestOweAgain owes alerts to their stream again: one whose delivery the outbox still knows, one whose delivery it has
+// forgotten. What is owed, held back or too old is not touched.
 func TestOweAgain(t *testing.T) {
 	s, conn := open(t, postgres.Config{Volume: postgres.Volume{ClassPerHour: 4}})
 	ctx := testContext(t)
@@ -23,9 +23,12 @@ func TestOweAgain(t *testing.T) {
 	if err != nil || len(before) != 4 {
 		t.Fatalf("%d messages, %v", len(before), err)
 	}
-	sudo(t, conn, `UPDATE decuwatch.outbox SET delivered_at = now(), attempts = 3 WHERE message_id <> 'owed'`, `DELETE FROM decuwatch.outbox WHERE message_id = 'forgotten'`,
-		`UPDATE decuwatch.alerts SET recorded_at = now() - interval '31 days' WHERE id = 'old'`, `UPDATE decuwatch.outbox SET delivered_at = now() - interval '31 days' WHERE message_id = 'old'`)
-	for within, want := range map[time.Duration][]string{30 * day: {"forgotten", "known"}, 0: {"forgotten", "known", "old"}} {
+	sudo(t, conn, `UPDATE decuwatch.outbox SET delivered_at = now(), attempts = 3 WHERE message_id <> 'owed'`,
+		`DELETE FROM decuwatch.outbox WHERE message_id = 'forgotten'`,
+		`UPDATE decuwatch.alerts SET recorded_at = now() - interval '31 days' WHERE id = 'old'`, `UPDATE decuwatch.outbox
+			SET delivered_at = now() - interval '31 days' WHERE message_id = 'old'`)
+	for within, want := range map[time.Duration][]string{30 * day: {"forgotten", "known"},
+		0: {"forgotten", "known", "old"}} {
 		if sent, err := s.Sent(ctx, within); err != nil || !slices.Equal(sent, want) {
 			t.Errorf("sent within %s: %v, %v, want %v", within, sent, err, want)
 		}
@@ -41,7 +44,8 @@ func TestOweAgain(t *testing.T) {
 	}
 	for _, m := range after {
 		i := slices.IndexFunc(before, func(b schema.OutboxMessage) bool { return b.AlertID == m.AlertID })
-		if i < 0 || m.Subject != before[i].Subject || string(m.Body) != string(before[i].Body) || m.Header["Nats-Msg-Id"][0] != m.AlertID || m.Attempts != 0 {
+		if i < 0 || m.Subject != before[i].Subject || string(m.Body) != string(before[i].Body) ||
+			m.Header["Nats-Msg-Id"][0] != m.AlertID || m.Attempts != 0 {
 			t.Errorf("%s is owed as another message: %+v", m.AlertID, m)
 		}
 	}

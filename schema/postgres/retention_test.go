@@ -24,7 +24,8 @@ const day = 24 * time.Hour
 var aged = [][3]string{
 	{"evidence", "made_at", "evidence"}, {"outbox", "delivered_at", "deliveries"}, {"reviews", "opened_at", "alerts"},
 	{"alerts", "recorded_at", "alerts"}, {"canaries", "published_at", "alerts"}, {"events", "recorded_at", "events"},
-	{"skips", "recorded_at", "events"}, {"repeats", "recorded_at", "events"}, {"tries", "tried_at", "events"}, {"dead_letters", "recorded_at", "events"}, {"class_hour_parts", "hour", "rollups"},
+	{"skips", "recorded_at", "events"}, {"repeats", "recorded_at", "events"}, {"tries", "tried_at",
+		"events"}, {"dead_letters", "recorded_at", "events"}, {"class_hour_parts", "hour", "rollups"},
 	{"class_day_parts", "day", "rollups"}, {"outcome_hour_parts", "hour", "rollups"},
 }
 
@@ -49,7 +50,8 @@ func fill(t testing.TB, s *postgres.Store, conn *pgx.Conn, when time.Time) {
 	skipped := event("two")
 	skipped.Time = when
 	mustRecord(t, s, schema.Verdict{Delivery: delivery(2, "two"), Skip: &schema.Skip{Event: skipped, Reason: "noise"}})
-	mustRecord(t, s, schema.Verdict{Delivery: delivery(3, "x"), DeadLetter: &schema.DeadLetter{Kind: "invalid", Reason: "r", Payload: []byte("{")}})
+	mustRecord(t, s, schema.Verdict{Delivery: delivery(3, "x"),
+		DeadLetter: &schema.DeadLetter{Kind: "invalid", Reason: "r", Payload: []byte("{")}})
 	if err := s.AddCanary(ctx, postgres.Canary{Source: "canary", EventID: "c", Model: "fashion-mnist"}); err != nil {
 		t.Fatal(err)
 	}
@@ -60,9 +62,11 @@ func fill(t testing.TB, s *postgres.Store, conn *pgx.Conn, when time.Time) {
 	if err := s.OutboxDelivered(ctx, []int64{messages[0].ID}); err != nil {
 		t.Fatal(err)
 	}
-	sudo(t, conn, `INSERT INTO decuwatch.evidence (review_id, name, content_type, body) VALUES ('a', 'map', 'image/png', '')`,
+	sudo(t, conn, `INSERT INTO decuwatch.evidence (review_id, name, content_type, body)
+		VALUES ('a', 'map', 'image/png', '')`,
 		`INSERT INTO decuwatch.tries (stream, sequence, digest) VALUES ('s', 4, repeat('0', 64))`,
-		`INSERT INTO decuwatch.repeats (stream, sequence, digest, source, event_id, delivered) VALUES ('s', 5, repeat('0', 64), 's', 'one', 1)`)
+		`INSERT INTO decuwatch.repeats (stream, sequence, digest, source, event_id, delivered)
+			VALUES ('s', 5, repeat('0', 64), 's', 'one', 1)`)
 }
 
 // rows counts the rows of every table that retention empties, and of scores.
@@ -93,7 +97,8 @@ func TestRetentionUsesTheServersClock(t *testing.T) {
 	t.Setenv("FAKETIME", "-500d")
 	t.Setenv("FAKETIME_DONT_FAKE_MONOTONIC", "1")
 	ctx := testContext(t)
-	server, err := local.Start(ctx, local.Options{Dir: filepath.Join(t.TempDir(), "server"), Remove: true, Settings: map[string]string{"fsync": "off"}})
+	server, err := local.Start(ctx, local.Options{Dir: filepath.Join(t.TempDir(), "server"), Remove: true,
+		Settings: map[string]string{"fsync": "off"}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -117,7 +122,8 @@ func TestRetentionUsesTheServersClock(t *testing.T) {
 		t.Fatalf("the server's clock is only %s behind", ahead)
 	}
 	// Retentions that 500 days exceed; rollups keep longer by default.
-	s, err := postgres.Open(ctx, postgres.Config{URL: server.URL(), Maintenance: postgres.Maintenance{Alerts: 400 * day, Rollups: 400 * day}})
+	s, err := postgres.Open(ctx, postgres.Config{URL: server.URL(),
+		Maintenance: postgres.Maintenance{Alerts: 400 * day, Rollups: 400 * day}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -140,11 +146,13 @@ func TestRetentionUsesTheServersClock(t *testing.T) {
 	if open, err := s.OpenCanaries(ctx); err != nil || len(open) != 1 {
 		t.Errorf("%d canaries are to be closed, %v", len(open), err)
 	}
-	soon := postgres.Canary{Source: "canary", EventID: "soon", Model: "fashion-mnist", PublishedAt: time.Now(), DueAt: time.Now().Add(time.Hour)}
+	soon := postgres.Canary{Source: "canary", EventID: "soon", Model: "fashion-mnist", PublishedAt: time.Now(),
+		DueAt: time.Now().Add(time.Hour)}
 	if err := s.AddCanary(ctx, soon); err != nil {
 		t.Fatal(err)
 	}
-	if n := count(t, conn, `SELECT count(*) FROM decuwatch.canaries WHERE due_at BETWEEN now() + interval '50 minutes' AND now() + interval '70 minutes'`); n != 1 {
+	if n := count(t, conn, `SELECT count(*) FROM decuwatch.canaries WHERE due_at BETWEEN now() + interval '50 minutes'
+		AND now() + interval '70 minutes'`); n != 1 {
 		t.Error("a canary of the next hour is not due in an hour on the server's clock")
 	}
 	late := scoreVerdict(7, "late")
@@ -158,7 +166,8 @@ func TestRetentionUsesTheServersClock(t *testing.T) {
 	if err := s.OutboxFailed(ctx, due[0].ID, "why", time.Hour); err != nil {
 		t.Fatal(err)
 	}
-	if n := count(t, conn, `SELECT count(*) FROM decuwatch.outbox WHERE next_attempt_at BETWEEN now() + interval '50 minutes' AND now() + interval '70 minutes'`); n != 1 {
+	if n := count(t, conn, `SELECT count(*) FROM decuwatch.outbox
+		WHERE next_attempt_at BETWEEN now() + interval '50 minutes' AND now() + interval '70 minutes'`); n != 1 {
 		t.Error("a delivery that waits for an hour is not due in an hour on the server's clock")
 	}
 	job, found, err := s.NextEvidence(ctx, []string{ensembleDigest}, time.Minute)
@@ -168,20 +177,23 @@ func TestRetentionUsesTheServersClock(t *testing.T) {
 	if err := s.FailEvidence(ctx, job, "why", time.Hour, false); err != nil {
 		t.Fatal(err)
 	}
-	if n := count(t, conn, `SELECT count(*) FROM decuwatch.evidence_jobs WHERE next_attempt_at BETWEEN now() + interval '50 minutes' AND now() + interval '70 minutes'`); n != 1 {
+	if n := count(t, conn, `SELECT count(*) FROM decuwatch.evidence_jobs
+		WHERE next_attempt_at BETWEEN now() + interval '50 minutes' AND now() + interval '70 minutes'`); n != 1 {
 		t.Error("a job that waits for an hour is not due in an hour on the server's clock")
 	}
 }
 
 func partitions(t testing.TB, conn *pgx.Conn) []string {
 	t.Helper()
-	return list(t, conn, `SELECT c.relname::text FROM pg_catalog.pg_inherits i JOIN pg_catalog.pg_class c ON c.oid = i.inhrelid
+	return list(t, conn, `SELECT c.relname::text FROM pg_catalog.pg_inherits i
+		JOIN pg_catalog.pg_class c ON c.oid = i.inhrelid
 		WHERE inhparent = 'decuwatch.scores'::regclass ORDER BY 1`)
 }
 
 // TestRetention ages the rows of each table to either side of its retention.
 func TestRetention(t *testing.T) {
-	m := postgres.Maintenance{Scores: 60 * day, Alerts: 50 * day, Events: 40 * day, Evidence: 2 * time.Hour, Deliveries: 3 * day, Rollups: 70 * day}
+	m := postgres.Maintenance{Scores: 60 * day, Alerts: 50 * day, Events: 40 * day, Evidence: 2 * time.Hour,
+		Deliveries: 3 * day, Rollups: 70 * day}
 	s, conn := open(t, postgres.Config{Maintenance: m})
 	ctx := testContext(t)
 	fill(t, s, conn, at)
@@ -205,7 +217,8 @@ func TestRetention(t *testing.T) {
 			age  time.Duration
 			stay bool
 		}{{keep - time.Minute, true}, {keep + time.Minute, false}} {
-			sudo(t, conn, fmt.Sprintf(`UPDATE decuwatch.%s SET %s = now() - interval '%d seconds'`, name, column, int(c.age.Seconds())))
+			sudo(t, conn, fmt.Sprintf(`UPDATE decuwatch.%s SET %s = now() - interval '%d seconds'`, name, column,
+				int(c.age.Seconds())))
 			if err := s.MaintainOnce(ctx); err != nil {
 				t.Fatal(err)
 			}
@@ -222,10 +235,13 @@ func TestRetention(t *testing.T) {
 // TestRetentionWorksInChunks deletes more rows than one call of the function does.
 func TestRetentionWorksInChunks(t *testing.T) {
 	s, conn := open(t, postgres.Config{})
-	sudo(t, conn, `INSERT INTO decuwatch.skips (source, event_id, event_time, model, class, reason, detail, labels, recorded_at)
-		SELECT 's', i::text, now(), 'm', '1', 'noise', '', '{}', now() - interval '401 days' FROM generate_series(1, 25000) i`)
+	sudo(t, conn, `INSERT INTO decuwatch.skips (source, event_id, event_time, model, class, reason, detail, labels,
+		recorded_at)
+		SELECT 's', i::text, now(), 'm', '1', 'noise', '', '{}', now() - interval '401 days'
+		FROM generate_series(1, 25000) i`)
 	var once int
-	if err := conn.QueryRow(testContext(t), `SELECT decuwatch.delete_old('events', '400 days')`).Scan(&once); err != nil || once != 10000 {
+	if err := conn.QueryRow(testContext(t),
+		`SELECT decuwatch.delete_old('events', '400 days')`).Scan(&once); err != nil || once != 10000 {
 		t.Errorf("one call deleted %d rows, %v", once, err)
 	}
 	if err := s.MaintainOnce(testContext(t)); err != nil {
@@ -236,8 +252,8 @@ func TestRetentionWorksInChunks(t *testing.T) {
 	}
 }
 
-// TestLeastRetention holds the shortest retentions of the database against those that the program states, and shows that no
-// caller gets below them.
+// TestLeastRetention holds the shortest retentions of the database against those that the program states, and shows
+// that no caller gets below them.
 func TestLeastRetention(t *testing.T) {
 	s, conn := open(t, postgres.Config{})
 	fill(t, s, conn, at)
@@ -258,10 +274,12 @@ func TestLeastRetention(t *testing.T) {
 			t.Errorf("%s for %s: %v", r.Kind, r.Least, err)
 		}
 		short := settings.WithDefaults(postgres.Maintenance{})
-		for _, field := range []*time.Duration{&short.Scores, &short.Alerts, &short.Events, &short.Evidence, &short.Deliveries, &short.Rollups} {
+		for _, field := range []*time.Duration{&short.Scores, &short.Alerts, &short.Events, &short.Evidence,
+			&short.Deliveries, &short.Rollups} {
 			long := *field
 			*field = time.Minute
-			if _, err := postgres.Open(testContext(t), postgres.Config{URL: "postgres://nowhere", Maintenance: short}); err == nil || !strings.Contains(err.Error(), "must be at least") {
+			if _, err := postgres.Open(testContext(t), postgres.Config{URL: "postgres://nowhere",
+				Maintenance: short}); err == nil || !strings.Contains(err.Error(), "must be at least") {
 				t.Errorf("opened with a retention of a minute: %v", err)
 			}
 			*field = long
@@ -299,7 +317,8 @@ func TestEventsOlderThanScoresAreKept(t *testing.T) {
 	}
 	for id, age := range map[string]time.Duration{"year": 366 * day, "day": 31 * day, "minute": 30*day + time.Minute} {
 		err := record(id, age)
-		if !errors.As(err, &invalid) || invalid.Field != "time" || !strings.Contains(invalid.Reason, "30 days") || !postgres.Refused(err) {
+		if !errors.As(err, &invalid) || invalid.Field != "time" || !strings.Contains(invalid.Reason, "30 days") ||
+			!postgres.Refused(err) {
 			t.Errorf("an event that is %s old: %v, want Invalid on time with the bound", age, err)
 		}
 	}
@@ -324,7 +343,8 @@ func TestEventsOlderThanScoresAreKept(t *testing.T) {
 	if err := s.CheckAge(stored.Add(-30*day-time.Second), stored); !errors.As(err, &invalid) || invalid.Field != "time" {
 		t.Errorf("an old event: %v, want Invalid on time", err)
 	}
-	for _, accepted := range []error{s.CheckAge(stored.Add(-29*day), stored), s.CheckAge(stored.Add(-500*day), time.Time{})} {
+	for _, accepted := range []error{s.CheckAge(stored.Add(-29*day), stored),
+		s.CheckAge(stored.Add(-500*day), time.Time{})} {
 		if accepted != nil {
 			t.Error(accepted)
 		}
@@ -332,8 +352,10 @@ func TestEventsOlderThanScoresAreKept(t *testing.T) {
 	// It becomes a dead letter, and whoever asks for the score learns so.
 	old := event("old")
 	old.Time = time.Now().UTC().Add(-31 * day).Truncate(time.Microsecond)
-	mustRecord(t, s, schema.Verdict{Delivery: delivery(1, "old"), DeadLetter: &schema.DeadLetter{Event: &old, Kind: "invalid", Field: "time", Reason: invalid.Reason}})
-	if _, err := s.ScoreByID(ctx, schema.Identity{ID: "old"}); !errors.Is(err, postgres.ErrNotFound) || !strings.Contains(err.Error(), "dead_letter (invalid: time ") {
+	mustRecord(t, s, schema.Verdict{Delivery: delivery(1, "old"),
+		DeadLetter: &schema.DeadLetter{Event: &old, Kind: "invalid", Field: "time", Reason: invalid.Reason}})
+	if _, err := s.ScoreByID(ctx, schema.Identity{ID: "old"}); !errors.Is(err, postgres.ErrNotFound) ||
+		!strings.Contains(err.Error(), "dead_letter (invalid: time ") {
 		t.Errorf("%v, want the verdict", err)
 	}
 	for _, year := range []int{1970, 2200} {
@@ -350,8 +372,8 @@ func TestEventsOlderThanScoresAreKept(t *testing.T) {
 	}
 }
 
-// TestDroppedPartitions drops a month of scores: the ledger keeps the verdict, and neighbors of an event whose partition is
-// gone are written.
+// TestDroppedPartitions drops a month of scores: the ledger keeps the verdict, and neighbors of an event whose
+// partition is gone are written.
 func TestDroppedPartitions(t *testing.T) {
 	s, conn := open(t, postgres.Config{Committers: 1})
 	ctx := testContext(t)

@@ -12,11 +12,12 @@ import (
 	"github.com/decuwatch/decuwatch/schema"
 )
 
-// ErrConflict is returned for a change of a review that was changed by somebody else since it was read. Nothing was written.
+// ErrConflict is returned for a change of a review that was changed by somebody else since it was read. Nothing was
+// written.
 var ErrConflict = errors.New("somebody else changed it meanwhile")
 
-// ErrAmbiguous is returned for the beginning of an id with which several reviews begin.
-var ErrAmbiguous = errors.New("several reviews begin so, give more of the id")
+// ErrAmbiguous is returned for an id prefix that several reviews share.
+var ErrAmbiguous = errors.New("several reviews start with it; give more of the id")
 
 // Kinds of a review.
 const (
@@ -48,7 +49,7 @@ type Review struct {
 	Reason      schema.Reason          `json:"reason"`      // of the alert
 	Measurement schema.MeasurementName `json:"measurement"` // of the alert
 
-	Evidence         string `json:"evidence"` // pending, done or failed; empty where there is no job
+	Evidence         string `json:"evidence"` // pending, done or failed; empty without a job
 	EvidenceAttempts int    `json:"evidence_attempts"`
 	EvidenceError    string `json:"evidence_error"` // why the last attempt failed
 }
@@ -136,8 +137,8 @@ func (s *Store) ReviewClasses(ctx context.Context) ([]ReviewClass, error) {
 	return found, nil
 }
 
-// ReviewByID returns a review by its id, or by the beginning of its id (6 characters or more) if no other begins so. The error is
-// ErrNotFound where there is none.
+// ReviewByID returns a review by its id, or by the beginning of its id (6 characters or more) if no other begins so.
+// The error is ErrNotFound if it does not exist.
 func (s *Store) ReviewByID(ctx context.Context, id string) (Review, error) {
 	id = clean(id)
 	found, err := collect[Review](s.pool.Query(ctx, reviewByID, id))
@@ -182,7 +183,7 @@ func (s *Store) ReviewHistory(ctx context.Context, id string) ([]ReviewEntry, er
 
 // ReviewChange is one change of a review and what is told of it.
 type ReviewChange struct {
-	Review  Review                 // as it shall be; its Version is the one that the change was decided on
+	Review  Review                 // after the change; its Version is the one that the change was decided on
 	Action  string                 // acknowledge, resolve, reopen, assign or comment
 	Actor   string                 // who
 	Comment string                 // at most 4000 characters
@@ -190,9 +191,9 @@ type ReviewChange struct {
 	Tell    []schema.OutboxMessage // what is owed to sinks
 }
 
-// ChangeReview writes a change with its entry in the history and its messages, in one transaction, and returns the review's
-// new version. The error is ErrConflict where the review's version is another by now, and ErrNotFound where there is no
-// such review; nothing was written then. It notifies ChannelReviews.
+// ChangeReview writes a change with its entry in the history and its messages, in one transaction, and returns the
+// review's new version. The error is ErrConflict if the review has changed since, and ErrNotFound if
+// there is no such review; nothing was written then. It notifies ChannelReviews.
 func (s *Store) ChangeReview(ctx context.Context, c ReviewChange) (version int, err error) {
 	r := c.Review
 	var resolved *time.Time
@@ -247,12 +248,13 @@ type ReviewTally struct {
 	SamplesFalse    int // of these, with the verdict false_alarm
 }
 
-// TallyReviews counts the events whose time lies in [from, to), which should be whole hours. An empty model counts all; a nil
-// class too.
+// TallyReviews counts the events whose time lies in [from, to), which should be whole hours. An empty model counts all;
+// a nil class too.
 func (s *Store) TallyReviews(ctx context.Context, model string, class *int, from, to time.Time) (ReviewTally, error) {
 	var t ReviewTally
 	err := s.pool.QueryRow(ctx, tallyReviews, model, class, from, to).Scan(
-		&t.Scored, &t.Alerted, &t.AlertsConfirmed, &t.AlertsExpected, &t.AlertsFalse, &t.AlertsOpen, &t.EventsTrue, &t.EventsFalse,
+		&t.Scored, &t.Alerted, &t.AlertsConfirmed, &t.AlertsExpected, &t.AlertsFalse, &t.AlertsOpen, &t.EventsTrue,
+		&t.EventsFalse,
 		&t.Sampled, &t.SamplesTrue, &t.SamplesFalse)
 	if err != nil {
 		return t, fmt.Errorf("count verdicts: %w", err)
@@ -260,9 +262,10 @@ func (s *Store) TallyReviews(ctx context.Context, model string, class *int, from
 	return t, nil
 }
 
-// ScoreValues returns the newest values of a measurement (class_gap or request_risk) of one ensemble and settings, canaries left
-// out: of one class, or of all classes where class is nil. At most limit of them, none older than since.
-func (s *Store) ScoreValues(ctx context.Context, model, ensembleDigest, settings string, measurement schema.MeasurementName, class *int, since time.Time, limit int) ([]float64, error) {
+// ScoreValues returns the newest values of a measurement (class_gap or request_risk) of one ensemble and settings,
+// canaries left out: of one class, or of all classes if class is nil. At most limit of them, none older than since.
+func (s *Store) ScoreValues(ctx context.Context, model, ensembleDigest, settings string,
+	measurement schema.MeasurementName, class *int, since time.Time, limit int) ([]float64, error) {
 	if !slices.Contains(schema.MeasurementNames(), measurement) {
 		return nil, fmt.Errorf("read scores: no measurement is named %q", measurement)
 	}

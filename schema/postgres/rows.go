@@ -112,13 +112,18 @@ func newScoreRow(s *schema.Score) scoreRow {
 		ClassGapMeanDistance: g.MeanDistance, ClassGapDistances: notNil(g.Distances), ClassGapShares: notNil(g.Shares),
 		ClassGapBranchStep: g.BranchStep, ClassGapRolloutSteps: g.RolloutSteps,
 
-		RequestRisk: r.Value, RequestRiskEstimator: r.Estimator, RequestRiskUpperBound: r.UpperBound, RequestRiskSaturated: r.Saturated,
-		RequestRiskMeanDistance: r.MeanDistance, RequestRiskDistances: notNil(r.Distances), RequestRiskShares: notNil(r.Shares),
+		RequestRisk: r.Value, RequestRiskEstimator: r.Estimator, RequestRiskUpperBound: r.UpperBound,
+		RequestRiskSaturated:    r.Saturated,
+		RequestRiskMeanDistance: r.MeanDistance, RequestRiskDistances: notNil(r.Distances),
+		RequestRiskShares:     notNil(r.Shares),
 		RequestRiskBranchStep: r.BranchStep, RequestRiskRolloutSteps: r.RolloutSteps,
 
-		Profile: receipt.Profile, Steps: receipt.Steps, GuidanceScale: receipt.GuidanceScale, Eta: receipt.Eta, Seed: receipt.Seed,
-		Noise: receipt.Noise, Carrier: receipt.Carrier, UNetRows: receipt.Rows, Runtime: receipt.Runtime, Device: receipt.Device,
-		Deviations: notNil(receipt.Deviations), Labels: labels(d.Labels), Requested: requested{d.Class, d.Noise, d.NoiseDtype, d.BatchIndex, d.Sampler},
+		Profile: receipt.Profile, Steps: receipt.Steps, GuidanceScale: receipt.GuidanceScale, Eta: receipt.Eta,
+		Seed:  receipt.Seed,
+		Noise: receipt.Noise, Carrier: receipt.Carrier, UNetRows: receipt.Rows, Runtime: receipt.Runtime,
+		Device:     receipt.Device,
+		Deviations: notNil(receipt.Deviations), Labels: labels(d.Labels), Requested: requested{d.Class, d.Noise,
+			d.NoiseDtype, d.BatchIndex, d.Sampler},
 		TraceParent: optional(e.TraceParent), TraceState: optional(e.TraceState), ScoredAt: s.ScoredAt,
 	}
 }
@@ -126,26 +131,32 @@ func newScoreRow(s *schema.Score) scoreRow {
 func (r scoreRow) score() *schema.Score {
 	return &schema.Score{
 		Event: schema.Event{
-			Source: r.Source, ID: r.EventID, Time: r.EventTime.UTC(), TraceParent: text(r.TraceParent), TraceState: text(r.TraceState),
+			Source: r.Source, ID: r.EventID, Time: r.EventTime.UTC(), TraceParent: text(r.TraceParent),
+			TraceState: text(r.TraceState),
 			Data: schema.Generation{
 				Model: r.Model, Class: r.Requested.Class, Seed: r.Seed, Noise: r.Requested.Noise,
-				NoiseDtype: r.Requested.NoiseDtype, BatchIndex: r.Requested.BatchIndex, Sampler: r.Requested.Sampler, Labels: nilIfEmpty(r.Labels),
+				NoiseDtype: r.Requested.NoiseDtype, BatchIndex: r.Requested.BatchIndex, Sampler: r.Requested.Sampler,
+				Labels: nilIfEmpty(r.Labels),
 			},
 		},
 		ClassIndex: r.ClassIndex, ClassLabel: r.ClassLabel,
 		ClassGap: schema.Measurement{
-			Estimator: r.ClassGapEstimator, Value: r.ClassGap, UpperBound: r.ClassGapUpperBound, Saturated: r.ClassGapSaturated,
+			Estimator: r.ClassGapEstimator, Value: r.ClassGap, UpperBound: r.ClassGapUpperBound,
+			Saturated:    r.ClassGapSaturated,
 			MeanDistance: r.ClassGapMeanDistance, Distances: r.ClassGapDistances, Shares: r.ClassGapShares,
 			BranchStep: r.ClassGapBranchStep, RolloutSteps: r.ClassGapRolloutSteps,
 		},
 		RequestRisk: schema.Measurement{
-			Estimator: r.RequestRiskEstimator, Value: r.RequestRisk, UpperBound: r.RequestRiskUpperBound, Saturated: r.RequestRiskSaturated,
+			Estimator: r.RequestRiskEstimator, Value: r.RequestRisk, UpperBound: r.RequestRiskUpperBound,
+			Saturated:    r.RequestRiskSaturated,
 			MeanDistance: r.RequestRiskMeanDistance, Distances: r.RequestRiskDistances, Shares: r.RequestRiskShares,
 			BranchStep: r.RequestRiskBranchStep, RolloutSteps: r.RequestRiskRolloutSteps,
 		},
 		Receipt: schema.Receipt{
-			EnsembleDigest: r.EnsembleDigest, Profile: r.Profile, Settings: r.Settings, Steps: r.Steps, GuidanceScale: r.GuidanceScale, Eta: r.Eta,
-			Seed: r.Seed, Noise: r.Noise, Carrier: r.Carrier, Rows: r.UNetRows, Runtime: r.Runtime, Device: r.Device, Deviations: nilIfNone(r.Deviations),
+			EnsembleDigest: r.EnsembleDigest, Profile: r.Profile, Settings: r.Settings, Steps: r.Steps,
+			GuidanceScale: r.GuidanceScale, Eta: r.Eta,
+			Seed: r.Seed, Noise: r.Noise, Carrier: r.Carrier, Rows: r.UNetRows, Runtime: r.Runtime, Device: r.Device,
+			Deviations: nilIfNone(r.Deviations),
 		},
 		ScoredAt: r.ScoredAt.UTC(),
 	}
@@ -256,17 +267,22 @@ type alertRow struct {
 
 func newAlertRow(a schema.Alert) alertRow {
 	return alertRow{
-		a.ID, a.Kind, a.Source, a.EventID, a.EventTime, a.Model, a.ClassIndex, a.ClassLabel, labels(a.Labels), a.Severity, a.Reason, a.Measurement,
-		a.Value, a.Decided, a.Threshold, a.ThresholdID, a.Saturated, a.ClassGap, a.RequestRisk, a.Receipt.EnsembleDigest, a.Receipt.Settings,
+		a.ID, a.Kind, a.Source, a.EventID, a.EventTime, a.Model, a.ClassIndex, a.ClassLabel, labels(a.Labels), a.Severity,
+		a.Reason, a.Measurement,
+		a.Value, a.Decided, a.Threshold, a.ThresholdID, a.Saturated, a.ClassGap, a.RequestRisk, a.Receipt.EnsembleDigest,
+		a.Receipt.Settings,
 		a.Receipt, a.Count, a.Detail, a.FiredAt, deliveryOwed,
 	}
 }
 
 func (r alertRow) alert() schema.Alert {
 	return schema.Alert{
-		ID: r.ID, Kind: r.Kind, Source: r.Source, EventID: r.EventID, EventTime: r.EventTime.UTC(), Model: r.Model, ClassIndex: r.ClassIndex,
-		ClassLabel: r.ClassLabel, Labels: nilIfEmpty(r.Labels), Severity: r.Severity, Reason: r.Reason, Measurement: r.Measurement, Value: r.Value,
-		Decided: r.Decided, Threshold: r.Threshold, ThresholdID: r.ThresholdID, Saturated: r.Saturated, ClassGap: r.ClassGap,
+		ID: r.ID, Kind: r.Kind, Source: r.Source, EventID: r.EventID, EventTime: r.EventTime.UTC(), Model: r.Model,
+		ClassIndex: r.ClassIndex,
+		ClassLabel: r.ClassLabel, Labels: nilIfEmpty(r.Labels), Severity: r.Severity, Reason: r.Reason,
+		Measurement: r.Measurement, Value: r.Value,
+		Decided: r.Decided, Threshold: r.Threshold, ThresholdID: r.ThresholdID, Saturated: r.Saturated,
+		ClassGap:    r.ClassGap,
 		RequestRisk: r.RequestRisk, Receipt: r.Receipt, Count: r.Count, Detail: r.Detail, FiredAt: r.FiredAt.UTC(),
 	}
 }

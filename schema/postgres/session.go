@@ -30,12 +30,13 @@ var always = map[string]string{
 	"default_transaction_isolation": "read committed",
 }
 
-// configure has each connection of c set its session up and read back what the server made of it. The settings are set by
-// statements, not when connecting: a pooler drops or refuses parameters of the latter kind.
+// configure has each connection of c set its session up and read back what the server made of it. The settings are set
+// by statements, not when connecting: a pooler drops or refuses parameters of the latter kind.
 func configure(c *pgx.ConnConfig, settings map[string]string) error {
 	for _, mode := range []pgx.QueryExecMode{pgx.QueryExecModeExec, pgx.QueryExecModeSimpleProtocol} {
 		if c.DefaultQueryExecMode == mode {
-			return fmt.Errorf("%w: the address sets default_query_exec_mode=%s; leave it out, or use cache_statement, cache_describe or describe_exec",
+			return fmt.Errorf("%w: the address sets default_query_exec_mode=%s; leave it out, or use cache_statement, "+
+				"cache_describe or describe_exec",
 				ErrSession, strings.ReplaceAll(mode.String(), " ", "_"))
 		}
 	}
@@ -65,7 +66,8 @@ func setUp(ctx context.Context, conn *pgconn.PgConn, settings map[string]string)
 	if _, err := query(ctx, conn, "SELECT "+strings.Join(set, ", ")); err != nil {
 		return fmt.Errorf("set up session: %w", err)
 	}
-	rows, err := query(ctx, conn, `SELECT name, setting FROM pg_catalog.pg_settings WHERE name IN (`+strings.Join(read, ", ")+`)
+	rows, err := query(ctx, conn, `SELECT name, setting FROM pg_catalog.pg_settings WHERE name IN (`+strings.Join(read,
+		", ")+`)
 		UNION ALL SELECT 'server_version_num', pg_catalog.current_setting('server_version_num')
 		UNION ALL SELECT 'server_encoding', pg_catalog.current_setting('server_encoding')
 		UNION ALL SELECT 'in recovery', pg_catalog.pg_is_in_recovery()::text
@@ -112,9 +114,9 @@ func query(ctx context.Context, conn *pgconn.PgConn, sql string) ([][][]byte, er
 	return results[0].Rows, nil
 }
 
-// checkPooler fails if a pooler between this program and the server gives a client's server connection to others between two
-// transactions: settings, prepared statements, locks of a session and LISTEN would then belong to anybody. A client of such a
-// pooler either meets another client's backend, or a backend of its own that changes.
+// checkPooler fails if a pooler between this program and the server gives a client's server connection to others
+// between two transactions: settings, prepared statements, locks of a session and LISTEN would then belong to anybody.
+// A client of such a pooler either meets another client's backend, or a backend of its own that changes.
 func checkPooler(ctx context.Context, c *pgx.ConnConfig) error {
 	var clients [2]*pgx.Conn
 	var backends [2]string
@@ -139,7 +141,8 @@ func checkPooler(ctx context.Context, c *pgx.ConnConfig) error {
 				return nil // no pooler: the server itself answered the connection
 			}
 			if before != "" && before != backends[i] || i == 1 && backends[0] == backends[1] {
-				return fmt.Errorf("%w: a pooler gives sessions away between transactions; it must keep them (pgbouncer: pool_mode = session)", ErrSession)
+				return fmt.Errorf("%w: a pooler gives sessions away between transactions; it must keep them (pgbouncer: "+
+					"pool_mode = session)", ErrSession)
 			}
 		}
 	}

@@ -37,13 +37,15 @@ func with(t testing.TB, address, name, value string) string {
 // refuses wants Open and Migrate to refuse an address by name.
 func refuses(t testing.TB, address, why string) {
 	t.Helper()
-	if s, err := postgres.Open(testContext(t), postgres.Config{URL: address}); !errors.Is(err, postgres.ErrSession) || !strings.Contains(err.Error(), why) {
+	if s, err := postgres.Open(testContext(t), postgres.Config{URL: address}); !errors.Is(err, postgres.ErrSession) ||
+		!strings.Contains(err.Error(), why) {
 		if err == nil {
 			s.Close()
 		}
 		t.Errorf("open: %v, want an error that says %q", err, why)
 	}
-	if err := postgres.Migrate(testContext(t), address); !errors.Is(err, postgres.ErrSession) || !strings.Contains(err.Error(), why) {
+	if err := postgres.Migrate(testContext(t), address); !errors.Is(err, postgres.ErrSession) ||
+		!strings.Contains(err.Error(), why) {
 		t.Errorf("migrate: %v, want an error that says %q", err, why)
 	}
 }
@@ -73,7 +75,8 @@ func works(t testing.TB, address string) {
 	v.Alerts = []schema.Alert{alert(v.Score, "a")}
 	v.Score.ClassGap.Value = 0.1 + 0.2 // its 17th digit counts
 	mustRecord(t, s, v)
-	if stored, err := s.ScoreByID(ctx, schema.Identity{ID: "one"}); err != nil || stored.ClassGap.Value != v.Score.ClassGap.Value {
+	if stored, err := s.ScoreByID(ctx, schema.Identity{ID: "one"}); err != nil ||
+		stored.ClassGap.Value != v.Score.ClassGap.Value {
 		t.Errorf("%v came back, %v", stored, err)
 	}
 	if got, err := s.OutboxNext(ctx, schema.SinkStream, 10, time.Minute); err != nil || len(got) != 1 {
@@ -92,8 +95,10 @@ func works(t testing.TB, address string) {
 }
 
 func TestSessionSettings(t *testing.T) {
-	for _, name := range []string{"statement_timeout", "lock_timeout", "synchronous_commit", "search_path", "timezone", "client_encoding"} {
-		if _, err := postgres.Open(testContext(t), postgres.Config{URL: with(t, pgtest.URL(t), name, "1")}); !errors.Is(err, postgres.ErrSession) || !strings.Contains(err.Error(), name) {
+	for _, name := range []string{"statement_timeout", "lock_timeout", "synchronous_commit", "search_path", "timezone",
+		"client_encoding"} {
+		if _, err := postgres.Open(testContext(t), postgres.Config{URL: with(t, pgtest.URL(t), name, "1")}); !errors.Is(err,
+			postgres.ErrSession) || !strings.Contains(err.Error(), name) {
 			t.Errorf("an address that sets %s: %v", name, err)
 		}
 	}
@@ -105,13 +110,16 @@ func TestSessionSettings(t *testing.T) {
 	}
 	// What the server, the database or the role set does not reach a session, or is refused.
 	for _, c := range []struct{ setting, refused string }{
-		{"client_encoding = 'LATIN1'", ""}, {"extra_float_digits = 0", ""}, {"statement_timeout = '1s'", ""}, {"standard_conforming_strings = off", ""},
-		{"default_transaction_isolation = 'serializable'", ""}, {"timezone = 'Asia/Kathmandu'", ""}, {"datestyle = 'SQL, DMY'", ""}, {"intervalstyle = 'sql_standard'", ""},
+		{"client_encoding = 'LATIN1'", ""}, {"extra_float_digits = 0", ""}, {"statement_timeout = '1s'",
+			""}, {"standard_conforming_strings = off", ""},
+		{"default_transaction_isolation = 'serializable'", ""}, {"timezone = 'Asia/Kathmandu'",
+			""}, {"datestyle = 'SQL, DMY'", ""}, {"intervalstyle = 'sql_standard'", ""},
 		{"bytea_output = 'escape'", ""}, {"default_transaction_read_only = on", "read-only"},
 	} {
 		address := pgtest.URL(t)
 		conn := connect(t, address)
-		if _, err := conn.Exec(testContext(t), `ALTER DATABASE `+pgx.Identifier{conn.Config().Database}.Sanitize()+` SET `+c.setting); err != nil {
+		if _, err := conn.Exec(testContext(t),
+			`ALTER DATABASE `+pgx.Identifier{conn.Config().Database}.Sanitize()+` SET `+c.setting); err != nil {
 			t.Fatal(err)
 		}
 		if c.refused != "" {
@@ -125,7 +133,8 @@ func TestSessionSettings(t *testing.T) {
 func TestServerThatDoesNotFit(t *testing.T) {
 	t.Run("encoding", func(t *testing.T) {
 		conn := connect(t, pgtest.EmptyURL(t))
-		if _, err := conn.Exec(testContext(t), `CREATE DATABASE ascii ENCODING 'SQL_ASCII' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0`); err != nil {
+		if _, err := conn.Exec(testContext(t),
+			`CREATE DATABASE ascii ENCODING 'SQL_ASCII' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0`); err != nil {
 			t.Fatal(err)
 		}
 		u, err := url.Parse(conn.Config().ConnString())
@@ -171,7 +180,9 @@ func TestPooler(t *testing.T) {
 		{"transaction", "pool_mode = transaction", false},
 		{"transaction, one connection", "pool_mode = transaction\ndefault_pool_size = 1", false},
 		{"transaction, in turn", "pool_mode = transaction\nserver_round_robin = 1\nmin_pool_size = 8", false},
-		{"transaction, parameters ignored", "pool_mode = transaction\nignore_startup_parameters = statement_timeout, lock_timeout, search_path, synchronous_commit, idle_in_transaction_session_timeout", false},
+		{"transaction, parameters ignored",
+			"pool_mode = transaction\nignore_startup_parameters = statement_timeout, lock_timeout, search_path, " +
+				"synchronous_commit, idle_in_transaction_session_timeout", false},
 		{"statement", "pool_mode = statement", false},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -212,7 +223,8 @@ func pgbouncer(t *testing.T, server *pgx.ConnConfig, settings string) string {
 	free.Close()
 	for name, content := range map[string]string{
 		"users": fmt.Sprintf("%q %q\n", server.User, server.Password),
-		"ini": fmt.Sprintf("[databases]\n* = host=127.0.0.1 port=%d\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = %d\nunix_socket_dir =\nauth_type = trust\nauth_file = %s/users\n%s\n",
+		"ini": fmt.Sprintf("[databases]\n* = host=127.0.0.1 port=%d\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = "+
+			"%d\nunix_socket_dir =\nauth_type = trust\nauth_file = %s/users\n%s\n",
 			server.Port, port, dir, settings),
 	} {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o644); err != nil {

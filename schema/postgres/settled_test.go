@@ -54,7 +54,8 @@ func TestDeadLettersClaimOnlyTheirOwn(t *testing.T) {
 			if r := mustRecord(t, s, scoreVerdict(2, "one")); !r.First || r.Outcome != schema.OutcomeScore {
 				t.Errorf("the event on its own subject: %+v", r)
 			}
-			if n := count(t, conn, `SELECT count(*) FROM decuwatch_views.dead_letters WHERE source = $1 AND event_id = $2`, ev.Source, ev.ID); n != 1 {
+			if n := count(t, conn, `SELECT count(*) FROM decuwatch_views.dead_letters WHERE source = $1 AND event_id = $2`,
+				ev.Source, ev.ID); n != 1 {
 				t.Errorf("the producer finds %d dead letters", n)
 			}
 		})
@@ -71,7 +72,8 @@ func TestDeadLetterNamesItsProducer(t *testing.T) {
 	v.DeadLetter.Source, v.DeadLetter.EventID = "//studio/render", "e-2"
 	mustRecord(t, s, v)
 	mustRecord(t, s, letter(3, "three", "generation.requested.fashion-mnist", "invalid", nil))
-	n := count(t, conn, `SELECT count(*) FROM decuwatch_views.dead_letters WHERE source = '//studio/render' AND model = 'fashion-mnist'`)
+	n := count(t, conn, `SELECT count(*) FROM decuwatch_views.dead_letters WHERE source = '//studio/render'
+		AND model = 'fashion-mnist'`)
 	if n != 2 {
 		t.Errorf("the producer finds %d dead letters, want 2", n)
 	}
@@ -98,10 +100,12 @@ func TestSettledSequences(t *testing.T) {
 		t.Errorf("a new event: known %t, %v", known, err)
 	}
 	var invalid *schema.Invalid
-	if _, err := s.Known(testContext(t), ev.Identity(), delivery(8, "another")); !errors.As(err, &invalid) || invalid.Field != "id" {
+	if _, err := s.Known(testContext(t), ev.Identity(), delivery(8, "another")); !errors.As(err, &invalid) ||
+		invalid.Field != "id" {
 		t.Errorf("another event's identifier: %v", err)
 	}
-	if _, err := s.Record(testContext(t), schema.Verdict{Delivery: delivery(8, "another"), Score: score("one", 0.3, 0.1)}); !errors.As(err, &invalid) {
+	if _, err := s.Record(testContext(t), schema.Verdict{Delivery: delivery(8, "another"),
+		Score: score("one", 0.3, 0.1)}); !errors.As(err, &invalid) {
 		t.Errorf("another event's identifier: %v", err)
 	}
 	mustRecord(t, s, letter(9, "junk", "generation.requested.fashion-mnist", "invalid", nil))
@@ -155,7 +159,8 @@ func TestTries(t *testing.T) {
 			t.Errorf("after %+v: %+v, %v; want %+v", c.add, got, err, c.want)
 		}
 	}
-	if got, err := s.Try(testContext(t), delivery(1, "another stream's"), schema.Tries{}); err != nil || got != (schema.Tries{}) {
+	if got, err := s.Try(testContext(t), delivery(1, "another stream's"), schema.Tries{}); err != nil ||
+		got != (schema.Tries{}) {
 		t.Errorf("another message of that sequence: %+v, %v", got, err)
 	}
 }
@@ -198,7 +203,8 @@ func TestModelsDoNotShareIdentities(t *testing.T) {
 			t.Errorf("%s: %v", ev.Data.Model, err)
 		}
 	}
-	if _, err := s.ScoreByID(testContext(t), schema.Identity{ID: "one"}); err == nil || !strings.Contains(err.Error(), "name the model") {
+	if _, err := s.ScoreByID(testContext(t), schema.Identity{ID: "one"}); err == nil ||
+		!strings.Contains(err.Error(), "name the model") {
 		t.Errorf("an id of two models: %v", err)
 	}
 	for _, skip := range []string{"fashion-mnist", "other"} {
@@ -210,7 +216,8 @@ func TestModelsDoNotShareIdentities(t *testing.T) {
 		}
 	}
 	for table, want := range map[string]int{"scores": 2, "reviews": 2, "skips": 2, "events": 4, "repeats": 2} {
-		if n := count(t, conn, `SELECT count(*) FROM decuwatch.`+table+` WHERE model IN ('fashion-mnist', 'other')`); n != want {
+		if n := count(t, conn, `SELECT count(*) FROM decuwatch.`+table+`
+			WHERE model IN ('fashion-mnist', 'other')`); n != want {
 			t.Errorf("%d rows of %s, want %d", n, table, want)
 		}
 	}
@@ -223,7 +230,8 @@ func TestUntakenEventsStayOpen(t *testing.T) {
 		s, conn := open(t, postgres.Config{})
 		ev := event("one")
 		mustRecord(t, s, letter(1, "one", "generation.requested.fashion-mnist", kind, &ev))
-		if r := mustRecord(t, s, letter(1, "one", "generation.requested.fashion-mnist", "given_up", &ev)); r.First || r.Reason != string(kind) {
+		if r := mustRecord(t, s, letter(1, "one", "generation.requested.fashion-mnist", "given_up", &ev)); r.First ||
+			r.Reason != string(kind) {
 			t.Errorf("%s: a second verdict on the message: %+v", kind, r)
 		}
 		id := count(t, conn, `SELECT id FROM decuwatch.dead_letters`)
@@ -233,7 +241,8 @@ func TestUntakenEventsStayOpen(t *testing.T) {
 		if n := count(t, conn, `SELECT sum(n) FROM decuwatch.outcome_hour_parts WHERE outcome = 'dead_letter'`); n != 0 {
 			t.Errorf("%s: %d dead letters are counted after the redelivery", kind, n)
 		}
-		if n := count(t, conn, `SELECT count(*) FROM (SELECT FROM decuwatch.outcome_hour_parts GROUP BY hour HAVING sum(n) <> 0) x`); n != 0 {
+		if n := count(t, conn, `SELECT count(*) FROM (SELECT FROM decuwatch.outcome_hour_parts
+			GROUP BY hour HAVING sum(n) <> 0) x`); n != 0 {
 			t.Errorf("%s: %d hours are off", kind, n)
 		}
 		if known, err := s.Known(testContext(t), ev.Identity(), delivery(2, "one")); known || err != nil {
@@ -243,13 +252,15 @@ func TestUntakenEventsStayOpen(t *testing.T) {
 			t.Errorf("%s sent again: %+v", kind, r)
 		}
 		// Once more while nobody takes the model: it repeats the score.
-		if r := mustRecord(t, s, letter(3, "one", "generation.requested.fashion-mnist", kind, &ev)); r.First || r.Outcome != schema.OutcomeScore {
+		if r := mustRecord(t, s, letter(3, "one", "generation.requested.fashion-mnist", kind, &ev)); r.First ||
+			r.Outcome != schema.OutcomeScore {
 			t.Errorf("%s of an event that is scored: %+v", kind, r)
 		}
 	}
 }
 
-// TestForgottenMessagesAreNotLost holds what reconcile takes for lost against retention: a message whose row was deleted is none.
+// TestForgottenMessagesAreNotLost holds what reconcile takes for lost against retention: a message whose row was
+// deleted is none.
 func TestForgottenMessagesAreNotLost(t *testing.T) {
 	s, conn := open(t, postgres.Config{})
 	var least string
@@ -271,14 +282,17 @@ func TestForgottenMessagesAreNotLost(t *testing.T) {
 	accounted(1)
 	ages := func(age string) {
 		t.Helper()
-		sudo(t, conn, `UPDATE decuwatch.events SET recorded_at = now() - interval '`+age+`'`, `UPDATE decuwatch.dead_letters SET recorded_at = now() - interval '`+age+`'`)
+		sudo(t, conn, `UPDATE decuwatch.events SET recorded_at = now() - interval '`+age+`'`,
+			`UPDATE decuwatch.dead_letters SET recorded_at = now() - interval '`+age+`'`)
 	}
 	ages(least + " -1 minute")
 	accounted(1)
 	ages(least + " 1 second") // from here on a row may go at any moment
 	accounted(7)
 	deleted := 0
-	if err := conn.QueryRow(testContext(t), `SELECT decuwatch.delete_old('events', decuwatch.least_retention('events'))`).Scan(&deleted); err != nil || deleted == 0 {
+	if err := conn.QueryRow(testContext(t),
+		`SELECT decuwatch.delete_old('events', decuwatch.least_retention('events'))`).Scan(&deleted); err != nil ||
+		deleted == 0 {
 		t.Fatalf("%d rows deleted, %v", deleted, err)
 	}
 	if n := count(t, conn, `SELECT count(*) FROM decuwatch.events`); n != 0 {

@@ -20,11 +20,11 @@ import (
 )
 
 var (
-	// ErrNotFound is returned where a row that was asked for by its key does not exist.
+	// ErrNotFound is returned if a row that was asked for by its key does not exist.
 	ErrNotFound = errors.New("not found")
 	// ErrClosed is returned by Record after Close.
 	ErrClosed = errors.New("the store is closed")
-	// ErrNotMigrated is returned by Open where the tables are older than this program.
+	// ErrNotMigrated is returned by Open if the tables are older than this program.
 	ErrNotMigrated = errors.New("the tables are older than this program, run: decuwatch migrate")
 	// ErrNotFinite is returned by Record for a score or an alert that holds a NaN or an infinity. Nothing was written.
 	ErrNotFinite = errors.New("not a finite number")
@@ -68,7 +68,8 @@ func (c Config) Check() error {
 		return settings.Errorf("postgres.url is not an address: postgres://user@host:5432/name")
 	}
 	if c.MaxConns >= 1 && c.MaxConns <= c.Committers {
-		return settings.Errorf("postgres.max-conns is %d, must be more than postgres.committers, %d", c.MaxConns, c.Committers)
+		return settings.Errorf("postgres.max-conns is %d, must be more than postgres.committers, %d", c.MaxConns,
+			c.Committers)
 	}
 	return settings.Check("postgres", c)
 }
@@ -87,8 +88,8 @@ type Store struct {
 	months sync.Map // begin of a month (time.Time) -> struct{}: partitions known to exist
 }
 
-// Open connects, checks that sessions are as this program needs them (else ErrSession), and that the tables are those that it
-// knows or newer ones (else ErrNotMigrated, or ErrEdited).
+// Open connects, checks that sessions are as this program needs them (else ErrSession), and that the tables are those
+// that it knows or newer ones (else ErrNotMigrated, or ErrEdited).
 func Open(ctx context.Context, c Config) (*Store, error) {
 	url := c.URL // has no default here
 	c, c.Maintenance = settings.WithDefaults(c), settings.WithDefaults(c.Maintenance)
@@ -160,7 +161,7 @@ func (s *Store) Close() {
 	s.pool.Close()
 }
 
-// Ping returns nil where the database answers.
+// Ping returns nil if the database answers.
 func (s *Store) Ping(ctx context.Context) error {
 	if err := s.pool.Ping(ctx); err != nil {
 		return fmt.Errorf("ping postgres: %w", err)
@@ -169,7 +170,7 @@ func (s *Store) Ping(ctx context.Context) error {
 }
 
 // Listen calls notify after each notification on the channel, and after each time that it began to listen (again),
-// for changes before that were not announced to it. It reconnects for ever and returns ctx.Err() when ctx ends.
+// for changes before that were not announced to it. It keeps reconnecting, and returns ctx.Err() when ctx ends.
 func (s *Store) Listen(ctx context.Context, channel string, notify func()) error {
 	retry := backoff.Backoff{Min: 100 * time.Millisecond, Max: 5 * time.Second}
 	for {

@@ -11,8 +11,8 @@ import (
 	"github.com/decuwatch/decuwatch/schema"
 )
 
-// Settled returns the messages from <= sequence <= to of a stream that have their verdict, or repeat an event that has, in
-// order of sequence.
+// Settled returns the messages from <= sequence <= to of a stream that have their verdict, or repeat an event that has,
+// in order of sequence.
 func (s *Store) Settled(ctx context.Context, stream string, from, to uint64) ([]schema.Settled, error) {
 	rows, err := s.pool.Query(ctx, settled, stream, int64(from), int64(to))
 	if err != nil {
@@ -30,8 +30,8 @@ func (s *Store) Settled(ctx context.Context, stream string, from, to uint64) ([]
 	return list, nil
 }
 
-// Position returns the sequence number up to which the stream that was made at the given moment has been swept. A stream
-// that is not known yet is begun after the message at.
+// Position returns the sequence number up to which the stream that was made at the given moment has been swept. A
+// stream that is not known yet is begun after the message at.
 func (s *Store) Position(ctx context.Context, stream string, created time.Time, at uint64) (uint64, error) {
 	_, err := s.pool.Exec(ctx, beginPosition,
 		stream, created, int64(at))
@@ -55,12 +55,12 @@ func (s *Store) SweptTo(ctx context.Context, stream string, created time.Time) (
 	return uint64(position), true, nil
 }
 
-// accountedFor is for how long a message that left the stream is held against the ledger: as long as no ledger row is removed
-// by retention, however short its setting.
+// accountedFor is for how long a message that left the stream is held against the ledger: as long as no ledger row is
+// removed by retention, however short its setting.
 const accountedFor = 30 * 24 * time.Hour
 
-// AccountedFrom returns the first sequence number of a stream from which every message has a row in the ledger as soon as
-// it has its verdict, and false if no worker has seen the stream yet.
+// AccountedFrom returns the first sequence number of a stream from which every message has a row in the ledger as soon
+// as it has its verdict, and false if no worker has seen the stream yet.
 func (s *Store) AccountedFrom(ctx context.Context, stream string, created time.Time) (uint64, bool, error) {
 	var from int64
 	err := s.pool.QueryRow(ctx, accountedFrom, stream, created, accountedFor).Scan(&from)
@@ -73,8 +73,8 @@ func (s *Store) AccountedFrom(ctx context.Context, stream string, created time.T
 	return uint64(from), true, nil
 }
 
-// Unsettled returns the ranges of messages from <= sequence <= to of the stream that was made at the given moment that have
-// no verdict: first and last of each, in order.
+// Unsettled returns the ranges of messages from <= sequence <= to of the stream that was made at the given moment that
+// have no verdict: first and last of each, in order.
 func (s *Store) Unsettled(ctx context.Context, stream string, created time.Time, from, to uint64) ([][2]uint64, error) {
 	if from > to {
 		return nil, nil
@@ -106,7 +106,8 @@ func (s *Store) Advance(ctx context.Context, stream string, created time.Time, f
 }
 
 // SettledBefore returns the highest sequence from first to last up to which no verdict is younger than age, or first-1.
-func (s *Store) SettledBefore(ctx context.Context, stream string, first, last uint64, age time.Duration) (uint64, error) {
+func (s *Store) SettledBefore(ctx context.Context, stream string, first, last uint64, age time.Duration) (uint64,
+	error) {
 	var young *int64
 	err := s.pool.QueryRow(ctx, settledBefore,
 		stream, int64(first), int64(last), age).Scan(&young)
@@ -130,7 +131,7 @@ func (s *Store) Orphans(ctx context.Context, stream, subject string, above uint6
 	return n, nil
 }
 
-// EventDigests returns the digest of each event that has its verdict, Events that have none are left out.
+// EventDigests returns the digest of each event that has its verdict; other events are left out.
 func (s *Store) EventDigests(ctx context.Context, events []schema.Identity) (map[schema.Identity]string, error) {
 	sources, ids, models := make([]string, len(events)), make([]string, len(events)), make([]string, len(events))
 	for i, e := range events {
@@ -143,7 +144,8 @@ func (s *Store) EventDigests(ctx context.Context, events []schema.Identity) (map
 	digests := make(map[schema.Identity]string, len(events))
 	var key schema.Identity
 	var digest string
-	if _, err := pgx.ForEachRow(rows, []any{&key.Source, &key.ID, &key.Model, &digest}, func() error { digests[key] = digest; return nil }); err != nil {
+	if _, err := pgx.ForEachRow(rows, []any{&key.Source, &key.ID, &key.Model, &digest},
+		func() error { digests[key] = digest; return nil }); err != nil {
 		return nil, fmt.Errorf("look up %d events: %w", len(events), err)
 	}
 	return digests, nil

@@ -24,12 +24,17 @@ import (
 
 // objects lists what stands in a database, by kind and name.
 const objects = `
-	SELECT 'relation ' || c.oid::regclass FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname LIKE 'decuwatch%'
-	UNION ALL SELECT 'routine ' || p.oid::regprocedure FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace WHERE n.nspname LIKE 'decuwatch%'
-	UNION ALL SELECT 'type ' || t.oid::regtype FROM pg_catalog.pg_type t JOIN pg_catalog.pg_namespace n ON n.oid = t.typnamespace WHERE n.nspname LIKE 'decuwatch%'
-	UNION ALL SELECT 'constraint ' || conrelid::regclass || ' ' || pg_catalog.pg_get_constraintdef(k.oid) FROM pg_catalog.pg_constraint k JOIN pg_catalog.pg_namespace n ON n.oid = k.connamespace
+	SELECT 'relation ' || c.oid::regclass FROM pg_catalog.pg_class c
+	JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname LIKE 'decuwatch%'
+	UNION ALL SELECT 'routine ' || p.oid::regprocedure FROM pg_catalog.pg_proc p
+	JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace WHERE n.nspname LIKE 'decuwatch%'
+	UNION ALL SELECT 'type ' || t.oid::regtype FROM pg_catalog.pg_type t
+	JOIN pg_catalog.pg_namespace n ON n.oid = t.typnamespace WHERE n.nspname LIKE 'decuwatch%'
+	UNION ALL SELECT 'constraint ' || conrelid::regclass || ' ' || pg_catalog.pg_get_constraintdef(k.oid)
+	FROM pg_catalog.pg_constraint k JOIN pg_catalog.pg_namespace n ON n.oid = k.connamespace
 		WHERE n.nspname LIKE 'decuwatch%' AND conrelid <> 0
-	UNION ALL SELECT 'grant ' || table_schema || '.' || table_name || ' ' || grantee || ' ' || privilege_type FROM information_schema.role_table_grants WHERE table_schema LIKE 'decuwatch%'
+	UNION ALL SELECT 'grant ' || table_schema || '.' || table_name || ' ' || grantee || ' ' || privilege_type
+	FROM information_schema.role_table_grants WHERE table_schema LIKE 'decuwatch%'
 	UNION ALL SELECT 'schema ' || nspname FROM pg_catalog.pg_namespace WHERE nspname LIKE 'decuwatch%'
 	ORDER BY 1`
 
@@ -102,12 +107,15 @@ func TestEverythingIsCommented(t *testing.T) {
 	bare := list(t, conn, `
 		SELECT c.oid::regclass || '.' || a.attname FROM pg_catalog.pg_attribute a
 		JOIN pg_catalog.pg_class c ON c.oid = a.attrelid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-		WHERE n.nspname LIKE 'decuwatch%' AND c.relkind IN ('r', 'p', 'v') AND a.attnum > 0 AND NOT a.attisdropped AND pg_catalog.col_description(c.oid, a.attnum) IS NULL
+		WHERE n.nspname LIKE 'decuwatch%' AND c.relkind IN ('r', 'p', 'v') AND a.attnum > 0 AND NOT a.attisdropped
+		AND pg_catalog.col_description(c.oid, a.attnum) IS NULL
 		UNION ALL
 		SELECT c.oid::regclass::text FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-		WHERE n.nspname LIKE 'decuwatch%' AND c.relkind IN ('r', 'p', 'v') AND pg_catalog.obj_description(c.oid, 'pg_class') IS NULL
+		WHERE n.nspname LIKE 'decuwatch%' AND c.relkind IN ('r', 'p', 'v')
+		AND pg_catalog.obj_description(c.oid, 'pg_class') IS NULL
 		UNION ALL
-		SELECT nspname::text FROM pg_catalog.pg_namespace n WHERE nspname LIKE 'decuwatch%' AND pg_catalog.obj_description(n.oid, 'pg_namespace') IS NULL
+		SELECT nspname::text FROM pg_catalog.pg_namespace n WHERE nspname LIKE 'decuwatch%'
+		AND pg_catalog.obj_description(n.oid, 'pg_namespace') IS NULL
 		UNION ALL
 		SELECT p.oid::regprocedure::text FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace
 		WHERE n.nspname LIKE 'decuwatch%' AND pg_catalog.obj_description(p.oid, 'pg_proc') IS NULL
@@ -117,7 +125,8 @@ func TestEverythingIsCommented(t *testing.T) {
 	for _, name := range bare {
 		t.Errorf("%s has no comment", name)
 	}
-	if n := count(t, conn, `SELECT count(*) FROM pg_catalog.pg_description d JOIN pg_catalog.pg_class c ON c.oid = d.objoid
+	if n := count(t, conn, `SELECT count(*)
+		FROM pg_catalog.pg_description d JOIN pg_catalog.pg_class c ON c.oid = d.objoid
 		JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname LIKE 'decuwatch%'`); n < 200 {
 		t.Errorf("only %d comments", n)
 	}
@@ -128,13 +137,17 @@ func TestHistoryIsAppendOnly(t *testing.T) {
 	v := scoreVerdict(1, "one")
 	v.Alerts = []schema.Alert{alert(v.Score, "a")}
 	mustRecord(t, s, v)
-	mustRecord(t, s, schema.Verdict{Delivery: delivery(2, "two"), Skip: &schema.Skip{Event: event("two"), Reason: "noise"}})
-	mustRecord(t, s, schema.Verdict{Delivery: delivery(3, "x"), DeadLetter: &schema.DeadLetter{Kind: "invalid", Reason: "r"}})
+	mustRecord(t, s, schema.Verdict{Delivery: delivery(2, "two"),
+		Skip: &schema.Skip{Event: event("two"), Reason: "noise"}})
+	mustRecord(t, s, schema.Verdict{Delivery: delivery(3, "x"),
+		DeadLetter: &schema.DeadLetter{Kind: "invalid", Reason: "r"}})
 	if _, err := s.SetThreshold(testContext(t), threshold(0.1)); err != nil {
 		t.Fatal(err)
 	}
-	for table, column := range map[string]string{"events": "reason", "scores": "class_label", "skips": "detail", "dead_letters": "reason", "alerts": "detail", "thresholds": "reason", "threshold_changes": "reason"} {
-		if _, err := conn.Exec(testContext(t), fmt.Sprintf(`UPDATE decuwatch.%s SET %s = 'changed'`, table, column)); err == nil || !strings.Contains(err.Error(), "append-only") {
+	for table, column := range map[string]string{"events": "reason", "scores": "class_label", "skips": "detail",
+		"dead_letters": "reason", "alerts": "detail", "thresholds": "reason", "threshold_changes": "reason"} {
+		if _, err := conn.Exec(testContext(t), fmt.Sprintf(`UPDATE decuwatch.%s SET %s = 'changed'`, table,
+			column)); err == nil || !strings.Contains(err.Error(), "append-only") {
 			t.Errorf("%s was updated: %v", table, err)
 		}
 	}
@@ -145,7 +158,8 @@ func TestRoles(t *testing.T) {
 	conn := connect(t, url)
 	ctx := testContext(t)
 	for _, role := range []string{"reader", "writer"} {
-		for _, sql := range []string{`DROP ROLE IF EXISTS test_` + role, `CREATE ROLE test_` + role + ` LOGIN PASSWORD 'secret' IN ROLE decuwatch_` + role} {
+		for _, sql := range []string{`DROP ROLE IF EXISTS test_` + role,
+			`CREATE ROLE test_` + role + ` LOGIN PASSWORD 'secret' IN ROLE decuwatch_` + role} {
 			if _, err := conn.Exec(ctx, sql); err != nil {
 				t.Fatal(err)
 			}
@@ -160,8 +174,10 @@ func TestRoles(t *testing.T) {
 	v := scoreVerdict(1, "one")
 	v.Alerts = []schema.Alert{alert(v.Score, "a")}
 	mustRecord(t, s, v)
-	mustRecord(t, s, schema.Verdict{Delivery: delivery(2, "two"), Skip: &schema.Skip{Event: event("two"), Reason: "noise"}})
-	mustRecord(t, s, schema.Verdict{Delivery: delivery(3, "x"), DeadLetter: &schema.DeadLetter{Kind: "invalid", Reason: "r"}})
+	mustRecord(t, s, schema.Verdict{Delivery: delivery(2, "two"),
+		Skip: &schema.Skip{Event: event("two"), Reason: "noise"}})
+	mustRecord(t, s, schema.Verdict{Delivery: delivery(3, "x"),
+		DeadLetter: &schema.DeadLetter{Kind: "invalid", Reason: "r"}})
 	if _, err := s.SetThreshold(ctx, threshold(0.1)); err != nil {
 		t.Error(err)
 	}
@@ -179,14 +195,16 @@ func TestRoles(t *testing.T) {
 		t.Error(err)
 	}
 	writer := connect(t, pgtest.As(t, url, "test_writer", "secret"))
-	for _, sql := range []string{`DROP TABLE decuwatch.scores`, `DELETE FROM decuwatch.scores`, `UPDATE decuwatch.alerts SET detail = ''`, `CREATE TABLE decuwatch.x (i integer)`} {
+	for _, sql := range []string{`DROP TABLE decuwatch.scores`, `DELETE FROM decuwatch.scores`,
+		`UPDATE decuwatch.alerts SET detail = ''`, `CREATE TABLE decuwatch.x (i integer)`} {
 		if _, err := writer.Exec(ctx, sql); !denied(err) {
 			t.Errorf("writer may: %s: %v", sql, err)
 		}
 	}
 
 	reader := connect(t, pgtest.As(t, url, "test_reader", "secret"))
-	tables := list(t, conn, `SELECT c.oid::regclass::text FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = 'decuwatch' AND relkind IN ('r', 'p')`)
+	tables := list(t, conn, `SELECT c.oid::regclass::text FROM pg_catalog.pg_class c
+		JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = 'decuwatch' AND relkind IN ('r', 'p')`)
 	if len(tables) < 15 {
 		t.Fatalf("only %d tables", len(tables))
 	}
@@ -197,8 +215,10 @@ func TestRoles(t *testing.T) {
 			}
 		}
 	}
-	views := list(t, conn, `SELECT table_name::text FROM information_schema.views WHERE table_schema = 'decuwatch_views' ORDER BY 1`)
-	for _, name := range []string{"scores", "class_risk_hourly", "alerts", "thresholds_now", "dead_letters", "coverage"} {
+	views := list(t, conn, `SELECT table_name::text FROM information_schema.views WHERE table_schema = 'decuwatch_views'
+		ORDER BY 1`)
+	for _, name := range []string{"scores", "class_risk_hourly", "alerts", "thresholds_now", "dead_letters",
+		"coverage"} {
 		if !slices.Contains(views, name) {
 			t.Errorf("there is no view %s", name)
 		}
@@ -211,7 +231,10 @@ func TestRoles(t *testing.T) {
 			t.Errorf("reader may delete from view %s", view)
 		}
 	}
-	for _, sql := range []string{`SELECT decuwatch.drop_old_scores('400 days')`, `SELECT decuwatch.delete_old('events', '400 days')`, `SELECT decuwatch.fold()`, `SELECT decuwatch.ensure_partition(now())`, `CREATE TABLE decuwatch_views.x (i integer)`} {
+	for _, sql := range []string{`SELECT decuwatch.drop_old_scores('400 days')`,
+		`SELECT decuwatch.delete_old('events',
+			'400 days')`, `SELECT decuwatch.fold()`, `SELECT decuwatch.ensure_partition(now())`,
+		`CREATE TABLE decuwatch_views.x (i integer)`} {
 		if _, err := reader.Exec(ctx, sql); !denied(err) {
 			t.Errorf("reader may: %s: %v", sql, err)
 		}
@@ -233,7 +256,8 @@ func TestMigrateAsOwner(t *testing.T) {
 	if err := conn.QueryRow(ctx, `SELECT current_database()`).Scan(&database); err != nil {
 		t.Fatal(err)
 	}
-	for _, sql := range []string{`CREATE ROLE test_owner LOGIN CREATEROLE PASSWORD 'secret'`, `ALTER DATABASE ` + pgx.Identifier{database}.Sanitize() + ` OWNER TO test_owner`} {
+	for _, sql := range []string{`CREATE ROLE test_owner LOGIN CREATEROLE PASSWORD 'secret'`,
+		`ALTER DATABASE ` + pgx.Identifier{database}.Sanitize() + ` OWNER TO test_owner`} {
 		if _, err := conn.Exec(ctx, sql); err != nil {
 			t.Fatal(err)
 		}
@@ -265,7 +289,8 @@ func TestOutbox(t *testing.T) {
 	v.Alerts = []schema.Alert{alert(v.Score, "a1"), alert(v.Score, "a2")}
 	mustRecord(t, s, v)
 	got, err := s.OutboxNext(ctx, "nats", 10, time.Hour)
-	if err != nil || len(got) != 2 || got[0].AlertID != "a1" || got[0].Subject != "uncertainty.alert.fashion-mnist.warn.1" || got[0].Header["Nats-Msg-Id"][0] != "a1" {
+	if err != nil || len(got) != 2 || got[0].AlertID != "a1" ||
+		got[0].Subject != "uncertainty.alert.fashion-mnist.warn.1" || got[0].Header["Nats-Msg-Id"][0] != "a1" {
 		t.Fatalf("%+v %v", got, err)
 	}
 	a, err := schema.DecodeAlert(got[0].Body)
@@ -290,7 +315,8 @@ func TestOutbox(t *testing.T) {
 		t.Fatalf("%+v %v", again, err)
 	}
 	stats, err := s.OutboxStats(ctx)
-	if err != nil || len(stats) != 2 || stats[0].Sink != "nats" || stats[0].Pending != 1 || stats[1].Pending != 2 || stats[1].Oldest <= 0 {
+	if err != nil || len(stats) != 2 || stats[0].Sink != "nats" || stats[0].Pending != 1 || stats[1].Pending != 2 ||
+		stats[1].Oldest <= 0 {
 		t.Errorf("%+v %v", stats, err)
 	}
 	alerts, err := s.Alerts(ctx, postgres.AlertFilter{Model: "fashion-mnist", Severity: "warn"})
@@ -303,13 +329,15 @@ func TestOutbox(t *testing.T) {
 	if _, err := s.AlertByID(ctx, "nobody"); !errors.Is(err, postgres.ErrNotFound) {
 		t.Errorf("an unknown alert: %v", err)
 	}
-	summary := schema.Alert{ID: "s1", Kind: "summary", Model: "fashion-mnist", ClassIndex: -1, Severity: "warn", Reason: "budget", Count: 17, EventTime: at, FiredAt: at}
+	summary := schema.Alert{ID: "s1", Kind: "summary", Model: "fashion-mnist", ClassIndex: -1, Severity: "warn",
+		Reason: "budget", Count: 17, EventTime: at, FiredAt: at}
 	for i := range 2 {
 		if first, err := s.RaiseAlert(ctx, summary); err != nil || first != (i == 0) {
 			t.Errorf("summary, call %d: %t %v", i, first, err)
 		}
 	}
-	if got, err := s.OutboxNext(ctx, "webhook", 10, time.Hour); err != nil || len(got) != 3 || got[2].Subject != "uncertainty.alert.fashion-mnist.warn.all" {
+	if got, err := s.OutboxNext(ctx, "webhook", 10, time.Hour); err != nil || len(got) != 3 ||
+		got[2].Subject != "uncertainty.alert.fashion-mnist.warn.all" {
 		t.Errorf("%+v %v", got, err)
 	}
 }
@@ -317,8 +345,10 @@ func TestOutbox(t *testing.T) {
 func threshold(value float64) schema.Threshold {
 	class, alpha := 1, 0.01
 	return schema.Threshold{
-		Model: "fashion-mnist", EnsembleDigest: ensembleDigest, Settings: seriesSettings, Measurement: schema.ClassGap, Scope: "class", Class: &class,
-		Severity: schema.SeverityWarn, Value: value, Origin: "calibrated", N: 200, Alpha: &alpha, SetBy: "ada", Reason: "first",
+		Model: "fashion-mnist", EnsembleDigest: ensembleDigest, Settings: seriesSettings, Measurement: schema.ClassGap,
+		Scope: "class", Class: &class,
+		Severity: schema.SeverityWarn, Value: value, Origin: "calibrated", N: 200, Alpha: &alpha, SetBy: "ada",
+		Reason: "first",
 	}
 }
 
@@ -349,7 +379,8 @@ func TestThresholds(t *testing.T) {
 	}
 	model := threshold(0.5)
 	model.Scope, model.Class = "model", nil
-	if _, err := s.SetThresholds(ctx, postgres.ThresholdChange{Kind: postgres.ChangeCalibration, SetBy: "bob", Reason: "week 12", Thresholds: []schema.Threshold{threshold(0.2), model}}); err != nil {
+	if _, err := s.SetThresholds(ctx, postgres.ThresholdChange{Kind: postgres.ChangeCalibration, SetBy: "bob",
+		Reason: "week 12", Thresholds: []schema.Threshold{threshold(0.2), model}}); err != nil {
 		t.Fatal(err)
 	}
 	if got := values(); !reflect.DeepEqual(got, []float64{0.2, 0.5}) {
@@ -369,7 +400,8 @@ func TestThresholds(t *testing.T) {
 		t.Errorf("after the second rollback: %v", got)
 	}
 	history, err := s.ThresholdHistory(ctx, "fashion-mnist", 10)
-	if err != nil || len(history) != 4 || history[1].SetBy != "eve" || history[1].Undoes != history[2].ID || len(history[2].Thresholds) != 2 || history[3].Thresholds[0].Value != 0.1 {
+	if err != nil || len(history) != 4 || history[1].SetBy != "eve" || history[1].Undoes != history[2].ID ||
+		len(history[2].Thresholds) != 2 || history[3].Thresholds[0].Value != 0.1 {
 		t.Errorf("%+v %v", history, err)
 	}
 	if n := count(t, conn, `SELECT count(*) FROM decuwatch.thresholds`); n != 6 {
@@ -408,7 +440,8 @@ func TestListen(t *testing.T) {
 	}
 	wait("of the change")
 	// A connection that is cut is made again, and what was missed meanwhile is announced.
-	if _, err := conn.Exec(ctx, `SELECT pg_terminate_backend(pid) FROM pg_catalog.pg_stat_activity WHERE datname = current_database() AND query LIKE 'LISTEN%'`); err != nil {
+	if _, err := conn.Exec(ctx, `SELECT pg_terminate_backend(pid) FROM pg_catalog.pg_stat_activity
+		WHERE datname = current_database() AND query LIKE 'LISTEN%'`); err != nil {
 		t.Fatal(err)
 	}
 	wait("after the connection was cut")
@@ -418,7 +451,8 @@ func TestListen(t *testing.T) {
 	}
 }
 
-// TestServerKilled kills the server in the middle of work: what was confirmed is there after, and work goes on by itself.
+// TestServerKilled kills the server in the middle of work: what was confirmed is there after, and work goes on by
+// itself.
 func TestServerKilled(t *testing.T) {
 	ctx := testContext(t)
 	dir := filepath.Join(t.TempDir(), "server") // below a directory that is closed to other users
@@ -502,7 +536,8 @@ func TestCommitTimeoutNamesTheOperation(t *testing.T) {
 	if _, err := tx.Exec(ctx, `LOCK TABLE decuwatch.events`); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := s.Record(ctx, scoreVerdict(2, "two")); err == nil || !strings.Contains(err.Error(), "commit of 1 verdicts timed out after 100ms") {
+	if _, err := s.Record(ctx, scoreVerdict(2, "two")); err == nil ||
+		!strings.Contains(err.Error(), "commit of 1 verdicts timed out after 100ms") {
 		t.Errorf("got %v", err)
 	}
 	if err := tx.Rollback(ctx); err != nil {
@@ -520,7 +555,8 @@ func TestClosed(t *testing.T) {
 	s, _ := open(t, postgres.Config{})
 	mustRecord(t, s, scoreVerdict(1, "one"))
 	s.Close()
-	if _, err := s.Record(testContext(t), schema.Verdict{Delivery: delivery(2, "x"), DeadLetter: &schema.DeadLetter{Kind: "invalid", Reason: "r"}}); !errors.Is(err, postgres.ErrClosed) {
+	if _, err := s.Record(testContext(t), schema.Verdict{Delivery: delivery(2, "x"),
+		DeadLetter: &schema.DeadLetter{Kind: "invalid", Reason: "r"}}); !errors.Is(err, postgres.ErrClosed) {
 		t.Errorf("got %v, want ErrClosed", err)
 	}
 }

@@ -57,9 +57,12 @@ type thresholdRow struct {
 
 func (r thresholdRow) threshold() schema.Threshold {
 	return schema.Threshold{
-		ID: r.ID, Model: r.Model, EnsembleDigest: r.EnsembleDigest, Settings: r.Settings, Measurement: r.Measurement, Scope: r.Scope, Class: r.ClassIndex,
-		Severity: r.Severity, Value: r.Value, Distance: r.Distance, Withdrawn: r.Withdrawn, Origin: r.Origin, N: r.N, Alpha: r.Alpha,
-		Achieved: r.Achieved, WindowFrom: r.WindowFrom, WindowTo: r.WindowTo, SetBy: r.SetBy, Reason: r.Reason, SetAt: r.SetAt.UTC(),
+		ID: r.ID, Model: r.Model, EnsembleDigest: r.EnsembleDigest, Settings: r.Settings, Measurement: r.Measurement,
+		Scope: r.Scope, Class: r.ClassIndex,
+		Severity: r.Severity, Value: r.Value, Distance: r.Distance, Withdrawn: r.Withdrawn, Origin: r.Origin, N: r.N,
+		Alpha:    r.Alpha,
+		Achieved: r.Achieved, WindowFrom: r.WindowFrom, WindowTo: r.WindowTo, SetBy: r.SetBy, Reason: r.Reason,
+		SetAt: r.SetAt.UTC(),
 	}
 }
 
@@ -99,7 +102,8 @@ func (s *Store) SetThreshold(ctx context.Context, t schema.Threshold) (schema.Th
 	if t.Origin == "reference" {
 		kind = ChangeReference
 	}
-	c, err := s.SetThresholds(ctx, ThresholdChange{Kind: kind, SetBy: t.SetBy, Reason: t.Reason, Thresholds: []schema.Threshold{t}})
+	c, err := s.SetThresholds(ctx, ThresholdChange{Kind: kind, SetBy: t.SetBy, Reason: t.Reason,
+		Thresholds: []schema.Threshold{t}})
 	if err != nil {
 		return schema.Threshold{}, err
 	}
@@ -112,7 +116,7 @@ func (s *Store) SetThreshold(ctx context.Context, t schema.Threshold) (schema.Th
 // below its warn threshold; nothing is changed then.
 func (s *Store) SetThresholds(ctx context.Context, c ThresholdChange) (ThresholdChange, error) {
 	if len(c.Thresholds) == 0 {
-		return c, errors.New("set thresholds: none are given")
+		return c, errors.New("set thresholds: no threshold is given")
 	}
 	for _, t := range c.Thresholds {
 		if !finite(t.Value) || t.Distance != nil && !finite(*t.Distance) {
@@ -152,12 +156,16 @@ func insertChange(ctx context.Context, tx pgx.Tx, c ThresholdChange) (ThresholdC
 	set := make([]schema.Threshold, len(c.Thresholds))
 	for i, t := range c.Thresholds {
 		row := thresholdRow{
-			ChangeID: c.ID, Model: t.Model, EnsembleDigest: t.EnsembleDigest, Settings: t.Settings, Measurement: t.Measurement, Scope: t.Scope,
-			ClassIndex: t.Class, Severity: t.Severity, Value: t.Value, Distance: t.Distance, Withdrawn: t.Withdrawn, Origin: t.Origin, N: t.N,
-			Alpha: t.Alpha, Achieved: t.Achieved, WindowFrom: t.WindowFrom, WindowTo: t.WindowTo, SetBy: c.SetBy, Reason: clean(c.Reason), SetAt: c.SetAt,
+			ChangeID: c.ID, Model: t.Model, EnsembleDigest: t.EnsembleDigest, Settings: t.Settings, Measurement: t.Measurement,
+			Scope:      t.Scope,
+			ClassIndex: t.Class, Severity: t.Severity, Value: t.Value, Distance: t.Distance, Withdrawn: t.Withdrawn,
+			Origin: t.Origin, N: t.N,
+			Alpha: t.Alpha, Achieved: t.Achieved, WindowFrom: t.WindowFrom, WindowTo: t.WindowTo, SetBy: c.SetBy,
+			Reason: clean(c.Reason), SetAt: c.SetAt,
 		}
 		set[i] = row.threshold()
-		err := tx.QueryRow(ctx, insertStatement[thresholdRow]("thresholds")+" RETURNING id", []thresholdRow{row}).Scan(&set[i].ID)
+		err := tx.QueryRow(ctx, insertStatement[thresholdRow]("thresholds")+" RETURNING id",
+			[]thresholdRow{row}).Scan(&set[i].ID)
 		if err != nil {
 			return c, fmt.Errorf("%s threshold of scope %s for model %s: %w", t.Measurement, t.Scope, t.Model, err)
 		}
@@ -183,7 +191,7 @@ func (s *Store) RollbackThresholds(ctx context.Context, by, reason string) (Thre
 		if err != nil {
 			return err
 		}
-		// For each key of the change: the newest row before it, or a withdrawal where there was none.
+		// For each key of the change: the newest row before it, or a withdrawal if there was none.
 		rows, err := tx.Query(ctx, thresholdsBeforeChange, undone)
 		if err != nil {
 			return err
@@ -192,13 +200,14 @@ func (s *Store) RollbackThresholds(ctx context.Context, by, reason string) (Thre
 		if err != nil {
 			return err
 		}
-		c, err = insertChange(ctx, tx, ThresholdChange{Kind: ChangeRollback, Undoes: undone, SetBy: by, Reason: reason, Thresholds: before})
+		c, err = insertChange(ctx, tx, ThresholdChange{Kind: ChangeRollback, Undoes: undone, SetBy: by, Reason: reason,
+			Thresholds: before})
 		return err
 	})
 	return c, err
 }
 
-// ThresholdHistory returns the newest changes of a model's thresholds (of all models where model is empty) with the
+// ThresholdHistory returns the newest changes of a model's thresholds (of all models if model is empty) with the
 // thresholds that they set, the newest first, at most limit.
 func (s *Store) ThresholdHistory(ctx context.Context, model string, limit int) ([]ThresholdChange, error) {
 	rows, err := s.pool.Query(ctx, thresholdChanges, model, limit)

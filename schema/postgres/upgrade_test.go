@@ -36,7 +36,8 @@ func TestUpgrade(t *testing.T) {
 	if _, err := conn.Exec(ctx, `CREATE SCHEMA decuwatch`); err != nil {
 		t.Fatal(err)
 	}
-	p, err := goose.NewProvider(database.DialectPostgres, db, first, goose.WithTableName("decuwatch.migrations"), goose.WithDisableGlobalRegistry(true))
+	p, err := goose.NewProvider(database.DialectPostgres, db, first, goose.WithTableName("decuwatch.migrations"),
+		goose.WithDisableGlobalRegistry(true))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -44,18 +45,24 @@ func TestUpgrade(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, sql := range []string{
-		`INSERT INTO decuwatch.dead_letters (stream, sequence, digest, delivered, subject, payload, kind, field, reason) VALUES ('s', 1, repeat('0', 64), 1, '', 'old', 'invalid', '', 'r')`,
-		`INSERT INTO decuwatch.events (source, event_id, digest, outcome, reason, event_time, model, stream, sequence, delivered) VALUES ('s', 'old', repeat('0', 64), 'skip', 'noise', now(), 'm', 's', 2, 1)`,
-		`INSERT INTO decuwatch.events (source, event_id, digest, outcome, reason, event_time, model, stream, sequence, delivered)
+		`INSERT INTO decuwatch.dead_letters (stream, sequence, digest, delivered, subject, payload, kind, field, reason)
+			VALUES ('s', 1, repeat('0', 64), 1, '', 'old', 'invalid', '', 'r')`,
+		`INSERT INTO decuwatch.events (source, event_id, digest, outcome, reason, event_time, model, stream, sequence,
+			delivered) VALUES ('s', 'old', repeat('0', 64), 'skip', 'noise', now(), 'm', 's', 2, 1)`,
+		`INSERT INTO decuwatch.events (source, event_id, digest, outcome, reason, event_time, model, stream, sequence,
+			delivered)
 			VALUES ('s', 'open', repeat('1', 64), 'dead_letter', 'unknown_model', now(), 'm', 's', 4, 1)`,
-		`INSERT INTO decuwatch.dead_letters (stream, sequence, digest, delivered, source, event_id, event_time, model, subject, payload, kind, field, reason)
-			VALUES ('s', 4, repeat('1', 64), 1, 's', 'open', now(), 'm', 'generation.requested.m', 'p', 'unknown_model', '', 'r')`,
+		`INSERT INTO decuwatch.dead_letters (stream, sequence, digest, delivered, source, event_id, event_time, model,
+			subject, payload, kind, field, reason)
+			VALUES ('s', 4, repeat('1', 64), 1, 's', 'open', now(), 'm', 'generation.requested.m', 'p', 'unknown_model', '',
+			'r')`,
 	} {
 		if _, err := conn.Exec(ctx, sql); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if _, err := postgres.Open(ctx, postgres.Config{URL: url}); err == nil || !strings.Contains(err.Error(), "decuwatch migrate") {
+	if _, err := postgres.Open(ctx, postgres.Config{URL: url}); err == nil ||
+		!strings.Contains(err.Error(), "decuwatch migrate") {
 		t.Errorf("opened older tables: %v", err)
 	}
 	if err := postgres.Migrate(ctx, url); err != nil {
@@ -64,19 +71,22 @@ func TestUpgrade(t *testing.T) {
 	if n := count(t, conn, `SELECT count(*) FROM decuwatch.migration_hashes WHERE version_id <= 100`); n != len(first) {
 		t.Errorf("%d hashes of the %d migrations that were there", n, len(first))
 	}
-	if n := count(t, conn, `SELECT count(*) FROM decuwatch_views.dead_letters WHERE payload_text = 'old' AND payload_bytes = 3 AND payload_state = 'whole'`); n != 1 {
+	if n := count(t, conn, `SELECT count(*) FROM decuwatch_views.dead_letters WHERE payload_text = 'old'
+		AND payload_bytes = 3 AND payload_state = 'whole'`); n != 1 {
 		t.Errorf("%d old dead letters", n)
 	}
 	// Ids belong to one model each, and events that nobody took are open.
 	if got := list(t, conn, `SELECT event_id FROM decuwatch.events ORDER BY 1`); len(got) != 1 || got[0] != "old" {
 		t.Errorf("events are %v", got)
 	}
-	if _, err := conn.Exec(ctx, `INSERT INTO decuwatch.events (source, event_id, digest, outcome, reason, event_time, model, stream, sequence, delivered)
+	if _, err := conn.Exec(ctx, `INSERT INTO decuwatch.events (source, event_id, digest, outcome, reason, event_time,
+		model, stream, sequence, delivered)
 		VALUES ('s', 'old', repeat('2', 64), 'skip', 'noise', now(), 'n', 's', 5, 1)`); err != nil {
 		t.Error(err)
 	}
 	// What a program of the first version still writes while workers are replaced.
-	if _, err := conn.Exec(ctx, `INSERT INTO decuwatch.dead_letters (stream, sequence, digest, delivered, subject, payload, kind, field, reason) VALUES ('s', 3, repeat('0', 64), 1, '', 'x', 'invalid', '', 'r')`); err != nil {
+	if _, err := conn.Exec(ctx, `INSERT INTO decuwatch.dead_letters (stream, sequence, digest, delivered, subject,
+		payload, kind, field, reason) VALUES ('s', 3, repeat('0', 64), 1, '', 'x', 'invalid', '', 'r')`); err != nil {
 		t.Error(err)
 	}
 	works(t, url)

@@ -26,14 +26,16 @@ type Worker struct {
 
 // written are the tables that a verdict writes.
 var written = []string{
-	"events", "scores", "skips", "dead_letters", "alerts", "outbox", "reviews", "evidence_jobs", "class_hour_parts", "class_day_parts", "outcome_hour_parts",
+	"events", "scores", "skips", "dead_letters", "alerts", "outbox", "reviews", "evidence_jobs", "class_hour_parts",
+	"class_day_parts", "outcome_hour_parts",
 	"repeats", "tries",
 }
 
-// Beat commits a row for each model of the worker with the given id, and returns the other workers that score one of the
-// models with another ensemble or other settings and were seen within the time. The error says what keeps verdicts from
-// being written: the write failed, or the rights to a table that verdicts are written to are missing.
-func (s *Store) Beat(ctx context.Context, id, host string, models []WorkerModel, within time.Duration) (others []Worker, up time.Duration, err error) {
+// Beat commits a row for each model of the worker with the given id, and returns the other workers that score one of
+// the models with another ensemble or other settings and were seen within the time. The error says what keeps verdicts
+// from being written: the write failed, or the rights to a table that verdicts are written to are missing.
+func (s *Store) Beat(ctx context.Context, id, host string, models []WorkerModel,
+	within time.Duration) (others []Worker, up time.Duration, err error) {
 	names, digests, settings := make([]string, len(models)), make([]string, len(models)), make([]string, len(models))
 	for i, m := range models {
 		names[i], digests[i], settings[i] = m.Model, m.EnsembleDigest, m.Settings

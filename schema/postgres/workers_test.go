@@ -21,7 +21,8 @@ func TestBeat(t *testing.T) {
 		}
 		return others
 	}
-	a, b := postgres.WorkerModel{Model: "a", EnsembleDigest: one, Settings: "s"}, postgres.WorkerModel{Model: "b", EnsembleDigest: one, Settings: "s"}
+	a, b := postgres.WorkerModel{Model: "a", EnsembleDigest: one, Settings: "s"}, postgres.WorkerModel{Model: "b",
+		EnsembleDigest: one, Settings: "s"}
 	other := postgres.WorkerModel{Model: "a", EnsembleDigest: two, Settings: "s"}
 	for range 2 {
 		for _, id := range []string{"first", "twin"} {
@@ -30,13 +31,15 @@ func TestBeat(t *testing.T) {
 			}
 		}
 	}
-	if others := beat("stranger", other); len(others) != 2 || !others[0].Older || others[0].Host != "host of first" || others[0].WorkerModel != a {
+	if others := beat("stranger", other); len(others) != 2 || !others[0].Older || others[0].Host != "host of first" ||
+		others[0].WorkerModel != a {
 		t.Errorf("the newer worker is told %+v", others)
 	}
 	if others := beat("first", a, b); len(others) != 1 || others[0].Older || others[0].WorkerModel != other {
 		t.Errorf("the older worker is told %+v", others)
 	}
-	if _, err := conn.Exec(ctx, `UPDATE decuwatch.workers SET seen_at = seen_at - interval '2 minutes' WHERE id = 'stranger'`); err != nil {
+	if _, err := conn.Exec(ctx, `UPDATE decuwatch.workers SET seen_at = seen_at - interval '2 minutes'
+		WHERE id = 'stranger'`); err != nil {
 		t.Fatal(err)
 	}
 	if others := beat("first", a, b); len(others) != 0 {

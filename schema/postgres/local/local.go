@@ -26,8 +26,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ErrNotFound is returned by Start where no PostgreSQL installation is found.
-var ErrNotFound = errors.New("PostgreSQL is not installed: initdb and postgres are neither in PATH nor in /usr/lib/postgresql (run: make setup)")
+// ErrNotFound is returned by Start if no PostgreSQL installation is found.
+var ErrNotFound = errors.New("PostgreSQL is not installed: initdb and postgres are neither in PATH nor in " +
+	"/usr/lib/postgresql (run: make setup)")
 
 // Database is the database that a server has from its start.
 const Database = "decuwatch"
@@ -37,9 +38,10 @@ const (
 	startAttempts  = 5 // another process may take the free port between the choice and the bind
 )
 
-// Options say where and how a server runs.
+// Options of a server.
 type Options struct {
-	Dir      string            // holds everything: cluster, password, log. Created where missing; used again where it was made by Start
+	// holds everything: cluster, password, log. Created if missing; used again if it was made by Start
+	Dir      string
 	Port     int               // on 127.0.0.1. Defaults to the port of the last start if it is free, else to any free one
 	Settings map[string]string // of postgresql.conf, by -c
 	Log      *os.File          // of the server. Defaults to Dir/postgres.log
@@ -59,9 +61,9 @@ type Server struct {
 	ended   bool
 }
 
-// Start starts a server and returns when it answers. Where Dir holds no cluster yet it makes one, with the database
+// Start starts a server and returns when it answers. If Dir holds no cluster yet it makes one, with the database
 // Database and a superuser who logs in with a random password over loopback. PostgreSQL refuses to run as root: a
-// process of root starts it as the user postgres, or as nobody where there is none, and gives Dir to that user.
+// process of root starts it as the user postgres, or as nobody if there is no such user, and gives Dir to that user.
 func Start(ctx context.Context, o Options) (*Server, error) {
 	if o.Wait == 0 {
 		o.Wait = 2 * time.Minute
@@ -93,25 +95,7 @@ func Start(ctx context.Context, o Options) (*Server, error) {
 		}
 		defer s.opts.Log.Close() //nolint:errcheck // the child has its own copy
 	}
-	began := time.Now()
-	for attempt := 0; ; attempt++ {
-		if s.port, err = s.choosePort(attempt); err != nil {
-			return nil, fmt.Errorf("start postgres: %w", err)
-		}
-		if err = s.launch(ctx, bin, attr); err == nil || ctx.Err() != nil {
-			break
-		}
-		// Processes of a server that was killed are still ending.
-		ending := strings.Contains(err.Error(), "pre-existing shared memory block") || o.Port != 0 && strings.Contains(err.Error(), "Address already in use")
-		if ending && time.Since(began) < o.Wait {
-			time.Sleep(50 * time.Millisecond)
-			continue
-		}
-		if o.Port != 0 || attempt >= startAttempts {
-			break
-		}
-	}
-	if err != nil {
+	if err := s.launchOnFreePort(ctx, bin, attr); err != nil {
 		return nil, fmt.Errorf("start postgres in %s: %w", dir, err)
 	}
 	if err := os.WriteFile(filepath.Join(dir, "port"), []byte(strconv.Itoa(s.port)+"\n"), 0o600); err != nil {
@@ -121,6 +105,28 @@ func Start(ctx context.Context, o Options) (*Server, error) {
 		return nil, errors.Join(err, s.Stop())
 	}
 	return s, nil
+}
+
+// launchOnFreePort launches the server, and tries again while the processes of a killed server are still ending or if
+// somebody takes the port first.
+func (s *Server) launchOnFreePort(ctx context.Context, bin string, attr *syscall.SysProcAttr) (err error) {
+	began := time.Now()
+	for attempt := 0; ; attempt++ {
+		if s.port, err = s.choosePort(attempt); err != nil {
+			return err
+		}
+		if err = s.launch(ctx, bin, attr); err == nil || ctx.Err() != nil {
+			return err
+		}
+		ending := strings.Contains(err.Error(), "pre-existing shared memory block") ||
+			s.opts.Port != 0 && strings.Contains(err.Error(), "Address already in use")
+		switch {
+		case ending && time.Since(began) < s.opts.Wait:
+			time.Sleep(50 * time.Millisecond)
+		case s.opts.Port != 0 || attempt >= startAttempts:
+			return err
+		}
+	}
 }
 
 // URL returns the address of the database Database, with the superuser's name and password.
@@ -266,7 +272,7 @@ func environment(bin string) []string {
 }
 
 // identity returns how to start the server's processes: in a process group of their own, so that Ctrl-C on a
-// terminal does not reach them, and as another user where this process is root.
+// terminal does not reach them, and as another user if this process is root.
 func identity(dir string) (*syscall.SysProcAttr, error) {
 	attr := &syscall.SysProcAttr{Setpgid: true}
 	if os.Geteuid() != 0 {
@@ -342,7 +348,8 @@ func (s *Server) initialise(ctx context.Context, bin string, attr *syscall.SysPr
 		return fmt.Errorf("start postgres: %w", err)
 	}
 	cmd := exec.CommandContext(ctx, filepath.Join(bin, "initdb"), "--pgdata", partial, "--username", s.user,
-		"--pwfile", secretFile, "--auth", "scram-sha-256", "--encoding", "UTF8", "--locale", "C", "--no-sync", "--no-instructions")
+		"--pwfile", secretFile, "--auth", "scram-sha-256", "--encoding", "UTF8", "--locale", "C", "--no-sync",
+		"--no-instructions")
 	cmd.Dir = "/" // the capability to enter a closed directory comes with the exec only
 	cmd.Env = environment(bin)
 	cmd.SysProcAttr = attr
@@ -366,7 +373,7 @@ func (s *Server) choosePort(attempt int) (int, error) {
 			}
 		}
 	}
-	// Below the range from which the system takes ports for outgoing connections, so that none takes it while the server
+	// Below the range from which the system takes ports for outgoing connections, so that nobody takes it while the server
 	// is down.
 	for range 100 {
 		port := 12_000 + rand.N(20_000)
@@ -414,7 +421,8 @@ func (s *Server) launch(ctx context.Context, bin string, attr *syscall.SysProcAt
 			return nil
 		}
 		var info unix.Siginfo
-		died := unix.Waitid(unix.P_PID, s.cmd.Process.Pid, &info, unix.WEXITED|unix.WNOHANG|unix.WNOWAIT, nil) == nil && info.Signo != 0
+		died := unix.Waitid(unix.P_PID, s.cmd.Process.Pid, &info, unix.WEXITED|unix.WNOHANG|unix.WNOWAIT, nil) == nil &&
+			info.Signo != 0
 		switch {
 		case died:
 			err = fmt.Errorf("the server ended: %s", s.logTail(logSize))
@@ -470,7 +478,8 @@ func (s *Server) createDatabase(ctx context.Context) error {
 	}
 	defer conn.Close(ctx)
 	var exists bool
-	if err := conn.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_catalog.pg_database WHERE datname = $1)`, Database).Scan(&exists); err != nil {
+	if err := conn.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_catalog.pg_database WHERE datname = $1)`,
+		Database).Scan(&exists); err != nil {
 		return fmt.Errorf("start postgres: %w", err)
 	}
 	if exists {

@@ -79,7 +79,8 @@ func create(t testing.TB, from string) string {
 	server.n++
 	name := fmt.Sprintf("test_%d", server.n)
 	quoted := pgx.Identifier{name}.Sanitize()
-	err := admin(ctx, server.Server, "CREATE DATABASE "+quoted+" TEMPLATE "+from, "ALTER DATABASE "+quoted+" SET search_path = ''")
+	err := admin(ctx, server.Server, "CREATE DATABASE "+quoted+" TEMPLATE "+from,
+		"ALTER DATABASE "+quoted+" SET search_path = ''")
 	if err != nil {
 		t.Fatalf("pgtest: create database: %v", err)
 	}
@@ -139,7 +140,8 @@ func start(ctx context.Context) (*local.Server, error) {
 		return nil, err
 	}
 	s, err := local.Start(ctx, local.Options{Dir: dir, Remove: true, Settings: map[string]string{
-		"fsync": "off", "full_page_writes": "off", "max_connections": "200", "shared_buffers": "64MB", "wal_level": "minimal", "max_wal_senders": "0",
+		"fsync": "off", "full_page_writes": "off", "max_connections": "200", "shared_buffers": "64MB",
+		"wal_level": "minimal", "max_wal_senders": "0",
 	}})
 	if err != nil {
 		return nil, errors.Join(err, os.RemoveAll(dir))
