@@ -142,8 +142,9 @@ func (t *Table) SetAside(series schema.Series, measurement schema.MeasurementNam
 		return slices.Concat(cluster, model)
 	case schema.ScopeCluster:
 		return slices.Clone(model)
+	default:
+		return nil
 	}
-	return nil
 }
 
 // Applicable returns the thresholds that apply to a measurement of the scores of a class in a series. It is the only

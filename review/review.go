@@ -71,6 +71,7 @@ func (c Change) apply(r postgres.Review, at time.Time) (postgres.Review, error) 
 			return refuse("%s acknowledged it already", or(r.Assignee, "somebody"))
 		case schema.ReviewResolved:
 			return refuse("it is resolved already (%s)", Words(r.Verdict))
+		case schema.ReviewOpen:
 		}
 		r.State = schema.ReviewAcknowledged
 		r.Assignee = or(r.Assignee, c.Actor)

@@ -261,6 +261,7 @@ func why(c postgres.Canary) string {
 		return "it was skipped"
 	case schema.OutcomeDeadLetter:
 		return "it became a dead letter"
+	default:
+		return "it was not scored"
 	}
-	return "it was not scored"
 }

@@ -150,7 +150,8 @@ class DataCard:
         for row in self.classes:
             share = "-" if row.neighbor_label_share is None else f"{row.neighbor_label_share:.3f}"
             lines.append(
-                f"{row.label:<{width}}{row.n:>8}{row.distinct:>10}{row.n_eff:>9.1f}{row.near_duplicate_groups:>8}{row.images_in_groups:>11}"
+                f"{row.label:<{width}}{row.n:>8}{row.distinct:>10}{row.n_eff:>9.1f}"
+                f"{row.near_duplicate_groups:>8}{row.images_in_groups:>11}"
                 f"{share:>11}{row.likely_mislabeled:>13}{row.outliers:>10}"
             )
         source = (
