@@ -14,8 +14,8 @@ import (
 )
 
 const (
-	askTimeout  = 5 * time.Second  // for one answer
-	askPatience = 20 * time.Second // after which nothing is asked again; longer than an election takes
+	askTimeout = 5 * time.Second  // for one answer
+	askFor     = 20 * time.Second // after which nothing is asked again; longer than an election takes
 )
 
 // answer is what JetStream's API answers: a refusal, or what embeds this.
@@ -29,7 +29,7 @@ func (a answer) refusal() *jetstream.APIError { return a.Refusal }
 // sent twice: a request or its answer may be lost, and a group may have no leader for a moment, so that it is sent again a
 // few times. A refusal is an error, a *[jetstream.APIError].
 func ask(ctx context.Context, js jetstream.JetStream, api string, request []byte, to interface{ refusal() *jetstream.APIError }) error {
-	return again(ctx, func(ctx context.Context) error {
+	return withRetry(ctx, func(ctx context.Context) error {
 		reply, err := js.Conn().RequestWithContext(ctx, jetstream.DefaultAPIPrefix+api, request)
 		if err != nil {
 			return err
@@ -44,8 +44,8 @@ func ask(ctx context.Context, js jetstream.JetStream, api string, request []byte
 	})
 }
 
-// again calls f until it succeeds or is refused, each time with askTimeout, until askPatience has passed.
-func again(ctx context.Context, f func(ctx context.Context) error) (err error) {
+// again calls f until it succeeds or is refused, each time with askTimeout, until askFor has passed.
+func withRetry(ctx context.Context, f func(ctx context.Context) error) (err error) {
 	retry := backoff.Backoff{Min: 100 * time.Millisecond, Max: time.Second}
 	for start := time.Now(); ; {
 		try, cancel := context.WithTimeoutCause(ctx, askTimeout, fmt.Errorf("no answer after %s", askTimeout))
@@ -54,7 +54,7 @@ func again(ctx context.Context, f func(ctx context.Context) error) (err error) {
 			err = fmt.Errorf("%w: %w", context.Cause(try), err)
 		}
 		cancel()
-		if err == nil || ctx.Err() != nil || refused(err) || time.Since(start) > askPatience {
+		if err == nil || ctx.Err() != nil || refused(err) || time.Since(start) > askFor {
 			return err
 		}
 		retry.Wait(ctx)

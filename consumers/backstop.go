@@ -43,7 +43,7 @@ func (b backstop) givenUp(model string) loop {
 				FilterSubject: advisoryMaxDeliveries + b.cfg.Stream.Name + "." + Durable(model),
 			})
 		},
-		take: func(work context.Context, msg *message, h *held) {
+		take: func(work context.Context, msg *message, h *heartbeat) {
 			b.takeAdvisory(work, msg, h, func(a advisory) (decision, error) { return b.handleGivenUp(work, model, a, msg.delivered, h) })
 		},
 	}
@@ -63,7 +63,7 @@ func (b backstop) terminated() loop {
 				FilterSubject: advisoryTerminated + b.cfg.Stream.Name + ".*",
 			})
 		},
-		take: func(work context.Context, msg *message, h *held) {
+		take: func(work context.Context, msg *message, h *heartbeat) {
 			b.takeAdvisory(work, msg, h, func(a advisory) (decision, error) {
 				model, ok := strings.CutPrefix(a.Consumer, durablePrefix)
 				if !ok {
@@ -73,26 +73,26 @@ func (b backstop) terminated() loop {
 				if a.Reason != "" {
 					reason += ": " + a.Reason
 				}
-				d := decision{action: bury, kind: schema.KindGivenUp, reason: clean(reason)}
-				l, _, err := b.load(work, a.StreamSeq, a.Deliveries, schema.SubjectGeneration(model))
+				d := decision{action: deadLetter, kind: schema.KindGivenUp, reason: clean(reason)}
+				in, _, err := b.load(work, a.StreamSeq, a.Deliveries, schema.SubjectGeneration(model))
 				if err != nil {
 					return d, err
 				}
-				if known, err := b.goneSettled(work, l); known || err != nil {
+				if known, err := b.goneSettled(work, in); known || err != nil {
 					return decision{action: acknowledge}, err
 				}
-				if strings.HasPrefix(a.Reason, buriedPrefix) { // it was counted when it was terminated
-					return d, b.writeDeadLetter(work, l, d)
+				if strings.HasPrefix(a.Reason, deadLetterPrefix) { // it was counted when it was terminated
+					return d, b.writeDeadLetter(work, in, d)
 				}
-				return d, b.bury(work, l, d)
+				return d, b.deadLetter(work, in, d)
 			})
 		},
 	}
 }
 
 // takeAdvisory has one advisory acted on and acknowledges it, or has it delivered again later.
-func (b backstop) takeAdvisory(work context.Context, msg *message, h *held, act func(a advisory) (decision, error)) {
-	defer h.release()
+func (b backstop) takeAdvisory(work context.Context, msg *message, h *heartbeat, act func(a advisory) (decision, error)) {
+	defer h.stop()
 	var a advisory
 	if err := json.Unmarshal(msg.Payload, &a); err != nil || a.StreamSeq == 0 {
 		term := msg.term("cannot be read") // retrying will not help
@@ -100,11 +100,11 @@ func (b backstop) takeAdvisory(work context.Context, msg *message, h *held, act 
 		return
 	}
 	d, err := act(a)
-	h.release()
+	h.stop()
 	switch {
 	case d.action == abandon:
 		return
-	case err == nil && (d.action == acknowledge || d.action == bury):
+	case err == nil && (d.action == acknowledge || d.action == deadLetter):
 		if err = b.doubleAck(work, msg); err == nil {
 			return
 		}
@@ -119,26 +119,26 @@ func (b backstop) takeAdvisory(work context.Context, msg *message, h *held, act 
 }
 
 // handleGivenUp handles a message that the server will not deliver again. Again is the number of the advisory's delivery.
-func (b backstop) handleGivenUp(work context.Context, model string, a advisory, again int, h *held) (decision, error) {
-	l, invalid, err := b.load(work, a.StreamSeq, a.Deliveries+again, schema.SubjectGeneration(model))
+func (b backstop) handleGivenUp(work context.Context, model string, a advisory, again int, h *heartbeat) (decision, error) {
+	in, invalid, err := b.load(work, a.StreamSeq, a.Deliveries+again, schema.SubjectGeneration(model))
 	if err != nil {
 		return decision{}, err
 	}
-	if known, err := b.goneSettled(work, l); known || err != nil {
+	if known, err := b.goneSettled(work, in); known || err != nil {
 		return decision{action: acknowledge}, err
 	}
-	work, end := b.trace(work, l)
+	work, end := b.trace(work, in)
 	defer end()
-	return b.attempt(work, l, invalid, h), nil
+	return b.attempt(work, in, invalid, h), nil
 }
 
 // goneSettled reports whether a message has left the stream and has its verdict: a settled one may be purged before the
 // advisory on it is read, and without the message its verdict cannot be known by its digest.
-func (b backstop) goneSettled(work context.Context, l letter) (bool, error) {
-	if !l.delivery.Time.IsZero() || b.cfg.Ledger == nil {
+func (b backstop) goneSettled(work context.Context, in incoming) (bool, error) {
+	if !in.delivery.Time.IsZero() || b.cfg.Ledger == nil {
 		return false, nil
 	}
-	rows, err := b.cfg.Ledger.Settled(work, b.cfg.Stream.Name, l.delivery.Sequence, l.delivery.Sequence)
+	rows, err := b.cfg.Ledger.Settled(work, b.cfg.Stream.Name, in.delivery.Sequence, in.delivery.Sequence)
 	return len(rows) > 0, err
 }
 

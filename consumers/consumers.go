@@ -129,7 +129,7 @@ type connection interface {
 type loop struct {
 	name  string
 	open  func(context.Context) (source, error) // makes sure that the consumer exists
-	take  func(work context.Context, msg *message, held *held)
+	take  func(work context.Context, msg *message, h *heartbeat)
 	slots int
 	pull  int
 }
@@ -211,10 +211,10 @@ func (r *Runner) pullOnce(ctx, work context.Context, l loop, from source, n int,
 	got := 0
 	err := from.pull(ctx, n, func(msg *message) {
 		got++
-		h := beats.hold(msg)
+		h := beats.start(msg)
 		go func() {
 			defer slots.give(1)
-			defer h.release()
+			defer h.stop()
 			l.take(work, msg, h)
 		}()
 	})

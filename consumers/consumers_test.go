@@ -32,10 +32,10 @@ const model = "fashion-mnist"
 
 // recorder is a handler and a keeper of dead letters that writes down what it was given.
 type recorder struct {
-	mu      sync.Mutex
-	handled map[string][]schema.Delivery // by the event's id
-	done    map[string]bool              // ids that were handled without an error
-	letters map[uint64]schema.Verdict    // by sequence number
+	mu          sync.Mutex
+	handled     map[string][]schema.Delivery // by the event's id
+	done        map[string]bool              // ids that were handled without an error
+	deadLetters map[uint64]schema.Verdict    // by sequence number
 
 	handle func(context.Context, schema.Event, schema.Delivery) error // nil returns nil
 	rows   int
@@ -44,7 +44,7 @@ type recorder struct {
 }
 
 func newRecorder() *recorder {
-	return &recorder{handled: map[string][]schema.Delivery{}, done: map[string]bool{}, letters: map[uint64]schema.Verdict{}, rows: 1}
+	return &recorder{handled: map[string][]schema.Delivery{}, done: map[string]bool{}, deadLetters: map[uint64]schema.Verdict{}, rows: 1}
 }
 
 func (r *recorder) Plan(ev schema.Event) (int, func(context.Context, schema.Delivery) error) {
@@ -76,16 +76,16 @@ func (r *recorder) DeadLetter(_ context.Context, v schema.Verdict) error {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if _, ok := r.letters[v.Delivery.Sequence]; !ok { // the first verdict stands
-		r.letters[v.Delivery.Sequence] = v
+	if _, ok := r.deadLetters[v.Delivery.Sequence]; !ok { // the first verdict stands
+		r.deadLetters[v.Delivery.Sequence] = v
 	}
 	return nil
 }
 
-func (r *recorder) count() (done, letters int) {
+func (r *recorder) count() (done, deadLetters int) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return len(r.done), len(r.letters)
+	return len(r.done), len(r.deadLetters)
 }
 
 func (r *recorder) deliveries(id string) []schema.Delivery {
@@ -94,10 +94,10 @@ func (r *recorder) deliveries(id string) []schema.Delivery {
 	return append([]schema.Delivery(nil), r.handled[id]...)
 }
 
-func (r *recorder) letter(sequence uint64) *schema.DeadLetter {
+func (r *recorder) deadLetter(sequence uint64) *schema.DeadLetter {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.letters[sequence].DeadLetter
+	return r.deadLetters[sequence].DeadLetter
 }
 
 // permanent is an error that no retry mends.
@@ -208,8 +208,8 @@ func TestEachEventIsHandledOnceAndAcknowledged(t *testing.T) {
 	r := newRecorder()
 	w := run(t, js, config(), r)
 	settled(t, stream)
-	if done, letters := r.count(); done != 300 || letters != 0 {
-		t.Errorf("%d events were handled and %d became dead letters, published 300", done, letters)
+	if done, deadLetters := r.count(); done != 300 || deadLetters != 0 {
+		t.Errorf("%d events were handled and %d became dead letters, published 300", done, deadLetters)
 	}
 	for _, id := range ids("e", 300) {
 		if n := len(r.deliveries(id)); n != 1 {
@@ -310,7 +310,7 @@ func TestFailedHandlingIsTriedAgainThenBuried(t *testing.T) {
 	reg := prometheus.NewPedanticRegistry()
 	cfg.Metrics = consumers.NewMetrics(reg, cfg.Models)
 	run(t, js, cfg, r)
-	natstest.Until(t, "each has its verdict", func() bool { done, letters := r.count(); return done == 1 && letters == 5 })
+	natstest.Until(t, "each has its verdict", func() bool { done, deadLetters := r.count(); return done == 1 && deadLetters == 5 })
 	settled(t, stream)
 
 	for _, c := range []struct {
@@ -329,7 +329,7 @@ func TestFailedHandlingIsTriedAgainThenBuried(t *testing.T) {
 		if n := len(r.deliveries(c.id)); n != c.deliveries {
 			t.Errorf("%s was handled %d times, want %d", c.id, n, c.deliveries)
 		}
-		got := r.letter(c.sequence)
+		got := r.deadLetter(c.sequence)
 		switch {
 		case c.want == nil && got != nil:
 			t.Errorf("%s became a dead letter: %+v", c.id, got)
@@ -433,11 +433,11 @@ func TestPoison(t *testing.T) {
 	cfg.Metrics = consumers.NewMetrics(reg, cfg.Models)
 	run(t, js, cfg, r)
 	settled(t, stream)
-	if done, letters := r.count(); done != len(corpus) || letters != len(corpus) {
-		t.Errorf("%d neighbours were handled and %d dead letters written, want %d of each", done, letters, len(corpus))
+	if done, deadLetters := r.count(); done != len(corpus) || deadLetters != len(corpus) {
+		t.Errorf("%d neighbours were handled and %d dead letters written, want %d of each", done, deadLetters, len(corpus))
 	}
 	for i, c := range corpus {
-		l := r.letter(uint64(2*i + 1))
+		l := r.deadLetter(uint64(2*i + 1))
 		if l == nil {
 			t.Errorf("%s: no dead letter", c.name)
 			continue
@@ -484,7 +484,7 @@ func TestRefusedDeadLetter(t *testing.T) {
 	settled(t, stream)
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	l := r.letters[1].DeadLetter
+	l := r.deadLetters[1].DeadLetter
 	if l == nil || l.Kind != "unknown_class" || !strings.Contains(l.Reason, "no such class") || !strings.Contains(l.Reason, "SQLSTATE 22021") {
 		t.Errorf("dead letter is %+v", l)
 	}
@@ -513,14 +513,14 @@ func TestUnownedSubjects(t *testing.T) {
 	publish(t, js, "ours")
 	r := newRecorder()
 	run(t, js, config(), r)
-	natstest.Until(t, "the two are buried", func() bool { done, letters := r.count(); return done == 1 && letters == 2 })
+	natstest.Until(t, "the two are buried", func() bool { done, deadLetters := r.count(); return done == 1 && deadLetters == 2 })
 	for _, sequence := range []uint64{2, 3} {
-		l := r.letter(sequence)
+		l := r.deadLetter(sequence)
 		if l == nil || l.Kind != schema.KindUnknownModel || l.Field != "data.model" || l.Event == nil || l.Event.ID != "theirs" || string(l.Payload) != string(payload) {
 			t.Errorf("message %d: dead letter is %+v", sequence, l)
 		}
 	}
-	if d := r.letters[2].Delivery; d.Digest != schema.Digest(nil, payload) || d.Stream != "GENERATION" {
+	if d := r.deadLetters[2].Delivery; d.Digest != schema.Digest(nil, payload) || d.Stream != "GENERATION" {
 		t.Errorf("delivery is %+v", d)
 	}
 	_ = header
@@ -593,17 +593,17 @@ func TestServerGivesUp(t *testing.T) {
 		return nil
 	}
 	run(t, js, cfg, r)
-	natstest.Until(t, "each has its verdict", func() bool { done, letters := r.count(); return done == 2 && letters == 2 })
+	natstest.Until(t, "each has its verdict", func() bool { done, deadLetters := r.count(); return done == 2 && deadLetters == 2 })
 	if !r.done["innocent"] {
 		t.Errorf("handled are %v", r.done)
 	}
 	if c, err = stream.Consumer(t.Context(), consumers.Durable(model)); err != nil || c.CachedInfo().Config.MaxDeliver != -1 {
 		t.Errorf("the consumer was not updated: %v", err)
 	}
-	if l := r.letter(3); l == nil || l.Kind != schema.KindGivenUp || l.Reason != "terminated after 1 deliveries: not now" || l.Event == nil || l.Event.ID != "by-hand" {
+	if l := r.deadLetter(3); l == nil || l.Kind != schema.KindGivenUp || l.Reason != "terminated after 1 deliveries: not now" || l.Event == nil || l.Event.ID != "by-hand" {
 		t.Errorf("dead letter is %+v", l)
 	}
-	if l := r.letter(4); l == nil || l.Kind != schema.KindFailed || l.Reason != "the session was lost" || l.Event == nil || l.Event.ID != "failing" {
+	if l := r.deadLetter(4); l == nil || l.Kind != schema.KindFailed || l.Reason != "the session was lost" || l.Event == nil || l.Event.ID != "failing" {
 		t.Errorf("dead letter is %+v", l)
 	}
 }
@@ -642,8 +642,8 @@ func TestPulledNothingWhileUnwell(t *testing.T) {
 	}
 	run(t, js, cfg, r)
 	natstest.Until(t, "the gate has been shut for some probes", func() bool { return asked.Load() > 3 })
-	if done, letters := r.count(); done != 0 || letters != 0 {
-		t.Errorf("%d events and %d dead letters have a verdict while nothing can be committed", done, letters)
+	if done, deadLetters := r.count(); done != 0 || deadLetters != 0 {
+		t.Errorf("%d events and %d dead letters have a verdict while nothing can be committed", done, deadLetters)
 	}
 	r.mu.Lock()
 	tried := len(r.handled)
@@ -659,7 +659,7 @@ decuwatch_pulling_paused 1
 	}
 	away.Store(false)
 	r.refuse.Store(nil)
-	natstest.Until(t, "the backlog drains", func() bool { done, letters := r.count(); return done == 50 && letters == 1 })
+	natstest.Until(t, "the backlog drains", func() bool { done, deadLetters := r.count(); return done == 50 && deadLetters == 1 })
 	settled(t, stream)
 	for id, deliveries := range r.handled {
 		if last := deliveries[len(deliveries)-1]; last.Delivered != 1 {
@@ -691,7 +691,7 @@ func TestUnavailableKeepsMessages(t *testing.T) {
 	cfg := config()
 	cfg.MaxDeliver = 2
 	run(t, js, cfg, r)
-	natstest.Until(t, "the backlog drains", func() bool { done, letters := r.count(); return done == 20 && letters == 1 })
+	natstest.Until(t, "the backlog drains", func() bool { done, deadLetters := r.count(); return done == 20 && deadLetters == 1 })
 	settled(t, stream)
 	for id, deliveries := range r.handled {
 		if last := deliveries[len(deliveries)-1]; last.Delivered != 1 {

@@ -38,7 +38,7 @@ type action string
 
 const (
 	acknowledge action = "ack"
-	bury        action = "dead_letter" // write a dead letter, then terminate
+	deadLetter  action = "dead_letter" // write a dead letter, then terminate
 	redeliver   action = "retry"       // after a delay
 	release     action = "release"     // soon, and to another worker: this one stops, or its device is away
 	abandon     action = "abandon"     // say nothing: the message was left to another worker
@@ -62,17 +62,17 @@ func (c Config) decide(err error, failed int, draining bool) decision {
 	case err == nil:
 		return decision{action: acknowledge}
 	case errors.As(err, &kinded):
-		d := decision{action: bury, kind: kinded.DeadLetterKind(), reason: clean(err.Error())}
+		d := decision{action: deadLetter, kind: kinded.DeadLetterKind(), reason: clean(err.Error())}
 		if errors.As(err, &invalid) {
 			d.field, d.reason = invalid.Field, clean(invalid.Reason)
 		}
 		return d
 	case errors.As(err, &invalid):
-		return decision{action: bury, kind: schema.KindInvalid, field: invalid.Field, reason: clean(invalid.Reason)}
+		return decision{action: deadLetter, kind: schema.KindInvalid, field: invalid.Field, reason: clean(invalid.Reason)}
 	case draining:
 		return decision{action: release, reason: clean(err.Error())}
 	case failed >= c.MaxDeliver:
-		return decision{action: bury, kind: schema.KindFailed, reason: clean(err.Error())}
+		return decision{action: deadLetter, kind: schema.KindFailed, reason: clean(err.Error())}
 	default:
 		return decision{action: redeliver, reason: clean(err.Error()), delay: c.retryDelay(failed)}
 	}

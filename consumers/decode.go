@@ -24,25 +24,27 @@ func (s Stored) Decode() (schema.Event, error) {
 	return ev, nil
 }
 
-// letter is what is known of one message.
-type letter struct {
+// incoming is a message and what could be read of it.
+type incoming struct {
 	model    string // of the subject
 	subject  string
 	payload  []byte
 	delivery schema.Delivery
 	event    *schema.Event // nil if it could not be decoded
-	source   string        // if it could not be decoded: what could be read of its identity
+	source   string        // of the event's identity, if only that could be read
 	id       string
 }
 
-// read decodes a message. The error says why its event cannot be handled; the letter is complete all the same.
-func read(s Stored, d schema.Delivery) (letter, error) {
-	l := letter{model: strings.TrimPrefix(s.Subject, subjectPrefix), subject: s.Subject, payload: s.Payload, delivery: d}
+// read decodes a message. The error says why its event cannot be handled; what could be read is returned all the same.
+func read(s Stored, d schema.Delivery) (incoming, error) {
+	in := incoming{
+		model: strings.TrimPrefix(s.Subject, subjectPrefix), subject: s.Subject, payload: s.Payload, delivery: d,
+	}
 	ev, err := s.Decode()
 	if ev.ID != "" {
-		l.event = &ev
+		in.event = &ev
 	} else {
-		l.source, l.id = schema.Identify(s.Header, s.Payload)
+		in.source, in.id = schema.Identify(s.Header, s.Payload)
 	}
-	return l, err
+	return in, err
 }

@@ -76,7 +76,7 @@ func checkHostile(t *testing.T, r *recorder, messages []natstest.Hostile, sequen
 	}
 	r.mu.Unlock()
 	for i, m := range messages {
-		l := r.letter(sequences[i])
+		l := r.deadLetter(sequences[i])
 		switch {
 		case m.Valid && (handled[sequences[i]] != 1 || l != nil):
 			t.Errorf("%s: handled %d times, dead letter %+v", m.Name, handled[sequences[i]], l)
@@ -97,7 +97,7 @@ func TestHostileMessagesWithoutOwner(t *testing.T) {
 	sequences := s.PublishAllRaw(t, schema.SubjectGeneration("nobody"), corpus)
 	r := newRecorder()
 	run(t, js, config(), r)
-	natstest.Until(t, "each has its dead letter", func() bool { _, letters := r.count(); return letters == len(corpus) })
+	natstest.Until(t, "each has its dead letter", func() bool { _, deadLetters := r.count(); return deadLetters == len(corpus) })
 	for i := range corpus {
 		corpus[i].Valid = false
 	}
@@ -126,7 +126,7 @@ func TestHostileMessagesTerminated(t *testing.T) {
 	cfg := config()
 	cfg.Logger = slog.New(slog.NewTextHandler(log, nil))
 	run(t, js, cfg, r)
-	natstest.Until(t, "each has its dead letter", func() bool { _, letters := r.count(); return letters == len(corpus) })
+	natstest.Until(t, "each has its dead letter", func() bool { _, deadLetters := r.count(); return deadLetters == len(corpus) })
 	for i := range corpus {
 		corpus[i].Valid = false
 	}
@@ -211,10 +211,10 @@ func TestStatusHeadersDoNotStopTheBackstop(t *testing.T) {
 	last := s.PublishRaw(t, schema.SubjectGeneration("nobody"), "NATS/1.0\r\nStatus: 404\r\n\r\n", nil)
 	r := newRecorder()
 	run(t, js, config(), r)
-	natstest.Until(t, "the last message has its dead letter", func() bool { return r.letter(last) != nil })
+	natstest.Until(t, "the last message has its dead letter", func() bool { return r.deadLetter(last) != nil })
 	settled(t, stream)
-	if done, letters := r.count(); done != n || letters != 1 {
-		t.Errorf("%d events were handled and %d dead letters written, want %d and 1", done, letters, n)
+	if done, deadLetters := r.count(); done != n || deadLetters != 1 {
+		t.Errorf("%d events were handled and %d dead letters written, want %d and 1", done, deadLetters, n)
 	}
 }
 

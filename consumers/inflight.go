@@ -41,27 +41,27 @@ func (s *slots) give(n int) { s.free.Release(int64(n)) }
 //nolint:contextcheck // messages are finished although pulling has ended
 func (s *slots) wait() { _ = s.free.Acquire(context.Background(), int64(s.size)) }
 
-// heartbeats tells the server at an interval that the messages held are still being worked on.
+// heartbeats tells the server, at an interval, that messages are still being worked on.
 type heartbeats struct {
 	log   *slog.Logger
 	every time.Duration
 	done  chan struct{}
 	ended sync.WaitGroup
 
-	mu   sync.Mutex
-	held map[*held]struct{}
+	mu      sync.Mutex
+	running map[*heartbeat]struct{}
 }
 
-// held is one message from its arrival to its acknowledgement.
-type held struct {
+// heartbeat keeps one message in flight, from its arrival to its acknowledgement.
+type heartbeat struct {
 	msg   interface{ progress() error }
-	since time.Time // of its arrival, or of the last heartbeat
+	since time.Time // of the arrival, or of the last heartbeat
 	beats *heartbeats
-	late  bool // its handler did not return in time
+	late  bool // the handler did not return in time
 }
 
 func newHeartbeats(every time.Duration, log *slog.Logger) *heartbeats {
-	h := &heartbeats{log: log, every: every, done: make(chan struct{}), held: map[*held]struct{}{}}
+	h := &heartbeats{log: log, every: every, done: make(chan struct{}), running: map[*heartbeat]struct{}{}}
 	h.ended.Go(h.run)
 	return h
 }
@@ -71,35 +71,35 @@ func (h *heartbeats) stop() {
 	h.ended.Wait()
 }
 
-// hold keeps msg alive until the result is released.
-func (h *heartbeats) hold(msg interface{ progress() error }) *held {
-	m := &held{msg: msg, since: time.Now(), beats: h}
+// start keeps msg in flight until the result is stopped.
+func (h *heartbeats) start(msg interface{ progress() error }) *heartbeat {
+	b := &heartbeat{msg: msg, since: time.Now(), beats: h}
 	h.mu.Lock()
-	h.held[m] = struct{}{}
+	h.running[b] = struct{}{}
 	h.mu.Unlock()
-	return m
+	return b
 }
 
-// release ends the heartbeats of m; after it none is sent. Releasing twice does nothing.
-func (m *held) release() {
-	m.beats.mu.Lock()
-	delete(m.beats.held, m)
-	m.beats.mu.Unlock()
+// stop ends the heartbeats; none is sent after it returns. It may be called again.
+func (b *heartbeat) stop() {
+	b.beats.mu.Lock()
+	delete(b.beats.running, b)
+	b.beats.mu.Unlock()
 }
 
-// overrun ends the heartbeats of m because its handler does not return.
-func (m *held) overrun() {
-	m.beats.mu.Lock()
-	m.late = true
-	delete(m.beats.held, m)
-	m.beats.mu.Unlock()
+// overrun ends the heartbeats because the handler does not return: another worker gets the message.
+func (b *heartbeat) overrun() {
+	b.beats.mu.Lock()
+	b.late = true
+	delete(b.beats.running, b)
+	b.beats.mu.Unlock()
 }
 
-// overran reports whether m was left to another worker.
-func (m *held) overran() bool {
-	m.beats.mu.Lock()
-	defer m.beats.mu.Unlock()
-	return m.late
+// overran reports whether another worker gets the message.
+func (b *heartbeat) overran() bool {
+	b.beats.mu.Lock()
+	defer b.beats.mu.Unlock()
+	return b.late
 }
 
 func (h *heartbeats) run() {
@@ -119,14 +119,14 @@ func (h *heartbeats) run() {
 func (h *heartbeats) beat(now time.Time) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	for m := range h.held {
-		if now.Sub(m.since) < h.every {
+	for b := range h.running {
+		if now.Sub(b.since) < h.every {
 			continue
 		}
-		if err := m.msg.progress(); err != nil {
+		if err := b.msg.progress(); err != nil {
 			h.log.Debug("heartbeat failed", "err", err)
 			continue
 		}
-		m.since = now
+		b.since = now
 	}
 }

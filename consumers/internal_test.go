@@ -40,14 +40,14 @@ func TestDecide(t *testing.T) {
 	}{
 		{"committed", nil, 1, false, decision{action: acknowledge}},
 		{"committed while draining", nil, 4, true, decision{action: acknowledge}},
-		{"invalid", invalid, 1, false, decision{action: bury, kind: schema.KindInvalid, field: "data.class", reason: "must be below 10"}},
-		{"invalid while draining", invalid, 1, true, decision{action: bury, kind: schema.KindInvalid, field: "data.class", reason: "must be below 10"}},
-		{"permanent", fmt.Errorf("a: %w", permanent{plain, schema.KindUnknownClass}), 1, false, decision{action: bury, kind: "unknown_class", reason: "a: session lost"}},
-		{"invalid with a kind", permanent{invalid, schema.KindDuplicateID}, 1, false, decision{action: bury, kind: "duplicate_id", field: "data.class", reason: "must be below 10"}},
+		{"invalid", invalid, 1, false, decision{action: deadLetter, kind: schema.KindInvalid, field: "data.class", reason: "must be below 10"}},
+		{"invalid while draining", invalid, 1, true, decision{action: deadLetter, kind: schema.KindInvalid, field: "data.class", reason: "must be below 10"}},
+		{"permanent", fmt.Errorf("a: %w", permanent{plain, schema.KindUnknownClass}), 1, false, decision{action: deadLetter, kind: "unknown_class", reason: "a: session lost"}},
+		{"invalid with a kind", permanent{invalid, schema.KindDuplicateID}, 1, false, decision{action: deadLetter, kind: "duplicate_id", field: "data.class", reason: "must be below 10"}},
 		{"first failure", plain, 1, false, decision{action: redeliver, reason: "session lost", delay: time.Second}},
 		{"second failure", plain, 2, false, decision{action: redeliver, reason: "session lost", delay: 2 * time.Second}},
 		{"third failure", plain, 3, false, decision{action: redeliver, reason: "session lost", delay: 3 * time.Second}},
-		{"last failure", plain, 4, false, decision{action: bury, kind: schema.KindFailed, reason: "session lost"}},
+		{"last failure", plain, 4, false, decision{action: deadLetter, kind: schema.KindFailed, reason: "session lost"}},
 		{"failure while draining", plain, 4, true, decision{action: release, reason: "session lost"}},
 	} {
 		if got := c.decide(x.err, x.delivered, x.draining); got != x.want {
@@ -208,10 +208,10 @@ func TestHeartbeatTimes(t *testing.T) {
 		h := newHeartbeats(10*time.Second, slog.New(slog.DiscardHandler))
 		time.Sleep(3 * time.Second)
 		msg := &beaten{start: time.Now()}
-		held := h.hold(msg)
+		beat := h.start(msg)
 		time.Sleep(time.Minute)
-		held.release()
-		held.release()
+		beat.stop()
+		beat.stop()
 		n := len(msg.times)
 		last := time.Duration(0)
 		for _, at := range msg.times {
@@ -226,19 +226,19 @@ func TestHeartbeatTimes(t *testing.T) {
 		}
 		time.Sleep(time.Minute)
 		if len(msg.times) != n {
-			t.Error("heartbeats went on after the release")
+			t.Error("heartbeats went on after the stop")
 		}
 		h.stop()
 	})
 }
 
 // What is known of the attempts on a message decides whether it is isolated. Failures and stops never isolate it.
-func TestPlaceOf(t *testing.T) {
+func TestIsolationOf(t *testing.T) {
 	for _, x := range []struct {
 		name      string
 		delivered int
 		sum       schema.Tries
-		want      place
+		want      isolation
 		givenUp   bool
 	}{
 		{"first delivery", 1, schema.Tries{}, ordinary, false},
@@ -254,21 +254,21 @@ func TestPlaceOf(t *testing.T) {
 		{"ended alone", 5, schema.Tries{Watched: 1, Alone: 2}, alone, false},
 		{"ended alone three times", 6, schema.Tries{Watched: 1, Alone: 3}, alone, true},
 	} {
-		got, err := placeOf(x.delivered, x.sum)
+		got, err := isolationOf(x.delivered, x.sum)
 		var kinded interface{ DeadLetterKind() schema.DeadLetterKind }
 		if got != x.want || errors.As(err, &kinded) != x.givenUp {
-			t.Errorf("%s: place %d, %v; want %d, given up: %t", x.name, got, err, x.want, x.givenUp)
+			t.Errorf("%s: isolation %d, %v; want %d, given up: %t", x.name, got, err, x.want, x.givenUp)
 		}
 	}
 	for _, x := range []struct {
-		place     place
+		level     isolation
 		cost, all int
 		want      int64
 	}{
 		{ordinary, 0, 10, 1}, {ordinary, 7, 10, 7}, {ordinary, 70, 10, 10}, {watched, 1, 160, 10}, {watched, 30, 160, 30}, {watched, 1, 3, 1}, {alone, 1, 160, 160},
 	} {
-		if got := x.place.rows(x.cost, x.all); got != x.want {
-			t.Errorf("place %d: %d of %d rows for a cost of %d, want %d", x.place, got, x.all, x.cost, x.want)
+		if got := x.level.rows(x.cost, x.all); got != x.want {
+			t.Errorf("isolation %d: %d of %d rows for a cost of %d, want %d", x.level, got, x.all, x.cost, x.want)
 		}
 	}
 }
@@ -323,11 +323,11 @@ func TestAgain(t *testing.T) {
 		"an election":     {append(slices.Repeat([]error{busy}, 10), nil), 11, 10 * time.Second, nil},
 		"refused":         {[]error{refused}, 1, 0, refused},
 		"no such stream":  {[]error{jetstream.ErrStreamNotFound}, 1, 0, jetstream.ErrStreamNotFound},
-		"never an answer": {[]error{errSilent, errSilent, errSilent, errSilent}, 4, askPatience + askTimeout, context.DeadlineExceeded},
+		"never an answer": {[]error{errSilent, errSilent, errSilent, errSilent}, 4, askFor + askTimeout, context.DeadlineExceeded},
 	} {
 		synctest.Test(t, func(t *testing.T) {
 			start, tries := time.Now(), 0
-			err := again(t.Context(), func(ctx context.Context) error {
+			err := withRetry(t.Context(), func(ctx context.Context) error {
 				answer := x.answers[tries]
 				tries++
 				if answer == errSilent { //nolint:errorlint // a marker

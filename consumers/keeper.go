@@ -138,7 +138,7 @@ func (k *keeper) once(ctx context.Context, rounds chan<- round) bool {
 	if errors.Is(err, jetstream.ErrStreamNotFound) || ctx.Err() != nil { // the loops make it
 		return false
 	}
-	if k.tell("keeper", err) && err != nil {
+	if k.changed("keeper", err) && err != nil {
 		k.log.Warn("the stream cannot be checked", "stream", k.cfg.Stream.Name, "err", err)
 	}
 	if err != nil {
@@ -153,7 +153,7 @@ func (k *keeper) once(ctx context.Context, rounds chan<- round) bool {
 }
 
 // tell reports whether what is said about a thing has changed.
-func (k *keeper) tell(about string, err error) bool {
+func (k *keeper) changed(about string, err error) bool {
 	was, said := k.warned[about], text(err)
 	k.warned[about] = said
 	return was != said
@@ -199,12 +199,12 @@ func (k *keeper) check(ctx context.Context, v *View, advisories *jetstream.Strea
 		k.gate.check(ctx) // in each round: the one before may have run out of time
 	}
 	for _, w := range weaknesses(v.Config) {
-		if k.tell(w, errors.New(w)) {
+		if k.changed(w, errors.New(w)) {
 			k.log.Warn("the stream is weaker than a new one would be", "stream", v.Config.Name, "setting", w)
 		}
 	}
 	for _, name := range v.Missing {
-		if k.tell("missing "+name, errors.New(name)) {
+		if k.changed("missing "+name, errors.New(name)) {
 			k.log.Warn("the server cannot tell the state of a consumer", "consumer", name)
 		}
 	}
@@ -306,7 +306,7 @@ func (k *keeper) report(model string, c jetstream.ConsumerInfo, ownership Owners
 	if ownership == Orphaned && orphans > 0 {
 		err = errors.New("nobody pulls from the consumer " + c.Name)
 	}
-	switch changed := k.tell("orphan "+model, err); {
+	switch changed := k.changed("orphan "+model, err); {
 	case changed && err != nil:
 		k.log.Error("events are orphaned: nobody pulls them", "model", model, "consumer", c.Name, "events", orphans, "dead_letters_after", k.cfg.OrphanGrace)
 	case changed:
@@ -316,7 +316,7 @@ func (k *keeper) report(model string, c jetstream.ConsumerInfo, ownership Owners
 	if c.Paused {
 		err = errors.New("paused")
 	}
-	switch changed := k.tell("pause "+model, err); {
+	switch changed := k.changed("pause "+model, err); {
 	case changed && err != nil:
 		k.log.Error("a consumer is paused: its events wait", "model", model, "consumer", c.Name, "remaining", c.PauseRemaining)
 	case changed:

@@ -24,7 +24,7 @@ type View struct {
 // consumers that the server itself could not ask are in Missing.
 func ReadView(ctx context.Context, js jetstream.JetStream, name string) (*View, error) {
 	var info *jetstream.StreamInfo
-	err := again(ctx, func(ctx context.Context) error {
+	err := withRetry(ctx, func(ctx context.Context) error {
 		stream, err := js.Stream(ctx, name)
 		if err != nil {
 			return err

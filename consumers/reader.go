@@ -57,9 +57,9 @@ type puller struct {
 }
 
 const (
-	ackPrefix     = "$JS.ACK."
-	statusSpare   = 64          // room for status messages, so that they displace no message
-	drainPatience = time.Second // for the server's answer that nothing more is on its way
+	ackPrefix    = "$JS.ACK."
+	statusSpare  = 64          // room for status messages, so that they displace no message
+	drainTimeout = time.Second // for the server's answer that nothing more is on its way
 )
 
 func (p *puller) pull(ctx context.Context, n int, take func(*message)) error {
@@ -115,7 +115,7 @@ func (p *puller) pull(ctx context.Context, n int, take func(*message)) error {
 //nolint:contextcheck // it runs after the caller's context has ended
 func (p *puller) drain(sub *nats.Subscription, arrived <-chan *nats.Msg, take func(*message)) error {
 	err := sub.Drain()
-	ctx, cancel := context.WithTimeout(context.Background(), drainPatience)
+	ctx, cancel := context.WithTimeout(context.Background(), drainTimeout)
 	defer cancel()
 	if p.nc.IsConnected() {
 		// The server answers after everything that it sent before. Without an answer, what comes later is delivered again.

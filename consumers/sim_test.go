@@ -382,7 +382,7 @@ func (d *simDelivery) nak(delay time.Duration) error {
 
 func (d *simDelivery) term(reason string) error {
 	d.hear("term", func() { _ = d.settle("term") })
-	if !strings.HasPrefix(reason, buriedPrefix) {
+	if !strings.HasPrefix(reason, deadLetterPrefix) {
 		d.t.Errorf("message %d is terminated because %q", d.sequence, reason)
 	}
 	return nil

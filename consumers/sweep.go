@@ -15,11 +15,11 @@ import (
 )
 
 const (
-	sweepChunk  = 1000        // sequence numbers that are held against the ledger at once
-	sweepMost   = 200_000     // in one round
-	burials     = 16          // dead letters that are written at once
-	clockSpread = time.Minute // by which the server's clock and the ledger's may differ
-	fullShare   = 0.75        // of the stream's limit, above which everything settled is purged
+	sweepChunk       = 1000        // sequence numbers that are held against the ledger at once
+	sweepMost        = 200_000     // in one round
+	concurrentWrites = 16          // dead letters that are written at once
+	clockSpread      = time.Minute // by which the server's clock and the ledger's may differ
+	fullShare        = 0.75        // of the stream's limit, above which everything settled is purged
 
 	// What this process must itself have seen of an orphaned consumer. After an outage of everything, workers of other
 	// models may start first.
@@ -30,16 +30,16 @@ const (
 // ledger, and what is settled is purged.
 type sweeper struct {
 	*Runner
-	buriedTo map[string]uint64 // by subject that nobody takes: each of its messages up to here has its verdict
-	stranded uint64            // message that was acknowledged and had no verdict in the last round
-	restored bool              // see setBack
+	settledTo map[string]uint64 // by subject that nobody takes: each of its messages up to here has its verdict
+	stranded  uint64            // message that was acknowledged and had no verdict in the last round
+	restored  bool              // see setBack
 }
 
-func newSweeper(r *Runner) *sweeper { return &sweeper{Runner: r, buriedTo: map[string]uint64{}} }
+func newSweeper(r *Runner) *sweeper { return &sweeper{Runner: r, settledTo: map[string]uint64{}} }
 
 // sweep does one round. What fails is tried again in the next.
 func (s *sweeper) sweep(ctx, work context.Context, r round) {
-	for _, step := range []func(context.Context, context.Context, round) error{s.buryUntaken, s.account, s.purge} {
+	for _, step := range []func(context.Context, context.Context, round) error{s.deadLetterUntaken, s.account, s.purge} {
 		err := step(ctx, work, r)
 		if ctx.Err() != nil {
 			return
@@ -50,17 +50,17 @@ func (s *sweeper) sweep(ctx, work context.Context, r round) {
 	}
 }
 
-// buryUntaken makes dead letters of messages that nobody will take.
-func (s *sweeper) buryUntaken(ctx, work context.Context, r round) error {
-	for subject := range s.buriedTo {
+// deadLetterUntaken makes dead letters of messages that nobody will take.
+func (s *sweeper) deadLetterUntaken(ctx, work context.Context, r round) error {
+	for subject := range s.settledTo {
 		if !r.owners[subject].nobody() {
-			delete(s.buriedTo, subject)
+			delete(s.settledTo, subject)
 		}
 	}
 	var errs []error
 	for _, subject := range r.subjects() {
 		if o := r.owners[subject]; o.nobody() && ctx.Err() == nil {
-			errs = append(errs, s.burySubject(ctx, work, r, subject, o))
+			errs = append(errs, s.deadLetterSubject(ctx, work, r, subject, o))
 		}
 	}
 	return errors.Join(errs...)
@@ -71,7 +71,7 @@ func (o owner) nobody() bool { return o.Ownership == Unowned || o.Ownership == O
 
 // verdict returns the dead letter of a subject that nobody takes, and how long a message waits for it.
 func (s *sweeper) verdict(subject string, o owner, now time.Time) (decision, time.Duration) {
-	d := decision{action: bury, field: "data.model"}
+	d := decision{action: deadLetter, field: "data.model"}
 	if o.Ownership == Orphaned {
 		d.kind = schema.KindOrphaned
 		d.reason = clean(fmt.Sprintf("nobody has pulled from the consumer %s for %s", Durable(strings.TrimPrefix(subject, subjectPrefix)), now.Sub(o.since).Round(time.Second)))
@@ -86,8 +86,8 @@ func (o owner) due(now time.Time, grace time.Duration) bool {
 	return now.Sub(o.since) >= grace && now.Sub(o.seen) >= min(grace, orphanWatch)
 }
 
-// burySubject makes dead letters of the subject's messages for which nobody came within the grace, oldest first.
-func (s *sweeper) burySubject(ctx, work context.Context, r round, subject string, o owner) error {
+// deadLetterSubject makes dead letters of the subject's messages for which nobody came within the grace, oldest first.
+func (s *sweeper) deadLetterSubject(ctx, work context.Context, r round, subject string, o owner) error {
 	d, grace := s.verdict(subject, o, r.view.Time)
 	if !o.due(r.view.Time, grace) {
 		return nil
@@ -96,10 +96,10 @@ func (s *sweeper) burySubject(ctx, work context.Context, r round, subject string
 	if err != nil {
 		return err
 	}
-	next := max(position, s.buriedTo[subject]) + 1
+	next := max(position, s.settledTo[subject]) + 1
 	for more := true; more; {
-		group, burying := errgroup.WithContext(work)
-		for range burials {
+		group, writing := errgroup.WithContext(work)
+		for range concurrentWrites {
 			m, err := ReadNext(ctx, s.js, s.cfg.Stream.Name, next, subject)
 			switch {
 			case errors.Is(err, jetstream.ErrMsgNotFound):
@@ -113,25 +113,25 @@ func (s *sweeper) burySubject(ctx, work context.Context, r round, subject string
 				break
 			}
 			next = m.Sequence + 1
-			group.Go(func() error { return s.buryOnce(burying, r.view, m, d) })
+			group.Go(func() error { return s.deadLetterMessage(writing, r.view, m, d) })
 		}
 		if err := group.Wait(); err != nil {
 			return err
 		}
-		s.buriedTo[subject] = next - 1
+		s.settledTo[subject] = next - 1
 	}
 	return nil
 }
 
-// buryOnce makes a dead letter of a message that has no verdict.
-func (s *sweeper) buryOnce(work context.Context, v *View, m Stored, d decision) error {
+// deadLetterMessage makes a dead letter of a message that has no verdict.
+func (s *sweeper) deadLetterMessage(work context.Context, v *View, m Stored, d decision) error {
 	if s.cfg.Ledger != nil {
 		rows, err := s.settled(work, v, m.Sequence, m.Sequence)
 		if err != nil || slices.Contains(rows[m.Sequence].digests, m.Digest()) {
 			return err
 		}
 	}
-	return s.buryStored(work, m.Sequence, 1, m.Subject, d)
+	return s.deadLetterStored(work, m.Sequence, 1, m.Subject, d)
 }
 
 // position returns the sequence number up to which the stream has been swept.
@@ -176,7 +176,7 @@ func (s *sweeper) setBack(ctx context.Context, v *View, position uint64) (bool, 
 	if back && !s.restored {
 		s.log.Error("the stream was set back: it holds other messages than it did, and each is looked at again",
 			"stream", s.cfg.Stream.Name, "last", v.State.LastSeq, "swept_to", position)
-		clear(s.buriedTo)
+		clear(s.settledTo)
 	}
 	s.restored = back
 	return back, nil
@@ -320,14 +320,13 @@ func (s *sweeper) accountMessage(ctx, work context.Context, r round, m Stored, r
 
 // rescue handles a message that no delivery brings any more, with the care that one deserves whose workers ended.
 func (s *sweeper) rescue(work context.Context, m Stored) error {
-	l, invalid, err := s.load(work, m.Sequence, endsToWatch+1, m.Subject)
+	in, invalid, err := s.load(work, m.Sequence, endsToWatch+1, m.Subject)
 	if err != nil {
 		return err
 	}
-	work, end := s.trace(work, l)
+	work, end := s.trace(work, in)
 	defer end()
-	nothing := &held{beats: &heartbeats{held: map[*held]struct{}{}}} // there is no delivery to keep alive
-	d := s.attempt(work, l, invalid, nothing)
+	d := s.attempt(work, in, invalid, &heartbeat{beats: &heartbeats{}}) // there is no delivery to keep in flight
 	s.log.Info("message handled", "action", string(d.action), "sequence", m.Sequence, "reason", d.reason)
 	return nil
 }

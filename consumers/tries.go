@@ -19,13 +19,13 @@ type Tries interface {
 // say which of them did. So a message whose workers ended without a word is handled among fewer and fewer others, until
 // it is alone: then an innocent one gets its verdict, and a guilty one is known.
 const (
-	ordinary place = iota
-	watched        // at most watchedAtOnce of them at a time
-	alone          // nothing else is handled by this worker
+	ordinary isolation = iota
+	watched            // at most watchedAtOnce of them at a time
+	alone              // nothing else is handled by this worker
 )
 
 // place is among which others a message is handled.
-type place int
+type isolation int
 
 const (
 	endsToWatch   = 2  // attempts that ended without a word after which a message is watched
@@ -34,7 +34,7 @@ const (
 )
 
 // rows returns how many rows an event takes, of all there are.
-func (p place) rows(cost, all int) int64 {
+func (p isolation) rows(cost, all int) int64 {
 	switch p {
 	case watched:
 		cost = max(cost, all/watchedAtOnce)
@@ -47,24 +47,24 @@ func (p place) rows(cost, all int) int64 {
 
 // place decides among which others a message is handled. The error is permanent if too many workers ended while they had
 // it alone in hand.
-func (r *Runner) place(work context.Context, l letter) (place, error) {
-	if l.delivery.Delivered <= endsToWatch {
+func (r *Runner) isolation(work context.Context, in incoming) (isolation, error) {
+	if in.delivery.Delivered <= endsToWatch {
 		return ordinary, nil
 	}
-	sum, err := r.try(work, l.delivery, schema.Tries{})
+	sum, err := r.try(work, in.delivery, schema.Tries{})
 	if err != nil {
 		return ordinary, err
 	}
-	p, err := placeOf(l.delivery.Delivered, sum)
+	p, err := isolationOf(in.delivery.Delivered, sum)
 	if p != ordinary {
-		r.log.Warn("workers ended with this event in hand", "model", l.model, "sequence", l.delivery.Sequence, "delivered", l.delivery.Delivered,
-			"failed", sum.Failed, "handed_back", sum.HandedBack, "alone", p == alone, "source", l.event.Source, "id", l.event.ID)
+		r.log.Warn("workers ended with this event in hand", "model", in.model, "sequence", in.delivery.Sequence, "delivered", in.delivery.Delivered,
+			"failed", sum.Failed, "handed_back", sum.HandedBack, "alone", p == alone, "source", in.event.Source, "id", in.event.ID)
 	}
 	return p, err
 }
 
-// placeOf is place by the numbers alone.
-func placeOf(delivered int, sum schema.Tries) (place, error) {
+// isolationOf is place by the numbers alone.
+func isolationOf(delivered int, sum schema.Tries) (isolation, error) {
 	switch {
 	case sum.Alone >= endsAlone:
 		return alone, endedAlone(sum.Alone)
@@ -87,7 +87,7 @@ func (n endedAlone) Error() string {
 func (endedAlone) DeadLetterKind() schema.DeadLetterKind { return schema.KindGivenUp }
 
 // begins returns what is added to a message's attempts before one begins in its place, and taken away when it has ended.
-func (p place) begins(n int) schema.Tries {
+func (p isolation) begins(n int) schema.Tries {
 	switch p {
 	case watched:
 		return schema.Tries{Watched: n}
@@ -99,7 +99,7 @@ func (p place) begins(n int) schema.Tries {
 }
 
 // begin notes that an attempt begins, if its end without a word would count.
-func (r *Runner) begin(work context.Context, d schema.Delivery, p place) error {
+func (r *Runner) begin(work context.Context, d schema.Delivery, p isolation) error {
 	if p == ordinary {
 		return nil
 	}
@@ -108,20 +108,20 @@ func (r *Runner) begin(work context.Context, d schema.Delivery, p place) error {
 }
 
 // countFailure notes that an attempt failed and returns how many have.
-func (r *Runner) countFailure(work context.Context, d schema.Delivery, p place) (int, error) {
+func (r *Runner) countFailure(work context.Context, d schema.Delivery, p isolation) (int, error) {
 	add := p.begins(-1)
 	add.Failed = 1
 	sum, err := r.try(work, d, add)
 	return sum.Failed, err
 }
 
-// handBackPatience bounds the note of a worker that has run out of time to stop.
-const handBackPatience = time.Second
+// handBackTimeout bounds the note of a worker that has run out of time to stop.
+const handBackTimeout = time.Second
 
 // handBack notes that the worker gives a message back although nothing is wrong with it. Without the note, the attempt
 // counts as one that ended without a word.
-func (r *Runner) handBack(work context.Context, d schema.Delivery, p place) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(work), handBackPatience)
+func (r *Runner) handBack(work context.Context, d schema.Delivery, p isolation) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(work), handBackTimeout)
 	defer cancel()
 	add := p.begins(-1)
 	add.HandedBack = 1
@@ -130,7 +130,7 @@ func (r *Runner) handBack(work context.Context, d schema.Delivery, p place) erro
 }
 
 // noteHandBack is handBack for a worker that cannot wait until the note is written.
-func (r *Runner) noteHandBack(work context.Context, d schema.Delivery, p place) {
+func (r *Runner) noteHandBack(work context.Context, d schema.Delivery, p isolation) {
 	if err := r.handBack(work, d, p); err != nil {
 		r.log.Warn("that a message was handed back is not noted", "sequence", d.Sequence, "err", err)
 	}

@@ -63,16 +63,16 @@ func TestRestartsAreNoFailures(t *testing.T) {
 		if err := w.wait(); err != nil {
 			t.Fatal(err)
 		}
-		if _, letters := r.count(); letters > 0 {
-			t.Fatalf("%d dead letters after %d restarts", letters, i+1)
+		if _, deadLetters := r.count(); deadLetters > 0 {
+			t.Fatalf("%d dead letters after %d restarts", deadLetters, i+1)
 		}
 	}
 	r := newRecorder()
 	cfg.DrainTimeout = 0
 	run(t, js, cfg, r)
 	settled(t, stream)
-	if done, letters := r.count(); done != 3 || letters != 0 {
-		t.Errorf("%d events were handled and %d became dead letters, want 3 and 0", done, letters)
+	if done, deadLetters := r.count(); done != 3 || deadLetters != 0 {
+		t.Errorf("%d events were handled and %d became dead letters, want 3 and 0", done, deadLetters)
 	}
 	for _, id := range ids("e", 3) {
 		if d := r.deliveries(id); len(d) != 1 || d[0].Delivered != 15 {
@@ -91,7 +91,7 @@ func TestFailuresAreCountedOverRestarts(t *testing.T) {
 	r := newRecorder()
 	failures := 0
 	r.handle = func(context.Context, schema.Event, schema.Delivery) error { return errors.New("the session was lost") }
-	for r.letter(1) == nil {
+	for r.deadLetter(1) == nil {
 		w := run(t, js, cfg, r)
 		before := failures
 		natstest.Until(t, "an attempt has failed", func() bool { failures = len(r.deliveries("fails")); return failures > before })
@@ -99,7 +99,7 @@ func TestFailuresAreCountedOverRestarts(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if l := r.letter(1); failures != 5 || l.Kind != schema.KindFailed {
+	if l := r.deadLetter(1); failures != 5 || l.Kind != schema.KindFailed {
 		t.Errorf("a dead letter of kind %s after %d failures, want %s after 5", l.Kind, failures, schema.KindFailed)
 	}
 }
@@ -161,8 +161,8 @@ func TestKillsAreNoFailures(t *testing.T) {
 	}
 	run(t, js, cfg, r)
 	settled(t, stream)
-	if done, letters := r.count(); done != 60 || letters != 0 {
-		t.Errorf("%d events were handled and %d became dead letters, want 60 and 0", done, letters)
+	if done, deadLetters := r.count(); done != 60 || deadLetters != 0 {
+		t.Errorf("%d events were handled and %d became dead letters, want 60 and 0", done, deadLetters)
 	}
 	if most.Load() > 16 {
 		t.Errorf("%d suspects were handled at once", most.Load())
@@ -209,10 +209,10 @@ func TestSuspectsAreHandledAlone(t *testing.T) {
 	}
 	run(t, js, cfg, r)
 	settled(t, stream)
-	if done, letters := r.count(); done != 41 || letters != 1 || beside.Load() != 0 {
-		t.Errorf("%d events were handled, %d became dead letters, %d were handled beside the suspect; want 41, 1, 0", done, letters, beside.Load())
+	if done, deadLetters := r.count(); done != 41 || deadLetters != 1 || beside.Load() != 0 {
+		t.Errorf("%d events were handled, %d became dead letters, %d were handled beside the suspect; want 41, 1, 0", done, deadLetters, beside.Load())
 	}
-	if l := r.letter(2); l == nil || l.Kind != schema.KindGivenUp || l.Event == nil || l.Event.ID != "guilty" {
+	if l := r.deadLetter(2); l == nil || l.Kind != schema.KindGivenUp || l.Event == nil || l.Event.ID != "guilty" {
 		t.Errorf("dead letter is %+v", l)
 	}
 }
@@ -249,8 +249,8 @@ func TestHungHandlerGivesMessagesAway(t *testing.T) {
 	healthy := newRecorder()
 	run(t, s.JetStream(), cfg, healthy)
 	settled(t, stream)
-	if done, letters := healthy.count(); done != 30 || letters != 0 {
-		t.Errorf("the healthy worker handled %d events and wrote %d dead letters, want 30 and 0", done, letters)
+	if done, deadLetters := healthy.count(); done != 30 || deadLetters != 0 {
+		t.Errorf("the healthy worker handled %d events and wrote %d dead letters, want 30 and 0", done, deadLetters)
 	}
 	natstest.Until(t, "the hung worker has asked for health", func() bool { return probes.Load() > 0 })
 	hung.mu.Lock()
@@ -325,7 +325,7 @@ func TestAdvisoriesBackOff(t *testing.T) {
 		}
 	}
 	r.refuse.Store(nil)
-	natstest.Until(t, "the message has its dead letter", func() bool { return r.letter(seq) != nil })
+	natstest.Until(t, "the message has its dead letter", func() bool { return r.deadLetter(seq) != nil })
 }
 
 // The event's time is held against the time when the stream stored the message, not against the worker's clock.

@@ -37,39 +37,39 @@ func (r *Runner) model(model string) loop {
 				MaxAckPending: r.cfg.maxAckPending(),
 			})
 		},
-		take: func(work context.Context, msg *message, h *held) {
+		take: func(work context.Context, msg *message, h *heartbeat) {
 			r.deliver(work, model, msg, h)
 		},
 	}
 }
 
 // deliver brings one message to its verdict and acknowledges it accordingly.
-func (r *Runner) deliver(work context.Context, model string, msg *message, h *held) {
+func (r *Runner) deliver(work context.Context, model string, msg *message, h *heartbeat) {
 	if msg.delivered > 1 {
 		r.cfg.Metrics.redelivered(model)
 	}
 	start := time.Now()
-	l, err := read(msg.Stored, msg.delivery())
+	in, err := read(msg.Stored, msg.delivery())
 	r.cfg.Metrics.decode.Since(work, start)
-	traced, end := r.trace(work, l)
+	traced, end := r.trace(work, in)
 	defer end()
-	d := r.attempt(traced, l, err, h)
-	if h.release(); d.action != abandon {
-		r.settle(traced, msg, l, d)
+	d := r.attempt(traced, in, err, h)
+	if h.stop(); d.action != abandon {
+		r.settle(traced, msg, in, d)
 	}
 }
 
 // attempt brings a message to its verdict, if it can. Invalid says why its event cannot be handled. Unless the decision is to
 // deliver it again, the verdict is committed.
-func (r *Runner) attempt(work context.Context, l letter, invalid error, h *held) decision {
-	err, place := invalid, ordinary
+func (r *Runner) attempt(work context.Context, in incoming, invalid error, h *heartbeat) decision {
+	err, level := invalid, ordinary
 	if err == nil {
-		place, err = r.place(work, l)
+		level, err = r.isolation(work, in)
 	}
 	if err == nil {
 		var begun bool
-		if begun, err = r.admit(work, l, place, h); !begun {
-			place = ordinary
+		if begun, err = r.admit(work, in, level, h); !begun {
+			level = ordinary
 		}
 	}
 	if h.overran() && err != nil {
@@ -81,36 +81,36 @@ func (r *Runner) attempt(work context.Context, l letter, invalid error, h *held)
 	failed := 0
 	if !drained(work) && transient(err) {
 		var broken error
-		if failed, broken = r.countFailure(work, l.delivery, place); broken != nil {
+		if failed, broken = r.countFailure(work, in.delivery, level); broken != nil {
 			err = errors.Join(err, broken)
 		}
 	}
 	d := r.cfg.decide(err, failed, drained(work))
-	if d.action == bury {
-		if err := r.bury(work, l, d); err != nil {
-			d = decision{action: redeliver, reason: clean("write dead letter: " + err.Error()), delay: r.cfg.retryDelay(l.delivery.Delivered)}
+	if d.action == deadLetter {
+		if err := r.deadLetter(work, in, d); err != nil {
+			d = decision{action: redeliver, reason: clean("write dead letter: " + err.Error()), delay: r.cfg.retryDelay(in.delivery.Delivered)}
 			if drained(work) {
 				d.action = release
 			}
 		}
 	}
 	if d.action == release {
-		r.noteHandBack(work, l.delivery, place)
+		r.noteHandBack(work, in.delivery, level)
 	}
 	return d
 }
 
 // trace begins the span of one delivery, in the trace that the producer began.
-func (r *Runner) trace(work context.Context, l letter) (context.Context, func()) {
+func (r *Runner) trace(work context.Context, in incoming) (context.Context, func()) {
 	var ev schema.Event
-	if l.event != nil {
-		ev = *l.event
+	if in.event != nil {
+		ev = *in.event
 	}
 	parent := propagation.MapCarrier{"traceparent": ev.TraceParent, "tracestate": ev.TraceState}
 	ctx, span := r.cfg.Tracer.Start(propagation.TraceContext{}.Extract(work, parent), "consume", trace.WithSpanKind(trace.SpanKindConsumer), trace.WithAttributes(
-		attribute.String("messaging.system", "nats"), attribute.String("messaging.destination.name", l.subject),
-		attribute.String("messaging.consumer.group.name", Durable(l.model)), attribute.String("cloudevents.event_source", ev.Source),
-		attribute.String("cloudevents.event_id", ev.ID), attribute.Int("decuwatch.delivered", l.delivery.Delivered)))
+		attribute.String("messaging.system", "nats"), attribute.String("messaging.destination.name", in.subject),
+		attribute.String("messaging.consumer.group.name", Durable(in.model)), attribute.String("cloudevents.event_source", ev.Source),
+		attribute.String("cloudevents.event_id", ev.ID), attribute.Int("decuwatch.delivered", in.delivery.Delivered)))
 	return ctx, func() { span.End() }
 }
 
@@ -119,10 +119,10 @@ func (r *Runner) trace(work context.Context, l letter) (context.Context, func())
 //
 // What is away may be this worker's alone, such as its device. So an event that has waited for as long as an attempt may
 // take goes to another worker, if that can be noted. If it cannot, the database is away, and with it every worker.
-func (r *Runner) admit(work context.Context, l letter, place place, h *held) (begun bool, err error) {
+func (r *Runner) admit(work context.Context, in incoming, level isolation, h *heartbeat) (begun bool, err error) {
 	start := time.Now()
-	cost, handle := r.handler.Plan(*l.event)
-	rows := place.rows(cost, r.cfg.MaxRows)
+	cost, handle := r.handler.Plan(*in.event)
+	rows := level.rows(cost, r.cfg.MaxRows)
 	if err := r.rows.Acquire(work, rows); err != nil {
 		return false, fmt.Errorf("wait for %d rows: %w", rows, context.Cause(work))
 	}
@@ -136,19 +136,19 @@ func (r *Runner) admit(work context.Context, l letter, place place, h *held) (be
 		case away == nil:
 		case drained(work):
 			return begun, errors.Join(err, fmt.Errorf("wait for dependencies: %w", away))
-		case r.handBack(work, l.delivery, noted) == nil:
+		case r.handBack(work, in.delivery, noted) == nil:
 			return begun, errors.Join(err, errGivenAway)
 		default:
 			continue
 		}
 		if !begun {
 			r.cfg.Metrics.queue.Since(work, start)
-			if err := r.begin(work, l.delivery, place); err != nil {
+			if err := r.begin(work, in.delivery, level); err != nil {
 				return false, err
 			}
-			begun, noted = true, place
+			begun, noted = true, level
 		}
-		err = r.handle(work, l, handle, place, h)
+		err = r.handle(work, in, handle, level, h)
 		switch {
 		case err == nil:
 			r.gate.success()
@@ -179,7 +179,7 @@ func transient(err error) bool {
 // handle calls the handler with the event's deadline. A panic is an error of this event. If the handler does not return
 // soon after the deadline, the message's heartbeats end, so that it goes to another worker, and pulling is paused.
 func (r *Runner) handle(
-	work context.Context, l letter, handle func(context.Context, schema.Delivery) error, place place, h *held,
+	work context.Context, in incoming, handle func(context.Context, schema.Delivery) error, level isolation, h *heartbeat,
 ) (err error) {
 	ctx, cancel := context.WithTimeoutCause(work, r.cfg.HandleTimeout, fmt.Errorf("handle event timed out after %s", r.cfg.HandleTimeout))
 	defer cancel()
@@ -187,7 +187,7 @@ func (r *Runner) handle(
 	r.overruns.Add(1)
 	overrun := time.AfterFunc(most, func() {
 		defer r.overruns.Done()
-		r.overrun(work, l, place, h, most)
+		r.overrun(work, in, level, h, most)
 	})
 	defer func() {
 		if overrun.Stop() {
@@ -196,20 +196,20 @@ func (r *Runner) handle(
 	}()
 	defer func() {
 		if p := recover(); p != nil {
-			r.log.Error("the handler panicked", "source", l.event.Source, "id", l.event.ID, "err", p, "stack", string(debug.Stack()))
+			r.log.Error("the handler panicked", "source", in.event.Source, "id", in.event.ID, "err", p, "stack", string(debug.Stack()))
 			err = fmt.Errorf("the handler panicked: %v", p)
 		}
 	}()
-	err = handle(ctx, l.delivery)
+	err = handle(ctx, in.delivery)
 	if err != nil && ctx.Err() != nil && work.Err() == nil {
 		err = fmt.Errorf("%w: %w", context.Cause(ctx), err)
 	}
 	return err
 }
 
-// bury writes the message's dead letter and counts it.
-func (r *Runner) bury(work context.Context, l letter, d decision) error {
-	err := r.writeDeadLetter(work, l, d)
+// deadLetter writes the message's dead letter and counts it.
+func (r *Runner) deadLetter(work context.Context, in incoming, d decision) error {
+	err := r.writeDeadLetter(work, in, d)
 	if err == nil {
 		r.cfg.Metrics.deadLetter(d.kind)
 	}
@@ -218,37 +218,37 @@ func (r *Runner) bury(work context.Context, l letter, d decision) error {
 
 // writeDeadLetter writes the message's dead letter. If a healthy database refuses what the message holds, it writes one without
 // any of that: a message that can be neither scored nor buried would be tried for as long as the stream keeps it.
-func (r *Runner) writeDeadLetter(work context.Context, l letter, d decision) error {
-	v := schema.Verdict{Delivery: l.delivery, DeadLetter: &schema.DeadLetter{
-		Event: l.event, Source: l.source, EventID: l.id, Subject: clean(l.subject), Payload: clip(l.payload), Field: d.field, Reason: d.reason, Kind: d.kind,
+func (r *Runner) writeDeadLetter(work context.Context, in incoming, d decision) error {
+	v := schema.Verdict{Delivery: in.delivery, DeadLetter: &schema.DeadLetter{
+		Event: in.event, Source: in.source, EventID: in.id, Subject: clean(in.subject), Payload: clip(in.payload), Field: d.field, Reason: d.reason, Kind: d.kind,
 	}}
 	put := func(ctx context.Context) error { return r.handler.DeadLetter(ctx, v) }
 	err := r.write(work, put)
 	if err == nil || drained(work) {
 		return err
 	}
-	r.log.Error("a dead letter is refused, and is written without what the message holds", "sequence", l.delivery.Sequence, "kind", d.kind, "err", err)
+	r.log.Error("a dead letter is refused, and is written without what the message holds", "sequence", in.delivery.Sequence, "kind", d.kind, "err", err)
 	v.DeadLetter = &schema.DeadLetter{
-		Subject: clean(l.subject), Kind: d.kind, Reason: clean(fmt.Sprintf("%s (written without what the message holds, which was refused: %v)", d.reason, err)),
+		Subject: clean(in.subject), Kind: d.kind, Reason: clean(fmt.Sprintf("%s (written without what the message holds, which was refused: %v)", d.reason, err)),
 	}
 	return r.write(work, put)
 }
 
-// buriedPrefix begins the reason with which this program terminates a message, after its dead letter was committed.
-const buriedPrefix = "dead letter: "
+// deadLetterPrefix begins the reason with which this program terminates a message, after its dead letter was committed.
+const deadLetterPrefix = "dead letter: "
 
-// buryStored writes the dead letter of a message that is read from the stream.
-func (r *Runner) buryStored(work context.Context, sequence uint64, delivered int, subject string, d decision) error {
-	l, _, err := r.load(work, sequence, delivered, subject)
+// deadLetterStored writes the dead letter of a message that is read from the stream.
+func (r *Runner) deadLetterStored(work context.Context, sequence uint64, delivered int, subject string, d decision) error {
+	in, _, err := r.load(work, sequence, delivered, subject)
 	if err != nil {
 		return err
 	}
-	return r.bury(work, l, d)
+	return r.deadLetter(work, in, d)
 }
 
 // load reads a message from the stream by its sequence. If the message is gone from the stream, only its subject is
 // known. Invalid says why its event cannot be handled.
-func (r *Runner) load(ctx context.Context, sequence uint64, delivered int, subject string) (l letter, invalid, err error) {
+func (r *Runner) load(ctx context.Context, sequence uint64, delivered int, subject string) (in incoming, invalid, err error) {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
 	stored, err := ReadStored(ctx, r.js, r.cfg.Stream.Name, sequence, false)
@@ -256,23 +256,23 @@ func (r *Runner) load(ctx context.Context, sequence uint64, delivered int, subje
 		stored, err = Stored{Subject: subject, Sequence: sequence}, nil
 	}
 	if err != nil {
-		return letter{}, nil, err
+		return incoming{}, nil, err
 	}
 	d := schema.Delivery{Stream: r.cfg.Stream.Name, Sequence: sequence, Time: stored.Time, Delivered: delivered, Digest: stored.Digest()}
-	l, invalid = read(stored, d)
-	return l, invalid, nil
+	in, invalid = read(stored, d)
+	return in, invalid, nil
 }
 
 // overrun leaves a message whose handler does not return to another worker, and pauses pulling. If the dependencies stay
 // unwell, the message is not to blame.
-func (r *Runner) overrun(work context.Context, l letter, place place, h *held, after time.Duration) {
+func (r *Runner) overrun(work context.Context, in incoming, level isolation, h *heartbeat, after time.Duration) {
 	h.overrun()
-	r.log.Error("the handler does not return", "model", l.model, "sequence", l.delivery.Sequence, "source", l.event.Source, "id", l.event.ID, "after", after)
+	r.log.Error("the handler does not return", "model", in.model, "sequence", in.delivery.Sequence, "source", in.event.Source, "id", in.event.ID, "after", after)
 	r.gate.trip(fmt.Errorf("the handler has not returned after %s", after))
 	doubt, cancel := context.WithTimeout(work, 2*probeTimeout)
 	defer cancel()
 	if r.gate.wait(doubt) != nil {
-		r.noteHandBack(work, l.delivery, place)
+		r.noteHandBack(work, in.delivery, level)
 	}
 }
 
@@ -311,7 +311,7 @@ func (r *Runner) write(work context.Context, f func(context.Context) error) erro
 }
 
 // settle tells the server what became of the message, and the log.
-func (r *Runner) settle(work context.Context, msg *message, l letter, d decision) {
+func (r *Runner) settle(work context.Context, msg *message, in incoming, d decision) {
 	var err error
 	level := slog.LevelDebug
 	switch d.action {
@@ -324,9 +324,9 @@ func (r *Runner) settle(work context.Context, msg *message, l letter, d decision
 		}
 		span.End()
 		r.cfg.Metrics.ack.Since(work, start)
-	case bury:
+	case deadLetter:
 		level = slog.LevelWarn
-		err = msg.term(buriedPrefix + string(d.kind) + " " + d.field + " " + d.reason)
+		err = msg.term(deadLetterPrefix + string(d.kind) + " " + d.field + " " + d.reason)
 	case redeliver:
 		level = slog.LevelWarn
 		err = msg.nak(d.delay)
@@ -338,11 +338,11 @@ func (r *Runner) settle(work context.Context, msg *message, l letter, d decision
 	if !r.log.Enabled(work, level) && err == nil {
 		return
 	}
-	attrs := []any{"action", string(d.action), "model", l.model, "stream", l.delivery.Stream, "sequence", l.delivery.Sequence, "delivered", l.delivery.Delivered}
-	if l.event != nil {
-		attrs = append(attrs, "source", l.event.Source, "id", l.event.ID)
+	attrs := []any{"action", string(d.action), "model", in.model, "stream", in.delivery.Stream, "sequence", in.delivery.Sequence, "delivered", in.delivery.Delivered}
+	if in.event != nil {
+		attrs = append(attrs, "source", in.event.Source, "id", in.event.ID)
 	}
-	if d.action == bury {
+	if d.action == deadLetter {
 		attrs = append(attrs, "kind", d.kind, "field", d.field)
 	}
 	if d.reason != "" {
