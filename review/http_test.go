@@ -11,7 +11,6 @@ import (
 	"testing"
 	"time"
 
-
 	"github.com/decuwatch/decuwatch/review"
 	"github.com/decuwatch/decuwatch/schema"
 )
