@@ -309,8 +309,8 @@ func (g generator) binary(attributes map[string]any, data string) (map[string][]
 	return header, true
 }
 
-// isIJSON reports whether payload is I-JSON, but for noncharacters, which the JSON Schema refuses. It reads with another
-// library than the decoder.
+// isIJSON reports whether payload is I-JSON, but for noncharacters, which the JSON Schema refuses. It reads with
+// another library than the decoder.
 func isIJSON(payload []byte) bool {
 	dec := json.NewDecoder(bytes.NewReader(payload))
 	dec.UseNumber()

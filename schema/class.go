@@ -8,8 +8,8 @@ import (
 
 // Class names a class by index or by label; in JSON it is a number or a string.
 type Class struct {
-	Index int    // -1 where Label is set
-	Label string // "" where Index is set
+	Index int    // -1 if Label is set
+	Label string // "" if Index is set
 }
 
 // ClassIndex returns the class with the given index.

@@ -48,7 +48,8 @@ func TestCloudEventsSDK(t *testing.T) {
 	want := schema.Event{
 		Source: "//studio/render-7", ID: "01J9Z3V7QK-17", Time: time.Date(2026, 3, 1, 12, 0, 0, 250_000_000, time.UTC),
 		TraceParent: "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
-		Data:        schema.Generation{Model: "fashion-mnist", Class: schema.ClassLabel("Trouser"), Seed: 42, Labels: map[string]string{"tenant": "acme"}},
+		Data: schema.Generation{Model: "fashion-mnist", Class: schema.ClassLabel("Trouser"), Seed: 42,
+			Labels: map[string]string{"tenant": "acme"}},
 	}
 	theirs := cloudevents.New(cloudevents.CloudEventsVersionV1)
 	theirs.SetType(schema.TypeGenerationRequested)
@@ -91,7 +92,8 @@ func TestCloudEventsSDK(t *testing.T) {
 		t.Error(err)
 	}
 	var data schema.Generation
-	if err := back.DataAs(&data); err != nil || !reflect.DeepEqual(data, want.Data) || back.ID() != want.ID || !back.Time().Equal(want.Time) {
+	if err := back.DataAs(&data); err != nil || !reflect.DeepEqual(data, want.Data) || back.ID() != want.ID ||
+		!back.Time().Equal(want.Time) {
 		t.Errorf("our event there: %v (%v)", back, err)
 	}
 

@@ -6,7 +6,8 @@ import (
 	"strings"
 )
 
-// ErrContradiction is returned for a change that would leave a scope with a critical threshold below its warn threshold.
+// ErrContradiction is returned for a change after which a critical threshold would be below the warn threshold of its
+// scope.
 var ErrContradiction = errors.New("thresholds contradict each other")
 
 // scopeKey is what the severities of one scope have in common.
@@ -25,10 +26,9 @@ func (t *Threshold) scopeKey() scopeKey {
 	return k
 }
 
-// CheckChange returns an error that wraps [ErrContradiction] and names each scope that a change would leave with a
-// critical threshold that fires where its warn threshold does not. The thresholds in force and those of the change are
-// given in their order; each replaces what stands before it with the same scope and severity. Scopes that the change
-// leaves alone are not checked.
+// CheckChange returns an error that wraps [ErrContradiction] if, after the change, a critical threshold could fire on
+// a score that the warn threshold of its scope lets pass. The error names each such scope. A later threshold replaces
+// an earlier one of the same scope and severity. Scopes that the change does not touch are not checked.
 func CheckChange(inForce, change []Threshold) error {
 	after := map[scopeKey]map[Severity]*Threshold{}
 	var touched []scopeKey
@@ -73,7 +73,7 @@ func (k scopeKey) String() string {
 	return fmt.Sprintf("scope %s, class %d", k.scope, k.class)
 }
 
-// contradiction says how a critical threshold can fire where the warn threshold does not, or returns "".
+// contradiction says how critical can fire on a score that warn lets pass. It returns "" if that is impossible.
 func contradiction(warn, critical *Threshold) string {
 	switch {
 	case critical.Value < warn.Value:
@@ -81,7 +81,8 @@ func contradiction(warn, critical *Threshold) string {
 	case warn.Distance == nil:
 		return ""
 	case critical.Distance == nil:
-		return fmt.Sprintf("critical has no distance and fires on every saturated score, but warn has distance %g", *warn.Distance)
+		return fmt.Sprintf("critical has no distance and fires on every saturated score, but warn has distance %g",
+			*warn.Distance)
 	case *critical.Distance < *warn.Distance:
 		return fmt.Sprintf("critical distance %g is below warn distance %g", *critical.Distance, *warn.Distance)
 	}

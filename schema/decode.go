@@ -61,16 +61,17 @@ var (
 	extensionPattern = regexp.MustCompile(`^[a-z0-9]{1,20}$`)
 	jsonMediaPattern = regexp.MustCompile(`(?i)^application/json *(; *charset=("utf-8"|utf-8) *)?$`)
 	tracePattern     = regexp.MustCompile(`^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$`)
-	timePattern      = regexp.MustCompile(`^(20[2-9][0-9]-[0-9]{2}-[0-9]{2})[Tt]([0-9]{2}:[0-9]{2}:)([0-9]{2})(\.[0-9]+)?([Zz]|[+-][0-9]{2}:[0-9]{2})$`)
+	timePattern      = regexp.MustCompile(`^(20[2-9][0-9]-[0-9]{2}-[0-9]{2})[Tt]([0-9]{2}:[0-9]{2}:)([0-9]{2})` +
+		`(\.[0-9]+)?([Zz]|[+-][0-9]{2}:[0-9]{2})$`)
 )
 
 // noiseDtypes are the number types in which a producer may have drawn the first latent.
 var noiseDtypes = []string{"float16", "bfloat16", "float32", "float64"}
 
-// Invalid is the error for an event that breaks the format. It is permanent: the same message never becomes valid.
+// Invalid is the error for an event that breaks the format. Retrying will not help.
 // The text names the field and what the field must be, for the producer.
 type Invalid struct {
-	Field  string // path of the field: "id", "data.sampler.steps"; "payload" where no field can be named
+	Field  string // path of the field: "id", "data.sampler.steps"; "payload" if no field can be named
 	Reason string // what is wrong and the bound
 }
 
@@ -86,14 +87,14 @@ func invalid(field, format string, args ...any) *Invalid {
 // second becomes the second after it. A traceparent that is malformed is dropped, because tracing never decides
 // whether an event is scored.
 //
-// The event's time is compared with this machine's clock. That is right for a producer that checks its own event; whoever
-// reads a stored message calls [DecodeAt].
+// The event's time is compared with this machine's clock. That is right for a producer that checks its own event. To
+// read a stored message, call [DecodeAt].
 func Decode(header map[string][]string, payload []byte) (Event, error) {
 	return DecodeAt(header, payload, time.Now())
 }
 
-// DecodeAt is Decode for a message that the stream stored at the given time, by the server's clock. Every reader of the
-// message comes to the same result, whatever its own clock says.
+// DecodeAt is Decode for a message that the stream stored at the given time, by the server's clock. All readers of a
+// message come to the same result, because their own clocks do not count.
 func DecodeAt(header map[string][]string, payload []byte, stored time.Time) (Event, error) {
 	e, err := decode(header, payload, stored)
 	if err != nil {
@@ -253,8 +254,8 @@ func required[T any](r *reader, name, kind string) (v T) {
 	return v
 }
 
-// attribute returns a text of the event's envelope. A null stands for an attribute that is not there, as the JSON format
-// has it.
+// attribute returns a text of the event's envelope. As in the JSON format of CloudEvents, null means that the
+// attribute is absent.
 func (r *reader) attribute(name string, must bool) string {
 	v := r.members[name]
 	if v == nil {
@@ -446,8 +447,7 @@ func (r *reader) labels() map[string]string {
 	return labels
 }
 
-// checkExtension returns an error if an extension attribute breaks CloudEvents. Those that the format does not know
-// are otherwise ignored.
+// checkExtension returns an error if an extension attribute breaks the CloudEvents specification.
 func checkExtension(name string, value any) error {
 	if !extensionPattern.MatchString(name) {
 		return invalid(pathName(name), "is not the name of a CloudEvents attribute (1 to 20 of a-z 0-9)")

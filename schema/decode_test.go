@@ -21,9 +21,11 @@ type fields = map[string]any
 // valid returns an event with everything that the format knows, as a producer would write it.
 func valid() fields {
 	return fields{
-		"specversion": "1.0", "type": TypeGenerationRequested, "source": "//studio/render", "id": "01J9-17", "time": "2026-03-01T12:00:00.123456Z",
-		"datacontenttype": "application/json", "subject": "anything", "traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
-		"tracestate": "vendor=1", "partitionkey": "acme",
+		"specversion": "1.0", "type": TypeGenerationRequested, "source": "//studio/render", "id": "01J9-17",
+		"time":            "2026-03-01T12:00:00.123456Z",
+		"datacontenttype": "application/json", "subject": "anything",
+		"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+		"tracestate":  "vendor=1", "partitionkey": "acme",
 		"data": fields{
 			"model": "fashion-mnist", "class": 3, "seed": json.Number("18446744073709551615"), "noise": "torch-cuda",
 			"sampler": fields{"name": "ddim", "steps": 50, "guidance_scale": 7.5, "eta": 0},
@@ -37,7 +39,8 @@ var validEvent = Event{
 	TraceParent: "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", TraceState: "vendor=1",
 	Data: Generation{
 		Model: "fashion-mnist", Class: ClassIndex(3), Seed: math.MaxUint64, Noise: "torch-cuda",
-		Sampler: &Sampler{Name: "ddim", Steps: 50, GuidanceScale: 7.5}, Labels: map[string]string{"tenant": "acme", "region": "eu"},
+		Sampler: &Sampler{Name: "ddim", Steps: 50, GuidanceScale: 7.5},
+		Labels:  map[string]string{"tenant": "acme", "region": "eu"},
 	},
 }
 
@@ -48,7 +51,8 @@ func structuredMode(t testing.TB, e fields) (map[string][]string, []byte) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return map[string][]string{"content-type": {"application/cloudevents+json; charset=UTF-8"}, "Nats-Msg-Id": {"x"}}, payload
+	return map[string][]string{"content-type": {"application/cloudevents+json; charset=UTF-8"}, "Nats-Msg-Id": {"x"}},
+		payload
 }
 
 func binaryMode(t testing.TB, e fields) (map[string][]string, []byte) {
@@ -80,9 +84,11 @@ func TestDecode(t *testing.T) {
 	if _, err := Decode(nil, payload); err != nil {
 		t.Errorf("structured mode without headers: %v", err)
 	}
-	least := fields{"specversion": "1.0", "type": TypeGenerationRequested, "source": "s", "id": "1", "time": "2026-03-01T14:00:00.123456789+02:00",
+	least := fields{"specversion": "1.0", "type": TypeGenerationRequested, "source": "s", "id": "1",
+		"time": "2026-03-01T14:00:00.123456789+02:00",
 		"data": fields{"model": "m", "class": "Trouser", "seed": 0}}
-	want := Event{Source: "s", ID: "1", Time: time.Date(2026, 3, 1, 12, 0, 0, 123456000, time.UTC), Data: Generation{Model: "m", Class: ClassLabel("Trouser")}}
+	want := Event{Source: "s", ID: "1", Time: time.Date(2026, 3, 1, 12, 0, 0, 123456000, time.UTC),
+		Data: Generation{Model: "m", Class: ClassLabel("Trouser")}}
 	if got, err := Decode(structuredMode(t, least)); err != nil || !reflect.DeepEqual(got, want) {
 		t.Errorf("least event:\n got %+v\nwant %+v (%v)", got, want, err)
 	}
@@ -172,13 +178,15 @@ var breakages = []breakage{
 	{"1000000000 steps", set("data.sampler.steps", 1_000_000_000), "data.sampler.steps", "1 to 1000"},
 	{"steps as text", set("data.sampler.steps", "50"), "data.sampler.steps", "number"},
 	{"guidance 1e308", set("data.sampler.guidance_scale", 1e308), "data.sampler.guidance_scale", "0 to 30"},
-	{"guidance beyond float", set("data.sampler.guidance_scale", json.Number("1e999")), "data.sampler.guidance_scale", "0 to 30"},
+	{"guidance beyond float", set("data.sampler.guidance_scale", json.Number("1e999")), "data.sampler.guidance_scale",
+		"0 to 30"},
 	{"negative guidance", set("data.sampler.guidance_scale", -0.1), "data.sampler.guidance_scale", "0 to 30"},
 	{"guidance NaN as text", set("data.sampler.guidance_scale", "NaN"), "data.sampler.guidance_scale", "number"},
 	{"eta 2", set("data.sampler.eta", 2), "data.sampler.eta", "0 to 1"},
 	{"unknown sampler field", set("data.sampler.scheduler", "x"), "data.sampler.scheduler", "not a field"},
 	{"unknown field", set("data.prompt", "a cat"), "data.prompt", "not a field"},
-	{"another case", func(e fields) { set("data.Model", "fashion-mnist")(e); set("data.model", nil)(e) }, "data.Model", "not a field"},
+	{"another case", func(e fields) { set("data.Model", "fashion-mnist")(e); set("data.model", nil)(e) }, "data.Model",
+		"not a field"},
 	{"17 labels", func(e fields) {
 		for i := range MaxLabels {
 			e["data"].(fields)["labels"].(fields)[fmt.Sprint("l", i)] = "x"
@@ -223,7 +231,8 @@ var rawBreakages = []struct{ name, payload, field, reason string }{
 	{"words", `hello`, "payload", "not JSON"},
 	{"a list", `[1, 2]`, "payload", "object"},
 	{"cut", `{"specversion": "1.0", "data": {"model": "fas`, "data.model", "ends too early"},
-	{"NaN", `{"specversion": "1.0", "data": {"sampler": {"guidance_scale": NaN}}}`, "data.sampler.guidance_scale", "not JSON"},
+	{"NaN", `{"specversion": "1.0", "data": {"sampler": {"guidance_scale": NaN}}}`, "data.sampler.guidance_scale",
+		"not JSON"},
 	{"Infinity", `{"specversion": "1.0", "data": {"sampler": {"eta": -Infinity}}}`, "data.sampler.eta", "not JSON"},
 	{"a field twice", `{"specversion": "1.0", "id": "1", "data": {"seed": 1, "seed": 2}}`, "data.seed", "twice"},
 	{"two values", `{} {}`, "payload", "more than one"},
@@ -299,7 +308,8 @@ func TestDigest(t *testing.T) {
 	if Digest(lower, payload) == digest {
 		t.Error("an attribute does not change the digest")
 	}
-	if a, b := Digest(map[string][]string{"ce-a": {"b", "c"}}, nil), Digest(map[string][]string{"ce-a": {"b"}, "ce-b": {"c"}}, nil); a == b {
+	if a, b := Digest(map[string][]string{"ce-a": {"b", "c"}}, nil),
+		Digest(map[string][]string{"ce-a": {"b"}, "ce-b": {"c"}}, nil); a == b {
 		t.Error("headers run into each other in the digest")
 	}
 }
@@ -323,7 +333,8 @@ func TestEncode(t *testing.T) {
 }
 
 func TestAlert(t *testing.T) {
-	a := Alert{ID: "a1", Model: "m", Severity: SeverityCritical, ClassIndex: 7, FiredAt: validEvent.Time, EventTime: validEvent.Time, Receipt: Receipt{Seed: math.MaxUint64}}
+	a := Alert{ID: "a1", Model: "m", Severity: SeverityCritical, ClassIndex: 7, FiredAt: validEvent.Time,
+		EventTime: validEvent.Time, Receipt: Receipt{Seed: math.MaxUint64}}
 	if got := AlertSubject(a); got != "uncertainty.alert.m.critical.7" {
 		t.Error(got)
 	}
@@ -356,7 +367,8 @@ func FuzzDecode(f *testing.F) {
 			}
 			return ""
 		}
-		f.Add(value("content-type"), value("ce-specversion"), value("ce-type"), value("ce-source"), value("ce-id"), value("ce-time"), payload)
+		f.Add(value("content-type"), value("ce-specversion"), value("ce-type"), value("ce-source"), value("ce-id"),
+			value("ce-time"), payload)
 	}
 	for _, b := range append(breakages, breakage{change: func(fields) {}}) {
 		e := valid()
@@ -369,7 +381,8 @@ func FuzzDecode(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, contentType, version, kind, source, id, stamp string, payload []byte) {
 		header := map[string][]string{}
-		for name, value := range map[string]string{"content-type": contentType, "ce-specversion": version, "ce-type": kind, "ce-source": source, "ce-id": id, "ce-time": stamp} {
+		for name, value := range map[string]string{"content-type": contentType, "ce-specversion": version, "ce-type": kind,
+			"ce-source": source, "ce-id": id, "ce-time": stamp} {
 			if value != "" {
 				header[name] = []string{value}
 			}

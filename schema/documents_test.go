@@ -77,8 +77,10 @@ func TestEventSchemaAgreesWithTheDecoder(t *testing.T) {
 func TestAlertSchemaAgreesWithTheType(t *testing.T) {
 	s := compile(t, alertSchema)
 	a := Alert{
-		ID: "a1", Kind: "score", Source: "s", EventID: "e", Model: "m", ClassIndex: 3, Labels: map[string]string{"tenant": "acme"}, Severity: SeverityWarn,
-		Reason: "class_threshold", Measurement: ClassGap, Count: 1, Detail: "d", EventTime: time.Now(), FiredAt: time.Now(), Receipt: Receipt{Deviations: []string{"x"}},
+		ID: "a1", Kind: "score", Source: "s", EventID: "e", Model: "m", ClassIndex: 3,
+		Labels: map[string]string{"tenant": "acme"}, Severity: SeverityWarn,
+		Reason: "class_threshold", Measurement: ClassGap, Count: 1, Detail: "d", EventTime: time.Now(), FiredAt: time.Now(),
+		Receipt: Receipt{Deviations: []string{"x"}},
 	}
 	_, payload, err := EncodeAlert(a)
 	if err != nil {
@@ -87,7 +89,8 @@ func TestAlertSchemaAgreesWithTheType(t *testing.T) {
 	if err := validate(t, s, payload); err != nil {
 		t.Error(err)
 	}
-	for _, broken := range []string{`"severity":"warn"`, `"measurement":"class_gap"`, `"id":"a1","kind"`, `"specversion":"1.0"`} {
+	for _, broken := range []string{`"severity":"warn"`, `"measurement":"class_gap"`, `"id":"a1","kind"`,
+		`"specversion":"1.0"`} {
 		if !strings.Contains(string(payload), broken) {
 			t.Fatalf("no %s in %s", broken, payload)
 		}
@@ -198,8 +201,10 @@ func properties(t *testing.T, file, definition string) []string {
 func TestReviewSchemaAgreesWithTheType(t *testing.T) {
 	s := compile(t, reviewSchema)
 	for _, r := range []Review{
-		{ReviewID: "r1", AlertID: "a1", Version: 2, State: ReviewResolved, Verdict: VerdictConfirmed, Reviewer: "ada", Comment: "c", Source: "s", EventID: "e", EventTime: time.Now(), Model: "m", At: time.Now()},
-		{ReviewID: "r1", Version: 3, State: ReviewOpen, Reviewer: "ada", Source: "s", EventID: "e", EventTime: time.Now(), Model: "m", At: time.Now()},
+		{ReviewID: "r1", AlertID: "a1", Version: 2, State: ReviewResolved, Verdict: VerdictConfirmed, Reviewer: "ada",
+			Comment: "c", Source: "s", EventID: "e", EventTime: time.Now(), Model: "m", At: time.Now()},
+		{ReviewID: "r1", Version: 3, State: ReviewOpen, Reviewer: "ada", Source: "s", EventID: "e", EventTime: time.Now(),
+			Model: "m", At: time.Now()},
 	} {
 		_, payload, err := EncodeReview(r)
 		if err != nil {
@@ -322,25 +327,30 @@ func TestAsyncAPI(t *testing.T) {
 	if got, want := at("channels", "generationRequested", "address"), SubjectGeneration("{model}"); got != want {
 		t.Errorf("address %v, the code has %s", got, want)
 	}
-	alert := strings.NewReplacer(".warn", ".{severity}", ".7", ".{class}").Replace(AlertSubject(Alert{Model: "{model}", Severity: SeverityWarn, ClassIndex: 7}))
+	alert := strings.NewReplacer(".warn", ".{severity}", ".7", ".{class}").Replace(AlertSubject(Alert{Model: "{model}",
+		Severity: SeverityWarn, ClassIndex: 7}))
 	if got := at("channels", "uncertaintyAlert", "address"); got != alert {
 		t.Errorf("address %v, the code has %s", got, alert)
 	}
 	if got, want := at("channels", "uncertaintyReview", "address"), ReviewSubject(Review{Model: "{model}"}); got != want {
 		t.Errorf("address %v, the code has %s", got, want)
 	}
-	for name, want := range map[string]string{"generationRequested": TypeGenerationRequested, "generationRequestedBinary": TypeGenerationRequested, "uncertaintyAlert": TypeUncertaintyAlert, "uncertaintyReview": TypeReview} {
+	for name, want := range map[string]string{"generationRequested": TypeGenerationRequested,
+		"generationRequestedBinary": TypeGenerationRequested, "uncertaintyAlert": TypeUncertaintyAlert,
+		"uncertaintyReview": TypeReview} {
 		if got := at("components", "messages", name, "name"); got != want {
 			t.Errorf("message %s is named %v, the code has %s", name, got, want)
 		}
 	}
-	for name, address := range map[string]string{"generationRequested": "model", "uncertaintyAlert": "class,model,severity", "uncertaintyReview": "model"} {
+	for name, address := range map[string]string{"generationRequested": "model",
+		"uncertaintyAlert": "class,model,severity", "uncertaintyReview": "model"} {
 		parameters := at("channels", name, "parameters").(map[string]any)
 		if got := strings.Join(sortedNames(parameters), ","); got != address {
 			t.Errorf("parameters of %s: %s", name, got)
 		}
 	}
-	if got := fmt.Sprint(at("channels", "uncertaintyAlert", "parameters", "severity", "enum")); got != fmt.Sprint([]Severity{SeverityWarn, SeverityCritical}) {
+	if got := fmt.Sprint(at("channels", "uncertaintyAlert", "parameters", "severity",
+		"enum")); got != fmt.Sprint([]Severity{SeverityWarn, SeverityCritical}) {
 		t.Errorf("severities %s", got)
 	}
 	for name, want := range map[string]string{"receiveGeneration": "receive", "sendAlert": "send", "sendReview": "send"} {

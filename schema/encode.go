@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// HeaderMessageID is the NATS header by which JetStream drops a message that it has already within its window.
+// HeaderMessageID is the NATS header by which JetStream recognizes duplicates within the stream's duplicate window.
 const HeaderMessageID = "Nats-Msg-Id"
 
 // HeaderTraceParent is the NATS header of an alert's message that carries the event's W3C trace context.
@@ -85,7 +85,7 @@ func formatTime(t time.Time) string {
 	return t.Format(time.RFC3339Nano)
 }
 
-// difference returns the field in which the event that was decoded differs from the one that was encoded, or "".
+// difference returns the field in which an encoded event differs from what was decoded from it, or "".
 // Numbers cannot differ.
 func difference(e, got Event) string {
 	switch {
@@ -108,7 +108,7 @@ func difference(e, got Event) string {
 }
 
 // EncodeAlert returns the message of an alert, a CloudEvent in structured mode with the alert's id as its own and as
-// Nats-Msg-Id, ready for AlertSubject(a). It fails where the alert holds a number that JSON cannot carry.
+// Nats-Msg-Id, ready for AlertSubject(a). It fails if the alert holds a number that JSON cannot carry.
 func EncodeAlert(a Alert) (header map[string][]string, payload []byte, err error) {
 	payload, err = json.Marshal(structured{
 		SpecVersion: "1.0", Type: TypeUncertaintyAlert, Source: "/decuwatch/" + a.Model, ID: a.ID,

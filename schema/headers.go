@@ -101,7 +101,7 @@ func unquote(s string) (string, bool) {
 // mediaCloudEvents begins the media types of CloudEvents in structured and in batched mode.
 const mediaCloudEvents = "application/cloudevents"
 
-// isStructured tells the mode of a message from its media type and from whether it has ce- headers. A message with
+// isStructured returns the mode of a message, by its media type and by whether it has ce- headers. A message with
 // neither is in structured mode, as before NATS had headers.
 func isStructured(media string, headers bool) (bool, error) {
 	switch {

@@ -15,9 +15,9 @@ func ID(parts ...string) string {
 	return hex.EncodeToString(sum[:16])
 }
 
-// Digest returns the SHA-256 of a message's payload and its CloudEvents headers, lower-case hex. It tells a
-// redelivery from an identifier that was used for two different events; order and case of header names, and headers
-// that belong to the transport, do not count.
+// Digest returns the SHA-256 of a message's payload and its CloudEvents headers, lower-case hex. Two messages with the
+// same source and id, but different digests, are different events. The order and the case of header names do not
+// count, nor do headers of the transport.
 func Digest(header map[string][]string, payload []byte) string {
 	type pair struct{ name, value string }
 	var pairs []pair

@@ -6,9 +6,8 @@ import (
 	"strings"
 )
 
-// Identify returns what can be read of an event's source and id from a message that [Decode] refuses, so that the event's
-// producer finds the refusal. Each is "" if it is missing, given twice, or not one that an event may have. What follows
-// broken JSON is not read.
+// Identify reads source and id from a message that [Decode] refuses, so that the event's producer finds the refusal.
+// Each is "" if it is missing, given twice or invalid. If the JSON is broken, only the part before the error is read.
 func Identify(header map[string][]string, payload []byte) (source, id string) {
 	values := map[string]string{}
 	twice := map[string]bool{}
@@ -45,7 +44,7 @@ func Identify(header map[string][]string, payload []byte) (source, id string) {
 	return read("source", MaxSource), read("id", MaxID)
 }
 
-// identifyJSON calls see with the strings at the top level of a JSON object, up to where the JSON is broken.
+// identifyJSON calls see for each string at the top level of a JSON object, until the end or the first syntax error.
 func identifyJSON(payload []byte, see func(name, value string)) {
 	dec := json.NewDecoder(bytes.NewReader(payload))
 	if token, err := dec.Token(); err != nil || token != json.Delim('{') {

@@ -13,9 +13,8 @@ import (
 
 const maxNesting = 8
 
-// parse reads one JSON value strictly, as I-JSON (RFC 7493) has it: a name is given once in an object, and text is valid
-// Unicode without noncharacters. Numbers stay literal. The error names the field in which the JSON is broken, below the
-// path at.
+// parse reads one value of I-JSON (RFC 7493): names within an object are unique, and text is valid Unicode without
+// noncharacters. Numbers stay literal. The error names the field in which the JSON is broken, below the path at.
 func parse(payload []byte, at ...string) (any, error) {
 	p := parser{jsontext.NewDecoder(bytes.NewReader(payload)), at}
 	if !utf8.Valid(payload) {

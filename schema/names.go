@@ -22,7 +22,7 @@ const (
 	ScopeClass   Scope = "class"
 	ScopeCluster Scope = "cluster" // set for each class of the cluster
 	ScopeModel   Scope = "model"
-	ScopeLimit   Scope = "limit" // absolute: applies beside the others
+	ScopeLimit   Scope = "limit" // absolute: applies in addition
 )
 
 // MeasurementName names a measurement of a score.
@@ -30,7 +30,7 @@ type MeasurementName string
 
 // Measurements of a score.
 const (
-	ClassGap    MeasurementName = "class_gap"    // does the ensemble know this class
+	ClassGap    MeasurementName = "class_gap"    // how little the ensemble knows this class
 	RequestRisk MeasurementName = "request_risk" // how risky is this request within its class
 )
 
@@ -45,11 +45,11 @@ const (
 	AlertScore            AlertKind = "score"             // one score
 	AlertSummary          AlertKind = "summary"           // alerts of an hour that were held back
 	AlertClassDrift       AlertKind = "class_drift"       // a class's scores rose above the model's distribution
-	AlertThresholdMissing AlertKind = "threshold_missing" // no threshold applies to the ensemble or settings that score now
+	AlertThresholdMissing AlertKind = "threshold_missing" // the model has thresholds, but of other series only
 	AlertCanaryMissed     AlertKind = "canary_missed"     // no alert fired on a canary
 )
 
-// Reason is why an alert fired, or why none did. The reason of an alert that is not about a score is its kind.
+// Reason is why an alert fired, or why it did not. The reason of an alert that is not about a score is its kind.
 type Reason string
 
 // Reasons of a decision on a score. The first four fire an alert.
@@ -57,7 +57,7 @@ const (
 	ReasonClass   Reason = "class_threshold"   // the class's own threshold was reached
 	ReasonCluster Reason = "cluster_threshold" // the class has no threshold; its cluster's was reached
 	ReasonModel   Reason = "model_threshold"   // neither has a threshold; the model's was reached
-	ReasonLimit   Reason = "absolute_limit"    // the limit that no class may pass, whatever its own threshold
+	ReasonLimit   Reason = "absolute_limit"    // the absolute limit was reached
 	ReasonBelow   Reason = "below_threshold"   // no threshold was reached
 	ReasonNone    Reason = "no_threshold"      // the model has no threshold for this measurement
 	ReasonStale   Reason = "stale_threshold"   // the model has thresholds, but of another ensemble or other settings
@@ -93,23 +93,24 @@ type DeadLetterKind string
 // Kinds of dead letters.
 const (
 	KindInvalid      DeadLetterKind = "invalid"       // the message breaks the event's format or bounds
-	KindUnknownModel DeadLetterKind = "unknown_model" // nobody consumes the model of its subject, or no ensemble stands for it
+	KindUnknownModel DeadLetterKind = "unknown_model" // no worker has an ensemble for the model
 	KindUnknownClass DeadLetterKind = "unknown_class" // the ensemble does not have the class
 	KindDuplicateID  DeadLetterKind = "duplicate_id"  // source and id belong to another message
 	KindNonFinite    DeadLetterKind = "non_finite"    // the backbone gave a NaN or an infinity
 	KindFailed       DeadLetterKind = "failed"        // too many attempts on it failed
-	KindGivenUp      DeadLetterKind = "given_up"      // workers ended while they handled it alone, or somebody terminated it
+	KindGivenUp      DeadLetterKind = "given_up"      // its workers crashed, or somebody terminated it
 	KindOrphaned     DeadLetterKind = "orphaned"      // its model has a consumer, but nobody pulls from it
 )
 
 // DeadLetterKinds returns all kinds of dead letters.
 func DeadLetterKinds() []DeadLetterKind {
 	return []DeadLetterKind{
-		KindInvalid, KindUnknownModel, KindUnknownClass, KindDuplicateID, KindNonFinite, KindFailed, KindGivenUp, KindOrphaned,
+		KindInvalid, KindUnknownModel, KindUnknownClass, KindDuplicateID, KindNonFinite, KindFailed, KindGivenUp,
+		KindOrphaned,
 	}
 }
 
-// Sink names where alerts are sent.
+// Sink is the name of a receiver of alerts.
 type Sink string
 
 // Sinks by their default names.
@@ -119,7 +120,7 @@ const (
 	SinkAlertmanager Sink = "alertmanager"
 )
 
-// ReviewState is where a review stands.
+// ReviewState is the state of a review.
 type ReviewState string
 
 // States of a review.
@@ -129,14 +130,14 @@ const (
 	ReviewResolved     ReviewState = "resolved"
 )
 
-// ReviewVerdict is what a person found on a request.
+// ReviewVerdict is a reviewer's verdict on a request.
 type ReviewVerdict string
 
 // Verdicts of a resolved review.
 const (
 	VerdictConfirmed  ReviewVerdict = "confirmed"   // the model does not understand the request
 	VerdictFalseAlarm ReviewVerdict = "false_alarm" // nothing is wrong with the request
-	VerdictExpected   ReviewVerdict = "expected"    // the model does not understand the request, which is known and accepted
+	VerdictExpected   ReviewVerdict = "expected"    // the same as confirmed, but known and accepted
 )
 
 // ReviewVerdicts returns all verdicts of a resolved review.
@@ -144,7 +145,7 @@ func ReviewVerdicts() []ReviewVerdict {
 	return []ReviewVerdict{VerdictConfirmed, VerdictFalseAlarm, VerdictExpected}
 }
 
-// List writes names in one line, a comma between.
+// List returns the names, separated by commas.
 func List[T ~string](names []T) string {
 	texts := make([]string, len(names))
 	for i, name := range names {

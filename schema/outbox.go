@@ -2,7 +2,7 @@ package schema
 
 import "time"
 
-// OutboxMessage is one alert that is due at one sink.
+// OutboxMessage is one alert that waits for one sink.
 type OutboxMessage struct {
 	ID        int64
 	Sink      Sink

@@ -20,8 +20,9 @@ func NewEvent(source string, data Generation) Event {
 	}
 }
 
-// DecodeLine reads one event of a file. The line is a CloudEvent in structured mode, or only the data of one, which gets a
-// new id, the current time, the given source, and the given model unless it names one. Model may be "".
+// DecodeLine reads one event of a file. The line is a CloudEvent in structured mode, or the data alone. The data gets
+// a new id, the current time and the given source. It also gets the given model, unless it names one itself or model
+// is "".
 func DecodeLine(line []byte, source, model string) (Event, error) {
 	var fields map[string]json.RawMessage
 	if err := json.Unmarshal(line, &fields); err != nil {
@@ -50,11 +51,12 @@ type Publisher interface {
 	PublishMsg(ctx context.Context, msg *nats.Msg, opts ...jetstream.PublishOpt) (*jetstream.PubAck, error)
 }
 
-// Publish publishes one generation event and returns when JetStream has stored it. The event's source, model and id become
-// its Nats-Msg-Id, so that publishing again after an error stores it once (PubAck.Duplicate tells) as long as the
-// stream's duplicate window lasts; beyond that the monitor itself keeps the first verdict on an event.
+// Publish publishes one generation event and returns when JetStream has stored it. It is safe to publish an event
+// again after an error. Within the stream's duplicate window JetStream stores it once and sets PubAck.Duplicate,
+// because the event's source, model and id are its Nats-Msg-Id. After that the monitor keeps the first verdict on an
+// event.
 //
-// The error is an *Invalid where the event breaks the format; nothing was sent then.
+// If the event breaks the format, the error is an *Invalid and nothing is sent.
 func Publish(ctx context.Context, js Publisher, e Event) (*jetstream.PubAck, error) {
 	header, payload, err := Encode(e)
 	if err != nil {
@@ -68,11 +70,11 @@ func Publish(ctx context.Context, js Publisher, e Event) (*jetstream.PubAck, err
 	return ack, nil
 }
 
-// PublishAll publishes events, at most concurrency at a time, and calls done after each. It returns how many the stream has
-// stored, and how many of those it had already. After an error it publishes no more.
-func PublishAll(ctx context.Context, js Publisher, events []Event, concurrency int, done func()) (stored, repeated int64,
-	err error,
-) {
+// PublishAll publishes events, at most concurrency at a time, and calls done after each. It returns how many the
+// stream has now, and how many of them were there before. It stops at the first error.
+func PublishAll(
+	ctx context.Context, js Publisher, events []Event, concurrency int, done func(),
+) (stored, repeated int64, err error) {
 	var all, again atomic.Int64
 	group, ctx := errgroup.WithContext(ctx)
 	group.SetLimit(max(1, concurrency))

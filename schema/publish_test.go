@@ -26,7 +26,8 @@ func stream(t *testing.T) (jetstream.JetStream, jetstream.Stream, string, contex
 	t.Cleanup(cancel)
 	server := natstest.Start(t)
 	js := server.JetStream()
-	st, err := js.CreateStream(ctx, jetstream.StreamConfig{Name: "GENERATION", Subjects: []string{"generation.requested.>"}})
+	st, err := js.CreateStream(ctx, jetstream.StreamConfig{Name: "GENERATION",
+		Subjects: []string{"generation.requested.>"}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -37,7 +38,8 @@ func TestPublish(t *testing.T) {
 	js, st, _, ctx := stream(t)
 	e := schema.Event{
 		Source: "//studio/render", ID: "1", Time: time.Now().UTC().Truncate(time.Microsecond),
-		Data: schema.Generation{Model: "fashion-mnist", Class: schema.ClassIndex(3), Seed: math.MaxUint64, Labels: map[string]string{"tenant": "acme"}},
+		Data: schema.Generation{Model: "fashion-mnist", Class: schema.ClassIndex(3), Seed: math.MaxUint64,
+			Labels: map[string]string{"tenant": "acme"}},
 	}
 	ack, err := schema.Publish(ctx, js, e)
 	if err != nil || ack.Duplicate || ack.Sequence != 1 {
@@ -91,7 +93,8 @@ func TestPythonSnippet(t *testing.T) {
 	}
 	want := schema.Generation{
 		Model: "fashion-mnist", Class: schema.ClassLabel("Trouser"), Seed: math.MaxUint64, Noise: "torch-cuda",
-		Sampler: &schema.Sampler{Name: "ddim", Steps: 50, GuidanceScale: 7.5}, Labels: map[string]string{"tenant": "acme", "region": "eu"},
+		Sampler: &schema.Sampler{Name: "ddim", Steps: 50, GuidanceScale: 7.5},
+		Labels:  map[string]string{"tenant": "acme", "region": "eu"},
 	}
 	if !reflect.DeepEqual(e.Data, want) {
 		t.Errorf("\n got %+v\nwant %+v", e.Data, want)
@@ -171,7 +174,8 @@ func ExampleEncode() {
 	fmt.Println(string(payload), err)
 	_, _, err = schema.Encode(schema.Event{
 		Source: "//studio/render-7", ID: "01J9Z3V7QK-17", Time: time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC),
-		Data: schema.Generation{Model: "fashion-mnist", Class: schema.ClassIndex(1), Sampler: &schema.Sampler{Name: "ddim", Steps: 5000}},
+		Data: schema.Generation{Model: "fashion-mnist", Class: schema.ClassIndex(1),
+			Sampler: &schema.Sampler{Name: "ddim", Steps: 5000}},
 	})
 	fmt.Println(err)
 	// Output:

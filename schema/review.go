@@ -7,20 +7,20 @@ import (
 	"time"
 )
 
-// TypeReview is the type of the CloudEvents that tell the verdicts of reviewers.
+// TypeReview is the type of the CloudEvents that carry the verdicts of reviewers.
 const TypeReview = "io.decuwatch.uncertainty.review.v1"
 
-// LabelCanary marks a canary event. Statistics and review leave out what the table of canaries knows, not what carries the
-// label: anybody can set a label.
+// LabelCanary marks a canary event. Statistics and review do not trust the label, because anybody can set it: they
+// leave out the events of the table of canaries.
 const LabelCanary = "decuwatch.canary"
 
-// Review is the data of a review event: the verdict of a person on one request, or that it was taken back.
+// Review is the data of a review event: a reviewer's verdict on one request, or its withdrawal.
 type Review struct {
 	ReviewID    string        `json:"review_id"`
 	AlertID     string        `json:"alert_id,omitempty"` // empty for a request that was drawn at random
 	Version     int           `json:"version"`            // of the review; a greater one is newer
-	State       ReviewState   `json:"state"`              // resolved, or open where an earlier verdict was taken back
-	Verdict     ReviewVerdict `json:"verdict,omitempty"`  // confirmed, false_alarm or expected; empty where it was taken back
+	State       ReviewState   `json:"state"`              // resolved, or open if an earlier verdict was withdrawn
+	Verdict     ReviewVerdict `json:"verdict,omitempty"`  // empty if it was withdrawn
 	Reviewer    string        `json:"reviewer"`
 	Comment     string        `json:"comment,omitempty"`
 	Source      string        `json:"source"` // of the event
@@ -40,8 +40,8 @@ func ReviewSubject(r Review) string { return "uncertainty.review." + r.Model }
 // ReviewMessageID returns the identifier of a review event, the same on every try: review id and version.
 func ReviewMessageID(r Review) string { return r.ReviewID + "." + strconv.Itoa(r.Version) }
 
-// EncodeReview returns the message of a review event, a CloudEvent in structured mode, ready for ReviewSubject(r). It fails
-// where the review holds a number that JSON cannot carry.
+// EncodeReview returns the message of a review event, a CloudEvent in structured mode, for the subject
+// ReviewSubject(r). It fails if the review holds a number that JSON cannot carry.
 func EncodeReview(r Review) (header map[string][]string, payload []byte, err error) {
 	payload, err = json.Marshal(structured{
 		SpecVersion: "1.0", Type: TypeReview, Source: "/decuwatch/" + r.Model, ID: ReviewMessageID(r),
@@ -56,15 +56,15 @@ func EncodeReview(r Review) (header map[string][]string, payload []byte, err err
 	}, payload, nil
 }
 
-// DecodeReview reads a review from a message that EncodeReview made, in a subscriber. It ignores fields that it does not
-// know. The error is an *Invalid.
+// DecodeReview reads a review from a message that EncodeReview made, in a subscriber. It ignores unknown fields. The
+// error is an *Invalid.
 func DecodeReview(payload []byte) (Review, error) {
 	var e struct {
 		Type string  `json:"type"`
 		Data *Review `json:"data"`
 	}
 	if err := json.Unmarshal(payload, &e); err != nil {
-		return Review{}, invalid("", "is no JSON of a review: %s", err)
+		return Review{}, invalid("", "is not a review: %s", err)
 	}
 	if e.Type != TypeReview {
 		return Review{}, invalid("type", "is %s, must be %s", quote(e.Type), TypeReview)

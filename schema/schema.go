@@ -10,7 +10,7 @@ const (
 )
 
 // Event is one generation request of a production service: the attributes of its CloudEvent that decuwatch
-// keeps, and its data. Source, ID and the model that it names identify it for ever.
+// keeps, and its data. Source, ID and model identify it.
 type Event struct {
 	Source      string    // who generated, a URI reference
 	ID          string    // unique within Source
@@ -20,23 +20,28 @@ type Event struct {
 	Data        Generation
 }
 
-// Identity names one event. The model is part of it: whoever may publish events of one model only cannot take the identity
-// of an event of another.
+// Identity names one event. The model is part of it, so that a publisher of one model cannot take the identities of
+// another model's events.
 type Identity struct{ Source, ID, Model string }
 
-// Identity returns what names the event.
+// Identity returns the event's identity.
 func (e Event) Identity() Identity { return Identity{Source: e.Source, ID: e.ID, Model: e.Data.Model} }
 
 // Generation is the data of an event: everything that is needed to rerun the request.
 type Generation struct {
-	Model      string            `json:"model"`                 // name of the ensemble that stands for the production model
-	Class      Class             `json:"class"`                 // index or label
-	Seed       uint64            `json:"seed"`                  // of the first latent
-	Noise      string            `json:"noise,omitempty"`       // how the producer drew the first latent: torch-cpu, torch-cuda, decuwatch; "" is the ensemble's default
-	NoiseDtype string            `json:"noise_dtype,omitempty"` // in which the noise was drawn: float32, float16, bfloat16, float64; "" is float32
-	BatchIndex *int              `json:"batch_index,omitempty"` // of the image among those drawn together from Seed; nil is an image drawn alone
-	Sampler    *Sampler          `json:"sampler,omitempty"`     // what the producer ran; nil is unknown
-	Labels     map[string]string `json:"labels,omitempty"`      // at most 16: tenant, region, ...
+	Model string `json:"model"` // name of the ensemble that stands for the production model
+	Class Class  `json:"class"` // index or label
+	Seed  uint64 `json:"seed"`  // of the first latent
+
+	// Noise is the generator of the first latent: torch-cpu, torch-cuda or decuwatch; "" means the ensemble's default.
+	Noise string `json:"noise,omitempty"`
+	// NoiseDtype is the type of the noise as it was drawn: float32, float16, bfloat16 or float64; "" means float32.
+	NoiseDtype string `json:"noise_dtype,omitempty"`
+	// BatchIndex is the index of the image in the batch that was drawn from Seed; nil means drawn alone.
+	BatchIndex *int `json:"batch_index,omitempty"`
+
+	Sampler *Sampler          `json:"sampler,omitempty"` // what the producer ran; nil means unknown
+	Labels  map[string]string `json:"labels,omitempty"`  // at most 16: tenant, region, ...
 }
 
 // Sampler is the sampler that the producer ran.
@@ -54,21 +59,21 @@ type Settled struct {
 	At       time.Time // when the verdict was written, by the clock of the database
 }
 
-// Delivery is where an event came from: one message of one stream.
+// Delivery says which message of which stream an event came from.
 type Delivery struct {
 	Stream    string
 	Sequence  uint64
 	Time      time.Time // when the stream stored the message, by the server's clock
 	Delivered int       // 1 for the first delivery
-	Digest    string    // SHA-256 of the message's payload and CloudEvents headers, lower-case hex: tells a redelivery from an identifier used twice
+	Digest    string    // see [Digest]
 }
 
 // Measurement is one pairwise-distance measurement of a score.
 type Measurement struct {
 	Estimator    string      `json:"estimator"`     // paide-w2, paide-kl, paide-bhattacharyya, mean-w2, pixel-paide-w2
 	Value        float64     `json:"value"`         // nats for the paide estimators
-	UpperBound   float64     `json:"upper_bound"`   // ln M for the paide estimators, 0 where there is none
-	Saturated    bool        `json:"saturated"`     // Value is at its upper bound: decide on MeanDistance
+	UpperBound   float64     `json:"upper_bound"`   // ln M for the paide estimators, 0 if there is no bound
+	Saturated    bool        `json:"saturated"`     // Value is at its upper bound, so MeanDistance decides
 	MeanDistance float64     `json:"mean_distance"` // mean pairwise distance, the companion that cannot saturate
 	Distances    [][]float64 `json:"distances"`     // M x M, zero diagonal
 	Shares       []float64   `json:"shares"`        // each component's share of the sum of distances; sums to 1
@@ -80,17 +85,17 @@ type Measurement struct {
 type Receipt struct {
 	EnsembleDigest string   `json:"ensemble_digest"` // SHA-256 of the manifest, lower-case hex
 	Profile        string   `json:"profile"`         // fixed or as-requested
-	Settings       string   `json:"settings"`        // canonical key of the sampler and measurement settings, to which thresholds belong
+	Settings       string   `json:"settings"`        // canonical key of the settings of sampler and measurements
 	Steps          int      `json:"steps"`
 	GuidanceScale  float64  `json:"guidance_scale"`
 	Eta            float64  `json:"eta"`
 	Seed           uint64   `json:"seed"`
 	Noise          string   `json:"noise"`                // the generator that drew the first latent
-	Carrier        int      `json:"carrier"`              // component that carried the shared path, derived from the event's identity
+	Carrier        int      `json:"carrier"`              // component of the shared path, by the event's identity
 	Rows           int      `json:"rows"`                 // rows of U-Net work
 	Runtime        string   `json:"runtime"`              // onnxruntime 1.27.0
 	Device         string   `json:"device"`               // cpu or cuda
-	Deviations     []string `json:"deviations,omitempty"` // where the rerun could not follow the event: "sampler: euler was replaced by ddim"
+	Deviations     []string `json:"deviations,omitempty"` // "sampler: euler was replaced by ddim"
 }
 
 // Score is the verdict on one event that was rerun.
@@ -115,7 +120,7 @@ func (s *Score) Measurements() []NamedMeasurement {
 	return []NamedMeasurement{{ClassGap, s.ClassGap}, {RequestRisk, s.RequestRisk}}
 }
 
-// Skip is the verdict on an event that was deliberately not scored.
+// Skip is the verdict on an event that was left out on purpose.
 type Skip struct {
 	Event  Event
 	Reason SkipReason // a metric's label
@@ -124,32 +129,32 @@ type Skip struct {
 
 // DeadLetter is the verdict on a message that cannot be scored.
 type DeadLetter struct {
-	Event   *Event // nil where the message could not be decoded
-	Source  string // CloudEvents source if Event is nil and it could be read all the same, else ""
-	EventID string // CloudEvents id, likewise
+	Event   *Event // nil if the message could not be decoded
+	Source  string // CloudEvents source if Event is nil but the source could be read, else ""
+	EventID string // CloudEvents id if Event is nil but the id could be read, else ""
 	Subject string
-	Payload []byte         // at most 64 KiB of it
+	Payload []byte         // its first 64 KiB
 	Field   string         // the field that is wrong, or ""
 	Reason  string         // what is wrong and the bound, for the producer
 	Kind    DeadLetterKind // a metric's label
 }
 
-// Verdict is what becomes of one delivered message: exactly one of Score, Skip and DeadLetter is set.
+// Verdict is the result for one delivered message: exactly one of Score, Skip and DeadLetter is set.
 type Verdict struct {
 	Delivery   Delivery
 	Score      *Score
-	Alerts     []Alert // with a score only; written in its transaction
-	Sampled    bool    // with a score without alerts only: it enters review unmarked, so that recall can be estimated
+	Alerts     []Alert // of a score only; written in its transaction
+	Sampled    bool    // of a score without alerts only: it enters review as a random sample
 	Skip       *Skip
 	DeadLetter *DeadLetter
 }
 
-// Tries are the attempts on one message that did not come to a verdict.
+// Tries counts the attempts on one message that ended without a verdict.
 type Tries struct {
 	Failed     int // ended with an error
-	HandedBack int // given up because the worker was stopped
-	Watched    int // began among few others and did not end: the worker ended without a word
-	Alone      int // began alone in the worker and did not end, likewise
+	HandedBack int // handed back because the worker was stopped
+	Watched    int // began among few others, and the worker crashed
+	Alone      int // began alone in its worker, and the worker crashed
 }
 
 // Threshold is one bound on one measurement.
@@ -163,12 +168,12 @@ type Threshold struct {
 	Class          *int            `json:"class,omitempty"` // for the scopes class and cluster
 	Severity       Severity        `json:"severity"`
 	Value          float64         `json:"value"`               // the measurement's value at which an alert fires
-	Distance       *float64        `json:"distance,omitempty"`  // decides instead, on MeanDistance, where the measurement is saturated
-	Withdrawn      bool            `json:"withdrawn,omitempty"` // the key has no threshold from here on
+	Distance       *float64        `json:"distance,omitempty"`  // bound on MeanDistance, for saturated measurements
+	Withdrawn      bool            `json:"withdrawn,omitempty"` // removes the threshold of its key
 	Origin         string          `json:"origin"`              // manual, calibrated, reference
 	N              int             `json:"n"`                   // scores it was calibrated from
-	Alpha          *float64        `json:"alpha,omitempty"`     // false-alarm rate that was wished for
-	Achieved       *float64        `json:"achieved,omitempty"`  // false-alarm rate that was achieved
+	Alpha          *float64        `json:"alpha,omitempty"`     // wanted false-alarm rate
+	Achieved       *float64        `json:"achieved,omitempty"`  // achieved false-alarm rate
 	WindowFrom     *time.Time      `json:"window_from,omitempty"`
 	WindowTo       *time.Time      `json:"window_to,omitempty"`
 	SetBy          string          `json:"set_by"`
@@ -184,9 +189,9 @@ type Sample struct {
 	Saturated bool
 }
 
-// Alert is the data of an alert event: what fired, where the score stands, and the receipt.
+// Alert is the data of an alert event: what fired, the score's numbers, and the receipt.
 type Alert struct {
-	ID          string            `json:"id"` // derived from the event's identity, the ensemble digest and the measurement: the same on every try
+	ID          string            `json:"id"` // the same on every try
 	Kind        AlertKind         `json:"kind"`
 	Source      string            `json:"source"` // of the event
 	EventID     string            `json:"event_id"`
@@ -199,7 +204,7 @@ type Alert struct {
 	Reason      Reason            `json:"reason"` // why it fired, a metric's label
 	Measurement MeasurementName   `json:"measurement"`
 	Value       float64           `json:"value"`
-	Decided     float64           `json:"decided"`   // the number that was compared: Value, or MeanDistance where saturated
+	Decided     float64           `json:"decided"`   // the number that was compared: Value, or MeanDistance if saturated
 	Threshold   float64           `json:"threshold"` // the number it was compared with
 	ThresholdID int64             `json:"threshold_id"`
 	Saturated   bool              `json:"saturated"`
@@ -209,5 +214,5 @@ type Alert struct {
 	Count       int               `json:"count,omitempty"`  // alerts that a summary stands for
 	Detail      string            `json:"detail,omitempty"` // more, in words
 	FiredAt     time.Time         `json:"fired_at"`
-	TraceParent string            `json:"-"` // W3C trace context of the event, an attribute and a header of the alert's message; "" where there is none
+	TraceParent string            `json:"-"` // W3C trace context of the event, or ""
 }

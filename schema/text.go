@@ -22,7 +22,7 @@ func isASCII(s string) bool {
 	return !strings.ContainsFunc(s, func(r rune) bool { return r > unicode.MaxASCII })
 }
 
-// clip shortens a producer's text for a reason and keeps control characters out of it.
+// clip makes a producer's text fit for a reason: short, and without control characters.
 func clip(s string) string {
 	s = strings.Map(func(r rune) rune {
 		if unicode.IsControl(r) || r == utf8.RuneError {

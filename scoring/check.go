@@ -11,8 +11,8 @@ import (
 	"github.com/decuwatch/decuwatch/scoring/ort"
 )
 
-// DeviceError is returned if the backbone fails on work that it is known to do: a request fails, and so does the probe,
-// a fixed row whose output was finite when the engine was opened. It says nothing about the request.
+// DeviceError is returned if a request fails and the probe fails, too. The probe is a fixed row whose output was
+// finite when the engine was opened. So the device is broken, and the request is not to blame.
 type DeviceError struct{ err error }
 
 func (e *DeviceError) Error() string { return "the device is broken: " + e.err.Error() }
@@ -29,14 +29,15 @@ const (
 	hangLeast  = 10 * time.Second
 )
 
-// probe is one run of the probe, which everybody shares who asked before it began.
+// probe is one run of the probe, shared by all callers that asked before it began.
 type probe struct {
 	done chan struct{}
 	err  error
 }
 
-// Check returns nil if every session of the backbone works: its last run was good and ended less than fresh ago, or one is
-// in progress and not hung, or a run of the probe succeeds before ctx ends. Any number of callers cause one run at a time.
+// Check returns nil if every session of the backbone works: its last run was good and ended less than fresh ago, or
+// one is in progress and not hung, or a run of the probe succeeds before ctx ends. Any number of callers cause one run
+// at a time.
 func (e *Engine) Check(ctx context.Context, fresh time.Duration) error {
 	for i, w := range e.sampler.workers {
 		if err := e.sampler.check(ctx, w, fresh); err != nil {
@@ -124,8 +125,8 @@ func (s *sampler) newProbe() {
 	s.probeTimestep = int64(s.ensemble.Diffusion.TrainTimesteps - 1)
 }
 
-// judge returns what an output that is not finite says: about the request if the session's probe is finite, else about
-// the device.
+// judge returns the error of a task. Output that is not finite is the request's fault if the session's probe is
+// finite, else the device's.
 func (s *sampler) judge(ctx context.Context, t *task) error {
 	var nonFinite *NonFiniteError
 	if !errors.As(t.err, &nonFinite) {

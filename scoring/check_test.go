@@ -43,7 +43,8 @@ func TestHungRun(t *testing.T) {
 		}
 		time.Sleep(hangLeast)
 		var device *DeviceError
-		if err := e.Check(t.Context(), time.Hour); !errors.As(err, &device) || !strings.Contains(err.Error(), "has not returned for 16s") {
+		if err := e.Check(t.Context(), time.Hour); !errors.As(err, &device) ||
+			!strings.Contains(err.Error(), "has not returned for 16s") {
 			t.Errorf("check: %v", err)
 		}
 		workers[0].before = nil

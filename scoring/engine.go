@@ -1,5 +1,5 @@
-// Package scoring reruns a generation request through a DECU ensemble and measures how far its components disagree. Rows
-// of all requests in flight, whatever their step, class or component, share the runs of the backbone.
+// Package scoring reruns a generation request through a DECU ensemble and measures how far its components disagree.
+// All requests in flight share the runs of the backbone.
 package scoring
 
 import (
@@ -112,7 +112,7 @@ const maxPlans = 256
 // decoderRows is how many latents one run of the decoder takes.
 const decoderRows = 8
 
-// Open verifies the ensemble, loads its graphs, runs them once and starts the sampler.
+// Open verifies the ensemble, loads its graphs, runs them once and starts the sampler. Close the engine after use.
 //
 //nolint:contextcheck // loading graphs cannot be cut short
 func Open(o Options) (_ *Engine, err error) {
@@ -124,7 +124,8 @@ func Open(o Options) (_ *Engine, err error) {
 	if err != nil {
 		return nil, err
 	}
-	e := &Engine{options: o, ensemble: verified, fixed: o.Profile, plans: map[Profile]*plan{}, decoding: make(chan struct{}, 1)}
+	e := &Engine{options: o, ensemble: verified, fixed: o.Profile, plans: map[Profile]*plan{},
+		decoding: make(chan struct{}, 1)}
 	if e.fixed == (Profile{}) {
 		e.fixed = verified.Profile
 	}
@@ -160,7 +161,8 @@ func Open(o Options) (_ *Engine, err error) {
 		return nil, errors.Join(err, e.sampler.close())
 	}
 	o.Log.Info("scoring engine is open", "ensemble", verified.Name, "digest", verified.Digest, "runtime", ort.Runtime(),
-		"device", o.Device, "threads", o.Threads, "sessions", o.Sessions, "settings", e.fixed.Settings(), "took", time.Since(began))
+		"device", o.Device, "threads", o.Threads, "sessions", o.Sessions, "settings", e.fixed.Settings(),
+		"took", time.Since(began))
 	return e, nil
 }
 
@@ -255,7 +257,7 @@ func (e *Engine) Validate(r Request) error {
 	return err
 }
 
-// Rows returns the rows of U-Net work that a request costs, for admission; 0 if Score would refuse its settings.
+// Rows returns the rows of U-Net work that a request costs. It is 0 if Score would refuse its settings.
 func (e *Engine) Rows(r Request) int {
 	p, err := e.plan(e.profile(r))
 	if err != nil {
@@ -305,10 +307,9 @@ func (e *Engine) compile(components int, profile Profile, measures ...Measure) (
 	return p, nil
 }
 
-// Score reruns the request and measures the disagreement of the components. It blocks until the score is there, the
-// context ends (it then returns at once, and its rows are freed at the next step) or the engine is closed (ErrClosed).
-// Errors that no retry mends: ErrUnknownClass, ErrNoise, ErrSettings, ErrTooLarge, *NonFiniteError. A *DeviceError says
-// nothing about the request.
+// Score reruns the request and measures the disagreement of the components. It returns at once if the context ends, or
+// with ErrClosed if the engine is closed. Retrying will not help after ErrUnknownClass, ErrNoise, ErrSettings,
+// ErrTooLarge and *NonFiniteError. A *DeviceError says nothing about the request.
 func (e *Engine) Score(ctx context.Context, r Request) (Result, error) {
 	profile := e.profile(r)
 	p, err := e.plan(profile)
@@ -328,7 +329,7 @@ func (e *Engine) Score(ctx context.Context, r Request) (Result, error) {
 	}, nil
 }
 
-// run takes a request through the sampler. The task must be released where there is no error.
+// run takes a request through the sampler. If there is no error, the caller must release the task.
 func (e *Engine) run(ctx context.Context, r Request, p *plan, profile Profile) (*task, Receipt, error) {
 	noise, err := e.noise(r)
 	if err != nil {
@@ -338,7 +339,8 @@ func (e *Engine) run(ctx context.Context, r Request, p *plan, profile Profile) (
 		return nil, Receipt{}, err
 	}
 	paths := 1 + len(p.branches)*(p.components-1)
-	t := &task{plan: p, class: r.Class, carrier: Carrier(r.Key, p.components), priority: r.Priority, paths: make([]path, 1, paths)}
+	t := &task{plan: p, class: r.Class, carrier: Carrier(r.Key, p.components), priority: r.Priority,
+		paths: make([]path, 1, paths)}
 	t.paths[0] = path{task: t, component: t.carrier, branch: -1, end: p.end, latent: e.sampler.takeBuffer()}
 	noise.Draw(t.paths[0].latent)
 	if profile.Eta > 0 {
@@ -351,7 +353,8 @@ func (e *Engine) run(ctx context.Context, r Request, p *plan, profile Profile) (
 	receipt := Receipt{
 		EnsembleDigest: e.ensemble.Digest, Profile: ProfileAsRequested,
 		Steps: profile.Steps, GuidanceScale: profile.GuidanceScale, Eta: profile.Eta,
-		Seed: r.Seed, Noise: e.generator(r), Carrier: t.carrier, Rows: p.rows, Runtime: ort.Runtime(), Device: e.options.Device,
+		Seed: r.Seed, Noise: e.generator(r), Carrier: t.carrier, Rows: p.rows, Runtime: ort.Runtime(),
+		Device: e.options.Device,
 	}
 	fixed := e.fixed
 	profile.Reason, fixed.Reason = "", ""
@@ -387,8 +390,8 @@ func (e *Engine) noise(r Request) (diffusion.Noise, error) {
 	return noise, nil
 }
 
-// Close refuses new requests, ends those in flight with ErrClosed, waits for running C calls and releases the sessions. The
-// error is ErrHung if a C call does not return: the sessions are then left as they are, because it still uses them.
+// Close refuses new requests, ends the requests in flight with ErrClosed, waits for running C calls and releases the
+// sessions. If a C call does not return, the error is ErrHung and the sessions stay, because the call still uses them.
 func (e *Engine) Close() error {
 	if err := e.sampler.close(); err != nil {
 		return err

@@ -82,11 +82,14 @@ func TestScoreIsReproducible(t *testing.T) {
 		t.Fatal(err)
 	}
 	if first.ClassGap.Value != second.ClassGap.Value || first.RequestRisk.Value != second.RequestRisk.Value {
-		t.Errorf("%v and %v, then %v and %v", first.ClassGap.Value, first.RequestRisk.Value, second.ClassGap.Value, second.RequestRisk.Value)
+		t.Errorf("%v and %v, then %v and %v", first.ClassGap.Value, first.RequestRisk.Value, second.ClassGap.Value,
+			second.RequestRisk.Value)
 	}
 	receipt := first.Receipt
-	if receipt.EnsembleDigest != e.Ensemble().Digest || receipt.Profile != ProfileFixed || receipt.Settings != e.Profile().Settings() ||
-		receipt.Noise != "torch-cpu" || receipt.Seed != 1<<63 || receipt.Rows != e.Rows(r) || !strings.HasPrefix(receipt.Runtime, "onnxruntime 1.") || receipt.Device != "cpu" {
+	if receipt.EnsembleDigest != e.Ensemble().Digest || receipt.Profile != ProfileFixed ||
+		receipt.Settings != e.Profile().Settings() ||
+		receipt.Noise != "torch-cpu" || receipt.Seed != 1<<63 || receipt.Rows != e.Rows(r) ||
+		!strings.HasPrefix(receipt.Runtime, "onnxruntime 1.") || receipt.Device != "cpu" {
 		t.Errorf("receipt %+v", receipt)
 	}
 	if receipt.Carrier != Carrier(r.Key, 3) {
@@ -110,7 +113,8 @@ func TestCompVisTakesMoreStepsThanItIsAskedFor(t *testing.T) {
 		t.Fatal(err)
 	}
 	e := open(t, Options{Ensemble: dir, Threads: 1})
-	whole := Profile{Steps: 10, GuidanceScale: 1, ClassGap: at(0, 1, ensemble.PaiDEW2), RequestRisk: at(0, 10, ensemble.MeanW2)}
+	whole := Profile{Steps: 10, GuidanceScale: 1, ClassGap: at(0, 1, ensemble.PaiDEW2),
+		RequestRisk: at(0, 10, ensemble.MeanW2)}
 	r := Request{Key: "a\n1", Seed: 3, Profile: whole.WithSampler(e.Ensemble().Diffusion, 30, 1, 0)}
 	m := e.Ensemble().Components
 	result, err := e.Score(t.Context(), r)
@@ -118,7 +122,8 @@ func TestCompVisTakesMoreStepsThanItIsAskedFor(t *testing.T) {
 		t.Fatal(err)
 	}
 	if risk := result.RequestRisk; risk.RolloutSteps != 31 || result.Receipt.Steps != 30 || result.Receipt.Rows != 31*m {
-		t.Errorf("%d steps of a roll-out, %d in the receipt, %d rows", risk.RolloutSteps, result.Receipt.Steps, result.Receipt.Rows)
+		t.Errorf("%d steps of a roll-out, %d in the receipt, %d rows", risk.RolloutSteps, result.Receipt.Steps,
+			result.Receipt.Rows)
 	}
 	rollout, err := e.Rollout(t.Context(), r)
 	if err != nil {
@@ -146,10 +151,12 @@ func TestCompVisTakesMoreStepsThanItIsAskedFor(t *testing.T) {
 func TestResultsAreInBounds(t *testing.T) {
 	e := open(t, Options{Ensemble: tinyTokens, Threads: 1})
 	m := e.Ensemble().Components
-	for _, estimator := range []string{ensemble.PaiDEW2, ensemble.PaiDEKL, ensemble.PaiDEBhattacharyya, ensemble.MeanW2, ensemble.PixelPaiDEW2} {
+	for _, estimator := range []string{ensemble.PaiDEW2, ensemble.PaiDEKL, ensemble.PaiDEBhattacharyya, ensemble.MeanW2,
+		ensemble.PixelPaiDEW2} {
 		for i, noise := range []string{"", "torch-cpu", "torch-cuda", "decuwatch"} {
 			for _, eta := range []float64{0, 0.7, 1} {
-				p := Profile{Steps: 8, GuidanceScale: float64(i), Eta: eta, ClassGap: at(0, 8, estimator), RequestRisk: at(3, 2, estimator)}
+				p := Profile{Steps: 8, GuidanceScale: float64(i), Eta: eta, ClassGap: at(0, 8, estimator),
+					RequestRisk: at(3, 2, estimator)}
 				result, err := e.Score(t.Context(), Request{Key: estimator, Class: i, Seed: uint64(i), Noise: noise, Profile: p})
 				if err != nil {
 					t.Fatal(err)
@@ -283,7 +290,8 @@ func TestCancellationAndCloseUnderLoad(t *testing.T) {
 	wg.Wait()
 	for i := range 6 {
 		wg.Go(func() {
-			if _, err := e.Score(t.Context(), Request{Key: fmt.Sprint(i), Profile: roll}); err != nil && !errors.Is(err, ErrClosed) {
+			if _, err := e.Score(t.Context(), Request{Key: fmt.Sprint(i), Profile: roll}); err != nil &&
+				!errors.Is(err, ErrClosed) {
 				t.Error(err)
 			}
 		})
@@ -325,7 +333,8 @@ decuwatch_sampler_queue_rows{model="tiny"} 0
 # TYPE decuwatch_sampler_requests gauge
 decuwatch_sampler_requests{model="tiny"} 0
 `, e.Rows(r))
-	if err := testutil.GatherAndCompare(registry, strings.NewReader(want), "decuwatch_sampler_rows_total", "decuwatch_sampler_queue_rows", "decuwatch_sampler_requests"); err != nil {
+	if err := testutil.GatherAndCompare(registry, strings.NewReader(want), "decuwatch_sampler_rows_total",
+		"decuwatch_sampler_queue_rows", "decuwatch_sampler_requests"); err != nil {
 		t.Error(err)
 	}
 	if problems, err := testutil.GatherAndLint(registry); err != nil || len(problems) > 0 {
@@ -344,7 +353,9 @@ func TestExternalData(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !Agrees(inside.ClassGap.Value, outside.ClassGap.Value) || !Agrees(inside.RequestRisk.Value, outside.RequestRisk.Value) {
-		t.Errorf("%v and %v, with external data %v and %v", inside.ClassGap.Value, inside.RequestRisk.Value, outside.ClassGap.Value, outside.RequestRisk.Value)
+	if !Agrees(inside.ClassGap.Value, outside.ClassGap.Value) ||
+		!Agrees(inside.RequestRisk.Value, outside.RequestRisk.Value) {
+		t.Errorf("%v and %v, with external data %v and %v", inside.ClassGap.Value, inside.RequestRisk.Value,
+			outside.ClassGap.Value, outside.RequestRisk.Value)
 	}
 }

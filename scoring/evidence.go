@@ -10,13 +10,13 @@ import (
 	"github.com/decuwatch/decuwatch/scoring/paide"
 )
 
-// Evidence is what a reviewer looks at: the request as each component alone would have generated it, where these images
+// Evidence is what a reviewer looks at: the images that each component alone generates for the request, how they
 // differ, and how the disagreement develops along the sampler.
 type Evidence struct {
-	Result Result // the score, computed anew in the same run
+	Result Result // the score, computed in the same run
 
 	// Images are the components' own images, rolled out from the first latent: [M][channels*height*width], in [-1, 1]
-	// up to the decoder's overshoot. The carrier of the receipt is the one whose path the score followed.
+	// up to the decoder's overshoot. The score followed the path of the receipt's carrier.
 	Images [][]float32
 	// LatentMap is PaiDE of each position of the final latents, [height*width] of the latent, in nats, at most ln M.
 	LatentMap []float64
@@ -29,7 +29,7 @@ type Evidence struct {
 	Final Measurement
 	// Similarity is the structural similarity of each pair of images, M x M, 1 on the diagonal.
 	Similarity [][]float64
-	// Diversity is 1 minus the mean similarity of different components' images: 0 where all images are alike.
+	// Diversity is 1 minus the mean similarity of different components' images: 0 if all images are alike.
 	Diversity float64
 }
 
@@ -51,8 +51,8 @@ func evidenceMeasures(p Profile, steps int) []Measure {
 	return measures
 }
 
-// Evidence gathers the evidence of a request in the background, whatever the request's priority says. It costs several
-// times the rows of a score. Errors are those of Score.
+// Evidence gathers the evidence of a request with background priority. It costs several times the rows of a score.
+// Errors are the same as for Score.
 func (e *Engine) Evidence(ctx context.Context, r Request) (Evidence, error) {
 	profile := e.profile(r)
 	measures := evidenceMeasures(profile, e.ensemble.Diffusion.StepCount(profile.Steps))
@@ -95,7 +95,7 @@ func (e *Engine) decode(ctx context.Context, latents [][]float32, step int) ([][
 	if err := e.takeDecoder(ctx); err != nil {
 		return nil, err
 	}
-	left := false // in a run that did not return
+	left := false // the decoder was left to a run that did not return
 	defer func() {
 		if !left {
 			<-e.decoding
@@ -150,8 +150,8 @@ func (e *Engine) takeDecoder(ctx context.Context) error {
 	}
 }
 
-// runDecoder runs the decoder. If ctx ends first it returns at once; the decoder is left to the run in progress, which
-// gives it back when it returns.
+// runDecoder runs the decoder. If ctx ends first, it returns at once and leaves the decoder to the run in progress,
+// which gives it back when it returns.
 func (e *Engine) runDecoder(ctx context.Context, rows int) (left bool, err error) {
 	ended := make(chan error, 1)
 	go func() { ended <- e.decoder.Run(rows) }()

@@ -23,7 +23,8 @@ func TestEvidence(t *testing.T) {
 			t.Fatal(err)
 		}
 		// The same request, in other runs: the score is the same within the tolerance, the receipt exactly.
-		for _, pair := range [][2]Measurement{{evidence.Result.ClassGap, score.ClassGap}, {evidence.Result.RequestRisk, score.RequestRisk}} {
+		for _, pair := range [][2]Measurement{{evidence.Result.ClassGap, score.ClassGap},
+			{evidence.Result.RequestRisk, score.RequestRisk}} {
 			if !Agrees(pair[0].Value, pair[1].Value) {
 				t.Errorf("evidence has %v, the score %v", pair[0].Value, pair[1].Value)
 			}
@@ -32,7 +33,8 @@ func TestEvidence(t *testing.T) {
 			t.Errorf("receipts differ: %+v, %+v", evidence.Result.Receipt, score.Receipt)
 		}
 		m := e.ensemble
-		if len(evidence.Images) != m.Components || len(evidence.LatentMap) != m.Latent.Height*m.Latent.Width || len(evidence.ImageMap) != m.Image.Height*m.Image.Width {
+		if len(evidence.Images) != m.Components || len(evidence.LatentMap) != m.Latent.Height*m.Latent.Width ||
+			len(evidence.ImageMap) != m.Image.Height*m.Image.Width {
 			t.Errorf("%d images, maps of %d and %d", len(evidence.Images), len(evidence.LatentMap), len(evidence.ImageMap))
 		}
 		bound := paide.UpperBound(m.Components)
@@ -50,8 +52,10 @@ func TestEvidence(t *testing.T) {
 		}
 		steps := e.fixed.Steps
 		last := evidence.Trajectory[len(evidence.Trajectory)-1]
-		if len(evidence.Trajectory) != min(trajectoryPoints, steps) || evidence.Trajectory[0].BranchStep != 0 || last.BranchStep != steps-1 {
-			t.Errorf("trajectory has %d points from %d to %d", len(evidence.Trajectory), evidence.Trajectory[0].BranchStep, last.BranchStep)
+		if len(evidence.Trajectory) != min(trajectoryPoints, steps) || evidence.Trajectory[0].BranchStep != 0 ||
+			last.BranchStep != steps-1 {
+			t.Errorf("trajectory has %d points from %d to %d", len(evidence.Trajectory), evidence.Trajectory[0].BranchStep,
+				last.BranchStep)
 		}
 		if evidence.Final.RolloutSteps != steps || !(evidence.Diversity >= 0 && evidence.Diversity <= 2) {
 			t.Errorf("final %+v, diversity %v", evidence.Final, evidence.Diversity)

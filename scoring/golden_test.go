@@ -119,7 +119,8 @@ func TestGolden(t *testing.T) {
 					means = max(means, relative(f.means[0][m], want))
 				}
 				final = max(final, relative(f.means[1][c.Carrier], c.Final))
-				for _, estimator := range []string{ensemble.PaiDEW2, ensemble.PaiDEKL, ensemble.PaiDEBhattacharyya, ensemble.MeanW2, ensemble.PixelPaiDEW2} {
+				for _, estimator := range []string{ensemble.PaiDEW2, ensemble.PaiDEKL, ensemble.PaiDEBhattacharyya,
+					ensemble.MeanW2, ensemble.PixelPaiDEW2} {
 					m := measures[0]
 					m.Estimator = estimator
 					want := c.Values[estimator]
@@ -134,7 +135,8 @@ func TestGolden(t *testing.T) {
 					first = max(first, math.Abs(float64(noise[j]-c.First[j])))
 				}
 			}
-			t.Logf("first latents %.1e; relative: means %.1e, final latents %.1e, estimators of given means %.1e, scores %.1e", first, means, final, given, own)
+			t.Logf("first latents %.1e; relative: means %.1e, final latents %.1e, estimators of given means %.1e, scores %.1e",
+				first, means, final, given, own)
 			for name, bound := range map[string][2]float64{
 				"first latents":             {first, 5e-6},
 				"means":                     {means, 1e-4},

@@ -37,7 +37,8 @@ func newMetrics(r prometheus.Registerer, model string) (*metrics, error) {
 		Help: "Requests that wait or run in the sampler.",
 	}, []string{"model"})
 	// Engines of several models share the collectors.
-	if err := errors.Join(register(r, &rows), register(r, &batch), register(r, &queued), register(r, &requests)); err != nil {
+	if err := errors.Join(register(r, &rows), register(r, &batch), register(r, &queued),
+		register(r, &requests)); err != nil {
 		return nil, err
 	}
 	m := &metrics{

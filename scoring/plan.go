@@ -9,9 +9,9 @@ import (
 	"github.com/decuwatch/decuwatch/scoring/paide"
 )
 
-// plan is the work of one request: which paths run which steps, and where their means are read. The carrying component's
-// own part of a branch is the shared path itself, which goes on to the last step that any measurement needs; a branch
-// adds the M-1 other components. Measurements that branch at one step share its paths.
+// plan is the work of one request: which paths run which steps, and when their means are read. The carrying
+// component's own part of a branch is the shared path itself, which goes on to the last step that any measurement
+// needs; a branch adds the M-1 other components. Measurements that branch at one step share its paths.
 type plan struct {
 	steps      []diffusion.Step
 	guidance   float64
@@ -23,7 +23,7 @@ type plan struct {
 	rows       int
 }
 
-// branch is where the components leave the shared path.
+// branch is a step at which the components leave the shared path.
 type branch struct {
 	step   int // first step of its paths
 	length int // steps of its paths
@@ -45,7 +45,8 @@ func newPlan(d Diffusion, components int, profile Profile, measures []Measure) (
 			return nil, fmt.Errorf("%w: %w", ErrSettings, err)
 		}
 		if needsVariance(measure.Estimator) && p.sigma(measure) == 0 {
-			return nil, fmt.Errorf("%w: %s has no variance to divide by after step %d", ErrSettings, measure.Estimator, measure.BranchStep+measure.RolloutSteps-1)
+			return nil, fmt.Errorf("%w: %s has no variance to divide by after step %d", ErrSettings, measure.Estimator,
+				measure.BranchStep+measure.RolloutSteps-1)
 		}
 		p.end = max(p.end, measure.BranchStep+measure.RolloutSteps)
 		i := slices.IndexFunc(p.branches, func(b branch) bool { return b.step == measure.BranchStep })
@@ -68,8 +69,8 @@ func needsVariance(estimator string) bool {
 	return estimator == ensemble.PaiDEKL || estimator == ensemble.PaiDEBhattacharyya
 }
 
-// sigma returns the standard deviation of the components' predictive distributions at the end of a measurement: the
-// step's own, or where eta is 0 that of eta 1, since distances between points are infinite in the estimators that need one.
+// sigma returns the standard deviation of the components' predictive distributions at the end of a measurement. If eta
+// is 0, the value for eta 1 is taken, because the estimators that need a variance would be infinite.
 func (p *plan) sigma(m Measure) float64 {
 	step := p.steps[m.BranchStep+m.RolloutSteps-1]
 	if step.Sigma > 0 {

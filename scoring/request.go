@@ -55,7 +55,7 @@ type Result struct {
 type Measurement struct {
 	Estimator    string      // one of the estimators of package ensemble
 	Value        float64     // nats for the PaiDE estimators, squared latent units for mean-w2
-	UpperBound   float64     // ln M for the PaiDE estimators, 0 where there is none
+	UpperBound   float64     // ln M for the PaiDE estimators, 0 if there is no bound
 	Saturated    bool        // Value is at its upper bound and no longer ranks
 	MeanDistance float64     // mean of Distances over the pairs of components: cannot saturate
 	Distances    [][]float64 // M x M, zero diagonal, the estimator's distance summed over dimensions
@@ -78,15 +78,15 @@ type Receipt struct {
 	Rows           int      // rows of U-Net work
 	Runtime        string   // onnxruntime 1.27.0
 	Device         string   // cpu, cuda:0, tensorrt:0
-	Deviations     []string // left to the caller: where the rerun could not follow the event
+	Deviations     []string // set by the caller: how the rerun differs from the event
 }
 
-// Errors of a request that no retry can mend.
+// Errors of a request. Retrying will not help.
 var (
 	// ErrUnknownClass is returned for a class index outside the ensemble's classes.
 	ErrUnknownClass = errors.New("unknown class")
-	// ErrNoise is returned for a first latent that cannot be drawn again: an unknown generator, or one that does not
-	// cover the latent's size.
+	// ErrNoise is returned if the first latent cannot be drawn again: the generator is unknown or does not support the
+	// latent's size.
 	ErrNoise = errors.New("first latent cannot be reproduced")
 	// ErrSettings is returned for a profile out of its bounds; the error names the field.
 	ErrSettings = errors.New("settings out of bounds")
@@ -97,7 +97,7 @@ var (
 // ErrClosed is returned for requests that an engine could not finish before it was closed.
 var ErrClosed = errors.New("scoring engine is closed")
 
-// NonFiniteError is returned where the backbone gave a NaN or an infinity: nothing of it leaves the package.
+// NonFiniteError is returned if the backbone gave a NaN or an infinity.
 type NonFiniteError struct {
 	Step      int // of the sampler, from 0
 	Component int
@@ -115,7 +115,8 @@ func Carrier(key string, components int) int {
 }
 
 // Tolerance and ToleranceFloor are how far two computations of one score may lie apart, relative and absolute, on one
-// kind of device: the rows that share a run change the order of floating-point sums. docs/method.md has the measurement.
+// kind of device: the rows that share a run change the order of floating-point sums. docs/method.md has the
+// measurement.
 const (
 	Tolerance      = 1e-3
 	ToleranceFloor = 1e-6

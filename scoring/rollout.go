@@ -7,19 +7,20 @@ import (
 	"github.com/decuwatch/decuwatch/scoring/ensemble"
 )
 
-// Rollout is where a request ends when every component alone carries it through all steps.
+// Rollout is the end of a request if each component alone carries it through all steps.
 type Rollout struct {
 	Latents   [][]float32 // final latents by component, [M][channels*height*width]
-	Reference []float32   // under the backbone's own fully trained table; nil where the ensemble carries none
+	Reference []float32   // under the backbone's own fully trained table; nil if the ensemble has no such table
 	Rows      int         // rows of U-Net work
 }
 
-// Rollout carries a request from its first latent to the end under each component's own table and, where the ensemble
-// carries it, under the backbone's fully trained one. Of the request's profile only the sampler counts. It is what an
-// evaluation holds scores against. Errors are those of Score.
+// Rollout carries a request from its first latent to the end under each component's table, and under the backbone's
+// fully trained table if the ensemble has it. It uses the sampler of the request's profile, not its measurements.
+// Evaluations compare scores with it. Errors are the same as for Score.
 func (e *Engine) Rollout(ctx context.Context, r Request) (Rollout, error) {
 	profile := e.profile(r)
-	whole := Measure{BranchStep: 0, RolloutSteps: e.ensemble.Diffusion.StepCount(profile.Steps), Estimator: ensemble.MeanW2}
+	whole := Measure{BranchStep: 0, RolloutSteps: e.ensemble.Diffusion.StepCount(profile.Steps),
+		Estimator: ensemble.MeanW2}
 	profile.ClassGap, profile.RequestRisk = whole, whole
 	components := e.ensemble.Components
 	if e.ensemble.ReferenceEmbedding(0) != nil {

@@ -51,7 +51,10 @@ func TestRollout(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !slices.EqualFunc(swapped.Latents[0], rollout.Reference, func(a, b float32) bool { return Agrees(float64(a), float64(b)) || math.Abs(float64(a-b)) < 1e-4 }) {
+	if !slices.EqualFunc(swapped.Latents[0], rollout.Reference, func(a,
+		b float32) bool {
+		return Agrees(float64(a), float64(b)) || math.Abs(float64(a-b)) < 1e-4
+	}) {
 		t.Error("the reference ends elsewhere than a component with its table")
 	}
 	if slices.Equal(rollout.Latents[0], rollout.Reference) {

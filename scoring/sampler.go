@@ -34,12 +34,12 @@ type worker struct {
 	probe  *probe    // that is asked for and has not begun
 }
 
-// path is one latent on its way through the steps of one component.
+// path is one latent that one component takes through its steps.
 type path struct {
 	task      *task
 	component int
 	branch    int // index in plan.branches, or -1 for the shared path
-	step, end int // next step, and the one after the last
+	step, end int // the next step, and the end: one after the last step
 	latent    []float32
 	running   bool
 	bad       bool // the backbone's output was not finite
@@ -51,12 +51,12 @@ type task struct {
 	class     int
 	carrier   int
 	priority  Priority
-	noise     [][]float32 // by step, where eta is not 0: every component adds the same
+	noise     [][]float32 // by step, if eta is not 0: every component adds the same
 	paths     []path      // the shared one first; the length is how many have begun
 	means     [][][]float32
 	running   int     // paths in a run
-	spoiled   *worker // that gave an output which is not finite
-	abandoned bool    // its caller has gone; its memory is given back when it is over
+	spoiled   *worker // that gave output that is not finite
+	abandoned bool    // its caller has returned; its memory is given back when it is over
 	open      int     // paths that have begun and have steps left
 	remaining int     // rows of work left
 	served    float64 // rows received, in the virtual time of fair queueing
@@ -65,14 +65,13 @@ type task struct {
 	over      bool
 }
 
-// sampler lets the rows of all requests in flight share the runs of the backbone.
+// sampler shares the runs of the backbone among the rows of all requests in flight.
 //
-// Each run takes one step of as many paths as fit, whatever their request, step or component. Live requests come before
-// background ones, which fill the room that is left: all of it while no live request is in flight, else up to a
-// quarter of a run, so that they slow live ones little. Among equals the request that has received the fewest rows goes
-// first, counted from when it joined (start-time fair queueing: Goyal et al., 1996), so a large request neither
-// starves nor holds up small ones. As many requests are in flight as a run has room for one path of each; the others
-// wait in order.
+// Each run takes one step of as many paths as fit, of any request, step or component. Live requests come before
+// background ones, which get the rest of the run. While a live request is in flight that is at most a quarter, so that
+// live requests are slowed down little. Among equals the request with the fewest rows since it joined goes first
+// (start-time fair queueing: Goyal et al., 1996), so a large request neither starves nor delays small ones. A run has
+// room for one path of each request in flight; further requests wait in order.
 type sampler struct {
 	ensemble *ensemble.Ensemble
 	workers  []*worker
@@ -143,7 +142,7 @@ func (s *sampler) run(ctx context.Context, t *task) error {
 	return s.judge(ctx, t)
 }
 
-// admit lets tasks join while there is room. The caller holds the mutex.
+// admit moves tasks from the queue to the active ones while there is room. The caller holds the mutex.
 func (s *sampler) admit() {
 	room := s.maxRows * len(s.workers)
 	for priority := range s.queue {
@@ -204,7 +203,7 @@ func (s *sampler) takeBuffer() []float32 {
 	return s.buffer()
 }
 
-// release gives the memory of a task that is over back.
+// release gives back the memory of a task that is over.
 func (s *sampler) release(t *task) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -262,7 +261,7 @@ func (s *sampler) cancel(t *task, err error) (abandoned bool) {
 	return true
 }
 
-// terminateIdle cuts runs short of which nobody wants a row any more. The caller holds the mutex.
+// terminateIdle cancels runs whose tasks have all ended. The caller holds the mutex.
 func (s *sampler) terminateIdle() {
 	for _, w := range s.workers {
 		probing := len(w.picked) == 0 && !s.closed
@@ -273,7 +272,7 @@ func (s *sampler) terminateIdle() {
 	}
 }
 
-// finish takes a task out of the sampler. The caller holds the mutex; no worker works on the task.
+// finish takes a task out of the sampler. The caller holds the mutex, and no worker works on the task.
 func (s *sampler) finish(t *task) {
 	t.over = true
 	if i := slices.Index(s.active[t.priority], t); i >= 0 {
@@ -336,8 +335,8 @@ func (s *sampler) close() error {
 	}
 }
 
-// own is the goroutine of one worker: it picks rows, runs them, updates their latents, and settles what follows. A probe
-// that somebody waits for comes first.
+// own is the goroutine of one worker: it picks rows, runs them, updates their latents, and settles what follows. A
+// probe that somebody waits for comes first.
 func (s *sampler) own(w *worker) {
 	for {
 		s.mu.Lock()
@@ -489,7 +488,8 @@ func (s *sampler) pad(rows int) int {
 	return rows
 }
 
-// update takes the step of every picked path. The means replace the latents; the paths are the worker's alone meanwhile.
+// update takes the step of every picked path. The means replace the latents; the paths are the worker's alone
+// meanwhile.
 func (s *sampler) update(w *worker) {
 	n := s.ensemble.Latent.Size()
 	at := 0
@@ -506,7 +506,8 @@ func (s *sampler) update(w *worker) {
 	}
 }
 
-// settle ends a run: paths advance, branches begin, tasks that are done leave, others join. The caller holds the mutex.
+// settle ends a run: paths advance, branches begin, tasks that are done leave, others join. The caller holds the
+// mutex.
 func (s *sampler) settle(w *worker, rows, padded int, err error) {
 	terminated := errors.Is(err, ort.ErrTerminated)
 	for _, p := range w.picked {

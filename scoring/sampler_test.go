@@ -56,7 +56,8 @@ func fakeSamplerOf(t testing.TB, dir string, maxRows, workers int, buckets []int
 	if err != nil {
 		t.Fatal(err)
 	}
-	e := &Engine{options: Options{MaxRequestRows: 1 << 20, Log: nil}, ensemble: verified, fixed: verified.Profile, plans: map[Profile]*plan{}, decoding: make(chan struct{}, 1)}
+	e := &Engine{options: Options{MaxRequestRows: 1 << 20, Log: nil}, ensemble: verified, fixed: verified.Profile,
+		plans: map[Profile]*plan{}, decoding: make(chan struct{}, 1)}
 	var fakes []*fakeWorker
 	var ls []*worker
 	for range workers {
@@ -192,7 +193,8 @@ func TestRunsTheRowsItPredicts(t *testing.T) {
 	if ran != predicted {
 		t.Errorf("%d rows ran, predicted are %d", ran, predicted)
 	}
-	if v := testutil.ToFloat64(e.sampler.metrics.rows[Live]) + testutil.ToFloat64(e.sampler.metrics.rows[Background]); v != float64(predicted) {
+	counted := e.sampler.metrics.rows
+	if v := testutil.ToFloat64(counted[Live]) + testutil.ToFloat64(counted[Background]); v != float64(predicted) {
 		t.Errorf("the metric counts %v rows", v)
 	}
 	if v := testutil.ToFloat64(e.sampler.metrics.queued); v != 0 {
@@ -350,8 +352,8 @@ func TestLargeRequestIsNotStarved(t *testing.T) {
 	}
 }
 
-// A canceled request returns at once. Its rows are freed at the next step: queued and between runs at once, in a run when
-// that is over; a run that nobody needs any more is terminated, one that others share is not.
+// A canceled request returns at once. Its rows are freed at the next step: queued and between runs at once, in a run
+// when that is over; a run that nobody needs any more is terminated, one that others share is not.
 func TestCancellation(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		e, workers := fakeSampler(t, 4, 1, nil)
@@ -430,7 +432,8 @@ func TestTerminatedRowsRunAgain(t *testing.T) {
 		t.Fatal(err)
 	}
 	if spoiled.RequestRisk.Value != clean.RequestRisk.Value || spoiled.ClassGap.Value != clean.ClassGap.Value {
-		t.Errorf("scores %v and %v differ from %v and %v", spoiled.ClassGap.Value, spoiled.RequestRisk.Value, clean.ClassGap.Value, clean.RequestRisk.Value)
+		t.Errorf("scores %v and %v differ from %v and %v", spoiled.ClassGap.Value, spoiled.RequestRisk.Value,
+			clean.ClassGap.Value, clean.RequestRisk.Value)
 	}
 }
 

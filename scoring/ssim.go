@@ -28,9 +28,9 @@ func similarities(images [][]float32, shape ensemble.Image) ([][]float64, float6
 	return matrix, 1 - sum/float64(pairs)
 }
 
-// ssim returns the mean structural similarity of two images [channels, height, width] with values in [-1, 1]: windows of
-// 11 pixels (the largest odd number that fits, for smaller images) weighted by a Gaussian of standard deviation 1.5, those
-// that lie inside the image; K1 = 0.01, K2 = 0.03; the mean over windows and channels.
+// ssim returns the mean structural similarity of two images [channels, height, width] with values in [-1, 1]: windows
+// of 11 pixels (the largest odd number that fits, for smaller images) weighted by a Gaussian of standard deviation
+// 1.5, those that lie inside the image; K1 = 0.01, K2 = 0.03; the mean over windows and channels.
 //
 // Reference: Wang, Bovik, Sheikh and Simoncelli, "Image Quality Assessment: From Error Visibility to Structural
 // Similarity" (IEEE Transactions on Image Processing, 2004).

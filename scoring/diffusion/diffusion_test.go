@@ -74,7 +74,8 @@ func TestTorchCPUEqualsPyTorch(t *testing.T) {
 			for i := range want.First {
 				last := c.Size - len(want.Last) + i
 				if math.Abs(float64(have[i]-want.First[i])) > 2e-6 || math.Abs(float64(have[last]-want.Last[i])) > 2e-6 {
-					t.Errorf("seed %s, size %d, draw %d: %v and %v, want %v and %v", c.Seed, c.Size, d, have[i], have[last], want.First[i], want.Last[i])
+					t.Errorf("seed %s, size %d, draw %d: %v and %v, want %v and %v", c.Seed, c.Size, d, have[i], have[last],
+						want.First[i], want.Last[i])
 				}
 			}
 		}
@@ -190,7 +191,8 @@ func TestTrajectoriesEqualDiffusers(t *testing.T) {
 		x := []float64{1, 0.5, 0, -0.5}
 		for k, step := range steps {
 			if c.Timesteps != nil && step.Timestep != c.Timesteps[k] {
-				t.Errorf("%s, %d steps: step %d has timestep %d, want %d", c.TimestepSpacing, c.Steps, k, step.Timestep, c.Timesteps[k])
+				t.Errorf("%s, %d steps: step %d has timestep %d, want %d", c.TimestepSpacing, c.Steps, k, step.Timestep,
+					c.Timesteps[k])
 			}
 			for i := range x {
 				output := 0.3*x[i] + math.Sin(float64(step.Timestep)/50+float64(i))
@@ -205,7 +207,8 @@ func TestTrajectoriesEqualDiffusers(t *testing.T) {
 		relative := math.Sqrt(difference / norm)
 		worst = max(worst, relative)
 		if !(relative <= 1e-4) {
-			t.Errorf("%s, %s, %s, %d steps, eta %v: %v, want %v", c.BetaSchedule, c.TimestepSpacing, c.Prediction, c.Steps, c.Eta, x, c.Final)
+			t.Errorf("%s, %s, %s, %d steps, eta %v: %v, want %v", c.BetaSchedule, c.TimestepSpacing, c.Prediction, c.Steps,
+				c.Eta, x, c.Final)
 		}
 	}
 	t.Logf("%d trajectories, largest relative difference %.1e", len(cases), worst)
@@ -233,7 +236,8 @@ func TestMean(t *testing.T) {
 }
 
 func TestStepsRefuses(t *testing.T) {
-	good := Config{TrainTimesteps: 1000, BetaSchedule: "linear", BetaStart: 0.0001, BetaEnd: 0.02, Prediction: "epsilon", TimestepSpacing: "leading"}
+	good := Config{TrainTimesteps: 1000, BetaSchedule: "linear", BetaStart: 0.0001, BetaEnd: 0.02, Prediction: "epsilon",
+		TimestepSpacing: "leading"}
 	for name, change := range map[string]func(*Config, *int, *float64){
 		"schedule":   func(c *Config, _ *int, _ *float64) { c.BetaSchedule = "sigmoid" },
 		"spacing":    func(c *Config, _ *int, _ *float64) { c.TimestepSpacing = "karras" },

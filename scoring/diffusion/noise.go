@@ -40,14 +40,13 @@ func NewNoise(name string, seed uint64, size int) (Noise, error) {
 	return nil, fmt.Errorf("%w: %q, known are torch-cpu, torch-cuda, decuwatch", ErrUnknownGenerator, name)
 }
 
-// TorchCPU draws what torch.randn(n, generator=torch.Generator().manual_seed(seed)) draws, to within a few units in the
-// last place of float32: PyTorch computes logarithm, sine and cosine with vector instructions of the CPU at hand.
+// TorchCPU draws what torch.randn(n, generator=torch.Generator().manual_seed(seed)) draws, to within a few units in
+// the last place of float32: PyTorch computes logarithm, sine and cosine with vector instructions of the CPU at hand.
 //
 // The numbers come from MT19937 seeded with the low 32 bits of the seed. From 16 numbers on, uniforms of 24 bits fill
-// the tensor and Box-Muller turns blocks of 16 into normals, element j with element j+8; a size that 16 does not divide
-// draws its last 16 again. Below 16, Box-Muller works in double precision on 53 bits and keeps its second number for the
-// next call.
-// Reference: aten/src/ATen/native/cpu/DistributionTemplates.h of PyTorch.
+// the tensor and Box-Muller turns blocks of 16 into normals, element j with element j+8; a size that 16 does not
+// divide draws its last 16 again. Below 16, Box-Muller works in double precision on 53 bits and keeps its second
+// number for the next call. Reference: aten/src/ATen/native/cpu/DistributionTemplates.h of PyTorch.
 type TorchCPU struct {
 	source *prng.MT19937
 	cached float64
@@ -87,7 +86,8 @@ func (t *TorchCPU) uniform(dst []float32) {
 	}
 }
 
-// boxMuller16 turns 16 uniforms into normals: the radius comes from 1 minus the first eight, the angle from the others.
+// boxMuller16 turns 16 uniforms into normals: the radius comes from 1 minus the first eight, the angle from the
+// others.
 func boxMuller16(block []float32) {
 	for j := range 8 {
 		radius := math.Sqrt(-2 * math.Log(float64(1-block[j])))

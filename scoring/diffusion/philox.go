@@ -20,13 +20,14 @@ func philox4x32(counter [4]uint32, key [2]uint32) [4]uint32 {
 }
 
 // MaxTorchCUDA is the largest draw that TorchCUDA reproduces. PyTorch gives each of the first numbers a thread of its
-// own; how many threads there are depends on the GPU, and the smallest that still runs current PyTorch has more than this.
+// own; how many threads there are depends on the GPU, and the smallest that still runs current PyTorch has more than
+// this.
 const MaxTorchCUDA = 1 << 15
 
-// TorchCUDA draws what torch.randn(n, device="cuda", generator=torch.Generator("cuda").manual_seed(seed)) draws for n up
-// to MaxTorchCUDA: element i of draw d is the first normal that cuRAND's Philox4x32-10 gives for key seed, subsequence
-// i, offset 4d. The GPU's fast sine and logarithm differ in the last bits.
-// Reference: aten/src/ATen/native/cuda/DistributionTemplates.h of PyTorch; curand_normal.h of cuRAND.
+// TorchCUDA draws what torch.randn(n, device="cuda", generator=torch.Generator("cuda").manual_seed(seed)) draws for n
+// up to MaxTorchCUDA: element i of draw d is the first normal that cuRAND's Philox4x32-10 gives for key seed,
+// subsequence i, offset 4d. The GPU's fast sine and logarithm differ in the last bits. Reference:
+// aten/src/ATen/native/cuda/DistributionTemplates.h of PyTorch; curand_normal.h of cuRAND.
 type TorchCUDA struct {
 	seed  uint64
 	draws uint64
@@ -47,8 +48,8 @@ func (t *TorchCUDA) Draw(dst []float32) {
 	t.draws++
 }
 
-// Decuwatch is the generator to choose where nothing else is given: counter-based, the same on every device, in a dozen
-// lines of any language. Draw d fills elements 4k to 4k+3 from the four words w of Philox4x32-10 with
+// Decuwatch is the generator to choose by default: counter-based, the same on every device, in a
+// dozen lines of any language. Draw d fills elements 4k to 4k+3 from the four words w of Philox4x32-10 with
 //
 //	counter = (k low, k high, d, 0x75636564)    key = (seed low, seed high)
 //	u_j = (w_j + 1/2) / 2^32

@@ -75,17 +75,17 @@ type Step struct {
 	Timestep int64 // given to the backbone
 	Latent   float64
 	Output   float64
-	Sigma    float64 // of the step; 0 where eta is 0
-	// PosteriorSigma is Sigma at eta 1, the ancestral sampler's. Distances that need a variance take it where eta is 0.
+	Sigma    float64 // of the step; 0 if eta is 0
+	// PosteriorSigma is Sigma at eta 1, the ancestral sampler's. Distances that need a variance use it if eta is 0.
 	PosteriorSigma float64
 }
 
 // AlphasCumprod returns the products of 1-beta up to each training timestep, float64[T].
 //
 // scaled_linear spaces the square roots of beta linearly (Rombach et al. 2022), linear spaces beta linearly (Ho et al.
-// 2020), squaredcos_cap_v2 is the cosine schedule of Nichol and Dhariwal (2021) with beta at most 0.999. Betas, alphas and
-// their products are rounded to single precision as diffusers keeps them: near the image 1-alpha loses digits, and the
-// producer's sampler loses the same ones.
+// 2020), squaredcos_cap_v2 is the cosine schedule of Nichol and Dhariwal (2021) with beta at most 0.999. Betas, alphas
+// and their products are rounded to single precision as diffusers keeps them: near the image 1-alpha loses digits, and
+// the producer's sampler loses the same ones.
 func AlphasCumprod(c Config) ([]float64, error) {
 	if err := c.Validate(); err != nil {
 		return nil, err
@@ -129,8 +129,8 @@ func root(v float64) float64 { return single(math.Sqrt(v)) }
 // Timesteps returns the timesteps of a sampler that is asked for the given number of steps, in the order in which they
 // run, from noise to image. There are StepCount of them.
 //
-// leading, trailing and linspace are diffusers' and round as numpy does, see trailing and linspace. compvis is what the
-// DDIM sampler of CompVis' latent diffusion takes: range(0, T, T/S) + 1.
+// leading, trailing and linspace are diffusers' and round as numpy does, see trailing and linspace. compvis is what
+// the DDIM sampler of CompVis' latent diffusion takes: range(0, T, T/S) + 1.
 //
 // The error says why a sampler cannot take this many steps: its timesteps would lie outside 0 to T-1. diffusers has
 // such step counts with trailing spacing, for example 61 of 1000. There it takes one step more than it was asked for,
@@ -177,7 +177,8 @@ func multiples(count, stride, offset int) []int64 {
 // the difference of its first two elements as the stride, and multiplies. All three round: a value that should be
 // half-way between two integers can lie on either side, and the last value can be a hair above 0 instead of at 0.
 //
-// The conversions to float64 keep a compiler from fusing a product with a sum, which would round once instead of twice.
+// The conversions to float64 keep a compiler from fusing a product with a sum, which would round once instead of
+// twice.
 func trailing(train, steps int) []int64 {
 	start := float64(train)
 	step := -(start / float64(steps))
@@ -189,8 +190,8 @@ func trailing(train, steps int) []int64 {
 	return timesteps
 }
 
-// linspace returns numpy.linspace(0, T-1, S).round() in descending order. numpy multiplies by a rounded stride and puts
-// the end at its exact value.
+// linspace returns numpy.linspace(0, T-1, S).round() in descending order. numpy multiplies by a rounded stride and
+// puts the end at its exact value.
 func linspace(train, steps int) []int64 {
 	timesteps := make([]int64, steps)
 	if steps == 1 {
@@ -207,8 +208,8 @@ func linspace(train, steps int) []int64 {
 // Steps returns the steps of DDIM with the given eta (0 to 1), in the order in which they run. There are StepCount of
 // them.
 //
-// With a the cumulative alpha of a timestep and a' that of T/S timesteps before it, equation 12 of Song et al., "Denoising
-// Diffusion Implicit Models" (2021), reads
+// With a the cumulative alpha of a timestep and a' that of T/S timesteps before it, equation 12 of Song et al.,
+// "Denoising Diffusion Implicit Models" (2021), reads
 //
 //	x0     = (x - sqrt(1-a) eps) / sqrt(a)
 //	sigma  = eta sqrt((1-a')/(1-a)) sqrt(1 - a/a')
@@ -266,8 +267,8 @@ func Steps(c Config, steps int, eta float64) ([]Step, error) {
 	return result, nil
 }
 
-// Mean writes the mean of the step to dst, which may be x, and reports whether every element is finite. Where
-// unconditional is nil the output is the conditional one; otherwise classifier-free guidance (Ho and Salimans 2022)
+// Mean writes the mean of the step to dst, which may be x, and reports whether every element is finite. If
+// unconditional is nil, the output is the conditional one. Else classifier-free guidance (Ho and Salimans 2022)
 // combines both: unconditional + guidance*(conditional - unconditional). All slices have the length of dst.
 func (s Step) Mean(dst, x, conditional, unconditional []float32, guidance float64) bool {
 	n := len(dst)
@@ -289,7 +290,7 @@ func (s Step) Mean(dst, x, conditional, unconditional []float32, guidance float6
 			sum += float64(dst[i])
 		}
 	}
-	// A sum of float32 numbers cannot overflow float64: it is finite exactly where all of them are.
+	// A sum of float32 numbers cannot overflow float64: it is finite if and only if all of them are.
 	return !math.IsNaN(sum) && !math.IsInf(sum, 0)
 }
 

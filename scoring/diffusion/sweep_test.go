@@ -150,8 +150,8 @@ func TestTimestepsByHand(t *testing.T) {
 	}
 }
 
-// Products of alphas agree with diffusers' to a unit or two in the last place of single precision. PyTorch's vectorized
-// linspace rounds as the width of the CPU's vectors has it, so that they need not be equal.
+// Products of alphas agree with diffusers' to a unit or two in the last place of single precision. PyTorch's
+// vectorized linspace rounds as the width of the CPU's vectors has it, so that they need not be equal.
 func TestAlphasEqualDiffusers(t *testing.T) {
 	tables, worst := readSweeps(t).Alphas, 0.0
 	if len(tables) < 40 {

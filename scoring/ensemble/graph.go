@@ -237,7 +237,8 @@ func (g *graph) check(opset int, file File, inputs, outputs []port) error {
 		}
 	}
 	if len(g.inputs) != len(inputs) || len(g.outputs) != len(outputs) {
-		return fmt.Errorf("graph has %d inputs and %d outputs, must have %d and %d", len(g.inputs), len(g.outputs), len(inputs), len(outputs))
+		return fmt.Errorf("graph has %d inputs and %d outputs, must have %d and %d", len(g.inputs), len(g.outputs),
+			len(inputs), len(outputs))
 	}
 	if err := checkPorts("input", g.inputs, inputs, false); err != nil {
 		return err
@@ -253,7 +254,8 @@ func checkPorts(kind string, have, want []port, open bool) error {
 		}
 		h := have[i]
 		if h.elem != w.elem {
-			return fmt.Errorf("%s %q has element type %d, must be %d (ONNX numbers: 1 is float32, 7 is int64)", kind, w.name, h.elem, w.elem)
+			return fmt.Errorf("%s %q has element type %d, must be %d (ONNX numbers: 1 is float32, 7 is int64)", kind, w.name,
+				h.elem, w.elem)
 		}
 		fits := len(h.dims) == len(w.dims)
 		for j := 0; fits && j < len(w.dims); j++ {
@@ -286,6 +288,8 @@ func (e *Ensemble) checkDecoder(content []byte) error {
 		return err
 	}
 	return g.check(e.Opset, e.Files.Decoder,
-		[]port{{e.Graph.Decoder.Latent, onnxFloat, []int64{-1, int64(e.Latent.Channels), int64(e.Latent.Height), int64(e.Latent.Width)}}},
-		[]port{{e.Graph.Decoder.Output, onnxFloat, []int64{-1, int64(e.Image.Channels), int64(e.Image.Height), int64(e.Image.Width)}}})
+		[]port{{e.Graph.Decoder.Latent, onnxFloat, []int64{-1, int64(e.Latent.Channels), int64(e.Latent.Height),
+			int64(e.Latent.Width)}}},
+		[]port{{e.Graph.Decoder.Output, onnxFloat, []int64{-1, int64(e.Image.Channels), int64(e.Image.Height),
+			int64(e.Image.Width)}}})
 }

@@ -145,7 +145,8 @@ func (c Class) ImageCount() string {
 	return fmt.Sprintf("%d to %d", least, most)
 }
 
-// Measure says where the components leave the shared path, how far they go, and how their distance is read.
+// Measure says at which step the components leave the shared path, how many steps they take, and how their distance is
+// estimated.
 type Measure struct {
 	BranchStep   int    `json:"branch_step"`   // b: the carrying component does the steps before it
 	RolloutSteps int    `json:"rollout_steps"` // r: steps that each component takes on its own path
@@ -169,9 +170,9 @@ type Reference struct {
 	Quantiles map[string]float64 `json:"quantiles"`
 }
 
-// Settings returns the canonical key of the sampler and of both measurements: scores are comparable, and a threshold
-// holds, only where it is equal. Example: "ddim s=20 g=2 eta=0 class_gap=paide-w2@0+1 request_risk=mean-w2@10+1", where
-// 10+1 is branch step and roll-out steps.
+// Settings returns the canonical key of the sampler and of both measurements. Scores are comparable, and a threshold
+// applies, only if it is equal. Example: "ddim s=20 g=2 eta=0 class_gap=paide-w2@0+1 request_risk=mean-w2@10+1":
+// 10+1 stands for branch step 10 and one roll-out step.
 func (p Profile) Settings() string {
 	number := func(v float64) string { return strconv.FormatFloat(v, 'g', -1, 64) }
 	return fmt.Sprintf("ddim s=%d g=%s eta=%s class_gap=%s request_risk=%s",
@@ -401,7 +402,7 @@ func (f File) validate(name string, paths map[string]bool) error {
 	paths[f.Path] = true
 	for i, external := range f.External {
 		if len(external.External) > 0 {
-			return fmt.Errorf("%s.external[%d].external: external data has none of its own", name, i)
+			return fmt.Errorf("%s.external[%d].external: external data cannot have external data of its own", name, i)
 		}
 		if err := external.validate(fmt.Sprintf("%s.external[%d]", name, i), paths); err != nil {
 			return err

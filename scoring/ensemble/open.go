@@ -12,7 +12,7 @@ import (
 	"slices"
 )
 
-// ManifestName is the manifest that is read where a directory is given.
+// ManifestName is the manifest of a directory.
 const ManifestName = "ensemble.json"
 
 // maxManifest bounds a manifest: 100,000 classes of 64 components each stay below it.
@@ -29,10 +29,10 @@ type Ensemble struct {
 	byLabel   map[string]int
 }
 
-// Open reads the ensemble that path names (a directory, which means its ensemble.json, or a manifest) and verifies it:
-// the manifest's bounds, size and SHA-256 of every file, inputs, outputs, shapes, types and opset of both graphs, shape
-// and finiteness of the tables. Every error names what does not fit. It opens only files that the manifest names, inside
-// the directory, and follows no link.
+// Open reads an ensemble and verifies it: the bounds of the manifest, size and SHA-256 of every file, the inputs,
+// outputs, shapes, types and opset of both graphs, and the shape and finiteness of the tables. Path is a manifest, or
+// a directory with an ensemble.json. The error names what does not fit. Open reads only files inside the directory
+// that the manifest names, and follows no link.
 func Open(path string) (*Ensemble, error) {
 	e, err := open(path)
 	if err != nil {
@@ -98,7 +98,7 @@ func open(path string) (*Ensemble, error) {
 	return e, nil
 }
 
-// ReadFile returns the content of a file of the manifest after holding it against its size and SHA-256 once more.
+// ReadFile returns the content of a file of the manifest, after it has checked size and SHA-256 again.
 func (e *Ensemble) ReadFile(f File) ([]byte, error) {
 	root, err := os.OpenRoot(e.Dir)
 	if err != nil {
@@ -135,8 +135,8 @@ func (e *Ensemble) Embedding(component, class int) []float32 {
 	return e.tables[at : at+n : at+n]
 }
 
-// ReferenceEmbedding returns the embedding of a class in the backbone's own, fully trained table, or nil where the
-// ensemble carries none. Evaluation reads it, scoring never does.
+// ReferenceEmbedding returns the embedding of a class in the backbone's own, fully trained table, or nil if the
+// ensemble has no such table. Evaluation reads it, scoring never does.
 func (e *Ensemble) ReferenceEmbedding(class int) []float32 {
 	if e.reference == nil {
 		return nil
@@ -145,8 +145,8 @@ func (e *Ensemble) ReferenceEmbedding(class int) []float32 {
 	return e.reference[class*n : (class+1)*n : (class+1)*n]
 }
 
-// WellSampled returns the classes of which the components saw the most images, the ones that the manifest's reference
-// scores stand for.
+// WellSampled returns the classes of which the components saw the most images. The manifest's reference scores are
+// scores of these classes.
 func (e *Ensemble) WellSampled() []int {
 	most, classes := -1, []int(nil)
 	for i, class := range e.Classes {
@@ -210,7 +210,7 @@ func readVerified(root *os.Root, f File) ([]byte, error) {
 	return content, f.compare(int64(len(content)), digest(content))
 }
 
-// verify holds a file against size and digest without keeping its content.
+// verify checks size and digest of a file without keeping its content.
 func verify(root *os.Root, f File) error {
 	file, _, err := openPlain(root, f.Path)
 	if err != nil {

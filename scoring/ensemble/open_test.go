@@ -203,7 +203,8 @@ func TestOpenRefuses(t *testing.T) {
 		{"empty graph", func(t *testing.T, dir string, m manifest) {
 			m.replace(t, dir, "unet", []byte{0x3a, 0x00})
 		}, "no inputs or no outputs"},
-		{"external data on tables", set("files.tables.external", []any{map[string]any{"path": "x", "size": 1, "sha256": ""}}), "files.tables.external"},
+		{"external data on tables", set("files.tables.external", []any{map[string]any{"path": "x", "size": 1,
+			"sha256": ""}}), "files.tables.external"},
 		{"components", set("components", 1), "components is 1"},
 		{"images of a class", func(_ *testing.T, _ string, m manifest) {
 			m["classes"].([]any)[0].(map[string]any)["images"] = []int{1}

@@ -30,7 +30,8 @@ func parseSafetensors(content []byte) (map[string]tensor, error) {
 	}
 	length := binary.LittleEndian.Uint64(content)
 	if length > maxTensorHeader || length > uint64(len(content)-8) {
-		return nil, fmt.Errorf("safetensors header has %d bytes, at most %d are read", length, min(maxTensorHeader, len(content)-8))
+		return nil, fmt.Errorf("safetensors header has %d bytes, at most %d are read", length,
+			min(maxTensorHeader, len(content)-8))
 	}
 	body := content[8+length:]
 	var header map[string]jsontext.Value

@@ -11,15 +11,17 @@ import (
 	onnx "github.com/yalue/onnxruntime_go"
 )
 
-// Version is the release of ONNX Runtime that this package is built for; Load takes another where its C interface fits.
+// Version is the release of ONNX Runtime that this package is built for. Load accepts other releases with the same C
+// interface.
 const Version = "1.27.0"
 
 // toolPath is where scripts/fetch-onnxruntime puts the library, below the checkout.
 const toolPath = ".tools/onnxruntime-" + Version + "/libonnxruntime.so.1"
 
-// FindLibrary returns the path of ONNX Runtime's shared library: the explicit one where it is not empty; else that of the
-// environment variable DECUWATCH_ONNXRUNTIME_LIB or ONNXRUNTIME_LIB; else what scripts/fetch-onnxruntime fetched, in the
-// working directory or above it; else that beside the program; else the system's. The error lists where it looked.
+// FindLibrary returns the path of ONNX Runtime's shared library. It takes the explicit path if there is one, else the
+// environment variable DECUWATCH_ONNXRUNTIME_LIB or ONNXRUNTIME_LIB. Else it looks for the library that
+// scripts/fetch-onnxruntime fetched (in the working directory and above it), beside the program, and in the system's
+// folders. The error lists where it looked.
 func FindLibrary(explicit string) (string, error) {
 	for _, given := range []struct{ from, path string }{
 		{"the configured path", explicit},
@@ -48,7 +50,8 @@ func FindLibrary(explicit string) (string, error) {
 	if program, err := os.Executable(); err == nil {
 		candidates = append(candidates, filepath.Join(filepath.Dir(program), "libonnxruntime.so.1"))
 	}
-	for _, dir := range []string{"/usr/local/lib", "/usr/lib", "/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu", "/opt/onnxruntime/lib"} {
+	for _, dir := range []string{"/usr/local/lib", "/usr/lib", "/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu",
+		"/opt/onnxruntime/lib"} {
 		candidates = append(candidates, filepath.Join(dir, "libonnxruntime.so.1"), filepath.Join(dir, "libonnxruntime.so"))
 	}
 	for _, path := range candidates {
@@ -56,7 +59,9 @@ func FindLibrary(explicit string) (string, error) {
 			return path, nil
 		}
 	}
-	return "", fmt.Errorf("find ONNX Runtime: no libonnxruntime.so; run scripts/fetch-onnxruntime or set DECUWATCH_ONNXRUNTIME_LIB (looked for %s in the working directory and above it, beside the program and in the system's library folders)", toolPath)
+	return "", fmt.Errorf("find ONNX Runtime: no libonnxruntime.so; run scripts/fetch-onnxruntime or set "+
+		"DECUWATCH_ONNXRUNTIME_LIB (looked for %s in the working directory and above it, beside the program and in the "+
+		"system's library folders)", toolPath)
 }
 
 func isFile(path string) bool {

@@ -29,7 +29,7 @@ type ablation struct {
 	optimization bool // only basic graph optimization
 }
 
-// Port is one input or output of a graph; Shape is that of one row.
+// Port is one input or output of a graph, with the shape of one row.
 type Port struct {
 	Name  string
 	Shape []int64
@@ -39,7 +39,7 @@ type Port struct {
 type Graph struct {
 	Content []byte
 	Dir     string // of external data
-	Inputs  []Port // float32, except that named by Timestep
+	Inputs  []Port // float32, except for Timestep
 	Output  Port   // float32
 
 	// Timestep names the int64 input of one number a row, or is "".
@@ -93,7 +93,8 @@ func NewSession(config Config, graph Graph) (_ *Session, err error) {
 		return nil, fmt.Errorf("create run options: %w", err)
 	}
 	err = keepSignals(func() error {
-		s.session, err = onnx.NewDynamicAdvancedSessionWithONNXData(graph.Content, names, []string{graph.Output.Name}, options)
+		s.session, err = onnx.NewDynamicAdvancedSessionWithONNXData(graph.Content, names, []string{graph.Output.Name},
+			options)
 		return err
 	})
 	if err != nil {
@@ -120,8 +121,8 @@ func (s *Session) Timesteps() []int64 { return s.steps }
 // Output returns the buffer of the output, row after row.
 func (s *Session) Output() []float32 { return s.output }
 
-// Run runs the first rows of the buffers, 1 to Config.Rows. It allocates buffers and tensors only at the first run of a
-// row count. ErrTerminated is returned where Terminate was called meanwhile.
+// Run runs the first rows of the buffers, 1 to Config.Rows. It allocates buffers and tensors only at the first run of
+// a row count. The error is ErrTerminated if Terminate ended the run.
 func (s *Session) Run(rows int) error {
 	set := s.tensors[rows-1]
 	if set == nil {
@@ -159,7 +160,7 @@ func (s *Session) Run(rows int) error {
 	return nil
 }
 
-// Terminate makes a run in progress end soon, at its next operator; without one it does nothing. Any goroutine may call it.
+// Terminate makes a run in progress end at its next operator. Any goroutine may call it.
 func (s *Session) Terminate() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -268,11 +269,12 @@ func sessionOptions(config Config, graph Graph) (_ *onnx.SessionOptions, err err
 		options.AddSessionConfigEntry("session.intra_op.allow_spinning", spinning),
 	}
 	if graph.Dir != "" {
-		steps = append(steps, options.AddSessionConfigEntry("session.model_external_initializers_file_folder_path", graph.Dir))
+		steps = append(steps, options.AddSessionConfigEntry("session.model_external_initializers_file_folder_path",
+			graph.Dir))
 	}
 	switch provider {
 	case "tensorrt":
-		// Where TensorRT has no implementation of an operator, CUDA takes it.
+		// CUDA takes the operators that TensorRT does not implement.
 		steps = append(steps, appendTensorRT(options, config, graph, number), appendCUDA(options, config, number))
 	case "cuda":
 		steps = append(steps, appendCUDA(options, config, number))

@@ -12,8 +12,8 @@ static void keep_signals(void) {
 	for (int i = 1; i <= LAST_SIGNAL; i++) sigaction(i, NULL, &kept[i]);
 }
 
-// Puts back every handler that changed meanwhile, unless Go itself installed it: Go has one handler for all signals, and
-// SIGSEGV always has it.
+// Puts back every handler that changed, unless Go itself installed it: Go has one handler for all signals, and SIGSEGV
+// always has it.
 static void restore_signals(void) {
 	for (int i = 1; i <= LAST_SIGNAL; i++) {
 		struct sigaction now;
@@ -29,9 +29,9 @@ import "sync"
 
 var signals sync.Mutex
 
-// keepSignals calls f and then puts back the signal handlers that f replaced. ONNX Runtime's CUDA provider installs its
-// own when it is loaded and at its first run, without the alternate stack that Go's need: the next signal would end the
-// process instead of being delivered.
+// keepSignals calls f and then puts back the signal handlers that f replaced. ONNX Runtime's CUDA provider installs
+// its own when it is loaded and at its first run, without the alternate stack that Go's need: the next signal would
+// end the process instead of being delivered.
 func keepSignals(f func() error) error {
 	signals.Lock()
 	defer signals.Unlock()

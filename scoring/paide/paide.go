@@ -1,8 +1,8 @@
 // Package paide estimates epistemic uncertainty from pairwise distances between the predictive distributions of an
 // ensemble's components: numbers in, numbers out.
 //
-// References: Kolchinsky and Tracey, "Estimating Mixture Entropy with Pairwise Distances" (Entropy 2017); Berry and Meger,
-// "Efficient Epistemic Uncertainty Estimation in Regression Ensemble Models Using Pairwise-Distance Estimators"
+// References: Kolchinsky and Tracey, "Estimating Mixture Entropy with Pairwise Distances" (Entropy 2017); Berry and
+// Meger, "Efficient Epistemic Uncertainty Estimation in Regression Ensemble Models Using Pairwise-Distance Estimators"
 // (arXiv 2308.13498); Berry, Brando and Meger (UAI 2024).
 package paide
 
@@ -30,9 +30,9 @@ func (d Distances) Scaled(f float64) Distances {
 	return Distances{d.M, values}
 }
 
-// SquaredW2 returns the squared 2-Wasserstein distances |mu_i - mu_j|^2 between Gaussians of the same covariance, which
-// are also the distances between points. The means, all of one length, are single precision; sums are double. It panics
-// where lengths differ.
+// SquaredW2 returns the squared 2-Wasserstein distances |mu_i - mu_j|^2 between Gaussians of the same covariance,
+// which are also the distances between points. The means, all of one length, are single precision; sums are double. It
+// panics if lengths differ.
 //
 // With a common variance s^2 in every dimension, Kullback-Leibler divergences are these times KLFactor(s), and
 // Bhattacharyya distances these times BhattacharyyaFactor(s).
@@ -68,8 +68,8 @@ func squaredDistance(a, b []float32) float64 {
 	return s0 + s1 + s2 + s3
 }
 
-// KLFactor returns 1/(2 s^2): what turns squared distances of means into Kullback-Leibler divergences between Gaussians
-// of standard deviation s in every dimension.
+// KLFactor returns 1/(2 s^2): what turns squared distances of means into Kullback-Leibler divergences between
+// Gaussians of standard deviation s in every dimension.
 func KLFactor(s float64) float64 { return 1 / (2 * s * s) }
 
 // BhattacharyyaFactor returns 1/(8 s^2): what turns squared distances of means into Bhattacharyya distances between
@@ -125,8 +125,9 @@ func Mean(d Distances) float64 {
 	return sum / float64(d.M*(d.M-1))
 }
 
-// Shares returns each component's share of the sum of distances, which sum to 1: 1/M each where components differ alike
-// or not at all, up to 1/2 for a single odd component, the mark of a broken table rather than of a gap in the data.
+// Shares returns each component's share of the sum of distances, which sum to 1: 1/M each where components differ
+// alike or not at all, up to 1/2 for a single odd component, the mark of a broken table rather than of a gap in the
+// data.
 func Shares(d Distances) []float64 {
 	shares := make([]float64, d.M)
 	total := 0.0

@@ -46,7 +46,8 @@ func New(t testing.TB) *Shim {
 		}
 		return strings.TrimSpace(string(out))
 	}
-	source, headers := list("list", "-f", "{{.Dir}}", module), list("list", "-m", "-f", "{{.Dir}}", "github.com/yalue/onnxruntime_go")
+	source, headers := list("list", "-f", "{{.Dir}}", module), list("list", "-m", "-f", "{{.Dir}}",
+		"github.com/yalue/onnxruntime_go")
 	dir := t.TempDir()
 	s := &Shim{t: t, library: filepath.Join(dir, "libortfault.so"), real: real, file: filepath.Join(dir, "mode")}
 	compile := exec.Command(list("env", "CC"), "-shared", "-fPIC", "-O1", "-Wall", "-Werror", "-I", headers,

@@ -36,8 +36,10 @@ func TestModes(t *testing.T) {
 	}
 	session, err := ort.NewSession(ort.Config{Device: "cpu", Rows: 1}, ort.Graph{
 		Content: content,
-		Inputs:  []ort.Port{{Name: e.Graph.Decoder.Latent, Shape: []int64{int64(e.Latent.Channels), int64(e.Latent.Height), int64(e.Latent.Width)}}},
-		Output:  ort.Port{Name: e.Graph.Decoder.Output, Shape: []int64{int64(e.Image.Channels), int64(e.Image.Height), int64(e.Image.Width)}},
+		Inputs: []ort.Port{{Name: e.Graph.Decoder.Latent, Shape: []int64{int64(e.Latent.Channels), int64(e.Latent.Height),
+			int64(e.Latent.Width)}}},
+		Output: ort.Port{Name: e.Graph.Decoder.Output, Shape: []int64{int64(e.Image.Channels), int64(e.Image.Height),
+			int64(e.Image.Width)}},
 	})
 	if err != nil {
 		t.Fatal(err)
