@@ -70,8 +70,8 @@ type Config struct {
 	Ledger Ledger `kong:"-"`
 
 	// Healthy reports whether what the handler depends on is there; it is asked after a failure. While it fails,
-	// nothing is pulled, and messages in flight are kept and tried again after; those that have waited for HandleTimeout go
-	// to another worker, unless Tries fails, too. Nil is always healthy.
+	// nothing is pulled, and messages in flight are kept and tried again after; those that have waited for
+	// HandleTimeout go to another worker, unless Tries fails, too. Nil is always healthy.
 	Healthy func(context.Context) error `kong:"-"`
 
 	Tries Tries `kong:"-"` // counts attempts on messages. Nil counts those of this process only

@@ -21,8 +21,8 @@ import (
 )
 
 // Config is every setting there is. A setting's name is its path (nats.url): a nested key of the YAML file, with
-// DECUWATCH_ before it an environment variable, and a flag of the verbs that need it. The tag help documents it, and
-// docs/configuration.md is made from these tags.
+// DECUWATCH_ before it an environment variable, and a flag of the verbs that need it. The comment of its field
+// documents it: help.txt and docs/configuration.md are made from these comments.
 type Config struct {
 	NATS      NATSConfig             `embed:"" prefix:"nats." group:"NATS"`
 	Stream    consumers.StreamConfig `embed:"" prefix:"stream." group:"Stream of events"`
@@ -51,6 +51,7 @@ type ScoringConfig struct {
 	Unreproducible string `name:"unreproducible" default:"score" oneof:"score,skip"`
 }
 
+// Check returns an error that names the settings out of their bounds.
 func (c ScoringConfig) Check() error {
 	errs := []error{settings.Check("scoring", c), c.Options.Check()}
 	if len(c.Ensembles) == 0 {
@@ -73,7 +74,21 @@ func (c PostgresConfig) Open(ctx context.Context, log *slog.Logger, sinks ...sch
 	return postgres.Open(ctx, c.Config)
 }
 
-// MetricsConfig is the mux of metrics, health and profiles.
+// migrate creates and upgrades the tables if the configuration says so. Newer tables, as after a rollback of the
+// program, stay: they work.
+func (c PostgresConfig) migrate(ctx context.Context, log *slog.Logger) error {
+	if !c.Migrate {
+		return nil
+	}
+	err := postgres.Migrate(ctx, c.URL)
+	if errors.Is(err, postgres.ErrNewer) {
+		log.Warn("the tables are left as they are", "err", err)
+		return nil
+	}
+	return err
+}
+
+// MetricsConfig is where metrics, health and profiles are served.
 type MetricsConfig struct {
 	// Address of /metrics, /healthz and /readyz; port 0 is any free one. It has no authentication: keep it on a network
 	// of your own.
@@ -83,15 +98,16 @@ type MetricsConfig struct {
 	HTTPTLSConfig
 	// How far the worker's clock may be from Postgres' and JetStream's; beyond it the worker is not ready.
 	ClockTolerance time.Duration `name:"clock-tolerance" default:"30s" min:"1s"`
-	// Classes of a model, at most, for each to have a score histogram of its own; with more they share one.
+	// Maximum classes of a model for each to have a score histogram of its own; if there are more, they share one.
 	MaxClassSeries int `name:"max-class-series" default:"100" min:"1"`
 }
 
+// Check returns an error that names the settings out of their bounds.
 func (c MetricsConfig) Check() error {
 	return errors.Join(settings.HostPort("metrics.address", c.Address), c.pair("metrics"), settings.Check("metrics", c))
 }
 
-// HTTPTLSConfig says how an HTTP server proves who it is.
+// HTTPTLSConfig is the certificate of an HTTP server.
 type HTTPTLSConfig struct {
 	// PEM file with the certificate that is served, and its chain; read again when it changes. Defaults to none: plain
 	// HTTP.
@@ -109,6 +125,7 @@ type TracingConfig struct {
 	SampleRatio float64 `name:"sample-ratio" default:"1" min:"0" max:"1"`
 }
 
+// Check returns an error that names the settings out of their bounds.
 func (c TracingConfig) Check() error {
 	return errors.Join(settings.WebAddress("tracing.endpoint", c.Endpoint), settings.Check("tracing", c))
 }
@@ -121,6 +138,7 @@ type LogConfig struct {
 	Format string `name:"format" default:"text" oneof:"text,json"`
 }
 
+// Logger returns a logger that writes to w.
 func (c LogConfig) Logger(w io.Writer) (*slog.Logger, error) {
 	var level slog.Level
 	if err := level.UnmarshalText([]byte(c.Level)); err != nil {
@@ -146,8 +164,8 @@ func (c Config) Check() error {
 		}
 	}
 	if least := c.Consumers.OrphanGrace + time.Minute; c.Stream.MaxAge < least {
-		errs = append(errs, settings.Errorf("stream.max-age is %s, must be at least %s, which is consumers.orphan-grace and 1m",
-			c.Stream.MaxAge, least))
+		errs = append(errs, settings.Errorf(
+			"stream.max-age is %s, must be at least %s, one minute above consumers.orphan-grace", c.Stream.MaxAge, least))
 	}
 	if c.Retention.Events < c.Stream.MaxAge {
 		errs = append(errs, settings.Errorf("retention.events is %s, must be at least %s, which is stream.max-age",
@@ -159,7 +177,7 @@ func (c Config) Check() error {
 // checker is a group of settings with bounds.
 type checker interface{ Check() error }
 
-// CheckGroups validates each group of settings that a verb reads.
+// CheckGroups checks each group of settings that a verb reads.
 func CheckGroups(verb reflect.Value) error {
 	if group, ok := verb.Interface().(checker); ok {
 		return group.Check()
@@ -186,7 +204,7 @@ func DefaultConfig() Config {
 		_, err = parser.Parse(nil)
 	}
 	if err != nil {
-		panic(fmt.Sprintf("the defaults of the configuration do not fit: %v", err)) // a test calls this
+		panic(fmt.Sprintf("app: defaults: %v", err)) // a test calls this
 	}
 	return c.Config
 }

@@ -6,14 +6,16 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/pprof"
+	"strings"
 	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 )
 
-// Parts that readiness asks for.
+// Parts of readiness.
 const (
 	partNATS     = "nats"     // an alert could be stored
 	partPostgres = "postgres" // a verdict could be committed
@@ -26,16 +28,14 @@ const (
 
 var parts = []string{partClock, partEnsemble, partNATS, partPostgres, partPulling, partStream, partWorkers}
 
-// How often a part is checked while it is well and while it is not, how long a check may take, and how old its result may
-// be.
 const (
-	checkEvery   = 5 * time.Second
-	checkAgain   = time.Second
-	checkTimeout = 5 * time.Second
-	checkMaxAge  = checkEvery + 2*checkTimeout
+	checkEvery   = 5 * time.Second             // between two checks of a part that works
+	checkAgain   = time.Second                 // between two checks of a part that does not
+	checkTimeout = 5 * time.Second             // deadline of a check
+	checkMaxAge  = checkEvery + 2*checkTimeout // after which a result does not count any more
 )
 
-// health checks the parts in the background and knows how each was last. A request for it starts no check.
+// health checks the parts in the background and keeps the last results. A request for them starts no check.
 type health struct {
 	gauge *prometheus.GaugeVec
 	mu    sync.Mutex
@@ -55,8 +55,9 @@ var errNotStarted = errors.New("not started")
 
 func newHealth(reg prometheus.Registerer) *health {
 	h := &health{
-		gauge: prometheus.NewGaugeVec(prometheus.GaugeOpts{
-			Name: "decuwatch_ready", Help: "1 while what the next verdict needs works, by part: clock, ensemble, nats, postgres, pulling, stream, workers.",
+		gauge: promauto.With(reg).NewGaugeVec(prometheus.GaugeOpts{
+			Name: "decuwatch_ready",
+			Help: "1 while what the next verdict needs works, by part: " + strings.Join(parts, ", ") + ".",
 		}, []string{"part"}),
 		parts: map[string]*part{},
 	}
@@ -64,18 +65,17 @@ func newHealth(reg prometheus.Registerer) *health {
 		h.parts[name] = &part{err: errNotStarted, checked: time.Now()}
 		h.gauge.WithLabelValues(name)
 	}
-	reg.MustRegister(h.gauge)
 	return h
 }
 
-// set says how a part is checked. The check must end when its context does.
+// set sets the check of a part. The check must end when its context does.
 func (h *health) set(name string, check func(context.Context) error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.parts[name].check = check
 }
 
-// run checks the parts until ctx ends. A part has one check at a time, however long that takes.
+// run checks the parts until ctx ends, each part once at a time, however long that takes.
 func (h *health) run(ctx context.Context) error {
 	tick := time.NewTicker(100 * time.Millisecond)
 	defer tick.Stop()
@@ -117,7 +117,7 @@ func (h *health) checkOne(ctx context.Context, p *part, check func(context.Conte
 	}
 }
 
-// wrong returns what is wrong by part, and sets the metric.
+// wrong returns the errors by part, and sets the metric.
 func (h *health) wrong() map[string]error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -132,7 +132,7 @@ func (h *health) wrong() map[string]error {
 	return wrong
 }
 
-// state returns what is wrong with the part at a moment.
+// state returns the error of the part at a moment.
 func (p *part) state(now time.Time) error {
 	switch {
 	case !p.began.IsZero() && now.Sub(p.began) > checkTimeout+time.Second:
@@ -145,7 +145,7 @@ func (p *part) state(now time.Time) error {
 	return nil
 }
 
-// ready answers 200 if every part works, else 503 and what is wrong.
+// ready answers 200 if every part works, else 503 and the errors.
 func (h *health) ready(w http.ResponseWriter, _ *http.Request) {
 	wrong := h.wrong()
 	if len(wrong) == 0 {
@@ -163,7 +163,8 @@ func (h *health) ready(w http.ResponseWriter, _ *http.Request) {
 // observability is the mux of metrics, health and profiles.
 func observability(reg *prometheus.Registry, h *health, profiles bool) http.Handler {
 	mux := http.NewServeMux()
-	mux.Handle("GET /metrics", promhttp.InstrumentMetricHandler(reg, promhttp.HandlerFor(reg, promhttp.HandlerOpts{EnableOpenMetrics: true, Registry: reg})))
+	mux.Handle("GET /metrics", promhttp.InstrumentMetricHandler(reg,
+		promhttp.HandlerFor(reg, promhttp.HandlerOpts{EnableOpenMetrics: true, Registry: reg})))
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "alive") })
 	mux.HandleFunc("GET /readyz", h.ready)
 	if profiles {

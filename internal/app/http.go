@@ -13,11 +13,11 @@ import (
 // Bounds of every HTTP server.
 const (
 	httpHeader      = 16 << 10        // bytes of a request's headers
-	httpBody        = 1 << 20         // bytes of a request's body; handlers set closer bounds
+	httpBody        = 1 << 20         // bytes of a request's body; handlers set smaller bounds
 	httpRead        = 5 * time.Second // of a whole request
 	httpWrite       = 2 * time.Minute // of an answer, a profile included
 	httpIdle        = time.Minute     // between two requests on a connection
-	httpConnections = 64              // at once on one listener; others wait to be accepted, and take no descriptor
+	httpConnections = 64              // of one listener; more wait to be accepted, and take no descriptor
 )
 
 // Listen binds the address that a setting names, and accepts at most httpConnections connections at a time.
@@ -29,7 +29,7 @@ func Listen(setting, address string) (net.Listener, error) {
 	return netutil.LimitListener(l, httpConnections), nil
 }
 
-// ServeHTTP serves handler on l until ctx ends; requests under way are given five seconds.
+// ServeHTTP serves handler on l until ctx ends. Requests in flight then have five seconds.
 func ServeHTTP(ctx context.Context, l net.Listener, handler http.Handler) error {
 	server := &http.Server{
 		Handler: http.MaxBytesHandler(handler, httpBody), MaxHeaderBytes: httpHeader,

@@ -13,11 +13,11 @@ import (
 
 // Lifecycle runs the parts of a program and takes them down in the opposite order of their start.
 type Lifecycle struct {
-	ctx   context.Context // ends when the program shall end
+	ctx   context.Context // ends when the program must end
 	fail  context.CancelCauseFunc
 	log   *slog.Logger
 	steps []step
-	doing atomic.Value  // string: what is started or stopped now
+	doing atomic.Value  // string: what starts or stops now
 	ended chan struct{} // closed when everything has stopped
 }
 
@@ -38,8 +38,8 @@ func NewLifecycle(ctx context.Context, log *slog.Logger) (*Lifecycle, context.Co
 // exitMargin is how much longer than its drain a process takes to end, at most.
 const exitMargin = 10 * time.Second
 
-// Bound ends the process, with a log line that names what hangs, if it still runs limit after it should have ended. A C
-// call that does not return cannot hold it up.
+// Bound exits the process, with a log line that names what hangs, if it still runs limit after it should have ended.
+// Even a C call that does not return cannot delay that.
 func (l *Lifecycle) Bound(limit time.Duration) {
 	context.AfterFunc(l.ctx, func() {
 		timer := time.NewTimer(limit)
@@ -53,23 +53,26 @@ func (l *Lifecycle) Bound(limit time.Duration) {
 	})
 }
 
-// OnStop has f called when the program ends, before everything that was registered earlier.
+// OnStop registers f to be called when the program ends, before everything that was registered earlier.
 func (l *Lifecycle) OnStop(name string, f func() error) {
 	l.steps = append(l.steps, step{name, f})
 }
 
-// Run starts a part that runs until its context ends. When the program ends it is told so and waited for. A part that
-// ends by itself ends the program.
+// Run starts a part. When the program ends, the part's context is canceled, and its return is waited for. A part that
+// returns by itself ends the program.
 //
 //nolint:contextcheck // a part outlives the context of whoever starts it
 func (l *Lifecycle) Run(name string, f func(context.Context) error) {
-	// Not below l.ctx: the part ends when its turn comes.
+	// Not a child of l.ctx: the part ends when its turn comes.
 	ctx, cancel := context.WithCancel(context.WithoutCancel(l.ctx))
 	done := make(chan error, 1)
 	go func() {
 		err := f(ctx)
 		if ctx.Err() == nil {
-			l.fail(fmt.Errorf("%s ended: %w", name, orUnexpected(err)))
+			if err == nil {
+				err = errors.New("exited unexpectedly")
+			}
+			l.fail(fmt.Errorf("%s: %w", name, err))
 		}
 		done <- err
 	}()
@@ -82,14 +85,7 @@ func (l *Lifecycle) Run(name string, f func(context.Context) error) {
 	})
 }
 
-func orUnexpected(err error) error {
-	if err == nil {
-		return errors.New("for no reason")
-	}
-	return err
-}
-
-// Wait waits until the program shall end. The error is that of a part that ended by itself.
+// Wait waits until the program must end, and returns the error of the part that ended it, if one did.
 func (l *Lifecycle) Wait() error {
 	<-l.ctx.Done()
 	if cause := context.Cause(l.ctx); !errors.Is(cause, context.Canceled) {
@@ -106,7 +102,7 @@ func (l *Lifecycle) End(err *error) {
 		start := time.Now()
 		l.doing.Store("stop of " + s.name)
 		if stop := s.undo(); stop != nil {
-			l.log.Error("part did not stop as it should", "part", s.name, "err", stop)
+			l.log.Error("part did not stop cleanly", "part", s.name, "err", stop)
 			*err = errors.Join(*err, fmt.Errorf("stop %s: %w", s.name, stop))
 		}
 		l.log.Debug("stopped", "part", s.name, "took", time.Since(start))

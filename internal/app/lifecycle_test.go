@@ -43,8 +43,8 @@ func TestPartsStopInTheOppositeOrderOfTheirStart(t *testing.T) {
 
 func TestAPartThatEndsByItselfEndsTheProgram(t *testing.T) {
 	for want, part := range map[string]func(context.Context) error{
-		"relay ended: away":          func(context.Context) error { return errors.New("away") },
-		"relay ended: for no reason": func(context.Context) error { return nil },
+		"relay: away":                func(context.Context) error { return errors.New("away") },
+		"relay: exited unexpectedly": func(context.Context) error { return nil },
 	} {
 		life, _ := NewLifecycle(t.Context(), slog.New(slog.DiscardHandler))
 		life.Run("relay", part)

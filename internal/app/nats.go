@@ -34,15 +34,17 @@ type NATSConfig struct {
 	Key string `name:"key" placeholder:"FILE"`
 	// Begin with the TLS handshake, as servers with handshake_first in their tls block require.
 	TLSHandshakeFirst bool `name:"tls-handshake-first"`
-	// Subject below which replies are received; give each user its own where their permissions keep them apart.
+	// Subject below which replies are received; give each user its own if their permissions keep them apart.
 	InboxPrefix string `name:"inbox-prefix" default:"_INBOX"`
 }
 
+// Check returns an error that names the settings out of their bounds.
 func (c NATSConfig) Check() error {
 	for address := range strings.SplitSeq(c.URL, ",") {
 		u, err := url.Parse(strings.TrimSpace(address))
 		if err != nil || u.Host == "" || !slices.Contains([]string{"nats", "tls", "ws", "wss"}, u.Scheme) {
-			return settings.Errorf("nats.url is %q, must name servers: nats://host:4222 or tls://host:4222", settings.Redact(c.URL))
+			return settings.Errorf("nats.url is %q, must name servers: nats://host:4222 or tls://host:4222",
+				settings.Redact(c.URL))
 		}
 	}
 	switch {
@@ -64,18 +66,22 @@ func (c NATSConfig) Connect(name string, wait bool, log *slog.Logger) (*nats.Con
 		return nil, err
 	}
 	opts := []nats.Option{
-		nats.Name("decuwatch " + name), nats.MaxReconnects(-1), nats.ReconnectWait(500 * time.Millisecond), nats.Timeout(connectTimeout),
-		nats.RetryOnFailedConnect(wait), nats.CustomInboxPrefix(c.InboxPrefix),
+		nats.Name("decuwatch " + name), nats.MaxReconnects(-1), nats.ReconnectWait(500 * time.Millisecond),
+		nats.Timeout(connectTimeout), nats.RetryOnFailedConnect(wait), nats.CustomInboxPrefix(c.InboxPrefix),
 		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
 			if err != nil {
-				log.Warn("connection to NATS is lost", "err", err)
+				log.Warn("lost the connection to NATS", "err", err)
 			}
 		}),
 		nats.ReconnectErrHandler(func(_ *nats.Conn, err error) {
 			log.Warn("cannot connect to NATS, trying again", "nats", settings.Redact(c.URL), "err", c.explain(err))
 		}),
-		nats.ReconnectHandler(func(nc *nats.Conn) { log.Info("connected to NATS again", "server", nc.ConnectedUrlRedacted()) }),
-		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) { log.Warn("NATS reports an error", "err", err) }),
+		nats.ReconnectHandler(func(nc *nats.Conn) {
+			log.Info("connected to NATS again", "server", nc.ConnectedUrlRedacted())
+		}),
+		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
+			log.Warn("NATS reports an error", "err", err)
+		}),
 	}
 	if c.Creds != "" {
 		opts = append(opts, nats.UserCredentials(c.Creds))
@@ -105,15 +111,17 @@ func (c NATSConfig) Connect(name string, wait bool, log *slog.Logger) (*nats.Con
 
 const connectTimeout = 5 * time.Second
 
-// explain adds to an error of a connection what it most likely says about nats.tls-handshake-first.
+// explain adds to a connection error what it most likely says about nats.tls-handshake-first.
 func (c NATSConfig) explain(err error) error {
 	var timeout net.Error
 	var record tls.RecordHeaderError
 	switch {
 	case c.TLSHandshakeFirst && errors.As(err, &record):
-		return fmt.Errorf("%w: the server does not begin with TLS (handshake_first is off there), but nats.tls-handshake-first is set", err)
+		return fmt.Errorf("%w: nats.tls-handshake-first is set, but the server does not begin with TLS "+
+			"(handshake_first is off there)", err)
 	case !c.TLSHandshakeFirst && (errors.As(err, &timeout) && timeout.Timeout() || errors.Is(err, io.EOF)):
-		return fmt.Errorf("%w: the server sent no greeting; one with handshake_first in its tls block needs nats.tls-handshake-first", err)
+		return fmt.Errorf("%w: the server sent no greeting; a server with handshake_first in its tls block needs "+
+			"nats.tls-handshake-first", err)
 	}
 	return err
 }

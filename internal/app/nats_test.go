@@ -52,9 +52,8 @@ func natsServer(t *testing.T, o *server.Options) *server.Server {
 	return s
 }
 
-// TestHandshakeFirst reaches a server that begins with TLS by the setting, and says what is wrong when either side has
-// it
-// alone.
+// TestHandshakeFirst reaches a server that begins with TLS by the setting, and says what is wrong when either side
+// has it alone.
 func TestHandshakeFirst(t *testing.T) {
 	files := HTTPTLSConfig{TLSCert: t.TempDir() + "/cert.pem", TLSKey: t.TempDir() + "/key.pem"}
 	writeCertificate(t, files, 1, time.Now())
@@ -111,8 +110,7 @@ func TestHandshakeFirst(t *testing.T) {
 }
 
 // TestNoRoomForStreams ends with an error that names the settings, the sizes and what the account has, at every place
-// that
-// creates a stream.
+// that creates a stream.
 func TestNoRoomForStreams(t *testing.T) {
 	js := func(t *testing.T, most int64) (jetstream.JetStream, string) {
 		s := natsServer(t, &server.Options{JetStream: true, JetStreamMaxStore: most})

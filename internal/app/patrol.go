@@ -14,9 +14,11 @@ import (
 	"github.com/decuwatch/decuwatch/scoring/ensemble"
 )
 
-// newPatrol returns the patrol of every model. Frozen are the scores from which the model's own threshold was calibrated,
-// else the reference of the ensemble's manifest.
-func newPatrol(ctx context.Context, c patrol.Config, engines map[string]*scoring.Engine, store *postgres.Store, reg prometheus.Registerer, log *slog.Logger) (*patrol.Patrol, error) {
+// newPatrol returns the patrol of every model. The reference of a model is the scores from which its own threshold was
+// calibrated, or else the reference in the ensemble's manifest.
+func newPatrol(ctx context.Context, c patrol.Config, engines map[string]*scoring.Engine, store *postgres.Store,
+	reg prometheus.Registerer, log *slog.Logger,
+) (*patrol.Patrol, error) {
 	thresholds, err := store.Thresholds(ctx)
 	if err != nil {
 		return nil, err
@@ -24,7 +26,9 @@ func newPatrol(ctx context.Context, c patrol.Config, engines map[string]*scoring
 	var models []patrol.Model
 	for _, engine := range engines {
 		e := engine.Ensemble()
-		m := patrol.Model{Name: e.Name, EnsembleDigest: e.Digest, Settings: engine.Profile().Settings(), WellSampled: e.WellSampled()}
+		m := patrol.Model{
+			Name: e.Name, EnsembleDigest: e.Digest, Settings: engine.Profile().Settings(), WellSampled: e.WellSampled(),
+		}
 		if m.Reference, err = drift.Calibrated(ctx, m.Series(), m.WellSampled, thresholds, store); err != nil {
 			return nil, err
 		}
@@ -37,8 +41,8 @@ func newPatrol(ctx context.Context, c patrol.Config, engines map[string]*scoring
 	return patrol.New(c, models, store, store, store)
 }
 
-// manifestReference returns the class gaps of the ensemble's well-sampled classes under its own profile, by the quantiles
-// of its manifest. It is empty if the manifest has no quantiles, or another profile scores.
+// manifestReference returns the quantiles in the ensemble's manifest. It is empty if the manifest has no quantiles,
+// or if another profile scores.
 func manifestReference(e *ensemble.Ensemble, p scoring.Profile, log *slog.Logger) drift.Reference {
 	reference, ok := e.Reference[string(schema.ClassGap)]
 	if !ok || p.Settings() != e.Profile.Settings() {

@@ -13,6 +13,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
 
 	"github.com/decuwatch/decuwatch/alerts"
 	"github.com/decuwatch/decuwatch/consumers"
@@ -20,9 +21,9 @@ import (
 	"github.com/decuwatch/decuwatch/scoring"
 )
 
-// readiness exercises what the next verdict needs.
+// readiness exercises what the next verdict needs. Each check is one method.
 type readiness struct {
-	worker    string // this process, in the registry of workers and on the subject of its probes
+	worker    string // id of this process in the table of workers and on the subject of its probes
 	engines   map[string]*scoring.Engine
 	nc        *nats.Conn
 	js        jetstream.JetStream
@@ -34,22 +35,21 @@ type readiness struct {
 	log       *slog.Logger
 
 	mu     sync.Mutex
-	others error // that score a model with another ensemble
+	others error // names workers that score a model with another ensemble
 }
 
 // newReadiness returns a readiness whose other fields the caller sets.
 func newReadiness(reg prometheus.Registerer, tolerance time.Duration, log *slog.Logger) *readiness {
-	r := &readiness{
+	return &readiness{
 		worker: uuid.NewString(), tolerance: tolerance, log: log,
-		offset: prometheus.NewGaugeVec(prometheus.GaugeOpts{
-			Name: "decuwatch_clock_offset_seconds", Help: "How far the worker's clock is ahead of another's: postgres, jetstream.",
+		offset: promauto.With(reg).NewGaugeVec(prometheus.GaugeOpts{
+			Name: "decuwatch_clock_offset_seconds",
+			Help: "How far the worker's clock is ahead of another's: postgres, jetstream.",
 		}, []string{"against"}),
 	}
-	reg.MustRegister(r.offset)
-	return r
 }
 
-// watch has h check everything that r exercises.
+// watch adds the checks to h.
 func (r *readiness) watch(h *health) {
 	h.set(partNATS, r.publish)
 	h.set(partPostgres, r.write)
@@ -70,7 +70,7 @@ func (r *readiness) publish(ctx context.Context) error {
 	return r.alerts.Probe(ctx, r.worker)
 }
 
-// score runs each session that did not run well a moment ago.
+// score runs each session that had no good run a moment ago.
 func (r *readiness) score(ctx context.Context) error {
 	for name, engine := range r.engines {
 		if err := engine.Check(ctx, recent); err != nil {
@@ -81,11 +81,11 @@ func (r *readiness) score(ctx context.Context) error {
 }
 
 const (
-	workerSeen  = 4 * checkEvery  // how long a worker that says nothing counts as one that runs
-	workerGrace = 1 * time.Minute // for a rollout: the newer worker is ready meanwhile, so that the older one is replaced
+	workerSeen  = 4 * checkEvery // how long a silent worker counts as running
+	workerGrace = time.Minute    // of a rollout, in which the newer worker is ready, so that the older one is replaced
 )
 
-// write commits the worker's heartbeat, and notes the workers that score the same models otherwise.
+// write commits the worker's heartbeat, and notes the workers that score the same models with another ensemble.
 func (r *readiness) write(ctx context.Context) error {
 	host, err := os.Hostname()
 	if err != nil {
@@ -93,7 +93,9 @@ func (r *readiness) write(ctx context.Context) error {
 	}
 	var models []postgres.WorkerModel
 	for name, e := range r.engines {
-		models = append(models, postgres.WorkerModel{Model: name, EnsembleDigest: e.Ensemble().Digest, Settings: e.Profile().Settings()})
+		models = append(models, postgres.WorkerModel{
+			Model: name, EnsembleDigest: e.Ensemble().Digest, Settings: e.Profile().Settings(),
+		})
 	}
 	others, up, err := r.store.Beat(ctx, r.worker, host, models, workerSeen)
 	if err != nil {
@@ -102,8 +104,9 @@ func (r *readiness) write(ctx context.Context) error {
 	var conflict, noted error
 	for _, o := range others {
 		mine := r.engines[o.Model]
-		err := fmt.Errorf("model %s is scored here with ensemble %s (%s), and on %s since %s with ensemble %s (%s)", o.Model,
-			mine.Ensemble().Digest, mine.Profile().Settings(), o.Host, o.StartedAt.UTC().Format(time.RFC3339), o.EnsembleDigest, o.Settings)
+		err := fmt.Errorf("model %s is scored here with ensemble %s (%s), and on %s since %s with ensemble %s (%s)",
+			o.Model, mine.Ensemble().Digest, mine.Profile().Settings(),
+			o.Host, o.StartedAt.UTC().Format(time.RFC3339), o.EnsembleDigest, o.Settings)
 		noted = errors.Join(noted, err)
 		if !o.Older || up > workerGrace {
 			conflict = errors.Join(conflict, err)
@@ -118,17 +121,17 @@ func (r *readiness) write(ctx context.Context) error {
 	return nil
 }
 
-// leave tells other workers that this one has ended.
+// leave takes this worker out of the table of workers.
 func (r *readiness) leave() error {
 	ctx, cancel := context.WithTimeout(context.Background(), checkTimeout)
 	defer cancel()
 	return r.store.Leave(ctx, r.worker)
 }
 
-// paused returns an error that names the consumers of models that somebody has paused.
+// paused returns an error that names the consumers that an operator has paused.
 func (r *readiness) paused(ctx context.Context, models []string) error {
 	if !r.nc.IsConnected() {
-		return nil // the loops say so
+		return nil // the loops report that
 	}
 	var errs []error
 	for _, model := range models {
@@ -136,7 +139,8 @@ func (r *readiness) paused(ctx context.Context, models []string) error {
 		if err != nil {
 			errs = append(errs, fmt.Errorf("look at consumer %s: %w", consumers.Durable(model), err))
 		} else if info := consumer.CachedInfo(); info.Paused {
-			errs = append(errs, fmt.Errorf("consumer %s is paused by an operator for %s more", info.Name, info.PauseRemaining.Round(time.Second)))
+			errs = append(errs, fmt.Errorf("consumer %s is paused by an operator for %s more",
+				info.Name, info.PauseRemaining.Round(time.Second)))
 		}
 	}
 	return errors.Join(errs...)
@@ -145,10 +149,10 @@ func (r *readiness) paused(ctx context.Context, models []string) error {
 // clocks compares the worker's clock with those of Postgres and JetStream.
 func (r *readiness) clocks(ctx context.Context) error {
 	errs := []error{r.compare(ctx, "postgres", r.store.Now)}
-	if r.nc.IsConnected() { // else the part nats says so
+	if r.nc.IsConnected() { // else the part nats reports it
 		errs = append(errs, r.compare(ctx, "jetstream", func(ctx context.Context) (time.Time, error) {
 			stream, err := r.js.Stream(ctx, r.events)
-			if errors.Is(err, jetstream.ErrStreamNotFound) { // until it is made
+			if errors.Is(err, jetstream.ErrStreamNotFound) { // it is not created yet
 				stream, err = r.js.Stream(ctx, r.alerts.Stream())
 			}
 			if err != nil {
@@ -160,7 +164,7 @@ func (r *readiness) clocks(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// compare asks for another's clock. The answer was made at some moment of the round trip, which bounds what is known.
+// compare asks another for its time. The answer was given at some moment of the round trip, which bounds the error.
 func (r *readiness) compare(ctx context.Context, name string, ask func(context.Context) (time.Time, error)) error {
 	asked := time.Now()
 	theirs, err := ask(ctx)
@@ -170,11 +174,13 @@ func (r *readiness) compare(ctx context.Context, name string, ask func(context.C
 	trip := time.Since(asked)
 	offset := asked.Add(trip / 2).Round(0).Sub(theirs)
 	r.offset.WithLabelValues(name).Set(offset.Seconds())
-	if ahead := offset - trip/2; ahead > r.tolerance {
-		return fmt.Errorf("this worker's clock is %s ahead of %s's, at most %s is allowed", ahead.Round(time.Millisecond), name, r.tolerance)
+	direction := "ahead of"
+	if offset < 0 {
+		offset, direction = -offset, "behind"
 	}
-	if behind := -offset - trip/2; behind > r.tolerance {
-		return fmt.Errorf("this worker's clock is %s behind %s's, at most %s is allowed", behind.Round(time.Millisecond), name, r.tolerance)
+	if off := offset - trip/2; off > r.tolerance {
+		return fmt.Errorf("this worker's clock is %s %s %s's, at most %s is allowed",
+			off.Round(time.Millisecond), direction, name, r.tolerance)
 	}
 	return nil
 }

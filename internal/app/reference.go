@@ -9,18 +9,18 @@ import (
 	"github.com/alecthomas/kong"
 )
 
-// Setting is one setting as its tags and its comment describe it.
+// Setting describes one setting: its tags and its comment.
 type Setting struct {
 	Group, Name, Kind, Default, Help string
 	Variable                         string // of the environment
 }
 
-// help holds the comment of each setting's field. A test writes it and holds it against the comments.
+// help has the comment of each setting's field. A test writes it and compares it with the comments.
 //
 //go:embed help.txt
 var help string
 
-// Documented gives each setting among the flags its documentation.
+// Documented adds the documentation to each flag that is a setting.
 func Documented() kong.Option {
 	documented := map[string]Setting{}
 	for _, f := range Settings() {

@@ -16,7 +16,7 @@ import (
 	"github.com/decuwatch/decuwatch/scoring"
 )
 
-// ReviewConfig says what enters review, how evidence is made, and who may see the page where.
+// ReviewConfig says what enters review, how evidence is made, and where the page is served.
 type ReviewConfig struct {
 	review.Config
 	// Address of the review page; port 0 is any free one, none turns the page off. An address that other machines reach
@@ -38,7 +38,7 @@ func (c ReviewConfig) Check() error {
 	return errors.Join(c.pair("review"), c.Config.Check())
 }
 
-// ReviewLink begins the links to reviews on the page at url; "" where there is no page.
+// ReviewLink returns the beginning of the links to reviews on the page at url; "" if there is no page.
 func ReviewLink(url string) string {
 	if url == "" {
 		return ""
@@ -54,20 +54,24 @@ func UserName() string {
 	return "local"
 }
 
-// serveReview runs the evidence worker and the page, and returns the page's address, or "" where there is none.
-func serveReview(c ReviewConfig, store *postgres.Store, engines map[string]*scoring.Engine, reg prometheus.Registerer, log *slog.Logger, life *Lifecycle) (string, error) {
-	if c.Workers > 0 {
-		gatherers := make([]review.Gatherer, 0, len(engines))
-		for _, e := range engines {
-			gatherers = append(gatherers, e)
-		}
-		c.Registerer, c.Log = reg, log
-		worker, err := review.NewWorker(store, gatherers, c.WorkerConfig)
-		if err != nil {
-			return "", err
-		}
-		life.Run("evidence", worker.Run)
+// newEvidence returns the worker that makes evidence, or nil if other processes make it.
+func newEvidence(c ReviewConfig, store *postgres.Store, engines map[string]*scoring.Engine, reg prometheus.Registerer,
+	log *slog.Logger,
+) (*review.Worker, error) {
+	if c.Workers == 0 {
+		return nil, nil
 	}
+	var gatherers []review.Gatherer
+	for _, e := range engines {
+		gatherers = append(gatherers, e)
+	}
+	c.Registerer, c.Log = reg, log
+	return review.NewWorker(store, gatherers, c.WorkerConfig)
+}
+
+// servePage serves the review page and returns its address, or "" if the page is off.
+func servePage(c ReviewConfig, store *postgres.Store, reg prometheus.Registerer, log *slog.Logger, life *Lifecycle,
+) (string, error) {
 	if c.Address == NoPage {
 		return "", nil
 	}

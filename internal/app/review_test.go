@@ -25,7 +25,7 @@ func TestReviewPageNeedsAuthentication(t *testing.T) {
 		}
 		life, _ := NewLifecycle(t.Context(), slog.New(slog.DiscardHandler))
 		t.Cleanup(func() { life.End(new(error)) })
-		return serveReview(c, store, nil, nil, slog.New(slog.DiscardHandler), life)
+		return servePage(c, store, nil, slog.New(slog.DiscardHandler), life)
 	}
 	valid := DefaultConfig().Review
 	valid.Workers, valid.Address = 0, "0.0.0.0:0"

@@ -13,10 +13,11 @@ import (
 	"github.com/decuwatch/decuwatch/consumers"
 )
 
-// ExplainRoom adds to JetStream's refusal of a stream for its size the settings that ask for it, and what the account
-// has. Other errors stay as they are.
+// ExplainRoom adds to JetStream's refusal of a stream for its size the settings that ask for the size, and what the
+// account has left. Other errors stay as they are.
 func ExplainRoom(ctx context.Context, js jetstream.JetStream, stream consumers.StreamConfig, sinks alerts.Config,
-	err error) error {
+	err error,
+) error {
 	if !consumers.NoRoom(err) {
 		return err
 	}
@@ -34,9 +35,8 @@ func ExplainRoom(ctx context.Context, js jetstream.JetStream, stream consumers.S
 		"or the account's limit", err, stream.MaxBytes, sinks.MaxBytes, has)
 }
 
-// ensureAlerts creates the stream of alerts as soon as NATS is there, then waits for ctx. It ends early, with an error,
-// only
-// if there is no room for the stream; whatever else fails is tried again with the first alert.
+// ensureAlerts creates the stream of alerts once NATS is connected, then waits for ctx. It returns early only if
+// there is no room for the stream. Whatever else fails is tried again with the first alert.
 func ensureAlerts(ctx context.Context, nc *nats.Conn, stream *alerts.StreamSink, log *slog.Logger) error {
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
@@ -52,7 +52,7 @@ func ensureAlerts(ctx context.Context, nc *nats.Conn, stream *alerts.StreamSink,
 		return err
 	}
 	if err != nil && ctx.Err() == nil {
-		log.Warn("stream of alerts is not there yet", "err", err)
+		log.Warn("cannot create the stream of alerts yet", "err", err)
 	}
 	<-ctx.Done()
 	return nil

@@ -4,29 +4,28 @@ package app
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
+	"maps"
 	"runtime"
 	"slices"
-	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promauto"
 
 	"github.com/decuwatch/decuwatch/alerts"
 	"github.com/decuwatch/decuwatch/consumers"
 	"github.com/decuwatch/decuwatch/internal/settings"
 	"github.com/decuwatch/decuwatch/monitor"
 	"github.com/decuwatch/decuwatch/schema"
-	"github.com/decuwatch/decuwatch/schema/postgres"
 	"github.com/decuwatch/decuwatch/scoring"
 )
 
-// Serving is what a running monitor tells about itself.
+// Serving describes a running monitor.
 type Serving struct {
-	Metrics string // address of the mux of metrics and health
-	Review  string // address of the review page, or ""
+	Metrics string // address of metrics and health
+	Review  string // address of the review page; "" if there is none
 	Engines map[string]*scoring.Engine
 }
 
@@ -47,7 +46,7 @@ func Serve(ctx context.Context, c Config, o Options) (err error) {
 	life.Bound(c.Consumers.DrainTimeout + exitMargin)
 	defer life.End(&err)
 
-	// Metrics and health come first and go last.
+	// Metrics and health start first and stop last.
 	reg := NewRegistry(o.Version, o.Revision)
 	health := newHealth(reg)
 	listener, err := c.Metrics.Listen("metrics", c.Metrics.Address)
@@ -63,19 +62,14 @@ func Serve(ctx context.Context, c Config, o Options) (err error) {
 	}
 	life.OnStop("tracing", flush)
 
-	// What is scored with.
+	// Ensembles.
 	engines, err := OpenEngines(c.Scoring, reg, log, life)
 	if err != nil {
 		return err
 	}
-	life.doing.Store("start")
-	names := make([]string, 0, len(engines))
-	for name := range engines {
-		names = append(names, name)
-	}
-	slices.Sort(names)
+	names := slices.Sorted(maps.Keys(engines))
 
-	// What is read from and written to.
+	// NATS and Postgres.
 	nc, err := c.NATS.Connect("serve", true, log)
 	if err != nil {
 		return err
@@ -92,17 +86,12 @@ func Serve(ctx context.Context, c Config, o Options) (err error) {
 	if err != nil {
 		return err
 	}
-	sinkNames := make([]schema.Sink, len(sinks))
-	for i, s := range sinks {
-		sinkNames[i] = s.Name()
+	var sinkNames []schema.Sink
+	for _, s := range sinks {
+		sinkNames = append(sinkNames, s.Name())
 	}
-	if c.Postgres.Migrate {
-		err := postgres.Migrate(ctx, c.Postgres.URL)
-		if errors.Is(err, postgres.ErrNewer) { // after a rollback to this program; newer tables serve it too
-			log.Warn("the tables are left as they are", "err", err)
-		} else if err != nil {
-			return err
-		}
+	if err := c.Postgres.migrate(ctx, log); err != nil {
+		return err
 	}
 	c.Postgres.Volume, c.Postgres.Maintenance = c.Volume, c.Retention
 	store, err := c.Postgres.Open(ctx, log, sinkNames...)
@@ -111,7 +100,8 @@ func Serve(ctx context.Context, c Config, o Options) (err error) {
 	}
 	life.OnStop("Postgres", func() error { store.Close(); return nil })
 	ready := newReadiness(reg, c.Metrics.ClockTolerance, log)
-	ready.engines, ready.nc, ready.js, ready.events, ready.alerts, ready.store = engines, nc, js, c.Stream.Name, stream, store
+	ready.engines, ready.store = engines, store
+	ready.nc, ready.js, ready.events, ready.alerts = nc, js, c.Stream.Name, stream
 	life.OnStop("registration", ready.leave)
 	ready.watch(health)
 	life.Run("health", health.run)
@@ -120,7 +110,7 @@ func Serve(ctx context.Context, c Config, o Options) (err error) {
 	}
 	life.Run("maintenance", func(ctx context.Context) error { store.Maintain(ctx); return nil })
 
-	// What is decided by.
+	// Thresholds and the patrol.
 	counts := alerts.NewMetrics(reg, names, sinkNames)
 	thresholds, err := alerts.NewThresholds(ctx, store, log, counts)
 	if err != nil {
@@ -134,14 +124,12 @@ func Serve(ctx context.Context, c Config, o Options) (err error) {
 	}
 	life.Run("patrol", patrol.Run)
 
-	// The alerts' way out.
+	// Alerts leave.
 	room := func(err error) error { return ExplainRoom(ctx, js, c.Stream, c.Alerts, err) }
-	if nc.IsConnected() {
-		if err := stream.Ensure(ctx); err != nil {
-			return room(err)
-		}
-	} else {
+	if !nc.IsConnected() {
 		life.Run("stream of alerts", func(ctx context.Context) error { return room(ensureAlerts(ctx, nc, stream, log)) })
+	} else if err := stream.Ensure(ctx); err != nil {
+		return room(err)
 	}
 	relay, err := alerts.NewRelay(store, alerts.RelayConfig{Logger: log, Metrics: counts, Tracer: tracer}, sinks...)
 	if err != nil {
@@ -149,7 +137,13 @@ func Serve(ctx context.Context, c Config, o Options) (err error) {
 	}
 	life.Run("relay", relay.Run)
 
-	// The events' way in.
+	// The review page.
+	page, err := servePage(c.Review, store, reg, log, life)
+	if err != nil {
+		return err
+	}
+
+	// Events come in.
 	m, err := monitor.New(Models(engines, c.Scoring), thresholds, Recorder{store}, monitor.Config{
 		MaxClassSeries: c.Metrics.MaxClassSeries, SampleShare: c.Review.Share, Registerer: reg, Tracer: tracer, Log: log,
 	})
@@ -157,26 +151,31 @@ func Serve(ctx context.Context, c Config, o Options) (err error) {
 		return err
 	}
 	consuming := c.Consumers
-	consuming.Models, consuming.Stream = names, c.Stream
-	consuming.Healthy, consuming.Tries, consuming.Ledger = healthy(store, engines), tries{store}, store
+	consuming.Models, consuming.Stream, consuming.Ledger = names, c.Stream, store
+	consuming.Healthy, consuming.Tries = healthy(store, engines), tries{store}
 	consuming.Logger, consuming.Metrics, consuming.Tracer = log, consumers.NewMetrics(reg, names), tracer
 	runner, err := consumers.New(js, m, consuming)
 	if err != nil {
 		return err
 	}
-	health.set(partStream, func(ctx context.Context) error { return errors.Join(runner.Settings(), stream.Check(ctx)) })
+	health.set(partStream, func(ctx context.Context) error {
+		return errors.Join(runner.Settings(), stream.Check(ctx))
+	})
 	health.set(partPulling, func(ctx context.Context) error {
 		return errors.Join(runner.Pulling(), ready.paused(ctx, names))
 	})
 	life.Run("consumers", func(ctx context.Context) error { return room(runner.Run(ctx)) })
 
-	// What people look at.
-	page, err := serveReview(c.Review, store, engines, reg, log, life)
+	evidence, err := newEvidence(c.Review, store, engines, reg, log)
 	if err != nil {
 		return err
 	}
+	if evidence != nil {
+		life.Run("evidence", evidence.Run)
+	}
 
-	log.Info("serving", "models", names, "nats", settings.Redact(c.NATS.URL), "metrics", c.Metrics.scheme()+"://"+listener.Addr().String()+"/metrics", "thresholds", thresholds.Table().Len(), "review", page)
+	log.Info("serving", "models", names, "nats", settings.Redact(c.NATS.URL), "review", page,
+		"metrics", c.Metrics.scheme()+"://"+listener.Addr().String()+"/metrics", "thresholds", thresholds.Table().Len())
 	if o.Started != nil {
 		o.Started(Serving{Metrics: listener.Addr().String(), Review: page, Engines: engines})
 	}
@@ -191,110 +190,9 @@ func Serve(ctx context.Context, c Config, o Options) (err error) {
 func NewRegistry(version, revision string) *prometheus.Registry {
 	reg := prometheus.NewRegistry()
 	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	reg.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+	promauto.With(reg).NewGauge(prometheus.GaugeOpts{
 		Name: "decuwatch_build_info", Help: "1; the labels say what was built.",
 		ConstLabels: prometheus.Labels{"version": version, "revision": revision, "goversion": runtime.Version()},
-	}, func() float64 { return 1 }))
+	}).Set(1)
 	return reg
-}
-
-// OpenEngines opens every ensemble, by its name. The life closes them.
-func OpenEngines(c ScoringConfig, reg prometheus.Registerer, log *slog.Logger, life *Lifecycle) (map[string]*scoring.Engine, error) {
-	engines := map[string]*scoring.Engine{}
-	for _, path := range c.Ensembles {
-		options := c.Options
-		options.Ensemble, options.Registerer, options.Log = path, reg, log
-		life.doing.Store("start of ensemble " + path)
-		engine, err := scoring.Open(options)
-		if err != nil {
-			return nil, err
-		}
-		name := engine.Ensemble().Name
-		life.OnStop("ensemble "+name, engine.Close)
-		if engines[name] != nil {
-			return nil, settings.Errorf("scoring.ensembles: %s and another ensemble are both named %s", path, name)
-		}
-		engines[name] = engine
-	}
-	return engines, nil
-}
-
-// Models returns how the events of each model are scored.
-func Models(engines map[string]*scoring.Engine, c ScoringConfig) map[string]monitor.Model {
-	list := map[string]monitor.Model{}
-	for name, engine := range engines {
-		list[name] = monitor.Model{
-			Scorer: engine, Classes: engine.Ensemble().Labels(), Profile: engine.Profile(),
-			Diffusion:   engine.Ensemble().Diffusion,
-			AsRequested: c.Profile == scoring.ProfileAsRequested, SkipUnreproducible: c.Unreproducible == "skip",
-		}
-	}
-	return list
-}
-
-// recent is how long a good run of a session proves that it works.
-const recent = 10 * time.Second
-
-// healthy reports whether verdicts can be committed and requests be scored. It is asked after a failure only.
-func healthy(store *postgres.Store, engines map[string]*scoring.Engine) func(context.Context) error {
-	return func(ctx context.Context) error {
-		if err := store.Ping(ctx); err != nil {
-			return fmt.Errorf("postgres: %w", err)
-		}
-		for name, engine := range engines {
-			if err := engine.Check(ctx, recent); err != nil {
-				return fmt.Errorf("ensemble %s: %w", name, err)
-			}
-		}
-		return nil
-	}
-}
-
-// warnWithoutThresholds says at the start which models raise no alert.
-func warnWithoutThresholds(ctx context.Context, store *postgres.Store, engines map[string]*scoring.Engine, log *slog.Logger) {
-	list, err := store.Thresholds(ctx)
-	if err != nil {
-		return // they were read a moment ago; the thresholds' own loop reports it
-	}
-	for name, engine := range engines {
-		applies := func(t schema.Threshold) bool {
-			return t.Series() == schema.Series{Model: name, EnsembleDigest: engine.Ensemble().Digest, Settings: engine.Profile().Settings()}
-		}
-		if !slices.ContainsFunc(list, applies) {
-			log.Warn("no threshold applies to this ensemble and its settings: scores are stored, but raise no alert", "model", name,
-				"ensemble", engine.Ensemble().Digest, "settings", engine.Profile().Settings(), "see", "decuwatch thresholds set --help")
-		}
-	}
-}
-
-// Recorder gives the monitor the store in the form it asks for.
-type Recorder struct{ *postgres.Store }
-
-func (r Recorder) Recorded(ctx context.Context, ev schema.Event, d schema.Delivery) (bool, error) {
-	known, err := r.Known(ctx, ev.Identity(), d)
-	if err == nil && !known {
-		err = r.CheckAge(ev.Time, d.Time)
-	}
-	return known, unavailable(err)
-}
-
-func (r Recorder) Record(ctx context.Context, v schema.Verdict) (bool, error) {
-	recorded, err := r.Store.Record(ctx, v)
-	return recorded.First, unavailable(err)
-}
-
-// tries gives the consumers the store in the form they ask for.
-type tries struct{ *postgres.Store }
-
-func (t tries) Try(ctx context.Context, d schema.Delivery, add schema.Tries) (schema.Tries, error) {
-	sum, err := t.Store.Try(ctx, d, add)
-	return sum, unavailable(err)
-}
-
-// unavailable marks an error that is not about the verdict: the message is kept until the database is well again.
-func unavailable(err error) error {
-	if err == nil || postgres.Refused(err) {
-		return err
-	}
-	return consumers.Unavailable(err)
 }

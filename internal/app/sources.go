@@ -14,16 +14,16 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// Sources are the values of a file and of the environment for flags that are settings: those with a dot in their name.
+// Sources gives flags that are settings, which have a dot in their name, their values from a file and the environment.
 type Sources struct {
 	Getenv func(string) string // of the environment
 
 	path   string
 	file   map[string]any    // by name: a string, or a list of strings
-	origin map[string]string // by name: the line of the file, or the environment variable, that gave the value
+	origin map[string]string // by name: the line of the file or the environment variable with the value
 }
 
-// Option has kong read the file that --config or DECUWATCH_CONFIG names, and the environment.
+// Option makes kong read the environment, and the file that --config or DECUWATCH_CONFIG names.
 func (s *Sources) Option() kong.Option {
 	return kong.OptionFunc(func(k *kong.Kong) error {
 		return errors.Join(
@@ -33,7 +33,7 @@ func (s *Sources) Option() kong.Option {
 	})
 }
 
-// load reads a YAML file; an empty path is none. A name that is no setting's is an error.
+// load reads a YAML file, if there is one. Unknown settings are an error.
 func (s *Sources) load(path string) error {
 	if path == "" {
 		return nil
@@ -66,7 +66,8 @@ func (s *Sources) load(path string) error {
 // flatten adds the settings below a node.
 func (s *Sources) flatten(prefix string, node *yaml.Node, known map[string]bool) error {
 	if node.Kind != yaml.MappingNode {
-		return fmt.Errorf("%s:%d: %s must be a mapping of settings", s.path, node.Line, strings.TrimSuffix("the file."+prefix, "."))
+		return fmt.Errorf("%s:%d: %s must be a mapping of settings", s.path, node.Line,
+			strings.TrimSuffix("the file."+prefix, "."))
 	}
 	seen := map[string]bool{}
 	for i := 0; i < len(node.Content); i += 2 {
@@ -120,7 +121,7 @@ func hasPrefix(known map[string]bool, prefix string) bool {
 	return false
 }
 
-// fromFile gives kong the file's value of a flag.
+// fromFile returns the value of a flag in the file.
 func (s *Sources) fromFile(_ *kong.Context, _ *kong.Path, flag *kong.Flag) (any, error) {
 	if v, ok := s.file[flag.Name]; ok {
 		return v, nil
@@ -128,7 +129,7 @@ func (s *Sources) fromFile(_ *kong.Context, _ *kong.Path, flag *kong.Flag) (any,
 	return nil, nil
 }
 
-// fromEnvironment gives kong the environment's value of a flag; it comes after the file and beats it.
+// fromEnvironment returns the value of a flag in the environment, which beats the file.
 func (s *Sources) fromEnvironment(_ *kong.Context, _ *kong.Path, flag *kong.Flag) (any, error) {
 	if !strings.Contains(flag.Name, ".") {
 		return nil, nil
@@ -150,9 +151,9 @@ func (s *Sources) from(setting, origin string) {
 
 var settingName = regexp.MustCompile(`\b[a-z]+\.[a-z][a-z-]*`)
 
-// Explain returns the text of an error about settings, with the places that gave the settings it names.
+// Explain returns the text of an error, with the places where the settings that it names were set.
 func (s *Sources) Explain(err error) string {
-	text := strings.ReplaceAll(err.Error(), "\n", "; ") // of errors that are joined
+	text := strings.ReplaceAll(err.Error(), "\n", "; ") // between joined errors
 	var places []string
 	for _, name := range settingName.FindAllString(text, -1) {
 		if origin, ok := s.origin[name]; ok && !slices.Contains(places, origin) {
@@ -165,8 +166,8 @@ func (s *Sources) Explain(err error) string {
 	return text + " (set by " + strings.Join(places, ", ") + ")"
 }
 
-// environmentName returns the environment variable of a setting: nats.url is DECUWATCH_NATS_URL. ONNX Runtime's library
-// keeps the name under which the scripts export it.
+// environmentName returns the environment variable of a setting: DECUWATCH_NATS_URL for nats.url. ONNX Runtime's
+// library keeps the name that the scripts export.
 func environmentName(setting string) string {
 	if setting == "scoring.library" {
 		return "DECUWATCH_ONNXRUNTIME_LIB"
@@ -174,11 +175,12 @@ func environmentName(setting string) string {
 	return "DECUWATCH_" + strings.ToUpper(strings.NewReplacer(".", "_", "-", "_").Replace(setting))
 }
 
-// serviceLink matches the variables that Kubernetes makes of Services, among them one named decuwatch-review.
-var serviceLink = regexp.MustCompile(`_(SERVICE_HOST|SERVICE_PORT(_[A-Z0-9_]+)?|PORT(_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)$`)
+// serviceLink matches the variables that Kubernetes makes of Services, for example of one named decuwatch-review.
+var serviceLink = regexp.MustCompile(
+	`_(SERVICE_HOST|SERVICE_PORT(_[A-Z0-9_]+)?|PORT(_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)$`)
 
-// UnknownVariables returns the variables of an environment that are named like a setting of one of the groups, but are
-// none.
+// UnknownVariables returns the variables of an environment that look like a setting of one of the groups, but are not
+// one.
 func UnknownVariables(environment []string) []string {
 	known, groups := map[string]bool{}, []string{}
 	for _, f := range Settings() {
@@ -197,7 +199,7 @@ func UnknownVariables(environment []string) []string {
 	return unknown
 }
 
-// configPath returns the settings file that the arguments or the environment name, or "".
+// configPath returns the path of the settings file in the arguments or the environment, or "".
 func configPath(k *kong.Context, getenv func(string) string) string {
 	for _, flag := range k.Flags() {
 		if flag.Name == "config" {

@@ -11,7 +11,7 @@ import (
 	"github.com/decuwatch/decuwatch/internal/settings"
 )
 
-// Listen binds the address of the server that section configures, behind TLS where a certificate is configured.
+// Listen binds the address of the server that section configures, with TLS if it has a certificate.
 func (c HTTPTLSConfig) Listen(section, address string) (net.Listener, error) {
 	if err := c.pair(section); err != nil {
 		return nil, err
@@ -43,7 +43,7 @@ func (c HTTPTLSConfig) pair(section string) error {
 	return nil
 }
 
-// scheme is that of the server's addresses.
+// scheme returns the scheme of the server's addresses.
 func (c HTTPTLSConfig) scheme() string {
 	if c.TLSCert != "" {
 		return "https"
@@ -51,17 +51,17 @@ func (c HTTPTLSConfig) scheme() string {
 	return "http"
 }
 
-// certificateFiles is a certificate and its key, which may be replaced while they are served.
+// certificateFiles is a certificate and its key, which may be replaced at any time.
 type certificateFiles struct {
 	cert, key string
 
 	mu      sync.Mutex
 	loaded  *tls.Certificate
-	changed time.Time // the newer of the files' times when they were loaded
+	changed time.Time // modification time of the newer file
 }
 
-// get returns the certificate, read again where a file has changed. While the new pair does not fit together, as between
-// two writes, the former one is kept.
+// get returns the certificate, which it reads again if a file has changed. While the new pair does not fit together, as
+// between two writes, it returns the former certificate.
 func (f *certificateFiles) get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()

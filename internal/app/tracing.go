@@ -20,7 +20,7 @@ import (
 // instrumentation is the name that decuwatch's spans carry.
 const instrumentation = "github.com/decuwatch/decuwatch"
 
-// newTracer returns a tracer whose spans go to the configured endpoint, and what flushes them at the end.
+// newTracer returns a tracer whose spans go to the configured endpoint, and a function that flushes them.
 func newTracer(ctx context.Context, c TracingConfig) (trace.Tracer, func() error, error) {
 	if c.Endpoint == "" {
 		return noop.NewTracerProvider().Tracer(instrumentation), func() error { return nil }, nil
@@ -33,11 +33,12 @@ func newTracer(ctx context.Context, c TracingConfig) (trace.Tracer, func() error
 	if err != nil {
 		return nil, nil, fmt.Errorf("tracing.endpoint: %w", err)
 	}
-	host, _ := os.Hostname() // a name that is missing is left out
+	host, _ := os.Hostname() // "" leaves it out
 	provider := sdktrace.NewTracerProvider(
 		sdktrace.WithBatcher(exporter),
 		sdktrace.WithSampler(sdktrace.ParentBased(sdktrace.TraceIDRatioBased(c.SampleRatio))),
-		sdktrace.WithResource(resource.NewSchemaless(attribute.String("service.name", "decuwatch"), attribute.String("host.name", host))),
+		sdktrace.WithResource(resource.NewSchemaless(
+			attribute.String("service.name", "decuwatch"), attribute.String("host.name", host))),
 	)
 	return provider.Tracer(instrumentation), func() error {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)

@@ -1,7 +1,8 @@
 // Package settings gives groups of settings their defaults and bounds, which stand in the tags of a struct's fields.
 //
-// A field that is a setting has the tag name, and its comment is the documentation. The tag default is the value of a zero
-// field; min, max and oneof are the bounds. Fields that only Go code sets have the tag kong:"-", and may have the others.
+// A field that is a setting has the tag name, and its comment is its documentation. The tag default is the value of a
+// zero field, and min, max and oneof are the bounds. Fields that only Go code sets have the tag kong:"-" beside
+// these.
 package settings
 
 import (
@@ -38,8 +39,8 @@ func WithDefaults[T any](c T) T {
 	return c
 }
 
-// Check returns an error that names each field of c that is outside its bounds, as group.name. Fields of an embedded struct
-// are left to its owner, and zero fields that only Go code sets to their default.
+// Check returns an error that names each field of c that is out of its bounds, as group.name. It skips the fields of
+// embedded structs, which their owners check, and zero fields that only Go code sets.
 func Check(group string, c any) error {
 	var errs []error
 	v := reflect.ValueOf(c)
@@ -81,7 +82,7 @@ func number(v reflect.Value) float64 {
 	return v.Float()
 }
 
-// parse reads the text of a tag. It panics if the text is no value of the type.
+// parse reads the text of a tag. It panics if the text is not a value of the type.
 func parse(t reflect.Type, text string) reflect.Value {
 	var value any
 	var err error
@@ -101,7 +102,7 @@ func parse(t reflect.Type, text string) reflect.Value {
 	return reflect.ValueOf(value).Convert(t)
 }
 
-// WebAddress returns an error if an address is given that is not an HTTP address.
+// WebAddress returns an error if an address is neither empty nor an HTTP address.
 func WebAddress(setting, address string) error {
 	if address == "" {
 		return nil

@@ -1,0 +1,69 @@
+package app
+
+import (
+	"context"
+	"log/slog"
+	"slices"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/decuwatch/decuwatch/internal/settings"
+	"github.com/decuwatch/decuwatch/monitor"
+	"github.com/decuwatch/decuwatch/schema"
+	"github.com/decuwatch/decuwatch/schema/postgres"
+	"github.com/decuwatch/decuwatch/scoring"
+)
+
+// OpenEngines opens every ensemble, by its name. The lifecycle closes them.
+func OpenEngines(c ScoringConfig, reg prometheus.Registerer, log *slog.Logger, life *Lifecycle,
+) (map[string]*scoring.Engine, error) {
+	engines := map[string]*scoring.Engine{}
+	for _, path := range c.Ensembles {
+		options := c.Options
+		options.Ensemble, options.Registerer, options.Log = path, reg, log
+		life.doing.Store("start of ensemble " + path)
+		engine, err := scoring.Open(options)
+		life.doing.Store("start")
+		if err != nil {
+			return nil, err
+		}
+		name := engine.Ensemble().Name
+		life.OnStop("ensemble "+name, engine.Close)
+		if engines[name] != nil {
+			return nil, settings.Errorf("scoring.ensembles: %s and another ensemble are both named %s", path, name)
+		}
+		engines[name] = engine
+	}
+	return engines, nil
+}
+
+// Models returns how the events of each model are scored.
+func Models(engines map[string]*scoring.Engine, c ScoringConfig) map[string]monitor.Model {
+	list := map[string]monitor.Model{}
+	for name, engine := range engines {
+		list[name] = monitor.Model{
+			Scorer: engine, Classes: engine.Ensemble().Labels(), Profile: engine.Profile(),
+			Diffusion:   engine.Ensemble().Diffusion,
+			AsRequested: c.Profile == scoring.ProfileAsRequested, SkipUnreproducible: c.Unreproducible == "skip",
+		}
+	}
+	return list
+}
+
+// warnWithoutThresholds names at the start the models that raise no alert.
+func warnWithoutThresholds(ctx context.Context, store *postgres.Store, engines map[string]*scoring.Engine,
+	log *slog.Logger,
+) {
+	list, err := store.Thresholds(ctx)
+	if err != nil {
+		return // they were read a moment ago; the thresholds' own loop reports it
+	}
+	for name, engine := range engines {
+		digest, profile := engine.Ensemble().Digest, engine.Profile().Settings()
+		series := schema.Series{Model: name, EnsembleDigest: digest, Settings: profile}
+		if !slices.ContainsFunc(list, func(t schema.Threshold) bool { return t.Series() == series }) {
+			log.Warn("no threshold applies to this ensemble and its settings: scores are stored, but raise no alert",
+				"model", name, "ensemble", digest, "settings", profile, "see", "decuwatch thresholds set --help")
+		}
+	}
+}
