@@ -27,22 +27,22 @@ type Scorer interface {
 	// Validate returns the error with which Score would refuse a request before it does any work, or nil.
 	Validate(r scoring.Request) error
 	Score(ctx context.Context, r scoring.Request) (scoring.Result, error)
-	// Rows is what a request costs in rows of backbone work; 0 where Score would refuse its settings.
+	// Rows returns what a request costs in rows of backbone work; 0 if Score would refuse its settings.
 	Rows(r scoring.Request) int
 }
 
-// Decider holds a score against the thresholds that are current.
+// Decider compares a score with the current thresholds.
 type Decider interface {
 	Decide(s schema.Score) alerts.Decision
 }
 
-// Recorder keeps verdicts. Both methods fail with a *schema.Invalid of the field id where the event's identifier belongs
-// to another message already.
+// Recorder keeps verdicts. Both methods fail with a *schema.Invalid of the field id if the event's id belongs to
+// another event already.
 type Recorder interface {
 	// Recorded reports whether the event has its verdict already.
 	Recorded(ctx context.Context, ev schema.Event, d schema.Delivery) (bool, error)
-	// Record commits v, with its alerts, in one transaction. First is false where a verdict stood already: that one
-	// stands, and nothing of v is kept.
+	// Record commits v, with its alerts, in one transaction. First is false if the event had a verdict already: that
+	// verdict stands, and nothing of v is kept.
 	Record(ctx context.Context, v schema.Verdict) (first bool, err error)
 }
 
@@ -69,7 +69,7 @@ type Monitor struct {
 	tracer   trace.Tracer
 	log      *slog.Logger
 
-	missing sync.Map // models and measurements whose missing threshold was logged
+	missing sync.Map // thresholds whose absence was logged
 }
 
 // New returns a monitor of the models, which are given by name.
@@ -87,11 +87,13 @@ func New(models map[string]Model, decider Decider, recorder Recorder, c Config) 
 	}, nil
 }
 
-// Plan decides how an event comes to its verdict. It returns the rows of backbone work that this costs, at least 1, and a
-// function that handles one delivery of the event. The function returns nil once the verdict is committed; an event that
-// has its verdict keeps it, without a run. Its error has a method DeadLetterKind() string if retrying will not help.
+// Plan decides how an event comes to its verdict. It returns the rows of backbone work that this costs, at least 1, and
+// a function that handles one delivery of the event. The function returns nil once the verdict is committed. An event
+// that has its verdict keeps it, without a run. If retrying will not help, the function's error has a method
+// DeadLetterKind() schema.DeadLetterKind.
 func (m *Monitor) Plan(ev schema.Event) (rows int, handle func(context.Context, schema.Delivery) error) {
-	p := plan{event: ev, err: permanent(schema.KindUnknownModel, "data.model", "no ensemble stands for %s here", ev.Data.Model)}
+	p := plan{event: ev}
+	p.err = permanent(schema.KindUnknownModel, "data.model", "no ensemble stands for %s here", ev.Data.Model)
 	if model, known := m.models[ev.Data.Model]; known {
 		p = model.plan(ev)
 	}
@@ -103,7 +105,7 @@ func (m *Monitor) handle(ctx context.Context, p plan, d schema.Delivery) (err er
 	ctx, end := m.span(ctx, p.event, d)
 	defer func() { end(err) }()
 
-	// Whatever the delivery count says: a consumer may have been restored, and a producer may repeat itself.
+	// The number of deliveries says nothing: a consumer may have been restored, and a producer may repeat itself.
 	known, err := m.recorded(ctx, p.event, d)
 	switch {
 	case known || err != nil:
@@ -124,7 +126,7 @@ func (m *Monitor) handle(ctx context.Context, p plan, d schema.Delivery) (err er
 	return m.commit(ctx, v, decision.Findings...)
 }
 
-// ScoreOnce computes the verdict that a Monitor would commit, a score or a skip, without deciding or committing anything.
+// ScoreOnce computes the verdict that a Monitor would commit, a score or a skip. It decides and commits nothing.
 func ScoreOnce(ctx context.Context, model Model, ev schema.Event) (*schema.Score, *schema.Skip, error) {
 	p := model.plan(ev)
 	if p.err != nil || p.skip != nil {
@@ -138,7 +140,7 @@ func ScoreOnce(ctx context.Context, model Model, ev schema.Event) (*schema.Score
 	return &s, nil, nil
 }
 
-// DeadLetter commits the verdict on a message that cannot be scored. Where it has a verdict already, that one stands.
+// DeadLetter commits the verdict on a message that cannot be scored. If the message has a verdict already, that stands.
 func (m *Monitor) DeadLetter(ctx context.Context, v schema.Verdict) error { return m.commit(ctx, v) }
 
 func (m *Monitor) recorded(ctx context.Context, ev schema.Event, d schema.Delivery) (bool, error) {
@@ -160,8 +162,9 @@ func (m *Monitor) score(ctx context.Context, p plan) (_ scoring.Result, err erro
 	start := time.Now()
 	result, err := p.score(ctx)
 	if err == nil {
-		span.SetAttributes(attribute.Int("decuwatch.rows", result.Receipt.Rows),
-			attribute.Int("decuwatch.steps", result.Receipt.Steps), attribute.String("decuwatch.profile", result.Receipt.Profile))
+		span.SetAttributes(
+			attribute.Int("decuwatch.rows", result.Receipt.Rows), attribute.Int("decuwatch.steps", result.Receipt.Steps),
+			attribute.String("decuwatch.profile", result.Receipt.Profile))
 		m.metrics.score.Since(ctx, start)
 	}
 	return result, err
@@ -191,14 +194,15 @@ func (m *Monitor) commit(ctx context.Context, v schema.Verdict, findings ...aler
 	m.metrics.verdict(v, first, findings)
 	if first && v.Score != nil {
 		for _, a := range v.Alerts {
-			m.log.InfoContext(ctx, "alert", "alert", a.ID, "model", a.Model, "class", a.ClassLabel, "severity", a.Severity, "reason", a.Reason,
-				"measurement", a.Measurement, "value", a.Decided, "threshold", a.Threshold, "source", a.Source, "id", a.EventID)
+			m.log.InfoContext(ctx, "alert", "alert", a.ID, "model", a.Model, "class", a.ClassLabel,
+				"severity", a.Severity, "reason", a.Reason, "measurement", a.Measurement, "value", a.Decided,
+				"threshold", a.Threshold, "source", a.Source, "id", a.EventID)
 		}
 	}
 	return nil
 }
 
-// warnMissing logs once, until it changes, that nothing can raise an alert for a measurement.
+// warnMissing logs once, until that changes, that no threshold applies to a measurement.
 func (m *Monitor) warnMissing(s schema.Score, f alerts.Finding) {
 	key := [3]string{s.Event.Data.Model, s.Receipt.Settings, string(f.Measurement)}
 	if f.Reason != schema.ReasonNone && f.Reason != schema.ReasonStale {
@@ -206,8 +210,9 @@ func (m *Monitor) warnMissing(s schema.Score, f alerts.Finding) {
 		return
 	}
 	if _, logged := m.missing.Swap(key, true); !logged {
-		m.log.Warn("no threshold applies: scores are stored, but raise no alert", "model", s.Event.Data.Model, "measurement", f.Measurement,
-			"reason", f.Reason, "settings", s.Receipt.Settings, "ensemble", s.Receipt.EnsembleDigest)
+		m.log.Warn("no threshold applies: scores are stored, but raise no alert", "model", s.Event.Data.Model,
+			"measurement", f.Measurement, "reason", f.Reason, "settings", s.Receipt.Settings,
+			"ensemble", s.Receipt.EnsembleDigest)
 	}
 }
 

@@ -108,11 +108,13 @@ func result(r scoring.Request) (scoring.Result, error) {
 	if p == (scoring.Profile{}) {
 		p = profile
 	}
-	m := scoring.Measurement{Estimator: "paide-w2", Value: 0.2, UpperBound: 1.6, MeanDistance: 0.5, Distances: [][]float64{{0, 1}, {1, 0}}, Shares: []float64{.5, .5}}
+	m := scoring.Measurement{Estimator: "paide-w2", Value: 0.2, UpperBound: 1.6, MeanDistance: 0.5,
+		Distances: [][]float64{{0, 1}, {1, 0}}, Shares: []float64{.5, .5}}
 	risk := m
 	risk.Value, risk.Saturated = 1.6, true
 	return scoring.Result{ClassGap: m, RequestRisk: risk, Receipt: scoring.Receipt{
-		EnsembleDigest: strings.Repeat("a", 64), Settings: p.Settings(), Steps: p.Steps, Seed: r.Seed, Noise: r.Noise, Rows: 7,
+		EnsembleDigest: strings.Repeat("a", 64), Settings: p.Settings(), Steps: p.Steps, Seed: r.Seed, Noise: r.Noise,
+		Rows: 7,
 	}}, nil
 }
 
@@ -127,7 +129,8 @@ type fixture struct {
 
 func newFixture(t *testing.T, model monitor.Model, thresholds ...schema.Threshold) *fixture {
 	t.Helper()
-	f := &fixture{scorer: &scorer{answer: result}, recorder: &recorder{verdicts: map[string]schema.Verdict{}}, registry: prometheus.NewPedanticRegistry(), log: &strings.Builder{}, spans: tracetest.NewInMemoryExporter()}
+	f := &fixture{scorer: &scorer{answer: result}, recorder: &recorder{verdicts: map[string]schema.Verdict{}},
+		registry: prometheus.NewPedanticRegistry(), log: &strings.Builder{}, spans: tracetest.NewInMemoryExporter()}
 	at, err := alerts.NewTable(thresholds)
 	if err != nil {
 		t.Fatal(err)
@@ -166,8 +169,9 @@ func first(sequence uint64) schema.Delivery {
 }
 
 func critical(measurement schema.MeasurementName, value float64) schema.Threshold {
-	return schema.Threshold{ID: 4, Model: "m", EnsembleDigest: strings.Repeat("a", 64), Settings: profile.Settings(), Measurement: measurement,
-		Scope: schema.ScopeModel, Severity: schema.SeverityCritical, Value: value}
+	return schema.Threshold{ID: 4, Model: "m", EnsembleDigest: strings.Repeat("a", 64), Settings: profile.Settings(),
+		Measurement: measurement,
+		Scope:       schema.ScopeModel, Severity: schema.SeverityCritical, Value: value}
 }
 
 func TestAnEventIsScoredDecidedAndCommitted(t *testing.T) {
@@ -183,7 +187,8 @@ func TestAnEventIsScoredDecidedAndCommitted(t *testing.T) {
 		t.Errorf("scored %+v, want %+v", got, want)
 	}
 	v := f.recorder.order[0]
-	if v.Score == nil || v.Score.ClassIndex != 1 || v.Score.ClassLabel != "Bag" || v.Score.ClassGap.Value != 0.2 || v.Score.Receipt.Seed != 9 || v.Score.ScoredAt.IsZero() {
+	if v.Score == nil || v.Score.ClassIndex != 1 || v.Score.ClassLabel != "Bag" || v.Score.ClassGap.Value != 0.2 ||
+		v.Score.Receipt.Seed != 9 || v.Score.ScoredAt.IsZero() {
 		t.Errorf("committed %+v", v.Score)
 	}
 	if len(v.Alerts) != 1 || v.Alerts[0].Measurement != schema.ClassGap || v.Alerts[0].ThresholdID != 4 {
@@ -211,7 +216,8 @@ decuwatch_threshold_fallbacks_total{model="m",reason="missing"} 1
 decuwatch_threshold_fallbacks_total{model="m",reason="model"} 1
 decuwatch_threshold_fallbacks_total{model="m",reason="stale"} 0
 `
-	if err := testutil.GatherAndCompare(f.registry, strings.NewReader(want), "decuwatch_alerts_total", "decuwatch_saturated_scores_total", "decuwatch_threshold_fallbacks_total"); err != nil {
+	if err := testutil.GatherAndCompare(f.registry, strings.NewReader(want), "decuwatch_alerts_total",
+		"decuwatch_saturated_scores_total", "decuwatch_threshold_fallbacks_total"); err != nil {
 		t.Error(err)
 	}
 	// The spans continue the trace of the delivery, below one another.
@@ -219,10 +225,12 @@ decuwatch_threshold_fallbacks_total{model="m",reason="stale"} 0
 	for _, s := range f.spans.GetSpans() {
 		spans[s.Name] = s
 	}
-	if handle := spans["handle"]; handle.SpanContext.TraceID().String() != "0af7651916cd43dd8448eb211c80319c" || handle.Parent.SpanID().String() != "b7ad6b7169203331" {
+	if handle := spans["handle"]; handle.SpanContext.TraceID().String() != "0af7651916cd43dd8448eb211c80319c" ||
+		handle.Parent.SpanID().String() != "b7ad6b7169203331" {
 		t.Errorf("handle has the context %v and the parent %v", handle.SpanContext, handle.Parent)
 	}
-	if got := spans["score"].Attributes; !slices.Contains(got, attribute.Int("decuwatch.rows", 7)) || !slices.Contains(got, attribute.Int("decuwatch.steps", 20)) {
+	if got := spans["score"].Attributes; !slices.Contains(got, attribute.Int("decuwatch.rows", 7)) ||
+		!slices.Contains(got, attribute.Int("decuwatch.steps", 20)) {
 		t.Errorf("score has the attributes %v, want 7 rows and 20 steps", got)
 	}
 	for _, name := range []string{"score", "commit"} {
@@ -239,7 +247,8 @@ func TestMissingThresholdIsLoggedOnceAndCounted(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if n := strings.Count(f.log.String(), "no threshold applies"); n != 1 || !strings.Contains(f.log.String(), "measurement=request_risk") {
+	if n := strings.Count(f.log.String(), "no threshold applies"); n != 1 || !strings.Contains(f.log.String(),
+		"measurement=request_risk") {
 		t.Errorf("logged %d times:\n%s", n, f.log)
 	}
 }
@@ -291,7 +300,8 @@ func TestPermanentErrorsNameKindAndField(t *testing.T) {
 		{name: "class index", event: index, kind: schema.KindUnknownClass, field: "data.class"},
 		{name: "class label", event: label, kind: schema.KindUnknownClass, field: "data.class"},
 		{name: "NaN", event: event("1"), score: &scoring.NonFiniteError{Step: 3}, kind: schema.KindNonFinite},
-		{name: "id of another", event: event("1"), record: fmt.Errorf("record: %w", &schema.Invalid{Field: "id", Reason: "belongs to another event"}), kind: schema.KindDuplicateID, field: "id"},
+		{name: "id of another", event: event("1"), record: fmt.Errorf("record: %w",
+			&schema.Invalid{Field: "id", Reason: "belongs to another event"}), kind: schema.KindDuplicateID, field: "id"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			f := newFixture(t, monitor.Model{})
@@ -306,7 +316,8 @@ func TestPermanentErrorsNameKindAndField(t *testing.T) {
 				t.Fatalf("error %v is not permanent", err)
 			}
 			if kinded.DeadLetterKind() != c.kind || invalid.Field != c.field || invalid.Reason == "" {
-				t.Errorf("kind %q, field %q, reason %q; want %q and %q", kinded.DeadLetterKind(), invalid.Field, invalid.Reason, c.kind, c.field)
+				t.Errorf("kind %q, field %q, reason %q; want %q and %q", kinded.DeadLetterKind(), invalid.Field, invalid.Reason,
+					c.kind, c.field)
 			}
 			if rows, _ := f.Plan(c.event); rows < 1 {
 				t.Error("an event costs at least one row")
@@ -377,13 +388,16 @@ func TestWhatCannotBeRerunIsReplacedOrSkipped(t *testing.T) {
 		{"settings of its own, fixed", false, sampled("ddim", 10), 0, "", ""},
 		{"settings of its own, as requested", true, sampled("ddim", 10), 10, "", ""},
 		{"no sampler, as requested", true, event("1"), 0, "fixed profile", schema.SkipSampler},
-		{"a step too many, as requested", true, sampled("ddim", 61), 0, "trailing spacing has timestep -1", schema.SkipSettings},
+		{"a step too many, as requested", true, sampled("ddim", 61), 0, "trailing spacing has timestep -1",
+			schema.SkipSettings},
 		{"too large, as requested", true, sampled("ddim", 900), 0, "fixed profile", schema.SkipSettings},
 		{"a sampler as diffusers names it", true, sampled("DDIMScheduler", 10), 10, "", ""},
 		{"a sampler as CompVis names it", true, sampled("DDIMSampler", 10), 10, "", ""},
 		{"a sampler as user interfaces name it", true, sampled("DDIM", 10), 10, "", ""},
-		{"a sampler whose name begins like it", true, sampled("DDIMInverseScheduler", 10), 0, "DDIMInverseScheduler was replaced by ddim", schema.SkipSampler},
-		{"a sampler with a space", false, sampled("DPM++ 2M SDE Karras", 10), 0, "DPM++ 2M SDE Karras was replaced by ddim", schema.SkipSampler},
+		{"a sampler whose name begins like it", true, sampled("DDIMInverseScheduler", 10), 0,
+			"DDIMInverseScheduler was replaced by ddim", schema.SkipSampler},
+		{"a sampler with a space", false, sampled("DPM++ 2M SDE Karras", 10), 0, "DPM++ 2M SDE Karras was replaced by ddim",
+			schema.SkipSampler},
 		{"noise of another type", false, half, 0, "float16 cannot be drawn again", schema.SkipNoise},
 		{"noise of the same type", false, plain, 0, "", ""},
 		{"an image of a batch", false, third, 0, "image 2 of those drawn together cannot be drawn again", schema.SkipNoise},
@@ -399,7 +413,8 @@ func TestWhatCannotBeRerunIsReplacedOrSkipped(t *testing.T) {
 				t.Errorf("ran %d steps, want %d", got, c.steps)
 			}
 			deviations := f.recorder.order[0].Score.Receipt.Deviations
-			if (c.deviation == "") != (len(deviations) == 0) || len(deviations) > 0 && !strings.Contains(deviations[0], c.deviation) {
+			if (c.deviation == "") != (len(deviations) == 0) || len(deviations) > 0 && !strings.Contains(deviations[0],
+				c.deviation) {
 				t.Errorf("deviations %q, want %q", deviations, c.deviation)
 			}
 			if rows, _ := f.Plan(c.event); rows != 7 {
@@ -422,7 +437,8 @@ func TestWhatCannotBeRerunIsReplacedOrSkipped(t *testing.T) {
 func TestDeadLettersOfUnknownModelsShareASeries(t *testing.T) {
 	f := newFixture(t, monitor.Model{})
 	for i, subject := range []string{"generation.requested.m", "generation.requested.x1", "generation.requested.x2"} {
-		v := schema.Verdict{Delivery: first(uint64(i + 1)), DeadLetter: &schema.DeadLetter{Subject: subject, Kind: schema.KindUnknownModel, Reason: "r"}}
+		v := schema.Verdict{Delivery: first(uint64(i + 1)), DeadLetter: &schema.DeadLetter{Subject: subject,
+			Kind: schema.KindUnknownModel, Reason: "r"}}
 		if err := f.DeadLetter(t.Context(), v); err != nil {
 			t.Fatal(err)
 		}
@@ -454,7 +470,8 @@ func TestDeadLettersOfUnknownModelsShareASeries(t *testing.T) {
 func TestAShareOfScoresWithoutAlertsIsSampled(t *testing.T) {
 	f := newFixture(t, monitor.Model{})
 	models := map[string]monitor.Model{"m": {Scorer: f.scorer, Classes: []string{"Trouser", "Bag"}, Profile: profile}}
-	m, err := monitor.New(models, table{}, f.recorder, monitor.Config{SampleShare: 0.25, Log: slog.New(slog.DiscardHandler)})
+	m, err := monitor.New(models, table{}, f.recorder, monitor.Config{SampleShare: 0.25,
+		Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
 	}

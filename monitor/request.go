@@ -14,29 +14,28 @@ import (
 	"github.com/decuwatch/decuwatch/scoring"
 )
 
-// Model is an ensemble that stands for a production model, and how its events are scored.
+// Model is the ensemble of a production model, and how its events are scored.
 type Model struct {
 	Scorer  Scorer
 	Classes []string        // labels in index order
 	Profile scoring.Profile // the fixed profile
-	// Diffusion is the ensemble's: it says how many steps the sampler of an event takes.
+	// Diffusion is the ensemble's diffusion. It says how many steps the sampler of an event takes.
 	Diffusion scoring.Diffusion
 	// AsRequested scores each event with its own sampler settings instead of the fixed profile's. Thresholds belong to
 	// settings, so each combination needs its own.
 	AsRequested bool
-	// SkipUnreproducible records an event that cannot be rerun as its producer ran it as a skip. Otherwise it is scored
-	// all the same and the receipt says what was replaced.
+	// SkipUnreproducible skips an event that cannot be rerun as its producer ran it. Otherwise it is scored, and the
+	// receipt says what was replaced.
 	SkipUnreproducible bool
 }
 
 // Sampler is the name of the only sampler that reruns requests.
 const Sampler = "ddim"
 
-// samplerNames are the names of Sampler in the libraries that producers use, in lower case: diffusers' class, CompVis'
-// class, and the name in user interfaces.
+// samplerNames are the names of Sampler in lower case: in user interfaces, and the classes of diffusers and CompVis.
 var samplerNames = []string{Sampler, "ddimscheduler", "ddimsampler"}
 
-// drawnAs is the number type in which first latents are drawn again.
+// drawnAs is the number type in which first latents are drawn.
 const drawnAs = "float32"
 
 // plan is how an event comes to its verdict: its request is scored, or it is skipped, or it cannot be scored.
@@ -144,35 +143,40 @@ func (m Model) class(c schema.Class) (int, error) {
 		if i := slices.Index(m.Classes, c.Label); i >= 0 {
 			return i, nil
 		}
-		return 0, permanent(schema.KindUnknownClass, "data.class", "%s is no label of the ensemble's %d classes", c, len(m.Classes))
+		return 0, permanent(schema.KindUnknownClass, "data.class", "%s is no label of the ensemble's %d classes", c,
+			len(m.Classes))
 	}
 	if c.Index < 0 || c.Index >= len(m.Classes) {
-		return 0, permanent(schema.KindUnknownClass, "data.class", "is %d, the ensemble has the classes 0 to %d", c.Index, len(m.Classes)-1)
+		return 0, permanent(schema.KindUnknownClass, "data.class", "is %d, the ensemble has the classes 0 to %d", c.Index,
+			len(m.Classes)-1)
 	}
 	return c.Index, nil
 }
 
-// Key returns the identity of an event from which its carrying component is derived.
+// Key returns the identity of an event, from which its carrying component is derived.
 func Key(source, id string) string { return source + "\n" + id }
 
-// sampled reports whether an event belongs to a share of all events, by a number in [0, 1) that its identity gives.
+// sampled reports whether an event belongs to a share of all events. It depends on the event's identity alone.
 func sampled(ev schema.Event, share float64) bool {
 	sum := sha256.Sum256([]byte("sample\n" + Key(ev.Source, ev.ID)))
 	return float64(binary.BigEndian.Uint64(sum[:8])>>11)/(1<<53) < share
 }
 
-// Compose returns the score of an event, for a caller that ran the scoring request itself. Deviations say where the
-// request did not follow the event.
-func Compose(ev schema.Event, classIndex int, classLabel string, r scoring.Result, deviations []string, at time.Time) schema.Score {
+// Compose returns the score of an event, for a caller that ran the scoring request itself. Deviations say how the
+// request differed from the event.
+func Compose(
+	ev schema.Event, classIndex int, classLabel string, r scoring.Result, deviations []string, at time.Time,
+) schema.Score {
 	s := schema.Score{
 		Event: ev, ClassIndex: classIndex, ClassLabel: classLabel,
-		ClassGap: schema.Measurement(r.ClassGap), RequestRisk: schema.Measurement(r.RequestRisk), Receipt: schema.Receipt(r.Receipt), ScoredAt: at,
+		ClassGap: schema.Measurement(r.ClassGap), RequestRisk: schema.Measurement(r.RequestRisk),
+		Receipt: schema.Receipt(r.Receipt), ScoredAt: at,
 	}
 	s.Receipt.Deviations = deviations
 	return s
 }
 
-// permanentError is an error that no further delivery can mend.
+// permanentError is an error after which retrying will not help.
 type permanentError struct {
 	*schema.Invalid
 	kind schema.DeadLetterKind
@@ -182,7 +186,7 @@ func permanent(kind schema.DeadLetterKind, field, format string, args ...any) er
 	return &permanentError{&schema.Invalid{Field: field, Reason: fmt.Sprintf(format, args...)}, kind}
 }
 
-// Error returns "field: reason", or the reason where no field is wrong.
+// Error returns "field: reason", or the reason if no field is wrong.
 func (e *permanentError) Error() string {
 	if e.Field == "" {
 		return e.Reason
@@ -193,7 +197,7 @@ func (e *permanentError) Error() string {
 func (e *permanentError) Unwrap() error                         { return e.Invalid }
 func (e *permanentError) DeadLetterKind() schema.DeadLetterKind { return e.kind }
 
-// refusal gives a kind to a recorder's refusal of an identifier that belongs to another message.
+// refusal makes a recorder's refusal of an id that belongs to another event a dead letter.
 func refusal(err error) error {
 	var invalid *schema.Invalid
 	if errors.As(err, &invalid) && invalid.Field == "id" {

@@ -19,9 +19,9 @@ import (
 	"github.com/decuwatch/decuwatch/scoring"
 )
 
-// TestHandleSimulation delivers events several times at once to two monitors over one ledger in memory, in virtual time,
-// with faults that a seed draws: lookups, runs and commits fail, take long, or lose their answer. A delivery that failed is
-// delivered again. DECUWATCH_SIM_SEEDS=10000 runs more of them; DECUWATCH_SIM_SEED=17 one again.
+// TestHandleSimulation delivers events several times at once to two monitors over one ledger in memory, in virtual
+// time, with faults that a seed draws: lookups, runs and commits fail, take long, or lose their answer. A delivery that
+// failed is delivered again. DECUWATCH_SIM_SEEDS=10000 runs more of them; DECUWATCH_SIM_SEED=17 one again.
 func TestHandleSimulation(t *testing.T) {
 	first, n := uint64(1), uint64(200)
 	for name, v := range map[string]*uint64{"DECUWATCH_SIM_SEED": &first, "DECUWATCH_SIM_SEEDS": &n} {

@@ -76,7 +76,7 @@ func (c *redeliverCmd) redeliver(ctx context.Context, s *streams, js jetstream.J
 		JetStream: js, Store: store, By: by, Apply: c.Apply,
 		Query: postgres.DeadLetterQuery{Stream: c.Stream.Name, Model: c.Model, Kinds: kinds, From: c.From, To: c.To, IDs: c.IDs},
 	}, func(r redeliver.Result) error {
-		l := r.Letter
+		l := r.DeadLetter
 		left = slices.DeleteFunc(left, func(id int64) bool { return id == l.ID })
 		what := "can be published again"
 		switch {

@@ -13,7 +13,7 @@ import (
 )
 
 func (r *run) compareAlerts(ctx context.Context) error {
-	// The outbox before the stream: what it no longer owes by now is in the stream.
+	// The outbox is read before the stream: an alert that has left the outbox is in the stream.
 	stats, err := r.Store.OutboxStats(ctx)
 	if err != nil {
 		return err
@@ -29,14 +29,24 @@ func (r *run) compareAlerts(ctx context.Context) error {
 	}
 	var since time.Time
 	if state.FirstSeq > 1 {
-		since = state.FirstTime // older ones have left the stream
+		since = state.FirstTime // older alerts have left the stream
 	}
 	sent, err := r.Store.AlertsSent(ctx, since)
 	if err != nil {
 		return err
 	}
+	published, err := r.publishedAlerts(ctx, state)
+	if err != nil {
+		return err
+	}
+	r.countAlerts(sent, published)
+	return r.findUnknownAlerts(ctx, sent, published)
+}
+
+// publishedAlerts returns the ids of the alerts in the stream.
+func (r *run) publishedAlerts(ctx context.Context, state jetstream.StreamState) (map[string]bool, error) {
 	published := map[string]bool{}
-	err = readAll(ctx, r.JetStream, r.Options.Alerts, state, func(messages []consumers.Stored, _, _ uint64) error {
+	err := readAll(ctx, r.JetStream, r.Options.Alerts, state, func(messages []consumers.Stored, _, _ uint64) error {
 		for _, m := range messages {
 			if a, err := schema.DecodeAlert(m.Payload); err == nil {
 				published[a.ID] = true
@@ -44,9 +54,11 @@ func (r *run) compareAlerts(ctx context.Context) error {
 		}
 		return nil
 	})
-	if err != nil {
-		return err
-	}
+	return published, err
+}
+
+// countAlerts counts the alerts of Postgres. Sent says whether each of them goes to the stream.
+func (r *run) countAlerts(sent, published map[string]bool) {
 	absent := 0
 	for id, goes := range sent {
 		r.report.Alerts++
@@ -63,6 +75,10 @@ func (r *run) compareAlerts(ctx context.Context) error {
 		r.report.LostAlerts = absent - r.report.OwedAlerts
 		r.report.differ("%d alerts are neither in the stream nor owed to it", r.report.LostAlerts)
 	}
+}
+
+// findUnknownAlerts counts the alerts of the stream that Postgres does not know.
+func (r *run) findUnknownAlerts(ctx context.Context, sent, published map[string]bool) error {
 	for id := range published {
 		if _, known := sent[id]; known {
 			continue
@@ -78,7 +94,7 @@ func (r *run) compareAlerts(ctx context.Context) error {
 	return nil
 }
 
-// alertStream returns the state of the stream of alerts, which is made with the first alert.
+// alertStream returns the state of the stream of alerts. The stream is created with the first alert.
 func (r *run) alertStream(ctx context.Context) (jetstream.StreamState, error) {
 	stream, err := r.JetStream.Stream(ctx, r.Options.Alerts)
 	if errors.Is(err, jetstream.ErrStreamNotFound) {

@@ -10,16 +10,19 @@ import (
 	"github.com/decuwatch/decuwatch/consumers"
 )
 
-// Messages are read in windows of many chunks. The chunks of a window are read at the same time, each by one request after
-// the other.
+// Messages are read in windows. The chunks of a window are read at the same time, each by one request after the other.
 const (
 	chunk     = 64
 	perWindow = 32
 )
 
-// readAll calls f with the messages that the stream held at the time of state, window by window, in order. Each call says
-// which sequence numbers its window covers; together they cover all from the first message to the last.
-func readAll(ctx context.Context, js jetstream.JetStream, stream string, state jetstream.StreamState, f func(messages []consumers.Stored, first, last uint64) error) error {
+// readAll calls f with the messages that the stream had at the time of state, window by window, in order. First and
+// last are the sequence numbers that a window covers. Together the windows cover all from the first message to the
+// last.
+func readAll(
+	ctx context.Context, js jetstream.JetStream, stream string, state jetstream.StreamState,
+	f func(messages []consumers.Stored, first, last uint64) error,
+) error {
 	if state.Msgs == 0 {
 		return nil
 	}
@@ -52,13 +55,13 @@ func readAll(ctx context.Context, js jetstream.JetStream, stream string, state j
 	return group.Wait()
 }
 
-// window is the messages of a range of sequence numbers.
+// window is the messages in a range of sequence numbers.
 type window struct {
 	messages    []consumers.Stored
 	first, last uint64
 }
 
-// readWindow reads a window. What is deleted behind it is stepped over.
+// readWindow reads a window. It covers deleted messages behind it, too.
 func readWindow(ctx context.Context, js jetstream.JetStream, stream string, first, end uint64) (window, error) {
 	var chunks [perWindow][]consumers.Stored
 	var following [perWindow]uint64 // sequence number of the first message after the chunk
@@ -81,7 +84,9 @@ func readWindow(ctx context.Context, js jetstream.JetStream, stream string, firs
 }
 
 // readChunk returns the messages from <= sequence <= to, and the sequence number of the first message after them.
-func readChunk(ctx context.Context, js jetstream.JetStream, stream string, from, to uint64) ([]consumers.Stored, uint64, error) {
+func readChunk(
+	ctx context.Context, js jetstream.JetStream, stream string, from, to uint64,
+) ([]consumers.Stored, uint64, error) {
 	var messages []consumers.Stored
 	for from <= to {
 		m, err := consumers.ReadStored(ctx, js, stream, from, true)

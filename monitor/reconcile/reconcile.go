@@ -1,5 +1,5 @@
-// Package reconcile holds the streams of events and alerts against Postgres: each acknowledged event has exactly one
-// verdict, none was lost, and each alert is where it should be.
+// Package reconcile compares the streams of events and alerts with Postgres. It checks that each acknowledged event has
+// exactly one verdict, that no event was lost, and that each alert is where it should be.
 package reconcile
 
 import (
@@ -17,30 +17,30 @@ import (
 	"github.com/decuwatch/decuwatch/schema/postgres"
 )
 
-// Report is what both sides hold.
+// Report counts what the streams and Postgres contain.
 type Report struct {
-	Messages    int `json:"messages"`     // of the stream of events
+	Messages    int `json:"messages"`     // in the stream of events
 	Scores      int `json:"scores"`       // messages whose verdict is a score
 	Skips       int `json:"skips"`        //
 	DeadLetters int `json:"dead_letters"` //
-	Repeats     int `json:"repeats"`      // messages that repeat an event, whose first verdict stands
-	Waiting     int `json:"waiting"`      // without a verdict, and a worker will take them
-	Orphaned    int `json:"orphaned"`     // without a verdict, and nobody takes them
-	Missing     int `json:"missing"`      // acknowledged, without a verdict
+	Repeats     int `json:"repeats"`      // messages that repeat an event; the first verdict stands
+	Waiting     int `json:"waiting"`      // without a verdict; a worker will take them
+	Orphaned    int `json:"orphaned"`     // without a verdict; no worker will take them
+	Missing     int `json:"missing"`      // acknowledged without a verdict
 	Several     int `json:"several"`      // with more than one verdict
-	Lost        int `json:"lost"`         // gone from the stream, without a verdict
+	Lost        int `json:"lost"`         // gone from the stream without a verdict
 
-	Alerts        int `json:"alerts"`         // of Postgres
-	Published     int `json:"published"`      // of them in the stream of alerts
-	HeldBack      int `json:"held_back"`      // of them beyond their volume: stored, and counted by a summary
-	OwedAlerts    int `json:"owed_alerts"`    // of them still in the outbox
-	LostAlerts    int `json:"lost_alerts"`    // of them neither there nor owed
-	UnknownAlerts int `json:"unknown_alerts"` // in the stream, unknown to Postgres
+	Alerts        int `json:"alerts"`         // in Postgres
+	Published     int `json:"published"`      // alerts of Postgres that are in the stream
+	HeldBack      int `json:"held_back"`      // alerts beyond the budget: stored, and counted by a summary
+	OwedAlerts    int `json:"owed_alerts"`    // alerts that are still in the outbox
+	LostAlerts    int `json:"lost_alerts"`    // alerts that are neither in the stream nor in the outbox
+	UnknownAlerts int `json:"unknown_alerts"` // alerts of the stream that Postgres does not know
 
-	Differences []string `json:"differences,omitempty"` // the first few, in words
+	Differences []string `json:"differences,omitempty"` // the first maxDifferences, in words
 }
 
-// maxDifferences bounds the differences that are spelled out.
+// maxDifferences bounds the differences that a report describes.
 const maxDifferences = 20
 
 func (r *Report) differ(format string, args ...any) {
@@ -49,31 +49,30 @@ func (r *Report) differ(format string, args ...any) {
 	}
 }
 
-// Agrees reports whether every acknowledged event has exactly one verdict or will get it, none was lost, and every alert is
-// where it should be.
+// Agrees reports whether every acknowledged event has, or will get, exactly one verdict, no event was lost, and every
+// alert is where it should be.
 func (r *Report) Agrees() bool {
-	return r.Missing == 0 && r.Several == 0 && r.Orphaned == 0 && r.Lost == 0 && r.LostAlerts == 0 && r.UnknownAlerts == 0
+	return r.Missing == 0 && r.Several == 0 && r.Orphaned == 0 && r.Lost == 0 && r.LostAlerts == 0 &&
+		r.UnknownAlerts == 0
 }
 
-// Options say what is compared.
+// Options say what to compare.
 type Options struct {
 	JetStream jetstream.JetStream
 	Store     *postgres.Store
 	Events    string // stream of events
 	Alerts    string // stream of alerts
-	From      uint64 // losses of earlier messages are not reported: an operator knows them
-	// Progress is called with the number of messages of the stream of events, then with how many more were read. May be nil.
+	From      uint64 // first sequence number whose loss is reported; earlier losses are known to the operator
+	// Progress is called with the number of messages in the stream of events, and how many more were read. May be nil.
 	Progress func(total uint64, more int)
 }
 
-// quiet is how long a consumer may go without a sign of a worker that pulls from it, and patience how long is waited for
-// such a sign.
 const (
-	quiet    = 70 * time.Second
-	patience = 5 * time.Second
+	quiet    = 70 * time.Second // a consumer without a sign of a worker for this long is orphaned
+	patience = 5 * time.Second  // how long Run waits for such a sign
 )
 
-// Run compares. It terminates on any stream: it reads messages by sequence number, up to the last one at its start.
+// Run compares. It terminates on any stream, because it reads up to the message that was the last when it started.
 func Run(ctx context.Context, o Options) (*Report, error) {
 	if o.Progress == nil {
 		o.Progress = func(uint64, int) {}
@@ -97,13 +96,13 @@ type run struct {
 }
 
 func (r *run) compareEvents(ctx context.Context) error {
-	// What is acknowledged now has its verdict already; what is acknowledged later may get it while this runs.
+	// A message that is acknowledged by now has its verdict already. Later ones may get it while this runs.
 	var err error
 	if r.view, err = consumers.ReadView(ctx, r.JetStream, r.Events); err != nil {
 		return err
 	}
 	if len(r.view.Missing) > 0 {
-		return fmt.Errorf("the server cannot tell the state of the consumers %q at the moment", r.view.Missing)
+		return fmt.Errorf("the server does not know the state of the consumers %q at the moment", r.view.Missing)
 	}
 	r.owners = map[string]consumers.Ownership{}
 	r.Progress(r.view.State.Msgs, 0)
@@ -114,13 +113,13 @@ func (r *run) compareEvents(ctx context.Context) error {
 	if err := r.gone(ctx, from, max(r.view.State.FirstSeq, 1)-1); err != nil {
 		return err
 	}
-	return readAll(ctx, r.JetStream, r.Events, r.view.State, func(messages []consumers.Stored, first, last uint64) error {
+	read := func(messages []consumers.Stored, first, last uint64) error {
 		r.Progress(r.view.State.Msgs, len(messages))
 		r.report.Messages += len(messages)
 		if err := r.messages(ctx, messages); err != nil {
 			return err
 		}
-		for next := max(first, from); next <= last; { // gaps between the messages that were read
+		for next := max(first, from); next <= last; { // gaps between the messages
 			gap := last
 			for len(messages) > 0 && messages[0].Sequence < next {
 				messages = messages[1:]
@@ -134,10 +133,11 @@ func (r *run) compareEvents(ctx context.Context) error {
 			next = gap + 2
 		}
 		return nil
-	})
+	}
+	return readAll(ctx, r.JetStream, r.Events, r.view.State, read)
 }
 
-// accountedFrom returns the sequence number from which the ledger accounts for each message.
+// accountedFrom returns the first sequence number for which the ledger accounts.
 func (r *run) accountedFrom(ctx context.Context) (uint64, error) {
 	begin, known, err := r.Store.AccountedFrom(ctx, r.Events, r.view.Created)
 	if err != nil {
@@ -149,10 +149,10 @@ func (r *run) accountedFrom(ctx context.Context) (uint64, error) {
 	return max(begin, r.From, 1), nil
 }
 
-// goneChunk is how many sequence numbers are held against the ledger at once.
+// goneChunk is how many sequence numbers are compared with the ledger at once.
 const goneChunk = 1_000_000
 
-// gone counts the messages from <= sequence <= to, none of which is in the stream, that have no verdict.
+// gone counts the messages from <= sequence <= to that have no verdict. None of them is in the stream any more.
 func (r *run) gone(ctx context.Context, from, to uint64) error {
 	for ; from <= to; from += goneChunk {
 		end := min(to, from+goneChunk-1)
@@ -185,7 +185,7 @@ func (r *run) messages(ctx context.Context, messages []consumers.Stored) error {
 	for _, v := range verdicts {
 		bySequence[v.Sequence] = append(bySequence[v.Sequence], v)
 	}
-	var open []event // without a verdict of their own
+	var open []event
 	var ids []schema.Identity
 	for _, m := range messages {
 		if r.settled(m, bySequence[m.Sequence]) {
@@ -215,17 +215,18 @@ func (r *run) messages(ctx context.Context, messages []consumers.Stored) error {
 	return nil
 }
 
-// event is a message with what it says of its event.
+// event is a message that has no verdict of its own.
 type event struct {
 	consumers.Stored
 	id   schema.Identity // zero if the message is not an event
 	name string          // for people
 }
 
-// settled counts a message that has a verdict, and reports whether it has.
+// settled reports whether a message has a verdict, and counts it.
 func (r *run) settled(m consumers.Stored, verdicts []postgres.SequenceVerdict) bool {
 	digest := m.Digest()
-	own := slices.DeleteFunc(verdicts, func(v postgres.SequenceVerdict) bool { return v.Digest != digest }) // of a stream that was made anew
+	// Another digest belongs to an earlier stream of this name.
+	own := slices.DeleteFunc(verdicts, func(v postgres.SequenceVerdict) bool { return v.Digest != digest })
 	switch {
 	case len(own) == 0:
 		return false
@@ -252,22 +253,26 @@ func (r *run) unsettled(ctx context.Context, m consumers.Stored, id string) erro
 	}
 	c := r.view.Consumers[consumers.Durable(strings.TrimPrefix(m.Subject, schema.SubjectGeneration("")))]
 	switch {
-	case owner == consumers.Owned && m.Sequence > r.view.Floor(c), owner == consumers.Unowned && r.view.Time.Sub(m.Time) < quiet:
+	case owner == consumers.Owned && m.Sequence > r.view.Floor(c),
+		owner == consumers.Unowned && r.view.Time.Sub(m.Time) < quiet:
 		r.report.Waiting++
 	case owner == consumers.Owned:
 		r.report.Missing++
-		r.report.differ("message %d on %s (%s) is acknowledged and has no verdict", m.Sequence, printable(m.Subject), id)
+		r.report.differ("message %d on %s (%s) is acknowledged and has no verdict",
+			m.Sequence, printable(m.Subject), id)
 	case owner == consumers.Orphaned:
 		r.report.Orphaned++
-		r.report.differ("message %d on %s (%s) is orphaned: nobody pulls from the consumer %s", m.Sequence, printable(m.Subject), id, c.Name)
+		r.report.differ("message %d on %s (%s) is orphaned: nobody pulls from the consumer %s",
+			m.Sequence, printable(m.Subject), id, c.Name)
 	default:
 		r.report.Orphaned++
-		r.report.differ("message %d on %s (%s) has no verdict, and its model has no consumer", m.Sequence, printable(m.Subject), id)
+		r.report.differ("message %d on %s (%s) has no verdict, and its model has no consumer",
+			m.Sequence, printable(m.Subject), id)
 	}
 	return nil
 }
 
-// owner says who takes a subject's events. Before it says that nobody does, it looks again for a while.
+// owner says who takes a subject's events. Before it says that nobody does, it asks again for a while.
 func (r *run) owner(ctx context.Context, subject string) (consumers.Ownership, error) {
 	if o, known := r.owners[subject]; known {
 		return o, nil
@@ -289,7 +294,7 @@ func (r *run) owner(ctx context.Context, subject string) (consumers.Ownership, e
 	return owner, nil
 }
 
-// printable returns s with anything that a terminal would not print as a question mark.
+// printable replaces what a terminal would not print by question marks.
 func printable(s string) string {
 	return strings.Map(func(r rune) rune {
 		if !strconv.IsPrint(r) {

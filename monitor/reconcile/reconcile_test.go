@@ -39,7 +39,8 @@ func newSides(t testing.TB) *sides {
 	s := &sides{t: t, server: natstest.Start(t), store: pgtest.New(t)}
 	s.js = s.server.JetStream()
 	stream, err := s.js.CreateStream(t.Context(), jetstream.StreamConfig{ // single messages can be erased
-		Name: "GENERATION", Subjects: []string{"generation.requested.>"}, Discard: jetstream.DiscardNew, MaxMsgSize: schema.MaxPayload,
+		Name: "GENERATION", Subjects: []string{"generation.requested.>"}, Discard: jetstream.DiscardNew,
+		MaxMsgSize: schema.MaxPayload,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -72,7 +73,8 @@ func (s *sides) settle(from, to uint64) {
 			s.t.Fatal(err)
 		}
 		d := schema.Delivery{Stream: "GENERATION", Sequence: seq, Delivered: 1, Digest: m.Digest()}
-		if _, err := s.store.Record(s.t.Context(), schema.Verdict{Delivery: d, Skip: &schema.Skip{Event: ev, Reason: "sampler", Detail: "of a test"}}); err != nil {
+		if _, err := s.store.Record(s.t.Context(),
+			schema.Verdict{Delivery: d, Skip: &schema.Skip{Event: ev, Reason: "sampler", Detail: "of a test"}}); err != nil {
 			s.t.Fatal(err)
 		}
 	}
@@ -81,7 +83,8 @@ func (s *sides) settle(from, to uint64) {
 func (s *sides) consumer(model string) jetstream.Consumer {
 	s.t.Helper()
 	c, err := s.stream.CreateConsumer(s.t.Context(), jetstream.ConsumerConfig{
-		Durable: consumers.Durable(model), FilterSubject: schema.SubjectGeneration(model), AckPolicy: jetstream.AckExplicitPolicy,
+		Durable: consumers.Durable(model), FilterSubject: schema.SubjectGeneration(model),
+		AckPolicy: jetstream.AckExplicitPolicy,
 	})
 	if err != nil {
 		s.t.Fatal(err)
@@ -94,7 +97,8 @@ func (s *sides) run(from uint64) *reconcile.Report {
 	s.t.Helper()
 	ctx, cancel := context.WithTimeout(s.t.Context(), time.Minute)
 	defer cancel()
-	r, err := reconcile.Run(ctx, reconcile.Options{JetStream: s.js, Store: s.store, Events: "GENERATION", Alerts: "UNCERTAINTY", From: from})
+	r, err := reconcile.Run(ctx, reconcile.Options{JetStream: s.js, Store: s.store, Events: "GENERATION",
+		Alerts: "UNCERTAINTY", From: from})
 	if err != nil {
 		s.t.Fatal(err)
 	}
@@ -157,7 +161,8 @@ func TestStreamThatGrows(t *testing.T) {
 	}
 }
 
-// TestGaps erases single messages, ranges and the beginning: what had its verdict is no difference, everything else is lost.
+// TestGaps erases single messages, ranges and the beginning: what had its verdict is no difference, everything else is
+// lost.
 func TestGaps(t *testing.T) {
 	s := newSides(t)
 	s.begin()
@@ -179,7 +184,8 @@ func TestGaps(t *testing.T) {
 	if r.Messages != 84+6 || r.Lost != lost || r.Agrees() {
 		t.Errorf("%+v, want 90 messages and %d lost", r, lost)
 	}
-	if all := strings.Join(r.Differences, "\n"); !strings.Contains(all, "messages 13 to 15 are gone") || !strings.Contains(all, "messages 2011 to 5989 are gone") {
+	if all := strings.Join(r.Differences, "\n"); !strings.Contains(all, "messages 13 to 15 are gone") ||
+		!strings.Contains(all, "messages 2011 to 5989 are gone") {
 		t.Errorf("the ranges are not named:\n%s", all)
 	}
 	if r := s.run(5990); r.Lost != 0 || !r.Agrees() {
@@ -190,14 +196,16 @@ func TestGaps(t *testing.T) {
 	}
 }
 
-// TestWhatNobodyTakesDoesNotWait has an orphaned consumer, a model without one, and a consumer that a worker pulls from.
+// TestWhatNobodyTakesDoesNotWait has an orphaned consumer, a model without one, and a consumer that a worker pulls
+// from.
 func TestWhatNobodyTakesDoesNotWait(t *testing.T) {
 	s := newSides(t)
 	s.publish(model, "e", 3)
 	s.publish("misfit", "m", 2)
 	s.consumer(model)
 	if _, err := s.stream.CreateConsumer(t.Context(), jetstream.ConsumerConfig{
-		Durable: consumers.Durable("misfit"), FilterSubject: schema.SubjectGeneration(model), AckPolicy: jetstream.AckExplicitPolicy,
+		Durable: consumers.Durable("misfit"), FilterSubject: schema.SubjectGeneration(model),
+		AckPolicy: jetstream.AckExplicitPolicy,
 	}); err != nil {
 		t.Fatal(err)
 	}

@@ -1,5 +1,6 @@
-// Package redeliver brings events that ended as dead letters back for scoring. It is an operator's explicit act: the dead
-// letter stays as history, who asked is recorded, and the event gets a new verdict under a new message.
+// Package redeliver publishes events again that became dead letters, so that they are scored. An operator asks for it:
+// the dead letter stays as history, the operator's name is recorded, and the event gets a new verdict under a new
+// message.
 package redeliver
 
 import (
@@ -16,36 +17,36 @@ import (
 	"github.com/decuwatch/decuwatch/schema/postgres"
 )
 
-// Kinds returns the kinds of dead letters that can be redelivered. A message of any other kind would fail in the same way.
+// Kinds returns the kinds of dead letters that can be redelivered. The other kinds would fail in the same way again.
 func Kinds() []schema.DeadLetterKind {
 	return []schema.DeadLetterKind{schema.KindOrphaned, schema.KindUnknownModel, schema.KindGivenUp, schema.KindFailed}
 }
 
 // Result is what became of one dead letter.
 type Result struct {
-	Letter   postgres.StoredDeadLetter
-	Refused  string // why its message cannot be published again; "" if it can
-	Sequence uint64 // of the message that was published; 0 if only asked
+	DeadLetter postgres.StoredDeadLetter
+	Refused    string // why its message cannot be published again; "" if it can
+	Sequence   uint64 // of the message that was published; 0 if Options.Apply is false
 }
 
-// Options say what is brought back.
+// Options say what to redeliver.
 type Options struct {
 	JetStream jetstream.JetStream
 	Store     *postgres.Store
 	Query     postgres.DeadLetterQuery
-	By        string // who asks. Required to apply
-	Apply     bool   // publish; otherwise only look
+	By        string // who asks. Required if Apply is set
+	Apply     bool   // publish the messages; otherwise only list them
 }
 
-// Run calls done with each dead letter that the query finds, in order. A run that was interrupted can be repeated: no dead
-// letter is published twice.
+// Run calls done with each dead letter that the query finds, in order. An interrupted run can be repeated: it publishes
+// no dead letter twice.
 func Run(ctx context.Context, o Options, done func(Result) error) error {
 	return o.Store.EachDeadLetter(ctx, o.Query, func(l postgres.StoredDeadLetter) error {
 		msg, refused, err := message(ctx, o.JetStream, l)
 		if err != nil {
 			return err
 		}
-		r := Result{Letter: l, Refused: refused}
+		r := Result{DeadLetter: l, Refused: refused}
 		if o.Apply && refused == "" {
 			if r.Sequence, err = publish(ctx, o, l, msg); err != nil {
 				return fmt.Errorf("redeliver dead letter %d: %w", l.ID, err)
@@ -55,14 +56,14 @@ func Run(ctx context.Context, o Options, done func(Result) error) error {
 	})
 }
 
-// publish opens the event for a new verdict, then publishes its message. If it fails between the two, the next run publishes.
+// publish allows the event a new verdict, then publishes its message. If it fails in between, the next run publishes.
 func publish(ctx context.Context, o Options, l postgres.StoredDeadLetter, msg *nats.Msg) (uint64, error) {
 	id, err := o.Store.Redeliver(ctx, l.ID, o.By)
 	if err != nil {
 		return 0, err
 	}
-	// Without a message id: a producer could use the same one first, and the stream would drop this message as its
-	// duplicate. A message that a failed run published already is a repeat of the event, which does no harm.
+	// There is no message id: a producer could use the same id first, and the stream would drop this message as a
+	// duplicate. If a failed run has published the message already, this one repeats the event, which does no harm.
 	ack, err := o.JetStream.PublishMsg(ctx, msg, jetstream.WithExpectStream(l.Stream))
 	if err != nil {
 		return 0, err
@@ -70,9 +71,11 @@ func publish(ctx context.Context, o Options, l postgres.StoredDeadLetter, msg *n
 	return ack.Sequence, o.Store.Redelivered(ctx, id, ack.Sequence)
 }
 
-// message returns the message of a dead letter as its producer sent it: from the stream, or from the dead letter's payload if
-// the message had no headers that count. Refused says why there is none.
-func message(ctx context.Context, js jetstream.JetStream, l postgres.StoredDeadLetter) (msg *nats.Msg, refused string, err error) {
+// message returns the message of a dead letter as its producer sent it: from the stream, or from the dead letter's
+// payload if the message had no headers of an event. Refused says why the message cannot be returned.
+func message(
+	ctx context.Context, js jetstream.JetStream, l postgres.StoredDeadLetter,
+) (msg *nats.Msg, refused string, err error) {
 	if !strings.HasPrefix(l.Subject, schema.SubjectGeneration("")) {
 		return nil, fmt.Sprintf("its subject is %q, must begin with %s", l.Subject, schema.SubjectGeneration("")), nil
 	}
@@ -94,7 +97,7 @@ func message(ctx context.Context, js jetstream.JetStream, l postgres.StoredDeadL
 	return nil, "it has left the stream, and a dead letter keeps no headers", nil
 }
 
-// own returns the headers that belong to the event. Those that are instructions to the server are left out.
+// own returns the headers that belong to the event, without those that instruct the server.
 func own(header map[string][]string) nats.Header {
 	kept := nats.Header{}
 	for name, values := range header {

@@ -36,7 +36,8 @@ func (w worker) handle(ctx context.Context, ev schema.Event, d schema.Delivery) 
 	if w.fail != nil {
 		return w.fail
 	}
-	_, err := w.Record(ctx, schema.Verdict{Delivery: d, Skip: &schema.Skip{Event: ev, Reason: "sampler", Detail: "of a test"}})
+	_, err := w.Record(ctx, schema.Verdict{Delivery: d, Skip: &schema.Skip{Event: ev, Reason: "sampler",
+		Detail: "of a test"}})
 	return err
 }
 
@@ -46,8 +47,10 @@ func run(t *testing.T, js jetstream.JetStream, w worker, models ...string) (stop
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	cfg := consumers.Config{
-		Models: models, RetryDelay: 10 * time.Millisecond, RetryMaxDelay: 50 * time.Millisecond, UnownedGrace: time.Millisecond, PullExpiry: time.Second,
-		Stream: consumers.StreamConfig{CheckInterval: 20 * time.Millisecond}, Ledger: w.Store, Logger: slog.New(slog.DiscardHandler),
+		Models: models, RetryDelay: 10 * time.Millisecond, RetryMaxDelay: 50 * time.Millisecond,
+		UnownedGrace: time.Millisecond, PullExpiry: time.Second,
+		Stream: consumers.StreamConfig{CheckInterval: 20 * time.Millisecond}, Ledger: w.Store,
+		Logger: slog.New(slog.DiscardHandler),
 	}
 	runner, err := consumers.New(js, w, cfg)
 	if err != nil {
@@ -94,7 +97,8 @@ func until(t *testing.T, store *postgres.Store, sequence uint64, want string) {
 func collect(t *testing.T, o redeliver.Options) []redeliver.Result {
 	t.Helper()
 	var list []redeliver.Result
-	if err := redeliver.Run(t.Context(), o, func(r redeliver.Result) error { list = append(list, r); return nil }); err != nil {
+	if err := redeliver.Run(t.Context(), o,
+		func(r redeliver.Result) error { list = append(list, r); return nil }); err != nil {
 		t.Fatal(err)
 	}
 	return list
@@ -103,7 +107,8 @@ func collect(t *testing.T, o redeliver.Options) []redeliver.Result {
 func TestDeadLettersComeBack(t *testing.T) {
 	js, store := natstest.Start(t).JetStream(), pgtest.New(t)
 	stop := run(t, js, worker{Store: store, fail: errors.New("the session was lost")}, "ours")
-	natstest.Until(t, "the stream is there", func() bool { _, err := js.Stream(t.Context(), "GENERATION"); return err == nil })
+	natstest.Until(t, "the stream is there",
+		func() bool { _, err := js.Stream(t.Context(), "GENERATION"); return err == nil })
 	publish := func(ev schema.Event) {
 		t.Helper()
 		if _, err := schema.Publish(t.Context(), js, ev); err != nil {
@@ -119,8 +124,9 @@ func TestDeadLettersComeBack(t *testing.T) {
 		t.Fatal(err)
 	}
 	binary := &nats.Msg{Subject: schema.SubjectGeneration("new"), Header: nats.Header{
-		"ce-specversion": {"1.0"}, "ce-type": {schema.TypeGenerationRequested}, "ce-source": {"/s"}, "ce-id": {"binary"}, "ce-time": {"2026-05-04T03:02:01Z"},
-		"Status": {"404"},
+		"ce-specversion": {"1.0"}, "ce-type": {schema.TypeGenerationRequested}, "ce-source": {"/s"}, "ce-id": {"binary"},
+		"ce-time": {"2026-05-04T03:02:01Z"},
+		"Status":  {"404"},
 	}, Data: payload[strings.Index(string(payload), `{"model"`) : len(payload)-1]}
 	if _, err := js.PublishMsg(t.Context(), binary); err != nil {
 		t.Fatal(err)
@@ -128,7 +134,8 @@ func TestDeadLettersComeBack(t *testing.T) {
 	if _, err := js.Publish(t.Context(), schema.SubjectGeneration("ours"), []byte("no event")); err != nil {
 		t.Fatal(err)
 	}
-	for sequence, want := range map[uint64]string{1: "dead_letter unknown_model", 2: "dead_letter unknown_model", 3: "dead_letter failed", 4: "dead_letter unknown_model", 5: "dead_letter invalid"} {
+	for sequence, want := range map[uint64]string{1: "dead_letter unknown_model", 2: "dead_letter unknown_model",
+		3: "dead_letter failed", 4: "dead_letter unknown_model", 5: "dead_letter invalid"} {
 		until(t, store, sequence, want)
 	}
 	stop()
@@ -136,7 +143,8 @@ func TestDeadLettersComeBack(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	o := redeliver.Options{JetStream: js, Store: store, By: "alice", Query: postgres.DeadLetterQuery{Stream: "GENERATION", Kinds: redeliver.Kinds()}}
+	o := redeliver.Options{JetStream: js, Store: store, By: "alice", Query: postgres.DeadLetterQuery{Stream: "GENERATION",
+		Kinds: redeliver.Kinds()}}
 	if list := collect(t, o); len(list) != 4 {
 		t.Fatalf("%d dead letters can be looked at, want 4: %+v", len(list), list)
 	}
@@ -146,7 +154,7 @@ func TestDeadLettersComeBack(t *testing.T) {
 	o.Apply = true
 	for _, r := range collect(t, o) {
 		if r.Refused != "" || r.Sequence == 0 {
-			t.Errorf("%s: refused %q, published as %d", r.Letter.EventID, r.Refused, r.Sequence)
+			t.Errorf("%s: refused %q, published as %d", r.DeadLetter.EventID, r.Refused, r.Sequence)
 		}
 	}
 	if list := collect(t, o); len(list) != 0 {
@@ -156,12 +164,14 @@ func TestDeadLettersComeBack(t *testing.T) {
 	for sequence := uint64(6); sequence <= 9; sequence++ {
 		until(t, store, sequence, "skip sampler")
 	}
-	for sequence, want := range map[uint64]string{1: "dead_letter unknown_model", 3: "dead_letter failed", 5: "dead_letter invalid"} {
+	for sequence, want := range map[uint64]string{1: "dead_letter unknown_model", 3: "dead_letter failed",
+		5: "dead_letter invalid"} {
 		if got := outcomes(t, store)[sequence]; got != want {
 			t.Errorf("message %d is %q, want %q as before", sequence, got, want)
 		}
 	}
-	if _, err := store.Redeliver(t.Context(), letter(t, store), "alice"); err == nil || !strings.Contains(err.Error(), "is invalid, must be orphaned") {
+	if _, err := store.Redeliver(t.Context(), deadLetter(t, store), "alice"); err == nil ||
+		!strings.Contains(err.Error(), "is invalid, must be orphaned") {
 		t.Errorf("redeliver an invalid message: %v", err)
 	}
 }
@@ -177,10 +187,11 @@ func purge(t *testing.T, js jetstream.JetStream, below uint64) (jetstream.Stream
 }
 
 // letter returns the number of the dead letter of the message that is no event.
-func letter(t *testing.T, store *postgres.Store) int64 {
+func deadLetter(t *testing.T, store *postgres.Store) int64 {
 	t.Helper()
 	var id int64
-	if err := store.EachDeadLetter(t.Context(), postgres.DeadLetterQuery{Stream: "GENERATION", Kinds: []schema.DeadLetterKind{schema.KindInvalid}}, func(l postgres.StoredDeadLetter) error {
+	if err := store.EachDeadLetter(t.Context(), postgres.DeadLetterQuery{Stream: "GENERATION",
+		Kinds: []schema.DeadLetterKind{schema.KindInvalid}}, func(l postgres.StoredDeadLetter) error {
 		id = l.ID
 		return nil
 	}); err != nil {
