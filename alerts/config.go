@@ -24,7 +24,7 @@ type Config struct {
 	// Prometheus Alertmanager that each alert is sent to too, without /api/v2. Defaults to none.
 	AlertmanagerURL string `name:"alertmanager-url" placeholder:"URL"`
 	// Begins the link to an alert's review page in webhooks and Alertmanager; the alert's id follows. Defaults to
-	// review.url with /review/ where that is given, else to none.
+	// review.url with /review/ if that is given, else to none.
 	Link string `name:"link" placeholder:"URL"`
 }
 

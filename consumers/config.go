@@ -63,8 +63,9 @@ type Config struct {
 	Models []string     `kong:"-"` // names of the models whose events are consumed; at least one
 	Stream StreamConfig `kong:"-"` // where the events come from
 
-	PullExpiry   time.Duration `kong:"-" default:"5s"`  // how long the server keeps one pull open
-	UnownedGrace time.Duration `kong:"-" default:"10s"` // before an event of a model without a consumer is a dead letter
+	PullExpiry time.Duration `kong:"-" default:"5s"` // how long the server keeps one pull open
+	// How long an event of a model without a consumer waits before it becomes a dead letter.
+	UnownedGrace time.Duration `kong:"-" default:"10s"`
 
 	// Ledger holds the verdicts. Nil: the keeper purges nothing and cannot tell lost messages.
 	Ledger Ledger `kong:"-"`
@@ -78,7 +79,7 @@ type Config struct {
 
 	Logger  *slog.Logger `kong:"-"` // Defaults to slog.Default()
 	Metrics *Metrics     `kong:"-"` // see [NewMetrics]. Nil counts nowhere
-	Tracer  trace.Tracer `kong:"-"` // of the spans consume and ack, in the trace that the producer began. Defaults to none
+	Tracer  trace.Tracer `kong:"-"` // of the spans consume and ack, in the producer's trace. Defaults to none
 }
 
 // withDefaults returns c with defaults in place of zero values.

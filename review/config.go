@@ -40,7 +40,8 @@ func (c Config) Check() error {
 		errs = append(errs, settings.Errorf("review.trusted-proxies is given without review.trusted-header"))
 	}
 	if c.TrustedHeader != "" && !headerName.MatchString(c.TrustedHeader) {
-		errs = append(errs, settings.Errorf("review.trusted-header is %q, must be the name of a header", c.TrustedHeader))
+		errs = append(errs,
+			settings.Errorf("review.trusted-header is %q, must be the name of a header", c.TrustedHeader))
 	}
 	_, err := c.proxies()
 	return errors.Join(append(errs, err)...)

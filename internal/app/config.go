@@ -164,8 +164,8 @@ func (c Config) Check() error {
 		}
 	}
 	if least := c.Consumers.OrphanGrace + time.Minute; c.Stream.MaxAge < least {
-		errs = append(errs, settings.Errorf(
-			"stream.max-age is %s, must be at least %s, one minute above consumers.orphan-grace", c.Stream.MaxAge, least))
+		errs = append(errs, settings.Errorf("stream.max-age is %s, must be at least %s: consumers.orphan-grace and 1m",
+			c.Stream.MaxAge, least))
 	}
 	if c.Retention.Events < c.Stream.MaxAge {
 		errs = append(errs, settings.Errorf("retention.events is %s, must be at least %s, which is stream.max-age",

@@ -74,7 +74,8 @@ func reference() string {
 			fmt.Fprintf(&b, "\n## %s\n\n", group)
 		}
 		width := 0
-		for i, word := range strings.Fields(fmt.Sprintf("- **`%s`** (`%s`, %s): %s", s.Name, s.Variable, s.Kind, s.Help)) {
+		text := fmt.Sprintf("- **`%s`** (`%s`, %s): %s", s.Name, s.Variable, s.Kind, s.Help)
+		for i, word := range strings.Fields(text) {
 			switch {
 			case i > 0 && width+1+utf8.RuneCountInString(word) > 120:
 				b.WriteString("\n  ")
@@ -204,7 +205,10 @@ review:
   share: 0.5
 metrics:
 `
-	env := map[string]string{"DECUWATCH_NATS_URL": "nats://env:2", "DECUWATCH_CONSUMERS_ACK_WAIT": "42s", "DECUWATCH_ONNXRUNTIME_LIB": "/lib.so"}
+	env := map[string]string{
+		"DECUWATCH_NATS_URL": "nats://env:2", "DECUWATCH_CONSUMERS_ACK_WAIT": "42s",
+		"DECUWATCH_ONNXRUNTIME_LIB": "/lib.so",
+	}
 	c, err := parsedConfig(t, file, env, "--nats.url", "nats://flag:3")
 	if err != nil {
 		t.Fatal(err)
@@ -235,8 +239,9 @@ metrics:
 	if err := os.WriteFile(path, []byte("stream: {name: OTHER}"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if c, err = parsedConfig(t, "", map[string]string{"DECUWATCH_CONFIG": path}); err != nil || c.Stream.Name != "OTHER" {
-		t.Errorf("stream %q, error %v; want the file's that the environment names", c.Stream.Name, err)
+	c, err = parsedConfig(t, "", map[string]string{"DECUWATCH_CONFIG": path})
+	if err != nil || c.Stream.Name != "OTHER" {
+		t.Errorf("stream %q, error %v; want the stream in the file that the environment names", c.Stream.Name, err)
 	}
 }
 
@@ -247,23 +252,31 @@ func TestWrongSettingsAreNamed(t *testing.T) {
 		args       []string
 		want       string
 	}{
-		{name: "unknown name", file: "nats:\n  address: x\n", want: "decuwatch.yaml:2: there is no setting nats.address"},
+		{name: "unknown name", file: "nats:\n  address: x\n",
+			want: "decuwatch.yaml:2: there is no setting nats.address"},
 		{name: "unknown group", file: "kafka: {}\n", want: "there is no setting kafka"},
 		{name: "value in place of a group", file: "nats: x\n", want: "there is no setting nats"},
 		{name: "group in place of a value", file: "nats: {url: {a: b}}\n", want: "nats.url must be a plain value"},
 		{name: "not YAML", file: "nats: [\n", want: "read settings"},
 		{name: "kind, file", file: "consumers: {ack-wait: soon}\n", want: "consumers.ack-wait"},
-		{name: "kind, environment", env: map[string]string{"DECUWATCH_POSTGRES_MAX_CONNS": "many"}, want: "postgres.max-conns"},
+		{name: "kind, environment", env: map[string]string{"DECUWATCH_POSTGRES_MAX_CONNS": "many"},
+			want: "postgres.max-conns"},
 		{name: "kind, flag", args: []string{"--tracing.sample-ratio", "half"}, want: "tracing.sample-ratio"},
-		{name: "bound", args: []string{"--consumers.max-deliver", "0"}, want: "consumers.max-deliver is 0, must be at least 1"},
-		{name: "duration", args: []string{"--consumers.ack-wait", "1ms"}, want: "consumers.ack-wait is 1ms, must be at least 100ms"},
-		{name: "order", args: []string{"--consumers.retry-delay", "1m"}, want: "consumers.retry-max-delay is 30s, must be at least 1m0s"},
-		{name: "ledger shorter than the stream", args: []string{"--retention.events", "2h"}, want: "retention.events is 2h0m0s, must be at least 168h0m0s"},
+		{name: "bound", args: []string{"--consumers.max-deliver", "0"},
+			want: "consumers.max-deliver is 0, must be at least 1"},
+		{name: "duration", args: []string{"--consumers.ack-wait", "1ms"},
+			want: "consumers.ack-wait is 1ms, must be at least 100ms"},
+		{name: "order", args: []string{"--consumers.retry-delay", "1m"},
+			want: "consumers.retry-max-delay is 30s, must be at least 1m0s"},
+		{name: "ledger shorter than the stream", args: []string{"--retention.events", "2h"},
+			want: "retention.events is 2h0m0s, must be at least 168h0m0s"},
 		{name: "share", args: []string{"--review.share", "1.5"}, want: "review.share is 1.5, must be 0 to 1"},
 		{name: "profile", args: []string{"--scoring.profile", "loose"}, want: `scoring.profile is "loose"`},
-		{name: "unreproducible", args: []string{"--scoring.unreproducible", "drop"}, want: `scoring.unreproducible is "drop"`},
+		{name: "unreproducible", args: []string{"--scoring.unreproducible", "drop"},
+			want: `scoring.unreproducible is "drop"`},
 		{name: "key without certificate", args: []string{"--nats.key", "k"}, want: "nats.cert and nats.key"},
-		{name: "two identities", args: []string{"--nats.creds", "k", "--nats.nkey", "n"}, want: "nats.creds and nats.nkey"},
+		{name: "two identities", args: []string{"--nats.creds", "k", "--nats.nkey", "n"},
+			want: "nats.creds and nats.nkey"},
 		{name: "address", args: []string{"--metrics.address", "9464"}, want: `metrics.address is "9464"`},
 		{name: "endpoint", args: []string{"--tracing.endpoint", "collector:4318"}, want: "tracing.endpoint"},
 		{name: "database", args: []string{"--postgres.url", ""}, want: "postgres.url"},
@@ -292,7 +305,9 @@ func TestLogFormats(t *testing.T) {
 	}
 	log.Info("hidden")
 	log.Warn("seen", "err", context.Canceled)
-	if got := out.String(); !strings.HasPrefix(got, "{") || !strings.Contains(got, `"err":"context canceled"`) || strings.Contains(got, "hidden") {
+	got := out.String()
+	if !strings.HasPrefix(got, "{") || !strings.Contains(got, `"err":"context canceled"`) ||
+		strings.Contains(got, "hidden") {
 		t.Errorf("logged %q", got)
 	}
 	for _, wrong := range []LogConfig{{"loud", "text"}, {"info", "xml"}} {
@@ -303,7 +318,8 @@ func TestLogFormats(t *testing.T) {
 }
 
 func TestRedactedAddressesHoldNoSecret(t *testing.T) {
-	if got := settings.Redact("nats://user:secret@a:4222, nats://b:4222"); strings.Contains(got, "secret") || !strings.Contains(got, "nats://a:4222") {
+	got := settings.Redact("nats://user:secret@a:4222, nats://b:4222")
+	if strings.Contains(got, "secret") || !strings.Contains(got, "nats://a:4222") {
 		t.Errorf("redacted to %q", got)
 	}
 }

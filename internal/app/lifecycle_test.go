@@ -56,8 +56,7 @@ func TestAPartThatEndsByItselfEndsTheProgram(t *testing.T) {
 	}
 }
 
-// Readiness is the last result of checks that run beside requests: one at a time for each part, with a deadline and a
-// greatest age.
+// Readiness is the last result of background checks: one at a time for each part, with a deadline and a maximum age.
 func TestReadyOnlyIfEveryPartIs(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		reg := prometheus.NewRegistry()
@@ -80,7 +79,7 @@ func TestReadyOnlyIfEveryPartIs(t *testing.T) {
 		settle := func(d time.Duration) { time.Sleep(d); synctest.Wait() }
 		settle(time.Minute)
 		holds("before the start", "/readyz", http.StatusServiceUnavailable,
-			"clock: not started\nensemble: not started\nnats: not started\npostgres: not started\npulling: not started\nstream: not started\nworkers: not started\n")
+			strings.Join(parts, ": not started\n")+": not started\n")
 		holds("alive", "/healthz", http.StatusOK, "alive\n")
 		var mu sync.Mutex // of what follows
 		checks, running, most := 0, 0, 0
@@ -112,8 +111,8 @@ func TestReadyOnlyIfEveryPartIs(t *testing.T) {
 		})
 		settle(checkEvery)
 		holds("Postgres is full", "/readyz", http.StatusServiceUnavailable, "postgres: disk full\n")
-		want := "# HELP decuwatch_ready 1 while what the next verdict needs works, by part: clock, ensemble, nats, postgres, pulling, stream, workers.\n" +
-			"# TYPE decuwatch_ready gauge\n"
+		want := "# HELP decuwatch_ready 1 while what the next verdict needs works, by part: " +
+			"clock, ensemble, nats, postgres, pulling, stream, workers.\n# TYPE decuwatch_ready gauge\n"
 		for _, name := range parts {
 			up := "1"
 			if name == partPostgres {
@@ -130,20 +129,21 @@ func TestReadyOnlyIfEveryPartIs(t *testing.T) {
 		locked(func() { hang = make(chan struct{}) })
 		settle(time.Minute)
 		locked(func() {
-			if _, body := page("/readyz"); !strings.HasPrefix(body, "postgres: its check has not returned for 5") || running != 1 || most != 1 {
+			_, body := page("/readyz")
+			if !strings.HasPrefix(body, "postgres: its check has not returned for 5") || running != 1 || most != 1 {
 				t.Errorf("Postgres hangs: %q, %d checks at once", body, most)
 			}
 			close(hang)
 		})
 		settle(time.Second)
-		holds("Postgres does not hang any more", "/readyz", http.StatusOK, "ready\n")
+		holds("Postgres no longer hangs", "/readyz", http.StatusOK, "ready\n")
 		stop()
 		settle(time.Hour)
 		if _, body := page("/readyz"); !strings.HasPrefix(body, "clock: was last checked 1h0m") {
-			t.Errorf("nobody checks any more: %q", body)
+			t.Errorf("the checks have stopped: %q", body)
 		}
 		if status, _ := page("/debug/pprof/"); status != http.StatusNotFound {
-			t.Errorf("profiles are served without being asked for: %d", status)
+			t.Errorf("profiles are served although metrics.pprof is off: %d", status)
 		}
 	})
 }

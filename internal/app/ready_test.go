@@ -23,8 +23,10 @@ func TestClocksAreCompared(t *testing.T) {
 	}{
 		{"equal", 0, 0, ""},
 		{"within", 29 * time.Second, 0, ""},
-		{"ahead", 500 * 24 * time.Hour, 0, "this worker's clock is 12000h0m0s ahead of postgres's, at most 30s is allowed"},
-		{"behind", -25 * time.Hour, 2 * time.Second, "this worker's clock is 24h59m59s behind postgres's, at most 30s is allowed"},
+		{"ahead", 500 * 24 * time.Hour, 0,
+			"this worker's clock is 12000h0m0s ahead of postgres's, at most 30s is allowed"},
+		{"behind", -25 * time.Hour, 2 * time.Second,
+			"this worker's clock is 24h59m59s behind postgres's, at most 30s is allowed"},
 		{"unknown within a long trip", 40 * time.Second, 30 * time.Second, ""},
 	} {
 		synctest.Test(t, func(t *testing.T) {
@@ -45,7 +47,7 @@ func TestClocksAreCompared(t *testing.T) {
 	}
 }
 
-// TestEveryPartHasARunbook holds the parts of readiness against the table that tells operators what to look at.
+// TestEveryPartHasARunbook compares the parts of readiness with the table that tells operators what to look at.
 func TestEveryPartHasARunbook(t *testing.T) {
 	text, err := os.ReadFile("../../docs/operating.md")
 	if err != nil {
@@ -54,7 +56,8 @@ func TestEveryPartHasARunbook(t *testing.T) {
 	_, section, _ := strings.Cut(string(text), "### DecuwatchNotReady")
 	section, _, _ = strings.Cut(section, "\n### ")
 	listed := map[string]bool{}
-	for _, row := range regexp.MustCompile("(?m)^\\| `([a-z]+)` \\| .+ \\| .+ \\|$").FindAllStringSubmatch(section, -1) {
+	rows := regexp.MustCompile("(?m)^\\| `([a-z]+)` \\| .+ \\| .+ \\|$")
+	for _, row := range rows.FindAllStringSubmatch(section, -1) {
 		listed[row[1]] = true
 	}
 	for _, part := range parts {
@@ -64,6 +67,6 @@ func TestEveryPartHasARunbook(t *testing.T) {
 		delete(listed, part)
 	}
 	for part := range listed {
-		t.Errorf("docs/operating.md tells of a part %s, which there is not", part)
+		t.Errorf("docs/operating.md names the part %s, which does not exist", part)
 	}
 }

@@ -1,7 +1,6 @@
 package app
 
 import (
-	"fmt"
 	"log/slog"
 	"net/http"
 	"os"
@@ -30,9 +29,11 @@ func TestReviewPageNeedsAuthentication(t *testing.T) {
 	valid := DefaultConfig().Review
 	valid.Workers, valid.Address = 0, "0.0.0.0:0"
 	for name, change := range map[string]func(*ReviewConfig){
-		"takes a token":           func(*ReviewConfig) {},
-		"must not both":           func(c *ReviewConfig) { c.TokenFile, c.TrustedHeader = token, "X-User" },
-		"is not an address":       func(c *ReviewConfig) { c.TrustedHeader, c.TrustedProxies = "X-User", []string{"proxy"} },
+		"takes a token": func(*ReviewConfig) {},
+		"must not both": func(c *ReviewConfig) { c.TokenFile, c.TrustedHeader = token, "X-User" },
+		"is not an address": func(c *ReviewConfig) {
+			c.TrustedHeader, c.TrustedProxies = "X-User", []string{"proxy"}
+		},
 		"must be host:port":       func(c *ReviewConfig) { c.Address = "8080" },
 		"must be http://host":     func(c *ReviewConfig) { c.URL = "review" },
 		"review.image-side is 4":  func(c *ReviewConfig) { c.ImageSide = 4 },
@@ -54,9 +55,11 @@ func TestReviewPageNeedsAuthentication(t *testing.T) {
 	}
 	_, port, _ := strings.Cut(address, "]:")
 	var wg sync.WaitGroup
-	for bearer, want := range map[string]int{"0123456789abcdef0123": http.StatusOK, "": http.StatusUnauthorized, "wrong": http.StatusUnauthorized} {
+	for bearer, want := range map[string]int{
+		"0123456789abcdef0123": http.StatusOK, "": http.StatusUnauthorized, "wrong": http.StatusUnauthorized,
+	} {
 		wg.Go(func() {
-			request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, fmt.Sprintf("http://127.0.0.1:%s/", port), nil)
+			request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://127.0.0.1:"+port+"/", nil)
 			if err != nil {
 				t.Error(err)
 				return

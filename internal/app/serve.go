@@ -127,7 +127,9 @@ func Serve(ctx context.Context, c Config, o Options) (err error) {
 	// Alerts leave.
 	room := func(err error) error { return ExplainRoom(ctx, js, c.Stream, c.Alerts, err) }
 	if !nc.IsConnected() {
-		life.Run("stream of alerts", func(ctx context.Context) error { return room(ensureAlerts(ctx, nc, stream, log)) })
+		life.Run("stream of alerts", func(ctx context.Context) error {
+			return room(ensureAlerts(ctx, nc, stream, log))
+		})
 	} else if err := stream.Ensure(ctx); err != nil {
 		return room(err)
 	}
@@ -145,7 +147,8 @@ func Serve(ctx context.Context, c Config, o Options) (err error) {
 
 	// Events come in.
 	m, err := monitor.New(Models(engines, c.Scoring), thresholds, Recorder{store}, monitor.Config{
-		MaxClassSeries: c.Metrics.MaxClassSeries, SampleShare: c.Review.Share, Registerer: reg, Tracer: tracer, Log: log,
+		MaxClassSeries: c.Metrics.MaxClassSeries, SampleShare: c.Review.Share,
+		Registerer: reg, Tracer: tracer, Log: log,
 	})
 	if err != nil {
 		return err

@@ -37,7 +37,9 @@ func writeCertificate(t *testing.T, c HTTPTLSConfig, serial int64, written time.
 	if err != nil {
 		t.Fatal(err)
 	}
-	for path, block := range map[string]*pem.Block{c.TLSCert: {Type: "CERTIFICATE", Bytes: der}, c.TLSKey: {Type: "PRIVATE KEY", Bytes: private}} {
+	for path, block := range map[string]*pem.Block{
+		c.TLSCert: {Type: "CERTIFICATE", Bytes: der}, c.TLSKey: {Type: "PRIVATE KEY", Bytes: private},
+	} {
 		if err := os.WriteFile(path, pem.EncodeToMemory(block), 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -65,13 +67,17 @@ func TestHTTPSpeaksTLS(t *testing.T) {
 	ctx, stop := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() {
-		ended <- ServeHTTP(ctx, listener, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(http.StatusNoContent) }))
+		ended <- ServeHTTP(ctx, listener, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			w.WriteHeader(http.StatusNoContent)
+		}))
 	}()
 	get := func(scheme string, trusted *x509.Certificate) (*http.Response, error) {
 		pool := x509.NewCertPool()
 		pool.AddCert(trusted)
-		transport := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool}, DisableKeepAlives: true, ForceAttemptHTTP2: true}
-		response, err := (&http.Client{Transport: transport, Timeout: time.Minute}).Get(scheme + "://" + listener.Addr().String())
+		client := &http.Client{Timeout: time.Minute, Transport: &http.Transport{
+			TLSClientConfig: &tls.Config{RootCAs: pool}, DisableKeepAlives: true, ForceAttemptHTTP2: true,
+		}}
+		response, err := client.Get(scheme + "://" + listener.Addr().String())
 		if err == nil {
 			response.Body.Close()
 		}
@@ -107,7 +113,8 @@ func TestHTTPTLSRefusals(t *testing.T) {
 	}{
 		{HTTPTLSConfig{TLSCert: "cert.pem"}, "metrics.tls-cert and metrics.tls-key must be given together"},
 		{HTTPTLSConfig{TLSKey: "key.pem"}, "metrics.tls-cert and metrics.tls-key must be given together"},
-		{HTTPTLSConfig{TLSCert: filepath.Join(dir, "none.pem"), TLSKey: filepath.Join(dir, "none.key")}, "metrics.tls-cert: open " + filepath.Join(dir, "none.pem")},
+		{HTTPTLSConfig{TLSCert: filepath.Join(dir, "none.pem"), TLSKey: filepath.Join(dir, "none.key")},
+			"metrics.tls-cert: open " + filepath.Join(dir, "none.pem")},
 	} {
 		if l, err := c.Listen("metrics", "127.0.0.1:0"); err == nil || !strings.Contains(err.Error(), c.says) {
 			if err == nil {
