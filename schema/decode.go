@@ -191,8 +191,8 @@ func decodeGeneration(v any) (Generation, error) {
 		Model:      r.model(),
 		Class:      r.class(),
 		Seed:       r.integer("seed"),
-		Noise:      r.noise(),
-		NoiseDtype: r.noiseDtype(),
+		Noise:      r.choice("noise", namePattern.MatchString, "the name of a generator: torch-cpu, torch-cuda, decuwatch"),
+		NoiseDtype: r.choice("noise_dtype", isNoiseDtype, "one of "+strings.Join(noiseDtypes, ", ")),
 		BatchIndex: r.batchIndex(),
 		Sampler:    r.sampler(),
 		Labels:     r.labels(),
@@ -349,45 +349,29 @@ func (r *reader) class() Class {
 	return Class{}
 }
 
-// integer returns a number that must be there, within its bounds.
-func (r *reader) integer(name string) uint64 {
+func (r *reader) integer(name string) uint64 { return within(r, name, integer) }
+
+func (r *reader) real(name string) float64 { return within(r, name, real) }
+
+// within returns a number that must be there, within its bounds.
+func within[T any](r *reader, name string, read func(n json.Number, at string, least, most json.Number) (T, error)) (v T) {
 	n := required[json.Number](r, name, "number")
-	if r.err != nil {
-		return 0
+	if b := bounds[r.path(name)]; r.err == nil {
+		v, r.err = read(n, r.path(name), b.least, b.most)
 	}
-	b := bounds[r.path(name)]
-	i, err := integer(n, r.path(name), b.least, b.most)
-	r.err = err
-	return i
+	return v
 }
 
-// real returns a number that must be there, within its bounds.
-func (r *reader) real(name string) float64 {
-	n := required[json.Number](r, name, "number")
-	if r.err != nil {
-		return 0
-	}
-	b := bounds[r.path(name)]
-	f, err := real(n, r.path(name), b.least, b.most)
-	r.err = err
-	return f
-}
-
-func (r *reader) noise() string {
-	s, _ := r.members["noise"].(string)
-	if r.has("noise") && !namePattern.MatchString(s) {
-		r.refuse("noise", "must be the name of a generator: torch-cpu, torch-cuda, decuwatch")
+// choice returns a text that may be absent.
+func (r *reader) choice(name string, valid func(string) bool, must string) string {
+	s, _ := r.members[name].(string)
+	if r.has(name) && !valid(s) {
+		r.refuse(name, "must be %s", must)
 	}
 	return s
 }
 
-func (r *reader) noiseDtype() string {
-	s, _ := r.members["noise_dtype"].(string)
-	if r.has("noise_dtype") && !slices.Contains(noiseDtypes, s) {
-		r.refuse("noise_dtype", "must be one of %s", strings.Join(noiseDtypes, ", "))
-	}
-	return s
-}
+func isNoiseDtype(s string) bool { return slices.Contains(noiseDtypes, s) }
 
 func (r *reader) batchIndex() *int {
 	if !r.has("batch_index") {
@@ -430,7 +414,10 @@ func (r *reader) labels() map[string]string {
 	if len(members) > MaxLabels {
 		r.refuse("labels", "has %d labels, the most is %d", len(members), MaxLabels)
 	}
-	var labels map[string]string
+	if r.err != nil || len(members) == 0 {
+		return nil
+	}
+	labels := make(map[string]string, len(members))
 	for _, name := range sortedNames(members) {
 		if !namePattern.MatchString(name) {
 			r.refuse("labels", "name %s must be 1 to 64 of A-Z a-z 0-9 _ . + -, beginning with a letter or digit", quote(name))
@@ -438,9 +425,6 @@ func (r *reader) labels() map[string]string {
 		s, ok := members[name].(string)
 		if !ok || utf8.RuneCountInString(s) > MaxLabelValue || !printable(s) {
 			r.refuse("labels."+name, "must be a string of at most %d printable characters", MaxLabelValue)
-		}
-		if labels == nil {
-			labels = make(map[string]string, len(members))
 		}
 		labels[name] = s
 	}
