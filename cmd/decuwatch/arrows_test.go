@@ -63,8 +63,8 @@ var arrows = []struct {
 		"schema", "schema/postgres", "scoring/ensemble",
 	}, "a watchdog knows neither how events are scored nor who reviews them"},
 	{"review", []string{
-		"internal/backoff", "internal/settings", "schema", "schema/postgres", "alerts", "scoring",
-		"scoring/ensemble", "monitor/replay",
+		"internal/backoff", "internal/settings", "internal/terminal", "schema", "schema/postgres", "alerts",
+		"scoring", "scoring/ensemble", "monitor/replay",
 	}, "review comes after the verdict and takes no part in it"},
 	{"internal/backoff", nil, "how retries are spaced out"},
 	{"internal/modelname", nil, "the one rule for the names of models"},

@@ -1,0 +1,65 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+
+	"github.com/decuwatch/decuwatch/internal/app"
+	"github.com/decuwatch/decuwatch/review"
+	"github.com/decuwatch/decuwatch/schema"
+	"github.com/decuwatch/decuwatch/schema/postgres"
+)
+
+type reviewListCmd struct {
+	State    string             `default:"todo" enum:"todo,open,acknowledged,resolved,all" help:"todo (open and acknowledged), open, acknowledged, resolved or all."`
+	Model    string             `placeholder:"NAME" help:"Reviews of this model only."`
+	Class    *int               `placeholder:"INDEX" help:"Reviews of this class only."`
+	Assignee string             `placeholder:"NAME" help:"Reviews assigned to this person only."`
+	Severity schema.Severity    `enum:"warn,critical," default:"" placeholder:"warn|critical" help:"Reviews of alerts of this severity only; requests drawn at random are left out then."`
+	Limit    int                `default:"50" help:"The newest so many."`
+	JSON     bool               `name:"json" help:"Print JSON."`
+	Postgres app.PostgresConfig `embed:"" prefix:"postgres." group:"Postgres"`
+}
+
+func (reviewListCmd) Help() string {
+	return `Examples:
+
+  decuwatch review list
+  decuwatch review list --severity critical --model fashion-mnist
+  decuwatch review list --state resolved --json | jq -r '[.[] | .verdict] | group_by(.) | map({(.[0]): length}) | add'`
+}
+
+func (c *reviewListCmd) Run(ctx context.Context, s *streams, log *slog.Logger) error {
+	if c.Limit < 1 || c.Limit > 10_000 {
+		return usage("--limit is %d, must be 1 to 10000", c.Limit)
+	}
+	filter := postgres.ReviewFilter{
+		Model: c.Model, Class: c.Class, Assignee: c.Assignee, Severity: c.Severity, Limit: c.Limit,
+	}
+	switch c.State {
+	case "todo":
+		filter.States = []schema.ReviewState{schema.ReviewOpen, schema.ReviewAcknowledged}
+	case "all":
+	default:
+		filter.States = []schema.ReviewState{schema.ReviewState(c.State)}
+	}
+	return app.WithStore(ctx, c.Postgres, log, func(store *postgres.Store) error {
+		list, err := store.Reviews(ctx, filter)
+		if err != nil {
+			return err
+		}
+		unmarked := make([]postgres.Review, len(list))
+		for i, r := range list {
+			unmarked[i] = review.Unmarked(r)
+		}
+		switch {
+		case c.JSON:
+			return writeJSON(s.out, unmarked)
+		case len(list) == 0:
+			_, err := fmt.Fprintln(s.out, "Nothing waits for a reviewer here.")
+			return err
+		}
+		return review.PrintList(s.out, unmarked)
+	})
+}

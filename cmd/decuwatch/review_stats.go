@@ -1,0 +1,48 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"log/slog"
+	"time"
+
+	"github.com/decuwatch/decuwatch/internal/app"
+	"github.com/decuwatch/decuwatch/review"
+	"github.com/decuwatch/decuwatch/schema/postgres"
+)
+
+type reviewStatsCmd struct {
+	Model    string             `placeholder:"NAME" help:"This model only."`
+	Class    *int               `placeholder:"INDEX" help:"This class only."`
+	Days     int                `default:"30" help:"Events of the last so many days."`
+	JSON     bool               `name:"json" help:"Print JSON."`
+	Postgres app.PostgresConfig `embed:"" prefix:"postgres." group:"Postgres"`
+}
+
+func (reviewStatsCmd) Help() string {
+	return `Precision is the share of reviewed alerts that were confirmed or expected (interval after Wilson). Recall is
+estimated from the requests without an alert that were drawn at random: each stands for all of its share (interval from
+the intervals of precision and of the share missed, after Clopper and Pearson, at half the error each). Canaries are left
+out.
+
+Example:
+
+  decuwatch review stats --model fashion-mnist --days 7`
+}
+
+func (c *reviewStatsCmd) Run(ctx context.Context, s *streams, log *slog.Logger) error {
+	if c.Days < 1 || c.Days > 3650 {
+		return usage("--days is %d, must be 1 to 3650", c.Days)
+	}
+	return app.WithStore(ctx, c.Postgres, log, func(store *postgres.Store) error {
+		now := time.Now()
+		stats, err := review.LoadStats(ctx, store, c.Model, c.Class, now.AddDate(0, 0, -c.Days), now)
+		if err != nil {
+			return err
+		}
+		if c.JSON {
+			return json.NewEncoder(s.out).Encode(stats)
+		}
+		return stats.Print(s.out)
+	})
+}
