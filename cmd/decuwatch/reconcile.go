@@ -2,11 +2,8 @@ package main
 
 import (
 	"context"
-	"errors"
-	"fmt"
 	"log/slog"
 	"math"
-	"text/tabwriter"
 
 	"github.com/nats-io/nats.go/jetstream"
 
@@ -56,39 +53,10 @@ func (c *reconcileCmd) reconcile(ctx context.Context, s *streams, js jetstream.J
 	if c.JSON {
 		err = writeJSON(s.out, r)
 	} else {
-		err = printReport(s, r)
+		err = r.Print(s.out)
 	}
 	if err == nil && !r.Agrees() {
 		err = errDifference
 	}
-	return err
-}
-
-func printReport(s *streams, r *reconcile.Report) error {
-	w := tabwriter.NewWriter(s.out, 0, 8, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintf(w, "%d\t messages\t\n", r.Messages)
-	for _, line := range []struct {
-		n    int
-		what string
-	}{
-		{r.Scores, "scores"}, {r.Skips, "skips"}, {r.DeadLetters, "dead letters"}, {r.Repeats, "repeats of an event, whose first verdict stands"},
-		{r.Waiting, "waiting for a verdict"}, {r.Orphaned, "ORPHANED: nobody takes them"}, {r.Missing, "acknowledged WITHOUT a verdict"},
-		{r.Several, "with SEVERAL verdicts"}, {r.Lost, "LOST: gone from the stream without a verdict"},
-	} {
-		fmt.Fprintf(w, "%d\t %s\t\n", line.n, line.what)
-	}
-	return errors.Join(w.Flush(), printAlerts(s, r))
-}
-
-func printAlerts(s *streams, r *reconcile.Report) error {
-	fmt.Fprintf(s.out, "%d alerts, %d published, %d held back, %d owed, %d lost, %d unknown\n", r.Alerts, r.Published, r.HeldBack, r.OwedAlerts, r.LostAlerts, r.UnknownAlerts)
-	for _, d := range r.Differences {
-		fmt.Fprintf(s.out, "  %s\n", d)
-	}
-	verdict := "Both sides agree."
-	if !r.Agrees() {
-		verdict = "The two sides do NOT agree."
-	}
-	_, err := fmt.Fprintln(s.out, verdict)
 	return err
 }
