@@ -174,10 +174,6 @@ func (s *Store) prepareScore(ctx context.Context, c *call, v schema.Verdict) err
 	return s.ensureMonth(ctx, row.EventTime)
 }
 
-// kindInvalid is the kind of dead letters of messages that break the format. Their producer may send the event again,
-// corrected.
-const kindInvalid = "invalid"
-
 // untaken are the kinds of dead letters of messages that no worker took. They say nothing about the event, so they do
 // not claim it: sent again when somebody scores its model, it gets its verdict.
 var untaken = []schema.DeadLetterKind{schema.KindUnknownModel, schema.KindOrphaned}
@@ -185,7 +181,7 @@ var untaken = []schema.DeadLetterKind{schema.KindUnknownModel, schema.KindOrphan
 // ofItsModel reports whether a dead letter is about its event, not only about its message. Whoever may publish on one
 // subject must not settle the events of another, so only a message on the subject of its own model is.
 func ofItsModel(l *schema.DeadLetter) bool {
-	return l.Event != nil && l.Kind != kindInvalid && (l.Subject == "" ||
+	return l.Event != nil && l.Kind != schema.KindInvalid && (l.Subject == "" ||
 		l.Subject == schema.SubjectGeneration(l.Event.Data.Model))
 }
 

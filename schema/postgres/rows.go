@@ -226,7 +226,7 @@ type deadLetterRow struct {
 
 // ours reports whether the message itself may be fine: its producer is not at fault.
 func (r *deadLetterRow) ours() bool {
-	return r.Kind == "failed" || r.Kind == "given_up" || r.Kind == "orphaned"
+	return r.Kind == schema.KindFailed || r.Kind == schema.KindGivenUp || r.Kind == schema.KindOrphaned
 }
 
 // How much of a dead letter's payload is kept; one that has expired is neither.
