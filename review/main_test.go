@@ -48,7 +48,7 @@ func newBench(t testing.TB, ensemble string) *bench {
 
 func openEngine(t testing.TB, ensemble string) *scoring.Engine {
 	t.Helper()
-	e, err := scoring.Open(scoring.Options{Ensemble: ensemble, Threads: 1})
+	e, err := scoring.Open(ensemble, scoring.Options{Threads: 1})
 	if err != nil {
 		t.Fatal(err)
 	}

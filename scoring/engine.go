@@ -42,12 +42,11 @@ type Options struct {
 	// Let the threads of a session spin between operators: faster if nothing else needs the CPUs.
 	Spinning bool `name:"spinning"`
 
-	Ensemble string `kong:"-"` // directory or manifest. Required
 	// Buckets are the row counts to which runs are padded, warmed at start. Defaults to none on CPU, and to powers of
 	// two up to MaxBatchRows on a GPU, where every new shape costs a search for algorithms.
 	Buckets    []int                 `kong:"-"`
 	Profile    Profile               `kong:"-"` // the fixed profile. Defaults (zero value) to the manifest's
-	Registerer prometheus.Registerer `kong:"-"` // of the sampler's metrics. Defaults to none
+	Registerer prometheus.Registerer `kong:"-"` // of the sampler's metrics; nil registers nowhere
 	Log        *slog.Logger          `kong:"-"` // Defaults to slog.Default
 }
 
@@ -112,18 +111,23 @@ const maxPlans = 256
 // decoderRows is how many latents one run of the decoder takes.
 const decoderRows = 8
 
-// Open verifies the ensemble, loads its graphs, runs them once and starts the sampler. Close the engine after use.
+// Open returns a [New] engine of the ensemble at path, a directory or a manifest.
+func Open(path string, o Options) (*Engine, error) {
+	verified, err := ensemble.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	return New(verified, o)
+}
+
+// New loads the graphs of an ensemble, runs them once and starts the sampler. Close the engine after use.
 //
 //nolint:contextcheck // loading graphs cannot be cut short
-func Open(o Options) (_ *Engine, err error) {
+func New(verified *ensemble.Ensemble, o Options) (_ *Engine, err error) {
 	if o, err = o.complete(); err != nil {
 		return nil, fmt.Errorf("open scoring engine: %w", err)
 	}
 	began := time.Now()
-	verified, err := ensemble.Open(o.Ensemble)
-	if err != nil {
-		return nil, err
-	}
 	e := &Engine{options: o, ensemble: verified, fixed: o.Profile, plans: map[Profile]*plan{},
 		decoding: make(chan struct{}, 1)}
 	if e.fixed == (Profile{}) {
@@ -148,16 +152,9 @@ func Open(o Options) (_ *Engine, err error) {
 	if err != nil {
 		return nil, err
 	}
-	metrics, err := newMetrics(o.Registerer, verified.Name)
-	if err != nil {
-		return nil, err
-	}
-	e.sampler = newSampler(verified, workers, o.MaxBatchRows, o.Buckets, metrics)
+	e.sampler = newSampler(verified, workers, o.MaxBatchRows, o.Buckets, o.Registerer)
 	e.sampler.hang = max(hangLeast, hangFactor*e.longest)
 	if err := e.Check(context.Background(), 0); err != nil {
-		return nil, errors.Join(err, e.sampler.close())
-	}
-	if err := registerRunAge(o.Registerer, verified.Name, e.sampler); err != nil {
 		return nil, errors.Join(err, e.sampler.close())
 	}
 	o.Log.Info("scoring engine is open", "ensemble", verified.Name, "digest", verified.Digest, "runtime", ort.Runtime(),

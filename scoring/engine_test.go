@@ -25,7 +25,7 @@ func TestBatchInvariance(t *testing.T) {
 		requests[i] = Request{Key: fmt.Sprint("invariance\n", i), Class: i % 10, Seed: uint64(1000 + i)}
 	}
 	alone := make([]Result, len(requests))
-	reference := open(t, Options{Ensemble: shipped, Threads: 1})
+	reference := open(t, shipped, Options{Threads: 1})
 	for i, r := range requests {
 		var err error
 		if alone[i], err = reference.Score(t.Context(), r); err != nil {
@@ -34,13 +34,13 @@ func TestBatchInvariance(t *testing.T) {
 	}
 	worst := 0.0
 	for _, o := range []Options{
-		{Ensemble: shipped},
-		{Ensemble: shipped, MaxBatchRows: 7},
-		{Ensemble: shipped, MaxBatchRows: 200, Threads: 1},
-		{Ensemble: shipped, Sessions: 2, Threads: 1},
-		{Ensemble: shipped, MaxBatchRows: 32, Buckets: []int{16, 32}},
+		{},
+		{MaxBatchRows: 7},
+		{MaxBatchRows: 200, Threads: 1},
+		{Sessions: 2, Threads: 1},
+		{MaxBatchRows: 32, Buckets: []int{16, 32}},
 	} {
-		e := open(t, o)
+		e := open(t, shipped, o)
 		var mu sync.Mutex
 		var wg sync.WaitGroup
 		for i, r := range requests {
@@ -71,7 +71,7 @@ func TestBatchInvariance(t *testing.T) {
 
 // The same request, alone in its runs, gives the same bits.
 func TestScoreIsReproducible(t *testing.T) {
-	e := open(t, Options{Ensemble: tiny, Threads: 1})
+	e := open(t, tiny, Options{Threads: 1})
 	r := Request{Key: "a\n1", Class: 2, Seed: 1 << 63}
 	first, err := e.Score(t.Context(), r)
 	if err != nil {
@@ -112,7 +112,7 @@ func TestCompVisTakesMoreStepsThanItIsAskedFor(t *testing.T) {
 	if err := os.WriteFile(file, changed, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	e := open(t, Options{Ensemble: dir, Threads: 1})
+	e := open(t, dir, Options{Threads: 1})
 	whole := Profile{Steps: 10, GuidanceScale: 1, ClassGap: at(0, 1, ensemble.PaiDEW2),
 		RequestRisk: at(0, 10, ensemble.MeanW2)}
 	r := Request{Key: "a\n1", Seed: 3, Profile: whole.WithSampler(e.Ensemble().Diffusion, 30, 1, 0)}
@@ -149,7 +149,7 @@ func TestCompVisTakesMoreStepsThanItIsAskedFor(t *testing.T) {
 
 // Every part of a result is finite and within its bounds, for every estimator, generator and sampler.
 func TestResultsAreInBounds(t *testing.T) {
-	e := open(t, Options{Ensemble: tinyTokens, Threads: 1})
+	e := open(t, tinyTokens, Options{Threads: 1})
 	m := e.Ensemble().Components
 	for _, estimator := range []string{ensemble.PaiDEW2, ensemble.PaiDEKL, ensemble.PaiDEBhattacharyya, ensemble.MeanW2,
 		ensemble.PixelPaiDEW2} {
@@ -191,7 +191,7 @@ func TestResultsAreInBounds(t *testing.T) {
 }
 
 func TestScoreRefuses(t *testing.T) {
-	e := open(t, Options{Ensemble: tiny, Threads: 1, MaxRequestRows: 500})
+	e := open(t, tiny, Options{Threads: 1, MaxRequestRows: 500})
 	good := Request{Key: "a", Class: 1}
 	with := func(change func(*Request)) Request {
 		r := good
@@ -241,19 +241,20 @@ func TestScoreRefuses(t *testing.T) {
 
 func TestOpenRefuses(t *testing.T) {
 	for name, c := range map[string]struct {
+		path    string
 		options Options
 		says    string
 	}{
-		"no ensemble": {Options{Ensemble: t.TempDir()}, "ensemble.json"},
-		"no library":  {Options{Ensemble: tiny, Library: "/no/such/file"}, "/no/such/file"},
-		"device":      {Options{Ensemble: tiny, Device: "tpu"}, "tpu"},
-		"batch":       {Options{Ensemble: tiny, MaxBatchRows: 1}, "scoring.max-batch-rows"},
-		"buckets":     {Options{Ensemble: tiny, MaxBatchRows: 8, Buckets: []int{4, 2, 8}}, "Buckets"},
-		"profile":     {Options{Ensemble: tiny, Profile: Profile{Steps: 3}}, "fixed profile"},
+		"no ensemble": {t.TempDir(), Options{}, "ensemble.json"},
+		"no library":  {tiny, Options{Library: "/no/such/file"}, "/no/such/file"},
+		"device":      {tiny, Options{Device: "tpu"}, "tpu"},
+		"batch":       {tiny, Options{MaxBatchRows: 1}, "scoring.max-batch-rows"},
+		"buckets":     {tiny, Options{MaxBatchRows: 8, Buckets: []int{4, 2, 8}}, "Buckets"},
+		"profile":     {tiny, Options{Profile: Profile{Steps: 3}}, "fixed profile"},
 		// The CPU build of ONNX Runtime has no CUDA: the device is refused with its name, not passed over.
-		"cuda": {Options{Ensemble: tiny, Device: "cuda:0"}, "cuda:0"},
+		"cuda": {tiny, Options{Device: "cuda:0"}, "cuda:0"},
 	} {
-		e, err := Open(c.options)
+		e, err := Open(c.path, c.options)
 		if err == nil {
 			t.Errorf("%s: was opened", name)
 			_ = e.Close()
@@ -267,7 +268,7 @@ func TestOpenRefuses(t *testing.T) {
 
 // Requests that are given up leave the engine as it was, and Close ends the others.
 func TestCancellationAndCloseUnderLoad(t *testing.T) {
-	e, err := Open(Options{Ensemble: shipped})
+	e, err := Open(shipped, Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -310,7 +311,7 @@ func TestCancellationAndCloseUnderLoad(t *testing.T) {
 
 func TestMetrics(t *testing.T) {
 	registry := prometheus.NewPedanticRegistry()
-	e := open(t, Options{Ensemble: tiny, Threads: 1, Registerer: registry})
+	e := open(t, tiny, Options{Threads: 1, Registerer: registry})
 	r := Request{Key: "a"}
 	if _, err := e.Score(t.Context(), r); err != nil {
 		t.Fatal(err)
@@ -345,11 +346,11 @@ decuwatch_sampler_requests{model="tiny"} 0
 // A graph whose weights lie in external data files scores as the one that holds them itself.
 func TestExternalData(t *testing.T) {
 	r := Request{Key: "a", Class: 1, Seed: 3}
-	inside, err := open(t, Options{Ensemble: tiny, Threads: 1}).Score(t.Context(), r)
+	inside, err := open(t, tiny, Options{Threads: 1}).Score(t.Context(), r)
 	if err != nil {
 		t.Fatal(err)
 	}
-	outside, err := open(t, Options{Ensemble: "testdata/tiny-external", Threads: 1}).Score(t.Context(), r)
+	outside, err := open(t, "testdata/tiny-external", Options{Threads: 1}).Score(t.Context(), r)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -12,7 +12,7 @@ import (
 
 func TestEvidence(t *testing.T) {
 	for _, dir := range []string{shipped, tinyTokens} {
-		e := open(t, Options{Ensemble: dir})
+		e := open(t, dir, Options{})
 		r := Request{Key: "evidence\n1", Class: 1, Seed: 7}
 		evidence, err := e.Evidence(t.Context(), r)
 		if err != nil {

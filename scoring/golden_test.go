@@ -19,9 +19,9 @@ const (
 )
 
 // open opens an engine that ends with the test.
-func open(t testing.TB, o Options) *Engine {
+func open(t testing.TB, path string, o Options) *Engine {
 	t.Helper()
-	e, err := Open(o)
+	e, err := Open(path, o)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -93,7 +93,7 @@ func TestGolden(t *testing.T) {
 	for _, dir := range []string{shipped, tiny, tinyTokens} {
 		t.Run(filepath.Base(dir), func(t *testing.T) {
 			cases := readGolden(t, dir)
-			e := open(t, Options{Ensemble: dir, Threads: 1})
+			e := open(t, dir, Options{Threads: 1})
 			// Of distances near 0 the latents' last digits leave nothing: components with random weights hardly differ.
 			const floor = 1e-4
 			var first, means, final, given, own float64

@@ -11,7 +11,7 @@ import (
 // A roll-out ends where the measurement of a roll-out of all steps reads its means, and the reference's like any other
 // table's: an ensemble with the reference in a component's place ends there with that component.
 func TestRollout(t *testing.T) {
-	e := open(t, Options{Ensemble: shipped})
+	e := open(t, shipped, Options{})
 	latent := e.Ensemble().Latent
 	profile := e.Profile()
 	whole := Measure{BranchStep: 0, RolloutSteps: profile.Steps, Estimator: ensemble.MeanW2}

@@ -8,6 +8,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"github.com/decuwatch/decuwatch/scoring/ensemble"
 	"github.com/decuwatch/decuwatch/scoring/ort"
 )
@@ -95,8 +97,11 @@ type sampler struct {
 	probeTimestep int64
 }
 
-func newSampler(e *ensemble.Ensemble, workers []*worker, maxRows int, buckets []int, m *metrics) *sampler {
-	s := &sampler{ensemble: e, workers: workers, maxRows: maxRows, buckets: buckets, metrics: m, hang: hangLeast}
+func newSampler(
+	e *ensemble.Ensemble, workers []*worker, maxRows int, buckets []int, reg prometheus.Registerer,
+) *sampler {
+	s := &sampler{ensemble: e, workers: workers, maxRows: maxRows, buckets: buckets, hang: hangLeast}
+	s.metrics = newMetrics(reg, e.Name, s.runAge)
 	s.wake.L = &s.mu
 	s.newProbe()
 	for _, w := range workers {
@@ -104,6 +109,19 @@ func newSampler(e *ensemble.Ensemble, workers []*worker, maxRows int, buckets []
 		s.owners.Go(func() { s.own(w) })
 	}
 	return s
+}
+
+// runAge returns the age of the oldest run in progress, or 0.
+func (s *sampler) runAge() time.Duration {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	age := time.Duration(0)
+	for _, w := range s.workers {
+		if w.busy {
+			age = max(age, time.Since(w.began))
+		}
+	}
+	return age
 }
 
 // run takes a task through the sampler. Without an error the task is over, its means are set, and they belong to the

@@ -52,10 +52,6 @@ func fakeSamplerOf(t testing.TB, dir string, maxRows, workers int, buckets []int
 	if err != nil {
 		t.Fatal(err)
 	}
-	m, err := newMetrics(nil, verified.Name)
-	if err != nil {
-		t.Fatal(err)
-	}
 	e := &Engine{options: Options{MaxRequestRows: 1 << 20, Log: nil}, ensemble: verified, fixed: verified.Profile,
 		plans: map[Profile]*plan{}, decoding: make(chan struct{}, 1)}
 	var fakes []*fakeWorker
@@ -71,7 +67,7 @@ func fakeSamplerOf(t testing.TB, dir string, maxRows, workers int, buckets []int
 		}
 		fakes, ls = append(fakes, f), append(ls, &f.worker)
 	}
-	e.sampler = newSampler(verified, ls, maxRows, buckets, m)
+	e.sampler = newSampler(verified, ls, maxRows, buckets, nil)
 	t.Cleanup(func() {
 		if err := e.sampler.close(); err != nil {
 			t.Error(err)

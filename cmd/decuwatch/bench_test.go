@@ -361,7 +361,7 @@ const sampledRows = "decuwatch_sampler_rows_total"
 func benchEngine(b *testing.B, path string) (*scoring.Engine, *prometheus.Registry) {
 	b.Helper()
 	reg := prometheus.NewRegistry()
-	e, err := scoring.Open(scoring.Options{Ensemble: path, Device: benchDevice, Registerer: reg})
+	e, err := scoring.Open(path, scoring.Options{Device: benchDevice, Registerer: reg})
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -86,7 +86,7 @@ Example:
 }
 
 func (c *ensembleVerifyCmd) Run(s *streams, log *slog.Logger) error {
-	engine, err := scoring.Open(scoring.Options{Ensemble: c.Path, Library: c.Scoring.Library, Device: c.Scoring.Device, Threads: c.Scoring.Threads, Log: slog.New(slog.DiscardHandler)})
+	engine, err := scoring.Open(c.Path, scoring.Options{Library: c.Scoring.Library, Device: c.Scoring.Device, Threads: c.Scoring.Threads, Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		return err
 	}

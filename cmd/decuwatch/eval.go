@@ -327,8 +327,8 @@ func (c *evalCmd) measure(ctx context.Context, s *streams, log *slog.Logger, pat
 
 // rotation opens an engine, lets work start requests in the group, and waits for them.
 func (c *evalCmd) rotation(ctx context.Context, log *slog.Logger, path string, work func(context.Context, *scoring.Engine, *errgroup.Group) error) error {
-	engine, err := scoring.Open(scoring.Options{
-		Ensemble: path, Library: c.Scoring.Library, Device: c.Scoring.Device, Threads: c.Scoring.Threads, Log: slog.New(slog.DiscardHandler),
+	engine, err := scoring.Open(path, scoring.Options{
+		Library: c.Scoring.Library, Device: c.Scoring.Device, Threads: c.Scoring.Threads, Log: slog.New(slog.DiscardHandler),
 	})
 	if err != nil {
 		return err

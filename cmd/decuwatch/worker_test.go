@@ -100,7 +100,7 @@ func (b *bench) open() {
 // tinyProfile returns the digest and the settings of the tiny ensemble.
 var tinyProfile = func() func(*testing.T) (digest, settings string) {
 	load := sync.OnceValues(func() ([2]string, error) {
-		engine, err := scoring.Open(scoring.Options{Ensemble: faultEnsemble, Log: slog.New(slog.DiscardHandler)})
+		engine, err := scoring.Open(faultEnsemble, scoring.Options{Log: slog.New(slog.DiscardHandler)})
 		if err != nil {
 			return [2]string{}, err
 		}

@@ -12,6 +12,7 @@ import (
 	"github.com/decuwatch/decuwatch/schema"
 	"github.com/decuwatch/decuwatch/schema/postgres"
 	"github.com/decuwatch/decuwatch/scoring"
+	"github.com/decuwatch/decuwatch/scoring/ensemble"
 )
 
 // OpenEngines opens every ensemble, by its name. The lifecycle closes them.
@@ -20,19 +21,22 @@ func OpenEngines(c ScoringConfig, reg prometheus.Registerer, log *slog.Logger, l
 	engines := map[string]*scoring.Engine{}
 	for _, path := range c.Ensembles {
 		options := c.Options
-		options.Ensemble, options.Registerer, options.Log = path, reg, log
+		options.Registerer, options.Log = reg, log
 		life.doing.Store("start of ensemble " + path)
-		engine, err := scoring.Open(options)
+		verified, err := ensemble.Open(path)
+		if err != nil {
+			return nil, err
+		}
+		name := verified.Name
+		if engines[name] != nil {
+			return nil, settings.Errorf("scoring.ensembles: %s and another ensemble are both named %s", path, name)
+		}
+		engines[name], err = scoring.New(verified, options)
 		life.doing.Store("start")
 		if err != nil {
 			return nil, err
 		}
-		name := engine.Ensemble().Name
-		life.OnStop("ensemble "+name, engine.Close)
-		if engines[name] != nil {
-			return nil, settings.Errorf("scoring.ensembles: %s and another ensemble are both named %s", path, name)
-		}
-		engines[name] = engine
+		life.OnStop("ensemble "+name, engines[name].Close)
 	}
 	return engines, nil
 }

@@ -96,7 +96,7 @@ func record(t *testing.T, store *postgres.Store, engine *scoring.Engine, ev sche
 
 // A canary that an alert fires on is caught. One that no alert fires on raises one alert, whoever decides.
 func TestCanary(t *testing.T) {
-	engine, err := scoring.Open(scoring.Options{Ensemble: tiny, Threads: 1})
+	engine, err := scoring.Open(tiny, scoring.Options{Threads: 1})
 	if err != nil {
 		t.Fatal(err)
 	}
