@@ -2,6 +2,7 @@ package alerts
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -25,8 +26,8 @@ type AlertmanagerConfig struct {
 }
 
 // Alertmanager posts alerts to Prometheus Alertmanager's API v2. Alertmanager keeps alerts apart by their labels: here
-// alertname, model, class, class_index, measurement, severity, reason and kind. So requests of one class that pass one threshold
-// are one alert there, which stays active until none came for a while; its annotations are the newest one's.
+// alertname, model, class, class_index, measurement, severity, reason and kind. So requests of one class that pass one
+// threshold are one alert there, which stays active until none came for a while; its annotations are the newest one's.
 type Alertmanager struct {
 	cfg    AlertmanagerConfig
 	client *http.Client
@@ -36,7 +37,7 @@ type Alertmanager struct {
 
 // NewAlertmanager returns the sink. The error names the field that is wrong.
 func NewAlertmanager(cfg AlertmanagerConfig) (*Alertmanager, error) {
-	def(&cfg.ResolveAfter, time.Hour)
+	cfg.ResolveAfter = cmp.Or(cfg.ResolveAfter, time.Hour)
 	if err := checkURL(cfg.URL); err != nil {
 		return nil, fmt.Errorf("alerts: alertmanager: URL: %w", err)
 	}
@@ -124,7 +125,8 @@ func (s *Alertmanager) send(ctx context.Context, m schema.OutboxMessage, a schem
 	if err != nil {
 		return fmt.Errorf("post alert %s: %w", m.AlertID, err)
 	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, strings.TrimRight(s.cfg.URL, "/")+"/api/v2/alerts", bytes.NewReader(body))
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, strings.TrimRight(s.cfg.URL, "/")+"/api/v2/alerts",
+		bytes.NewReader(body))
 	if err != nil {
 		return fmt.Errorf("post alert %s: %w", m.AlertID, err)
 	}

@@ -25,7 +25,8 @@ func TestRelayWithAnotherClock(t *testing.T) {
 	for _, ahead := range []time.Duration{-time.Hour, 0, time.Hour} {
 		t.Run(ahead.String(), func(t *testing.T) {
 			url := pgtest.ShiftedURL(t, ahead)
-			store, err := postgres.Open(t.Context(), postgres.Config{URL: url, Sinks: []schema.Sink{schema.SinkWebhook}, Log: quiet})
+			store, err := postgres.Open(t.Context(), postgres.Config{URL: url, Sinks: []schema.Sink{schema.SinkWebhook},
+				Log: quiet})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -60,7 +61,8 @@ func TestRelayWithAnotherClock(t *testing.T) {
 			var attempts int
 			var wait time.Duration
 			natstest.Until(t, "three attempts were made", func() bool {
-				err := conn.QueryRow(t.Context(), `SELECT attempts, next_attempt_at - clock_timestamp() FROM decuwatch.outbox`).Scan(&attempts, &wait)
+				err := conn.QueryRow(t.Context(),
+					`SELECT attempts, next_attempt_at - clock_timestamp() FROM decuwatch.outbox`).Scan(&attempts, &wait)
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -74,7 +76,8 @@ func TestRelayWithAnotherClock(t *testing.T) {
 				t.Errorf("%d posts", posts)
 			}
 			mu.Unlock()
-			if stats, err := store.OutboxStats(t.Context()); err != nil || len(stats) != 1 || stats[0].Oldest < 0 || stats[0].Oldest > 10*time.Minute {
+			if stats, err := store.OutboxStats(t.Context()); err != nil || len(stats) != 1 || stats[0].Oldest < 0 ||
+				stats[0].Oldest > 10*time.Minute {
 				t.Errorf("%+v, %v", stats, err)
 			}
 		})
@@ -154,7 +157,8 @@ func TestAlertmanagerWithAnotherClock(t *testing.T) {
 				t.Errorf("%s: %v", ahead, err)
 			}
 			theirs := time.Now().Add(ahead)
-			if left := last.EndsAt.Sub(theirs); left < 50*time.Minute || left > 61*time.Minute || last.StartsAt.After(theirs.Add(time.Minute)) {
+			if left := last.EndsAt.Sub(theirs); left < 50*time.Minute || left > 61*time.Minute ||
+				last.StartsAt.After(theirs.Add(time.Minute)) {
 				t.Errorf("%s: starts %s, ends %s", ahead, last.StartsAt.Sub(theirs), left)
 			}
 		}

@@ -45,10 +45,10 @@ type Decision struct {
 // Decide holds a score against the thresholds. It is pure: the same score and table give the same decision.
 //
 // The thresholds of a measurement are those that were set for the score's model, ensemble digest and settings. The
-// class's own decide if it has any, of whichever severity; else those of its cluster; else the model's ([Table.Applicable]
-// has the rule). The absolute limit applies beside them, so that a class that is always uncertain does not hide behind its own high threshold. An alert
-// fires where the value is at least the threshold's; of those that fire the highest severity makes the alert, and
-// between equals the more specific.
+// class's own decide if it has any, of whichever severity; else those of its cluster; else the model's
+// ([Table.Applicable] has the rule). The absolute limit applies beside them, so that a class that is always uncertain
+// does not hide behind its own high threshold. An alert fires where the value is at least the threshold's; of those
+// that fire the highest severity makes the alert, and between equals the more specific.
 //
 // A saturated measurement stands at its upper bound, where all are alike: its mean distance is compared with the
 // threshold's distance. Where a threshold has none, the value is compared, which fires: a saturated score is never
@@ -110,7 +110,8 @@ func rank(severity schema.Severity) int {
 	return 1
 }
 
-func alert(s schema.Score, name schema.MeasurementName, m schema.Measurement, th *schema.Threshold, decided float64) schema.Alert {
+func alert(s schema.Score, name schema.MeasurementName, m schema.Measurement, th *schema.Threshold,
+	decided float64) schema.Alert {
 	_, bound, _ := Compared(m, th)
 	return schema.Alert{
 		ID:          ID(s.Event.Source, s.Event.ID, s.Receipt.EnsembleDigest, name),

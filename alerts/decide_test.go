@@ -38,7 +38,8 @@ func score(gap, risk float64) schema.Score {
 	return schema.Score{
 		Event: schema.Event{
 			Source: "//images.example.com/eu", ID: "r-17", Time: time.Date(2026, 5, 4, 3, 2, 1, 0, time.UTC),
-			Data: schema.Generation{Model: "fashion-mnist", Class: schema.ClassIndex(3), Labels: map[string]string{"tenant": "a"}},
+			Data: schema.Generation{Model: "fashion-mnist", Class: schema.ClassIndex(3),
+				Labels: map[string]string{"tenant": "a"}},
 		},
 		ClassIndex: 3, ClassLabel: "Dress",
 		ClassGap:    schema.Measurement{Estimator: "paide-w2", Value: gap, UpperBound: math.Log(5), MeanDistance: 100 * gap},
@@ -105,7 +106,8 @@ func TestDecide(t *testing.T) {
 			name: "cluster where the class has none", score: score(.3, 0),
 			thresholds: []schema.Threshold{threshold(1, "cluster", 3, gap, warn, .25), threshold(2, "model", -1, gap, warn, .1)},
 			gap:        &fires{warn, "cluster_threshold", .3, .25, 1},
-			reasons:    [2]schema.Reason{"cluster_threshold", "no_threshold"}, fallbacks: [2]alerts.Fallback{"cluster", "missing"},
+			reasons:    [2]schema.Reason{"cluster_threshold", "no_threshold"}, fallbacks: [2]alerts.Fallback{"cluster",
+				"missing"},
 		},
 		{
 			name: "model where neither has one", score: score(.3, .05),
@@ -115,9 +117,10 @@ func TestDecide(t *testing.T) {
 		},
 		{
 			name: "the class's thresholds replace the model's, of every severity", score: score(.3, 0),
-			thresholds: []schema.Threshold{threshold(1, "class", 3, gap, warn, .2), threshold(2, "model", -1, gap, critical, .1)},
-			gap:        &fires{warn, "class_threshold", .3, .2, 1},
-			reasons:    [2]schema.Reason{"class_threshold", "no_threshold"}, fallbacks: [2]alerts.Fallback{"", "missing"},
+			thresholds: []schema.Threshold{threshold(1, "class", 3, gap, warn, .2),
+				threshold(2, "model", -1, gap, critical, .1)},
+			gap:     &fires{warn, "class_threshold", .3, .2, 1},
+			reasons: [2]schema.Reason{"class_threshold", "no_threshold"}, fallbacks: [2]alerts.Fallback{"", "missing"},
 		},
 		{
 			name: "the highest severity makes one alert", score: score(.5, 0),
@@ -127,9 +130,10 @@ func TestDecide(t *testing.T) {
 		},
 		{
 			name: "a class does not hide behind its own threshold", score: score(.5, 0),
-			thresholds: []schema.Threshold{threshold(1, "class", 3, gap, warn, .9), threshold(2, "limit", -1, gap, critical, .45)},
-			gap:        &fires{critical, "absolute_limit", .5, .45, 2},
-			reasons:    [2]schema.Reason{"absolute_limit", "no_threshold"}, fallbacks: [2]alerts.Fallback{"", "missing"},
+			thresholds: []schema.Threshold{threshold(1, "class", 3, gap, warn, .9),
+				threshold(2, "limit", -1, gap, critical, .45)},
+			gap:     &fires{critical, "absolute_limit", .5, .45, 2},
+			reasons: [2]schema.Reason{"absolute_limit", "no_threshold"}, fallbacks: [2]alerts.Fallback{"", "missing"},
 		},
 		{
 			name: "the limit alone", score: score(.5, 0),
@@ -145,14 +149,18 @@ func TestDecide(t *testing.T) {
 		},
 		{
 			name: "critical class over warning limit", score: score(.5, 0),
-			thresholds: []schema.Threshold{threshold(1, "class", 3, gap, critical, .4), threshold(2, "limit", -1, gap, warn, .3)},
-			gap:        &fires{critical, "class_threshold", .5, .4, 1},
-			reasons:    [2]schema.Reason{"class_threshold", "no_threshold"}, fallbacks: [2]alerts.Fallback{"", "missing"},
+			thresholds: []schema.Threshold{threshold(1, "class", 3, gap, critical, .4),
+				threshold(2, "limit", -1, gap, warn, .3)},
+			gap:     &fires{critical, "class_threshold", .5, .4, 1},
+			reasons: [2]schema.Reason{"class_threshold", "no_threshold"}, fallbacks: [2]alerts.Fallback{"", "missing"},
 		},
 		{
 			name: "thresholds of another ensemble do not apply", score: score(.5, .5),
 			thresholds: []schema.Threshold{
-				other(threshold(1, "class", 3, gap, warn, .1), func(th *schema.Threshold) { th.EnsembleDigest = strings.Repeat("0", 64) }),
+				other(threshold(1, "class", 3, gap, warn, .1), func(th *schema.Threshold) {
+					th.EnsembleDigest = strings.Repeat("0",
+						64)
+				}),
 				other(threshold(2, "model", -1, risk, warn, .1), func(th *schema.Threshold) { th.Settings = "ddim/50/g2" }),
 				other(threshold(3, "model", -1, gap, warn, .1), func(th *schema.Threshold) { th.Model = "cifar" }),
 			},
@@ -160,21 +168,24 @@ func TestDecide(t *testing.T) {
 		},
 		{
 			name: "two alerts, one for each measurement", score: score(.5, .6),
-			thresholds: []schema.Threshold{threshold(1, "class", 3, gap, warn, .1), threshold(2, "class", 3, risk, critical, .2)},
-			gap:        &fires{warn, "class_threshold", .5, .1, 1},
-			risk:       &fires{critical, "class_threshold", .6, .2, 2},
-			reasons:    [2]schema.Reason{"class_threshold", "class_threshold"},
+			thresholds: []schema.Threshold{threshold(1, "class", 3, gap, warn, .1),
+				threshold(2, "class", 3, risk, critical, .2)},
+			gap:     &fires{warn, "class_threshold", .5, .1, 1},
+			risk:    &fires{critical, "class_threshold", .6, .2, 2},
+			reasons: [2]schema.Reason{"class_threshold", "class_threshold"},
 		},
 		{
 			name: "saturated below the distance", score: saturated(score(.5, 0)), // mean distance 50
-			thresholds: []schema.Threshold{other(threshold(1, "class", 3, gap, warn, .1), func(th *schema.Threshold) { th.Distance = ptr(51.) })},
-			reasons:    [2]schema.Reason{"below_threshold", "no_threshold"}, fallbacks: [2]alerts.Fallback{"", "missing"},
+			thresholds: []schema.Threshold{other(threshold(1, "class", 3, gap, warn, .1),
+				func(th *schema.Threshold) { th.Distance = ptr(51.) })},
+			reasons: [2]schema.Reason{"below_threshold", "no_threshold"}, fallbacks: [2]alerts.Fallback{"", "missing"},
 		},
 		{
 			name: "saturated above the distance", score: saturated(score(.5, 0)),
-			thresholds: []schema.Threshold{other(threshold(1, "class", 3, gap, warn, .1), func(th *schema.Threshold) { th.Distance = ptr(49.) })},
-			gap:        &fires{warn, "class_threshold", 50, 49, 1},
-			reasons:    [2]schema.Reason{"class_threshold", "no_threshold"}, fallbacks: [2]alerts.Fallback{"", "missing"},
+			thresholds: []schema.Threshold{other(threshold(1, "class", 3, gap, warn, .1),
+				func(th *schema.Threshold) { th.Distance = ptr(49.) })},
+			gap:     &fires{warn, "class_threshold", 50, 49, 1},
+			reasons: [2]schema.Reason{"class_threshold", "no_threshold"}, fallbacks: [2]alerts.Fallback{"", "missing"},
 		},
 		{
 			name: "saturated without a distance fires", score: saturated(score(.5, 0)),
@@ -184,8 +195,9 @@ func TestDecide(t *testing.T) {
 		},
 		{
 			name: "the distance does not decide where nothing is saturated", score: score(.05, 0),
-			thresholds: []schema.Threshold{other(threshold(1, "class", 3, gap, warn, .1), func(th *schema.Threshold) { th.Distance = ptr(1.) })},
-			reasons:    [2]schema.Reason{"below_threshold", "no_threshold"}, fallbacks: [2]alerts.Fallback{"", "missing"},
+			thresholds: []schema.Threshold{other(threshold(1, "class", 3, gap, warn, .1),
+				func(th *schema.Threshold) { th.Distance = ptr(1.) })},
+			reasons: [2]schema.Reason{"below_threshold", "no_threshold"}, fallbacks: [2]alerts.Fallback{"", "missing"},
 		},
 		{
 			name: "a withdrawn threshold is gone", score: score(.5, 0),
@@ -225,7 +237,8 @@ func TestDecide(t *testing.T) {
 					severity = want.severity
 				}
 				if f.Measurement != name || f.Reason != c.reasons[i] || f.Fallback != c.fallbacks[i] || f.Severity != severity {
-					t.Errorf("%s: finding is %+v, want reason %s, fallback %q, severity %q", name, f, c.reasons[i], c.fallbacks[i], severity)
+					t.Errorf("%s: finding is %+v, want reason %s, fallback %q, severity %q", name, f, c.reasons[i], c.fallbacks[i],
+						severity)
 				}
 			}
 		})
@@ -244,9 +257,11 @@ func TestAlertCarriesItsScore(t *testing.T) {
 	s := score(.5, .6)
 	a := alerts.Decide(s, table(t, threshold(1, "class", 3, schema.ClassGap, "warn", .1))).Alerts[0]
 	want := schema.Alert{
-		ID: alerts.ID(s.Event.Source, "r-17", digest, "class_gap"), Kind: "score", Source: s.Event.Source, EventID: "r-17", EventTime: s.Event.Time,
-		Model: "fashion-mnist", ClassIndex: 3, ClassLabel: "Dress", Labels: map[string]string{"tenant": "a"}, Severity: "warn",
-		Reason: "class_threshold", Measurement: "class_gap", Value: .5, Decided: .5, Threshold: .1, ThresholdID: 1,
+		ID: alerts.ID(s.Event.Source, "r-17", digest,
+			"class_gap"), Kind: "score", Source: s.Event.Source, EventID: "r-17", EventTime: s.Event.Time,
+		Model: "fashion-mnist", ClassIndex: 3, ClassLabel: "Dress", Labels: map[string]string{"tenant": "a"},
+		Severity: "warn",
+		Reason:   "class_threshold", Measurement: "class_gap", Value: .5, Decided: .5, Threshold: .1, ThresholdID: 1,
 		ClassGap: .5, RequestRisk: .6, Receipt: s.Receipt, FiredAt: s.ScoredAt,
 	}
 	if !reflect.DeepEqual(a, want) {
@@ -281,7 +296,8 @@ func TestTableRefuses(t *testing.T) {
 	} {
 		th := good
 		c.change(&th)
-		if _, err := alerts.NewTable([]schema.Threshold{th}); err == nil || !strings.Contains(err.Error(), c.names) || !strings.Contains(err.Error(), "threshold 1 of model fashion-mnist") {
+		if _, err := alerts.NewTable([]schema.Threshold{th}); err == nil || !strings.Contains(err.Error(), c.names) ||
+			!strings.Contains(err.Error(), "threshold 1 of model fashion-mnist") {
 			t.Errorf("error is %v, want one that names %s", err, c.names)
 		}
 	}
@@ -291,7 +307,8 @@ func BenchmarkDecide(b *testing.B) {
 	for _, classes := range []int{10, 100, 1000, 10_000} {
 		var ths []schema.Threshold
 		for i := range classes {
-			ths = append(ths, threshold(int64(2*i), "class", i, schema.ClassGap, "warn", .1), threshold(int64(2*i+1), "class", i, schema.RequestRisk, "warn", .1))
+			ths = append(ths, threshold(int64(2*i), "class", i, schema.ClassGap, "warn", .1),
+				threshold(int64(2*i+1), "class", i, schema.RequestRisk, "warn", .1))
 		}
 		table, err := alerts.NewTable(ths)
 		if err != nil {
@@ -309,7 +326,8 @@ func BenchmarkDecide(b *testing.B) {
 func ExampleDecide() {
 	class := 3
 	thresholds, err := alerts.NewTable([]schema.Threshold{
-		{ID: 1, Model: "fashion-mnist", Measurement: schema.ClassGap, Scope: schema.ScopeClass, Class: &class, Severity: schema.SeverityWarn, Value: 0.2},
+		{ID: 1, Model: "fashion-mnist", Measurement: schema.ClassGap, Scope: schema.ScopeClass, Class: &class,
+			Severity: schema.SeverityWarn, Value: 0.2},
 	})
 	if err != nil {
 		fmt.Println(err)

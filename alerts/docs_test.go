@@ -203,10 +203,12 @@ import sys
 secret, body = sys.argv[1], sys.stdin.buffer.read()
 headers = dict(zip(("webhook-id", "webhook-timestamp", "webhook-signature"), sys.argv[2:5]))
 old = str(int(headers["webhook-timestamp"]) - 1000)
-print(verify(secret, headers, body), verify(secret, headers, body + b" "), verify(secret, headers | {"webhook-id": "x"}, body),
+print(verify(secret, headers, body), verify(secret, headers, body + b" "),
+    verify(secret, headers | {"webhook-id": "x"}, body),
       verify(secret, headers | {"webhook-timestamp": old}, body), verify("whsec_" + "A" * 44, headers, body))
 `
-	cmd := exec.CommandContext(t.Context(), "python3", "-c", program, secret, r.header.Get("Webhook-Id"), r.header.Get("Webhook-Timestamp"), r.header.Get("Webhook-Signature"))
+	cmd := exec.CommandContext(t.Context(), "python3", "-c", program, secret, r.header.Get("Webhook-Id"),
+		r.header.Get("Webhook-Timestamp"), r.header.Get("Webhook-Signature"))
 	cmd.Stdin = strings.NewReader(string(r.body))
 	out, err := cmd.CombinedOutput()
 	if err != nil || string(out) != "True False False False False\n" {

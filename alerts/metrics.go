@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
 
 	"github.com/decuwatch/decuwatch/internal/stage"
 	"github.com/decuwatch/decuwatch/schema"
@@ -20,26 +21,27 @@ type Metrics struct {
 	models   []string
 }
 
-// NewMetrics registers the metrics of the given models and sinks with reg, so that each series begins at zero. A nil
+// NewMetrics registers the metrics of the given models and sinks with reg, so that each series starts at zero. A nil
 // reg registers nowhere.
 func NewMetrics(reg prometheus.Registerer, models []string, sinks []schema.Sink) *Metrics {
+	with := promauto.With(reg)
 	m := &Metrics{
 		publish: stage.New(reg, "publish"),
-		attempts: prometheus.NewCounterVec(prometheus.CounterOpts{
+		attempts: with.NewCounterVec(prometheus.CounterOpts{
 			Name: "decuwatch_outbox_attempts_total",
 			Help: "Attempts to send an alert, by sink and result (sent, failed).",
 		}, []string{"sink", "result"}),
-		pending: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+		pending: with.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "decuwatch_outbox_pending",
 			Help: "Alerts that a sink has not taken yet.",
 		}, []string{"sink"}),
-		oldest: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+		oldest: with.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "decuwatch_outbox_oldest_seconds",
-			Help: "Age of the oldest alert that a sink has not taken yet; 0 where there is none.",
+			Help: "Age of the oldest alert that a sink has not taken yet; 0 if there is none.",
 		}, []string{"sink"}),
-		age: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+		age: with.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "decuwatch_threshold_age_seconds",
-			Help: "Age of the newest threshold of a model; 0 where it has none.",
+			Help: "Age of the newest threshold of a model; 0 without one.",
 		}, []string{"model"}),
 		models: models,
 	}
@@ -51,9 +53,6 @@ func NewMetrics(reg prometheus.Registerer, models []string, sinks []schema.Sink)
 		m.attempts.WithLabelValues(string(sink), "failed")
 		m.pending.WithLabelValues(string(sink))
 		m.oldest.WithLabelValues(string(sink))
-	}
-	if reg != nil {
-		reg.MustRegister(m.attempts, m.pending, m.oldest, m.age)
 	}
 	return m
 }

@@ -9,8 +9,8 @@ import (
 	"github.com/decuwatch/decuwatch/consumers/natstest"
 )
 
-// A probe is stored each time, one message for each publisher, and no subscriber of alerts sees it. If an alert could not be
-// stored, it fails.
+// A probe is stored each time, one message for each publisher, and no subscriber of alerts sees it. If an alert could
+// not be stored, it fails.
 func TestProbe(t *testing.T) {
 	server := natstest.Start(t)
 	js, ctx := server.JetStream(), t.Context()
@@ -38,9 +38,13 @@ func TestProbe(t *testing.T) {
 	}
 	was := stream.CachedInfo().Config
 	for want, change := range map[string]func(*jetstream.StreamConfig){
-		"is full: 0 of 100 bytes":                   func(c *jetstream.StreamConfig) { c.Discard, c.MaxBytes = jetstream.DiscardNew, 100 },
-		"acknowledges nothing (no_ack)":             func(c *jetstream.StreamConfig) { c.NoAck = true },
-		"subject uncertainty.alert.> is not one of": func(c *jetstream.StreamConfig) { c.Subjects = []string{"uncertainty.other.>"} },
+		"is full: 0 of 100 bytes": func(c *jetstream.StreamConfig) {
+			c.Discard, c.MaxBytes = jetstream.DiscardNew, 100
+		},
+		"acknowledges nothing (no_ack)": func(c *jetstream.StreamConfig) { c.NoAck = true },
+		"subject uncertainty.alert.> is not one of": func(c *jetstream.StreamConfig) {
+			c.Subjects = []string{"uncertainty.other.>"}
+		},
 	} {
 		broken := was
 		change(&broken)
@@ -63,7 +67,8 @@ func TestProbe(t *testing.T) {
 	if _, err := js.UpdateStream(ctx, config); err != nil {
 		t.Fatal(err)
 	}
-	if err := sink.Probe(ctx, "c"); err == nil || !strings.Contains(err.Error(), "store a probe in stream UNCERTAINTY_PROBE") {
+	if err := sink.Probe(ctx, "c"); err == nil || !strings.Contains(err.Error(),
+		"store a probe in stream UNCERTAINTY_PROBE") {
 		t.Errorf("with a full stream of probes: %v", err)
 	}
 }

@@ -1,6 +1,7 @@
 package alerts
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -59,27 +60,18 @@ type RelayConfig struct {
 
 // WithDefaults returns c with defaults in place of zero values.
 func (c RelayConfig) WithDefaults() RelayConfig {
-	def(&c.Batch, 32)
-	def(&c.Concurrency, 16)
-	def(&c.SendTimeout, 5*time.Second)
-	def(&c.Poll, time.Second)
-	def(&c.RetryDelay, 500*time.Millisecond)
-	def(&c.RetryMax, time.Minute)
-	def(&c.Measure, 5*time.Second)
-	if c.Logger == nil {
-		c.Logger = slog.Default()
-	}
+	c.Batch = cmp.Or(c.Batch, 32)
+	c.Concurrency = cmp.Or(c.Concurrency, 16)
+	c.SendTimeout = cmp.Or(c.SendTimeout, 5*time.Second)
+	c.Poll = cmp.Or(c.Poll, time.Second)
+	c.RetryDelay = cmp.Or(c.RetryDelay, 500*time.Millisecond)
+	c.RetryMax = cmp.Or(c.RetryMax, time.Minute)
+	c.Measure = cmp.Or(c.Measure, 5*time.Second)
+	c.Logger = cmp.Or(c.Logger, slog.Default())
 	if c.Tracer == nil {
 		c.Tracer = noop.NewTracerProvider().Tracer("")
 	}
 	return c
-}
-
-func def[T comparable](v *T, d T) {
-	var zero T
-	if *v == zero {
-		*v = d
-	}
 }
 
 // Relay sends alerts from the outbox to each sink until the sink has taken them: at least once, by however many relays
@@ -94,7 +86,8 @@ type Relay struct {
 // NewRelay returns a relay from outbox to the sinks. Negative numbers in cfg, and two sinks of one name, are errors.
 func NewRelay(outbox Outbox, cfg RelayConfig, sinks ...Sink) (*Relay, error) {
 	cfg = cfg.WithDefaults()
-	if cfg.Batch < 0 || cfg.Concurrency < 0 || cfg.SendTimeout < 0 || cfg.Poll < 0 || cfg.RetryDelay < 0 || cfg.RetryMax < 0 || cfg.Measure < 0 {
+	if cfg.Batch < 0 || cfg.Concurrency < 0 || cfg.SendTimeout < 0 || cfg.Poll < 0 || cfg.RetryDelay < 0 ||
+		cfg.RetryMax < 0 || cfg.Measure < 0 {
 		return nil, errors.New("alerts: a number of the relay's configuration is negative")
 	}
 	names := map[schema.Sink]bool{}
@@ -231,8 +224,11 @@ func (r *Relay) record(ctx context.Context, f func(context.Context) error) error
 func (r *Relay) send(ctx context.Context, s Sink, m schema.OutboxMessage) error {
 	ctx, cancel := context.WithTimeout(ctx, r.cfg.SendTimeout)
 	defer cancel()
-	ctx, span := r.cfg.Tracer.Start(propagation.TraceContext{}.Extract(ctx, parent(m)), "publish", trace.WithSpanKind(trace.SpanKindProducer), trace.WithAttributes(
-		attribute.String("messaging.system", string(s.Name())), attribute.String("messaging.destination.name", m.Subject), attribute.String("messaging.message.id", m.AlertID)))
+	ctx, span := r.cfg.Tracer.Start(propagation.TraceContext{}.Extract(ctx, parent(m)), "publish",
+		trace.WithSpanKind(trace.SpanKindProducer), trace.WithAttributes(
+			attribute.String("messaging.system", string(s.Name())),
+			attribute.String("messaging.destination.name", m.Subject),
+			attribute.String("messaging.message.id", m.AlertID)))
 	defer span.End()
 	start := time.Now()
 	err := s.Send(ctx, m)

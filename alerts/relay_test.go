@@ -42,7 +42,8 @@ func record(t *testing.T, s *postgres.Store, id string) schema.Alert {
 		m.Distances, m.Shares, m.RolloutSteps = [][]float64{{0, 1}, {1, 0}}, []float64{.5, .5}, 1
 	}
 	sc.Receipt = schema.Receipt{
-		EnsembleDigest: digest, Profile: "fixed", Settings: settings, Steps: 20, GuidanceScale: 2, Noise: "torch-cpu", Rows: 30,
+		EnsembleDigest: digest, Profile: "fixed", Settings: settings, Steps: 20, GuidanceScale: 2, Noise: "torch-cpu",
+		Rows:    30,
 		Runtime: "onnxruntime 1.27.0", Device: "cpu",
 	}
 	d := alerts.Decide(sc, table(t, threshold(1, "model", -1, schema.ClassGap, "warn", .1)))
@@ -107,7 +108,8 @@ func inStream(t *testing.T, js jetstream.JetStream) map[string][]schema.Alert {
 			t.Fatal(err)
 		}
 		if msg.Subject != schema.AlertSubject(a) || msg.Header.Get(schema.HeaderMessageID) != a.ID {
-			t.Errorf("message %d: subject %s, id %s of alert %s", seq+1, msg.Subject, msg.Header.Get(schema.HeaderMessageID), a.ID)
+			t.Errorf("message %d: subject %s, id %s of alert %s", seq+1, msg.Subject, msg.Header.Get(schema.HeaderMessageID),
+				a.ID)
 		}
 		found[a.ID] = append(found[a.ID], a)
 	}
@@ -171,7 +173,8 @@ func TestRelaysShareTheOutbox(t *testing.T) {
 func TestPublishFailsBeyondTheDuplicateWindow(t *testing.T) {
 	store := pgtest.New(t)
 	js := natstest.Start(t).JetStream()
-	if _, err := js.CreateStream(t.Context(), jetstream.StreamConfig{Name: "UNCERTAINTY", Subjects: []string{"uncertainty.>"}, Duplicates: 100 * time.Millisecond}); err != nil {
+	if _, err := js.CreateStream(t.Context(), jetstream.StreamConfig{Name: "UNCERTAINTY",
+		Subjects: []string{"uncertainty.>"}, Duplicates: 100 * time.Millisecond}); err != nil {
 		t.Fatal(err)
 	}
 	const n = 20
@@ -222,9 +225,11 @@ func TestRelayWaitsForNATS(t *testing.T) {
 	s.Kill()
 	want := record(t, store, "e")
 	metrics := alerts.NewMetrics(reg, nil, []schema.Sink{schema.SinkStream})
-	relay(t, store, alerts.RelayConfig{SendTimeout: 200 * time.Millisecond, RetryDelay: 50 * time.Millisecond, Poll: 50 * time.Millisecond, Measure: 50 * time.Millisecond, Metrics: metrics}, sink)
+	relay(t, store, alerts.RelayConfig{SendTimeout: 200 * time.Millisecond, RetryDelay: 50 * time.Millisecond,
+		Poll: 50 * time.Millisecond, Measure: 50 * time.Millisecond, Metrics: metrics}, sink)
 	pending := func(n int) bool {
-		return testutil.GatherAndCompare(reg, strings.NewReader(fmt.Sprintf(`# HELP decuwatch_outbox_pending Alerts that a sink has not taken yet.
+		return testutil.GatherAndCompare(reg,
+			strings.NewReader(fmt.Sprintf(`# HELP decuwatch_outbox_pending Alerts that a sink has not taken yet.
 # TYPE decuwatch_outbox_pending gauge
 decuwatch_outbox_pending{sink="nats"} %d
 `, n)), "decuwatch_outbox_pending") == nil
@@ -255,7 +260,8 @@ func TestSinksAreIndependent(t *testing.T) {
 		return errors.New("503")
 	}}
 	a := record(t, store, "e")
-	relay(t, store, alerts.RelayConfig{RetryDelay: 10 * time.Millisecond, Poll: 10 * time.Millisecond}, alerts.NewStreamSink(js, alerts.StreamConfig{}), broken)
+	relay(t, store, alerts.RelayConfig{RetryDelay: 10 * time.Millisecond, Poll: 10 * time.Millisecond},
+		alerts.NewStreamSink(js, alerts.StreamConfig{}), broken)
 	<-got
 	<-got
 	natstest.Until(t, "only the webhook's delivery is due", func() bool {

@@ -66,7 +66,8 @@ func receiver(t *testing.T, answers ...func(http.ResponseWriter)) (string, <-cha
 func TestWebhookIsSigned(t *testing.T) {
 	key := []byte("0123456789abcdef0123456789abcdef")
 	url, got := receiver(t)
-	w, err := alerts.NewWebhook(alerts.WebhookConfig{URL: url + "/hook", Secret: "whsec_" + base64.StdEncoding.EncodeToString(key)})
+	w, err := alerts.NewWebhook(alerts.WebhookConfig{URL: url + "/hook",
+		Secret: "whsec_" + base64.StdEncoding.EncodeToString(key)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -76,7 +77,8 @@ func TestWebhookIsSigned(t *testing.T) {
 		t.Fatal(err)
 	}
 	r := <-got
-	if r.path != "/hook" || r.header.Get("Content-Type") != "application/cloudevents+json" || string(r.body) != string(m.Body) {
+	if r.path != "/hook" || r.header.Get("Content-Type") != "application/cloudevents+json" ||
+		string(r.body) != string(m.Body) {
 		t.Errorf("received %s, %v: %s", r.path, r.header, r.body)
 	}
 	// The signature as the specification gives it, without the library.
@@ -88,7 +90,8 @@ func TestWebhookIsSigned(t *testing.T) {
 	fmt.Fprintf(mac, "%s.%s.%s", a.ID, stamp, r.body)
 	want := "v1," + base64.StdEncoding.EncodeToString(mac.Sum(nil))
 	if r.header.Get("Webhook-Signature") != want || r.header.Get("Webhook-Id") != a.ID {
-		t.Errorf("id %q, signature %q; want %q, %q", r.header.Get("Webhook-Id"), r.header.Get("Webhook-Signature"), a.ID, want)
+		t.Errorf("id %q, signature %q; want %q, %q", r.header.Get("Webhook-Id"), r.header.Get("Webhook-Signature"), a.ID,
+			want)
 	}
 	decoded, err := schema.DecodeAlert(r.body)
 	if err != nil || decoded.ID != a.ID || decoded.Severity != "critical" {
@@ -98,7 +101,8 @@ func TestWebhookIsSigned(t *testing.T) {
 
 func TestWebhookForSlack(t *testing.T) {
 	url, got := receiver(t)
-	w, err := alerts.NewWebhook(alerts.WebhookConfig{Name: "slack", URL: url, Format: alerts.FormatSlack, Link: "https://review.example.com/alerts/"})
+	w, err := alerts.NewWebhook(alerts.WebhookConfig{Name: "slack", URL: url, Format: alerts.FormatSlack,
+		Link: "https://review.example.com/alerts/"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -111,7 +115,8 @@ func TestWebhookForSlack(t *testing.T) {
 	if err := json.Unmarshal(r.body, &body); err != nil {
 		t.Fatal(err)
 	}
-	want := "CRITICAL: fashion-mnist, class &lt;!channel&gt; &amp; co: class_gap 0.5 is at or above 0.125 (class_threshold) https://review.example.com/alerts/" + a.ID
+	want := "CRITICAL: fashion-mnist, class &lt;!channel&gt; &amp; co: class_gap 0.5 is at or above 0.125 " +
+		"(class_threshold) https://review.example.com/alerts/" + a.ID
 	if body["text"] != want || len(body) != 1 || w.Name() != "slack" {
 		t.Errorf("body is %q, want text %q", body, want)
 	}
@@ -168,9 +173,11 @@ func TestSinkConfigErrors(t *testing.T) {
 		{"URL", alerts.WebhookConfig{URL: "http://[::1"}},
 		{"Format", alerts.WebhookConfig{URL: "http://example.com", Format: "xml"}},
 		{"Secret", alerts.WebhookConfig{URL: "http://example.com", Secret: "???"}},
-		{"Secret", alerts.WebhookConfig{URL: "http://example.com", Secret: base64.StdEncoding.EncodeToString(make([]byte, 23))}},
+		{"Secret", alerts.WebhookConfig{URL: "http://example.com",
+			Secret: base64.StdEncoding.EncodeToString(make([]byte, 23))}},
 	} {
-		if _, err := alerts.NewWebhook(c.cfg); err == nil || !strings.Contains(err.Error(), c.names) || c.cfg.Secret != "" && strings.Contains(err.Error(), c.cfg.Secret) {
+		if _, err := alerts.NewWebhook(c.cfg); err == nil || !strings.Contains(err.Error(), c.names) || c.cfg.Secret != "" &&
+			strings.Contains(err.Error(), c.cfg.Secret) {
 			t.Errorf("%+v: error is %v, want one that names %s and no secret", c.cfg, err, c.names)
 		}
 	}
@@ -180,14 +187,17 @@ func TestSinkConfigErrors(t *testing.T) {
 	if _, err := alerts.NewAlertmanager(alerts.AlertmanagerConfig{URL: "example.com"}); err == nil {
 		t.Error("an Alertmanager without a scheme was accepted")
 	}
-	if _, err := alerts.NewAlertmanager(alerts.AlertmanagerConfig{URL: "http://example.com", ResolveAfter: -1}); err == nil {
+	if _, err := alerts.NewAlertmanager(alerts.AlertmanagerConfig{URL: "http://example.com",
+		ResolveAfter: -1}); err == nil {
 		t.Error("a negative time was accepted")
 	}
 }
 
 func TestAlertmanager(t *testing.T) {
-	url, got := receiver(t, func(http.ResponseWriter) {}, func(w http.ResponseWriter) { w.WriteHeader(http.StatusBadRequest) })
-	s, err := alerts.NewAlertmanager(alerts.AlertmanagerConfig{URL: url + "/", Labels: map[string]string{"team": "safety"}, ResolveAfter: time.Hour, Link: "https://review.example.com/alerts/"})
+	url, got := receiver(t, func(http.ResponseWriter) {},
+		func(w http.ResponseWriter) { w.WriteHeader(http.StatusBadRequest) })
+	s, err := alerts.NewAlertmanager(alerts.AlertmanagerConfig{URL: url + "/",
+		Labels: map[string]string{"team": "safety"}, ResolveAfter: time.Hour, Link: "https://review.example.com/alerts/"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -210,16 +220,19 @@ func TestAlertmanager(t *testing.T) {
 	}
 	p := list[0]
 	want := map[string]string{
-		"alertname": "DecuwatchUncertainty", "model": "fashion-mnist", "class": "<!channel> & co", "class_index": "3", "measurement": "class_gap",
-		"severity": "critical", "reason": "class_threshold", "kind": "score", "team": "safety",
+		"alertname": "DecuwatchUncertainty", "model": "fashion-mnist", "class": "<!channel> & co", "class_index": "3",
+		"measurement": "class_gap",
+		"severity":    "critical", "reason": "class_threshold", "kind": "score", "team": "safety",
 	}
 	if fmt.Sprint(p.Labels) != fmt.Sprint(want) {
 		t.Errorf("labels are %v, want %v", p.Labels, want)
 	}
-	if p.Annotations["alert_id"] != a.ID || p.Annotations["event_id"] != "r-17" || p.Annotations["value"] != "0.5" || p.Annotations["threshold"] != "0.125" {
+	if p.Annotations["alert_id"] != a.ID || p.Annotations["event_id"] != "r-17" || p.Annotations["value"] != "0.5" ||
+		p.Annotations["threshold"] != "0.125" {
 		t.Errorf("annotations are %v", p.Annotations)
 	}
-	if !p.StartsAt.Equal(a.FiredAt) || p.EndsAt.Before(before.Add(time.Hour)) || p.GeneratorURL != "https://review.example.com/alerts/"+a.ID {
+	if !p.StartsAt.Equal(a.FiredAt) || p.EndsAt.Before(before.Add(time.Hour)) ||
+		p.GeneratorURL != "https://review.example.com/alerts/"+a.ID {
 		t.Errorf("starts %s, ends %s, from %s", p.StartsAt, p.EndsAt, p.GeneratorURL)
 	}
 	if err := s.Send(t.Context(), m); err == nil || !strings.Contains(err.Error(), "400") {

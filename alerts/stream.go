@@ -15,8 +15,8 @@ import (
 	"github.com/decuwatch/decuwatch/schema"
 )
 
-// ErrStreamConfig is returned if the stream of alerts exists with settings under which alerts can be erased or replaced by
-// a message, expire at once, or appear that nobody published. Its text names the setting.
+// ErrStreamConfig is returned if the stream of alerts exists with settings under which alerts can be erased or replaced
+// by a message, expire at once, or appear that nobody published. Its text names the setting.
 var ErrStreamConfig = errors.New("alerts: the stream's settings would lose alerts")
 
 const (
@@ -89,8 +89,8 @@ func (s *StreamSink) Ensure(ctx context.Context) error {
 	return nil
 }
 
-// Check returns an [ErrStreamConfig] if the stream has such settings now, or the error of reading them. A stream that does
-// not exist yet has none.
+// Check returns an [ErrStreamConfig] if the stream has such settings now, or the error of reading them. A stream that
+// does not exist yet has none.
 func (s *StreamSink) Check(ctx context.Context) error {
 	stream, err := s.js.Stream(ctx, s.cfg.Stream)
 	if errors.Is(err, jetstream.ErrStreamNotFound) {
@@ -102,8 +102,8 @@ func (s *StreamSink) Check(ctx context.Context) error {
 	return checkStream(stream.CachedInfo().Config)
 }
 
-// checkStream returns an [ErrStreamConfig] that names each setting under which alerts would be lost. Dropping the oldest
-// alerts is allowed: Postgres keeps them.
+// checkStream returns an [ErrStreamConfig] that names each setting under which alerts would be lost. Dropping the
+// oldest alerts is allowed: Postgres keeps them.
 func checkStream(c jetstream.StreamConfig) error {
 	var errs []error
 	for _, s := range []struct {
@@ -115,7 +115,8 @@ func checkStream(c jetstream.StreamConfig) error {
 		{"subjects", c.Subjects, `must hold "uncertainty.>"`, slices.Contains(c.Subjects, "uncertainty.>")},
 		{"retention", c.Retention, "must be limits", c.Retention == jetstream.LimitsPolicy},
 		{"storage", c.Storage, "must be file", c.Storage == jetstream.FileStorage},
-		{"max_age", c.MaxAge, fmt.Sprintf("must be 0 (unlimited) or at least %s", minMaxAge), c.MaxAge == 0 || c.MaxAge >= minMaxAge},
+		{"max_age", c.MaxAge, fmt.Sprintf("must be 0 (unlimited) or at least %s", minMaxAge), c.MaxAge == 0 ||
+			c.MaxAge >= minMaxAge},
 		{"mirror", c.Mirror != nil, "must be unset", c.Mirror == nil},
 		{"sources", len(c.Sources), "must be empty", len(c.Sources) == 0},
 		{"subject_transform", c.SubjectTransform != nil, "must be unset", c.SubjectTransform == nil},
@@ -154,15 +155,16 @@ func (s *StreamSink) Send(ctx context.Context, m schema.OutboxMessage) error {
 	return nil
 }
 
-// Probe fails unless an alert could be stored now: the stream of alerts is there and takes messages, and a message that is
-// published to a small stream beside it, which has as many replicas, is stored. That stream keeps one message of each
-// publisher, named by id, and no subscriber of alerts sees it.
+// Probe fails unless an alert could be stored now: the stream of alerts is there and takes messages, and a message that
+// is published to a small stream beside it, which has as many replicas, is stored. That stream keeps one message of
+// each publisher, named by id, and no subscriber of alerts sees it.
 func (s *StreamSink) Probe(ctx context.Context, id string) error {
 	if err := s.takes(ctx); err != nil {
 		return err
 	}
 	name, subject := s.cfg.Stream+"_PROBE", "decuwatch.probe."+s.cfg.Stream+"."
-	_, err := s.js.Publish(ctx, subject+id, []byte("probe"), jetstream.WithExpectStream(name), jetstream.WithRetryAttempts(0))
+	_, err := s.js.Publish(ctx, subject+id, []byte("probe"), jetstream.WithExpectStream(name),
+		jetstream.WithRetryAttempts(0))
 	if errors.Is(err, jetstream.ErrNoStreamResponse) || errors.Is(err, nats.ErrNoResponders) {
 		_, err = s.js.CreateStream(ctx, jetstream.StreamConfig{
 			Name:              name,
@@ -175,7 +177,8 @@ func (s *StreamSink) Probe(ctx context.Context, id string) error {
 			Replicas:          s.cfg.Replicas,
 		})
 		if err == nil || errors.Is(err, jetstream.ErrStreamNameAlreadyInUse) {
-			_, err = s.js.Publish(ctx, subject+id, []byte("probe"), jetstream.WithExpectStream(name), jetstream.WithRetryAttempts(0))
+			_, err = s.js.Publish(ctx, subject+id, []byte("probe"), jetstream.WithExpectStream(name),
+				jetstream.WithRetryAttempts(0))
 		}
 	}
 	if err != nil {
@@ -209,7 +212,8 @@ func (s *StreamSink) takes(ctx context.Context) error {
 		return fmt.Errorf("stream %s acknowledges nothing (no_ack)", s.cfg.Stream)
 	case info.Mirror != nil || c.Mirror != nil:
 		return fmt.Errorf("stream %s is a mirror", s.cfg.Stream)
-	case c.Discard == jetstream.DiscardNew && c.MaxBytes > 0 && n.Bytes+maxAlert > uint64(c.MaxBytes): //nolint:gosec // positive
+	// nolint:gosec // positive
+	case c.Discard == jetstream.DiscardNew && c.MaxBytes > 0 && n.Bytes+maxAlert > uint64(c.MaxBytes):
 		return fmt.Errorf("stream %s is full: %d of %d bytes", s.cfg.Stream, n.Bytes, c.MaxBytes)
 	case c.Discard == jetstream.DiscardNew && c.MaxMsgs > 0 && n.Msgs >= uint64(c.MaxMsgs): //nolint:gosec // positive
 		return fmt.Errorf("stream %s is full: %d of %d messages", s.cfg.Stream, n.Msgs, c.MaxMsgs)

@@ -12,8 +12,8 @@ import (
 	"github.com/decuwatch/decuwatch/consumers/natstest"
 )
 
-// A stream of alerts whose settings can erase, replace, expire or add messages is refused by name, when it is found and when
-// it is edited later.
+// A stream of alerts whose settings can erase, replace, expire or add messages is refused by name, when it is found and
+// when it is edited later.
 func TestStreamThatWouldLoseAlertsIsRefused(t *testing.T) {
 	js := natstest.Start(t).JetStream()
 	sink := alerts.NewStreamSink(js, alerts.StreamConfig{})
@@ -33,7 +33,8 @@ func TestStreamThatWouldLoseAlertsIsRefused(t *testing.T) {
 	if _, err := js.UpdateStream(t.Context(), edited); err != nil {
 		t.Fatal(err)
 	}
-	if err := sink.Check(t.Context()); !errors.Is(err, alerts.ErrStreamConfig) || !strings.Contains(err.Error(), "max_age is 1s, must be 0") {
+	if err := sink.Check(t.Context()); !errors.Is(err, alerts.ErrStreamConfig) ||
+		!strings.Contains(err.Error(), "max_age is 1s, must be 0") {
 		t.Errorf("a stream that was edited: %v", err)
 	}
 	if _, err := js.UpdateStream(t.Context(), good); err != nil {
@@ -63,7 +64,8 @@ func TestStreamThatWouldLoseAlertsIsRefused(t *testing.T) {
 		if _, err := js.CreateStream(t.Context(), c); err != nil {
 			t.Fatalf("%s: %v", setting, err)
 		}
-		if err := sink.Ensure(t.Context()); !errors.Is(err, alerts.ErrStreamConfig) || !strings.Contains(err.Error(), setting) {
+		if err := sink.Ensure(t.Context()); !errors.Is(err, alerts.ErrStreamConfig) ||
+			!strings.Contains(err.Error(), setting) {
 			t.Errorf("error is %v, want one that names %s", err, setting)
 		}
 	}

@@ -32,10 +32,11 @@ type known struct {
 }
 
 // NewTable returns the table of the given thresholds. Where two have the same scope and severity, the one with the
-// higher id stands; where that one is withdrawn, none. The error names a threshold that cannot be: an unknown scope, measurement or severity, a number
-// that is not finite, a class that is missing or must not be there.
+// higher id stands; where that one is withdrawn, none. The error names a threshold that cannot be: an unknown scope,
+// measurement or severity, a number that is not finite, a class that is missing or must not be there.
 func NewTable(thresholds []schema.Threshold) (*Table, error) {
-	t := &Table{thresholds: map[key][]*schema.Threshold{}, known: map[known]map[schema.Series]bool{}, newest: map[string]int64{}}
+	t := &Table{thresholds: map[key][]*schema.Threshold{}, known: map[known]map[schema.Series]bool{},
+		newest: map[string]int64{}}
 	sorted := slices.Clone(thresholds)
 	slices.SortStableFunc(sorted, func(a, b schema.Threshold) int { return int(min(max(a.ID-b.ID, -1), 1)) })
 	for i := range sorted {
@@ -160,7 +161,8 @@ func (t *Table) Applicable(series schema.Series, measurement schema.MeasurementN
 		scope    schema.Scope
 		class    int
 		fallback Fallback
-	}{{schema.ScopeClass, class, ""}, {schema.ScopeCluster, class, FallbackCluster}, {schema.ScopeModel, -1, FallbackModel}} {
+	}{{schema.ScopeClass, class, ""}, {schema.ScopeCluster, class, FallbackCluster}, {schema.ScopeModel, -1,
+		FallbackModel}} {
 		if a.Thresholds = t.thresholds[key{series, measurement, s.scope, s.class}]; len(a.Thresholds) > 0 {
 			a.Fallback = s.fallback
 			return a

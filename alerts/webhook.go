@@ -2,6 +2,7 @@ package alerts
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -26,11 +27,12 @@ const (
 
 // WebhookConfig is the configuration of a [Webhook].
 type WebhookConfig struct {
-	Name   schema.Sink // of the sink. Defaults to webhook
-	URL    string      // http or https
-	Secret string      // key of the signature, base64, at least 24 bytes, with or without the prefix whsec_. "" does not sign
-	Format string      // FormatCloudEvents or FormatSlack; "" is the first
-	Link   string      // begins the link to an alert, its id follows; "" gives none
+	Name schema.Sink // of the sink. Defaults to webhook
+	URL  string      // http or https
+	// key of the signature, base64, at least 24 bytes, with or without the prefix whsec_. "" does not sign
+	Secret string
+	Format string // FormatCloudEvents or FormatSlack; "" is the first
+	Link   string // begins the link to an alert, its id follows; "" gives none
 	Client *http.Client
 }
 
@@ -46,12 +48,13 @@ type Webhook struct {
 
 // NewWebhook returns the sink. The error names the field that is wrong.
 func NewWebhook(cfg WebhookConfig) (*Webhook, error) {
-	def(&cfg.Name, schema.SinkWebhook)
+	cfg.Name = cmp.Or(cfg.Name, schema.SinkWebhook)
 	if err := checkURL(cfg.URL); err != nil {
 		return nil, fmt.Errorf("alerts: webhook %s: URL: %w", cfg.Name, err)
 	}
 	if cfg.Format != "" && cfg.Format != FormatCloudEvents && cfg.Format != FormatSlack {
-		return nil, fmt.Errorf("alerts: webhook %s: Format %q is not %s or %s", cfg.Name, cfg.Format, FormatCloudEvents, FormatSlack)
+		return nil, fmt.Errorf("alerts: webhook %s: Format %q is not %s or %s", cfg.Name, cfg.Format, FormatCloudEvents,
+			FormatSlack)
 	}
 	w := &Webhook{cfg: cfg, client: client(cfg.Client), now: time.Now}
 	if cfg.Secret != "" {
@@ -189,8 +192,8 @@ func post(c *http.Client, req *http.Request, id string, answered func(http.Heade
 	return fmt.Errorf("post alert %s: %w", id, r)
 }
 
-// retryAfter reads Retry-After, which is a number of seconds or a time by the receiver's clock. It returns 0 if there is
-// no such header, or not one alone, and at most maxRetryAfter.
+// retryAfter reads Retry-After, which is a number of seconds or a time by the receiver's clock. It returns 0 if there
+// is no such header, or not one alone, and at most maxRetryAfter.
 func retryAfter(h http.Header, now time.Time) time.Duration {
 	values := h.Values("Retry-After")
 	if len(values) != 1 {

@@ -1,6 +1,7 @@
 package review
 
 import (
+	"cmp"
 	"crypto/hmac"
 	"crypto/rand"
 	"crypto/sha256"
@@ -19,11 +20,11 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// Access says who may see the page, and how a reviewer is known. With neither Token nor Header the page is for this machine alone:
-// it answers on loopback only, and every visitor is trusted.
+// Access says who may see the page, and how a reviewer is known. With neither Token nor Header the page is for this
+// machine alone: it answers on loopback only, and every visitor is trusted.
 type Access struct {
-	// Token is asked for once in the browser, with a name, and then kept in a signed cookie; programs send it as "Authorization: Bearer".
-	// At least 16 characters. Defaults to none.
+	// Token is asked for once in the browser, with a name, and then kept in a signed cookie; programs send it as
+	// "Authorization: Bearer". At least 16 characters. Defaults to none.
 	Token string
 	// Header is the header in which a proxy names the user that it has authenticated. Defaults to none.
 	Header string
@@ -31,8 +32,8 @@ type Access struct {
 	Proxies []netip.Prefix
 	// Reviewer is the name of a visitor who gave none, where the page is for this machine alone. Defaults to "local".
 	Reviewer string
-	// URL is where the page is reached from outside: its host is answered to beside the address of the listener, and cookies travel
-	// over TLS only where it begins with https. Defaults to none.
+	// URL is where the page is reached from outside: its host is answered to beside the address of the listener, and
+	// cookies travel over TLS only where it begins with https. Defaults to none.
 	URL string
 	// TLS says that the listener itself speaks TLS: cookies travel over nothing else.
 	TLS bool
@@ -63,7 +64,8 @@ func newAccess(a Access, address net.Addr, reg prometheus.Registerer) (*access, 
 	}
 	if a.Token == "" && a.Header == "" {
 		if tcp, ok := address.(*net.TCPAddr); !ok || !tcp.IP.IsLoopback() {
-			return nil, fmt.Errorf("review: %s can be reached from other machines, which takes a token or a trusted proxy's header", address)
+			return nil, fmt.Errorf("review: %s can be reached from other machines, which takes a token or a trusted proxy's "+
+				"header", address)
 		}
 	}
 	if a.Header != "" && len(a.Proxies) == 0 {
@@ -73,10 +75,7 @@ func newAccess(a Access, address net.Addr, reg prometheus.Registerer) (*access, 
 		return nil, fmt.Errorf("review: the reviewer's name %w", err)
 	}
 	c := &access{Access: a, key: make([]byte, 32), secure: a.TLS}
-	var err error
-	if c.tokens, err = newTokens(c.isToken, reg); err != nil {
-		return nil, err
-	}
+	c.tokens = newTokens(c.isToken, reg)
 	if a.URL != "" {
 		u, err := url.Parse(a.URL)
 		if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
@@ -101,11 +100,12 @@ var (
 	errHost      = errors.New("this page is not known under that name")
 )
 
-// checkHeader returns an error unless value is one name. A proxy that adds its header to one that a visitor sent may join
-// the two by a comma.
+// checkHeader returns an error unless value is one name. A proxy that adds its header to one that a visitor sent may
+// join the two by a comma.
 func (a *access) checkHeader(value string) error {
 	if strings.Contains(value, ",") {
-		return fmt.Errorf("%w: the header %s is %q: a comma joins headers, and which of them the proxy has checked is not known", errForm, a.Header, value)
+		return fmt.Errorf("%w: the header %s is %q: a comma joins headers, and which of them the proxy has checked is not "+
+			"known", errForm, a.Header, value)
 	}
 	return checkName(value)
 }
@@ -129,7 +129,7 @@ func (a *access) who(r *http.Request) (string, error) {
 		if !a.local(r.Host) {
 			return "", errHost
 		}
-		return or(name, a.Reviewer), nil
+		return cmp.Or(name, a.Reviewer), nil
 	}
 	if signed {
 		return name, nil
@@ -201,7 +201,8 @@ func (a *access) cookie(name string) *http.Cookie {
 		c.MaxAge = -1
 		return c
 	}
-	encoded, end := base64.RawURLEncoding.EncodeToString([]byte(name)), strconv.FormatInt(time.Now().Add(sessionAge).Unix(), 10)
+	encoded := base64.RawURLEncoding.EncodeToString([]byte(name))
+	end := strconv.FormatInt(time.Now().Add(sessionAge).Unix(), 10)
 	c.Value, c.MaxAge = encoded+"."+end+"."+a.sign(encoded, end), int(sessionAge.Seconds())
 	return c
 }
@@ -211,7 +212,9 @@ func secured(next http.Handler) http.Handler {
 	guarded := http.NewCrossOriginProtection().Handler(next)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		h := w.Header()
-		h.Set("Content-Security-Policy", "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'")
+		h.Set("Content-Security-Policy",
+			"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; form-action "+
+				"'self'; base-uri 'none'; frame-ancestors 'none'")
 		h.Set("X-Content-Type-Options", "nosniff")
 		h.Set("X-Frame-Options", "DENY")
 		h.Set("Referrer-Policy", "same-origin")

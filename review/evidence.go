@@ -58,35 +58,36 @@ type WorkerConfig struct {
 // Check returns an error that names the settings out of their bounds.
 func (c WorkerConfig) Check() error { return settings.Check("review", c) }
 
-// Worker makes the evidence that is owed to reviews. Several processes may run one on the same database: no job is done twice.
+// Worker makes the evidence that is owed to reviews. Several processes may run one on the same database: no job is done
+// twice.
 type Worker struct {
 	config  WorkerConfig
 	jobs    Jobs
 	engines map[string]Gatherer // by ensemble digest
-	metrics *workerMetrics
+	metrics *metrics
 	wake    chan struct{}
 }
 
-// NewWorker returns a worker that reruns requests on the engines. It fails where a number of the configuration is out of its bounds
-// or its metrics are registered already.
+// NewWorker returns a worker that reruns requests on the engines. It fails where a number of the configuration is out
+// of its bounds or its metrics are registered already.
 func NewWorker(jobs Jobs, engines []Gatherer, c WorkerConfig) (*Worker, error) {
 	c = settings.WithDefaults(c)
 	c.Log = cmp.Or(c.Log, slog.Default())
 	if err := c.Check(); err != nil {
 		return nil, err
 	}
-	m, err := newWorkerMetrics(c.Registerer)
-	if err != nil {
-		return nil, err
+	w := &Worker{
+		config: c, jobs: jobs, engines: map[string]Gatherer{}, metrics: newMetrics(c.Registerer),
+		wake: make(chan struct{}, 1),
 	}
-	w := &Worker{config: c, jobs: jobs, engines: map[string]Gatherer{}, metrics: m, wake: make(chan struct{}, 1)}
 	for _, e := range engines {
 		w.engines[e.Ensemble().Digest] = e
 	}
 	return w, nil
 }
 
-// Run works until ctx ends and returns nil. An attempt that is under way then is broken off and made again by the next process.
+// Run works until ctx ends and returns nil. An attempt that is under way then is broken off and made again by the next
+// process.
 func (w *Worker) Run(ctx context.Context) error {
 	done := make(chan struct{})
 	go func() {
@@ -146,7 +147,8 @@ func (w *Worker) once(ctx context.Context, digests []string) (bool, error) {
 		return true, w.fail(ctx, job, errNoResult)
 	}
 	start := time.Now()
-	attempt, cancel := context.WithTimeoutCause(ctx, w.config.Lease-w.config.Lease/margin, fmt.Errorf("evidence timed out after %s", w.config.Lease-w.config.Lease/margin))
+	attempt, cancel := context.WithTimeoutCause(ctx, w.config.Lease-w.config.Lease/margin,
+		fmt.Errorf("evidence timed out after %s", w.config.Lease-w.config.Lease/margin))
 	files, err := w.gather(attempt, job)
 	if err != nil && attempt.Err() != nil {
 		err = context.Cause(attempt)
@@ -175,13 +177,14 @@ func (w *Worker) once(ctx context.Context, digests []string) (bool, error) {
 
 // fail records a failed attempt: the last one, or one that no other try can better, is final.
 func (w *Worker) fail(ctx context.Context, job postgres.EvidenceJob, cause error) error {
-	final := job.Attempt >= w.config.MaxAttempts || hopeless(cause)
+	final := job.Attempt >= w.config.MaxAttempts || permanent(cause)
 	outcome := "retried"
 	if final {
 		outcome = "failed"
 	}
 	w.metrics.attempts.WithLabelValues(outcome).Inc()
-	w.config.Log.Warn("evidence could not be made", "review", job.ReviewID, "attempt", job.Attempt, "final", final, "err", cause)
+	w.config.Log.Warn("evidence could not be made", "review", job.ReviewID, "attempt", job.Attempt, "final", final, "err",
+		cause)
 	wait := backoff.After(job.Attempt, w.config.RetryDelay, w.config.RetryDelay<<10)
 	return w.jobs.FailEvidence(ctx, job, cause.Error(), wait, final)
 }
@@ -190,10 +193,11 @@ var errNoResult = errors.New("its attempts ended without a result: the process d
 
 var errNoScore = errors.New("the score was dropped by retention")
 
-// hopeless reports an error that no other try betters.
-func hopeless(err error) bool {
+// permanent reports whether retrying will not help.
+func permanent(err error) bool {
 	var broken *scoring.NonFiniteError
-	return errors.Is(err, errNoScore) || errors.As(err, &broken) || errors.Is(err, scoring.ErrUnknownClass) || errors.Is(err, scoring.ErrNoise) ||
+	return errors.Is(err, errNoScore) || errors.As(err, &broken) || errors.Is(err, scoring.ErrUnknownClass) ||
+		errors.Is(err, scoring.ErrNoise) ||
 		errors.Is(err, scoring.ErrSettings) || errors.Is(err, scoring.ErrTooLarge)
 }
 
@@ -221,13 +225,14 @@ const (
 
 // Numbers are the numbers of a review's evidence, its file "numbers".
 type Numbers struct {
-	Carrier    int             `json:"carrier"` // component whose path the score followed
-	ClassGap   float64         `json:"class_gap"`
-	Risk       float64         `json:"request_risk"`
-	Agrees     bool            `json:"agrees"`      // the two values are the stored ones within the tolerance
-	Width      int             `json:"width"`       // of the images as they were generated
-	Height     int             `json:"height"`      //
-	Diversity  float64         `json:"diversity"`   // 1 minus the mean structural similarity of different components' images
+	Carrier  int     `json:"carrier"` // component whose path the score followed
+	ClassGap float64 `json:"class_gap"`
+	Risk     float64 `json:"request_risk"`
+	Agrees   bool    `json:"agrees"` // the two values are the stored ones within the tolerance
+	Width    int     `json:"width"`  // of the images as they were generated
+	Height   int     `json:"height"` //
+	// 1 minus the mean structural similarity of different components' images
+	Diversity  float64         `json:"diversity"`
 	Similarity [][]float64     `json:"similarity"`  // M x M
 	Final      float64         `json:"final"`       // mean pairwise distance of the final latents
 	MapMax     float64         `json:"map_max"`     // greatest value of the map, in nats
@@ -264,8 +269,10 @@ func files(score schema.Score, e scoring.Evidence, shape ensemble.Image, side in
 	list = append(list, postgres.EvidenceFile{Name: fileMap, ContentType: "image/png", Body: heat})
 	n := Numbers{
 		Carrier: e.Result.Receipt.Carrier, ClassGap: e.Result.ClassGap.Value, Risk: e.Result.RequestRisk.Value,
-		Agrees: scoring.Agrees(e.Result.ClassGap.Value, score.ClassGap.Value) && scoring.Agrees(e.Result.RequestRisk.Value, score.RequestRisk.Value),
-		Width:  shape.Width, Height: shape.Height, Diversity: e.Diversity, Similarity: e.Similarity, Final: e.Final.Value, UpperBound: bound,
+		Agrees: scoring.Agrees(e.Result.ClassGap.Value, score.ClassGap.Value) &&
+			scoring.Agrees(e.Result.RequestRisk.Value, score.RequestRisk.Value),
+		Width: shape.Width, Height: shape.Height, Diversity: e.Diversity, Similarity: e.Similarity, Final: e.Final.Value,
+		UpperBound: bound,
 	}
 	for _, v := range e.ImageMap {
 		n.MapMax = max(n.MapMax, v)
@@ -290,44 +297,4 @@ func (w *Worker) measure(ctx context.Context) {
 	w.metrics.pending.Set(float64(s.Pending))
 	w.metrics.failed.Set(float64(s.Failed))
 	w.metrics.oldest.Set(s.Oldest.Seconds())
-}
-
-type workerMetrics struct {
-	attempts                *prometheus.CounterVec
-	seconds                 prometheus.Histogram
-	pending, failed, oldest prometheus.Gauge
-}
-
-func newWorkerMetrics(reg prometheus.Registerer) (*workerMetrics, error) {
-	gauge := func(name, help string) prometheus.Gauge {
-		return prometheus.NewGauge(prometheus.GaugeOpts{Name: name, Help: help})
-	}
-	m := &workerMetrics{
-		attempts: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "decuwatch_evidence_attempts_total", Help: "Attempts to make the evidence of a review: done, retried or failed for good.",
-		}, []string{"outcome"}),
-		seconds: prometheus.NewHistogram(prometheus.HistogramOpts{
-			Name: "decuwatch_evidence_seconds", Help: "Time that the evidence of one review took, behind live work.", Buckets: prometheus.ExponentialBuckets(0.01, 2, 15),
-		}),
-		pending: gauge("decuwatch_evidence_pending", "Reviews that wait for their evidence."),
-		failed:  gauge("decuwatch_evidence_failed", "Reviews whose evidence failed for good."),
-		oldest:  gauge("decuwatch_evidence_oldest_seconds", "Age of the oldest review that waits for its evidence."),
-	}
-	for _, outcome := range []string{"done", "retried", "failed"} {
-		m.attempts.WithLabelValues(outcome)
-	}
-	return m, register(reg, m.attempts, m.seconds, m.pending, m.failed, m.oldest)
-}
-
-// register registers collectors; a nil registerer takes none.
-func register(reg prometheus.Registerer, collectors ...prometheus.Collector) error {
-	if reg == nil {
-		return nil
-	}
-	for _, c := range collectors {
-		if err := reg.Register(c); err != nil {
-			return fmt.Errorf("review: %w", err)
-		}
-	}
-	return nil
 }

@@ -112,7 +112,8 @@ func TestEvidenceIsMadeOnce(t *testing.T) {
 				continue
 			}
 			var numbers review.Numbers
-			if err := json.Unmarshal(file.Body, &numbers); err != nil || !numbers.Agrees || len(numbers.Trajectory) == 0 || len(numbers.Similarity) != m.Components {
+			if err := json.Unmarshal(file.Body, &numbers); err != nil || !numbers.Agrees || len(numbers.Trajectory) == 0 ||
+				len(numbers.Similarity) != m.Components {
 				t.Errorf("numbers %+v, %v", numbers, err)
 			}
 		}
@@ -124,7 +125,8 @@ func TestEvidenceOfADeadWorker(t *testing.T) {
 	b := newBench(t, tiny)
 	_, id := b.record(request{class: 0, seed: 1, alert: schema.SeverityWarn})
 	digests := []string{b.engine.Ensemble().Digest}
-	if _, found, err := b.store.NextEvidence(t.Context(), []string{strings.Repeat("0", 64)}, time.Minute); found || err != nil {
+	if _, found, err := b.store.NextEvidence(t.Context(), []string{strings.Repeat("0", 64)}, time.Minute); found ||
+		err != nil {
 		t.Errorf("a job of another ensemble: %v, %v", found, err)
 	}
 	dead, found, err := b.store.NextEvidence(t.Context(), digests, time.Millisecond)
@@ -139,7 +141,8 @@ func TestEvidenceOfADeadWorker(t *testing.T) {
 	stop := running(t, w.Run)
 	until(t, "another worker's evidence", func() bool { return b.evidence(id) == postgres.EvidenceDone })
 	stop()
-	if stored, err := b.store.StoreEvidence(t.Context(), dead, []postgres.EvidenceFile{{Name: "image-0", ContentType: "image/png", Body: []byte("late")}}); stored || err != nil {
+	if stored, err := b.store.StoreEvidence(t.Context(), dead,
+		[]postgres.EvidenceFile{{Name: "image-0", ContentType: "image/png", Body: []byte("late")}}); stored || err != nil {
 		t.Errorf("the dead worker's evidence was stored: %v, %v", stored, err)
 	}
 	if f, err := b.store.EvidenceFile(t.Context(), id, "image-0"); err != nil || bytes.Equal(f.Body, []byte("late")) {
@@ -180,7 +183,8 @@ func TestEvidenceThatKillsItsWorker(t *testing.T) {
 	}
 	running(t, w.Run)
 	until(t, "the evidence has failed", func() bool { return b.evidence(id) == postgres.EvidenceFailed })
-	if r, err := b.store.ReviewByID(t.Context(), id); err != nil || !strings.Contains(r.EvidenceError, "without a result") || len(c.keys) != 0 {
+	if r, err := b.store.ReviewByID(t.Context(), id); err != nil ||
+		!strings.Contains(r.EvidenceError, "without a result") || len(c.keys) != 0 {
 		t.Errorf("%q, %d gathered, %v", r.EvidenceError, len(c.keys), err)
 	}
 }
@@ -191,7 +195,8 @@ func TestEvidenceFails(t *testing.T) {
 	c := &counting{Engine: b.engine, keys: map[string]int{}, fail: errors.New("the device is gone")}
 	_, id := b.record(request{class: 0, seed: 1, alert: schema.SeverityWarn})
 	reg := prometheus.NewRegistry()
-	w, err := review.NewWorker(b.store, []review.Gatherer{c}, review.WorkerConfig{MaxAttempts: 3, RetryDelay: time.Millisecond, Poll: time.Millisecond, Registerer: reg})
+	w, err := review.NewWorker(b.store, []review.Gatherer{c},
+		review.WorkerConfig{MaxAttempts: 3, RetryDelay: time.Millisecond, Poll: time.Millisecond, Registerer: reg})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -202,7 +207,9 @@ func TestEvidenceFails(t *testing.T) {
 		t.Errorf("%d attempts, %q, %v", r.EvidenceAttempts, r.EvidenceError, err)
 	}
 	until(t, "the metrics say so", func() bool {
-		return testutil.CollectAndCompare(reg, strings.NewReader(`# HELP decuwatch_evidence_attempts_total Attempts to make the evidence of a review: done, retried or failed for good.
+		return testutil.CollectAndCompare(reg,
+			strings.NewReader("# HELP decuwatch_evidence_attempts_total "+
+				`Attempts to make the evidence of a review: done, retried or failed for good.
 # TYPE decuwatch_evidence_attempts_total counter
 decuwatch_evidence_attempts_total{outcome="done"} 0
 decuwatch_evidence_attempts_total{outcome="failed"} 1
@@ -233,7 +240,8 @@ decuwatch_evidence_failed 1
 		t.Fatal(err)
 	}
 	defer conn.Close(t.Context())
-	if _, err := conn.Exec(t.Context(), `UPDATE decuwatch.evidence SET made_at = made_at - interval '91 days'`); err != nil {
+	if _, err := conn.Exec(t.Context(),
+		`UPDATE decuwatch.evidence SET made_at = made_at - interval '91 days'`); err != nil {
 		t.Fatal(err)
 	}
 	if err := b.store.MaintainOnce(t.Context()); err != nil {

@@ -22,8 +22,8 @@ import (
 	"github.com/decuwatch/decuwatch/schema"
 )
 
-// Whatever value a parameter of a route has, the answer is never an error of the server, and what is malformed is refused
-// with 400 and the parameter's name.
+// Whatever value a parameter of a route has, the answer is never an error of the server, and what is malformed is
+// refused with 400 and the parameter's name.
 func TestHostileParameters(t *testing.T) {
 	b := newBench(t, tiny)
 	_, id := b.record(request{class: 0, seed: 1, alert: schema.SeverityWarn})
@@ -41,13 +41,17 @@ func TestHostileParameters(t *testing.T) {
 		{"POST", "/review/" + id, []string{"do", "version", "comment", "assignee"}, form},
 	}
 	malformed := map[string]string{
-		"NUL": "%00", "NUL within": "a%00b", "invalid UTF-8": "%ff%fe", "cut UTF-8": "%e2%82", "bad escape": "%zz", "control": "a%1bb",
-		"repeat": "a&NAME=b", "repeat of one value": "&NAME=",
+		"NUL": "%00", "NUL within": "a%00b", "invalid UTF-8": "%ff%fe", "cut UTF-8": "%e2%82", "bad escape": "%zz",
+		"control": "a%1bb",
+		"repeat":  "a&NAME=b", "repeat of one value": "&NAME=",
 	}
 	odd := []string{
-		"", "-1", "0", "2147483648", "9223372036854775808", "1e309", "NaN", "-Infinity", "1.5", "0x10", "%20", "%27%3B--", "../../etc/passwd", "[]", "{}",
-		"tiny/-1", "tiny/2147483648", "tiny/99999999999999999999", "tiny/NaN", "/", "tiny/1/2", "0000-01-01T00:00:00Z+x", "9999-12-31T23:59:59Z+x",
-		"2026-01-01T00:00:00Z+", "infinity+x", strings.Repeat("9", 4000), strings.Repeat("%F0%9F%98%80", 300), "%E2%80%AE", "%EF%BF%BD",
+		"", "-1", "0", "2147483648", "9223372036854775808", "1e309", "NaN", "-Infinity", "1.5", "0x10", "%20", "%27%3B--",
+		"../../etc/passwd", "[]", "{}",
+		"tiny/-1", "tiny/2147483648", "tiny/99999999999999999999", "tiny/NaN", "/", "tiny/1/2", "0000-01-01T00:00:00Z+x",
+		"9999-12-31T23:59:59Z+x",
+		"2026-01-01T00:00:00Z+", "infinity+x", strings.Repeat("9", 4000), strings.Repeat("%F0%9F%98%80",
+			300), "%E2%80%AE", "%EF%BF%BD",
 	}
 	send := func(method, path, query string) (int, string) {
 		t.Helper()
@@ -83,11 +87,13 @@ func TestHostileParameters(t *testing.T) {
 				}
 			}
 		}
-		if status, text := send(route.method, route.path, route.rest+"nothing=1"); status != 400 || !strings.Contains(text, "nothing") {
+		if status, text := send(route.method, route.path, route.rest+"nothing=1"); status != 400 ||
+			!strings.Contains(text, "nothing") {
 			t.Errorf("%s %s with an unknown parameter: %d: %.200s", route.method, route.path, status, text)
 		}
 	}
-	for _, path := range []string{"/review/%00", "/review/%ff", "/review/" + id + "/evidence/%00", "/review/" + id + "/evidence/%ff", "/review/" + strings.Repeat("x", 5000)} {
+	for _, path := range []string{"/review/%00", "/review/%ff", "/review/" + id + "/evidence/%00",
+		"/review/" + id + "/evidence/%ff", "/review/" + strings.Repeat("x", 5000)} {
 		if status, _ := send("GET", path, ""); status != 404 {
 			t.Errorf("%.40s: %d", path, status)
 		}
@@ -114,12 +120,16 @@ func TestHostileParameters(t *testing.T) {
 	}
 	defer conn.Close(t.Context())
 	for _, other := range []string{"aaaaaaaa1", "aaaaaaaa2"} {
-		if _, err := conn.Exec(t.Context(), `INSERT INTO decuwatch.reviews (id, kind, source, event_id, event_time, model, ensemble_digest, class_index, class_label)
-			SELECT $1, 'sample', source, $1, event_time, model, ensemble_digest, class_index, class_label FROM decuwatch.reviews WHERE id = $2`, other, id); err != nil {
+		if _, err := conn.Exec(t.Context(),
+			`INSERT INTO decuwatch.reviews (id, kind, source, event_id, event_time, model, ensemble_digest, class_index,
+				class_label)
+			SELECT $1, 'sample', source, $1, event_time, model, ensemble_digest, class_index, class_label FROM decuwatch.reviews
+			WHERE id = $2`, other, id); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if status, text := send("GET", "/review/aaaaaaaa", ""); status != 400 || !strings.Contains(text, "several reviews start with it") {
+	if status, text := send("GET", "/review/aaaaaaaa", ""); status != 400 ||
+		!strings.Contains(text, "several reviews start with it") {
 		t.Errorf("an ambiguous id: %d: %.200s", status, text)
 	}
 	if r, err := b.store.ReviewByID(t.Context(), id); err != nil || r.Verdict != "" {
@@ -127,10 +137,12 @@ func TestHostileParameters(t *testing.T) {
 	}
 }
 
-// A header that decides something is refused if it is given twice: the first value, or the last, is what an attacker adds.
+// A header that decides something is refused if it is given twice: the first value, or the last, is what an attacker
+// adds.
 func TestHeadersGivenTwice(t *testing.T) {
 	b := newBench(t, tiny)
-	trusting := servePage(t, b.store, review.PageConfig{Access: review.Access{Header: "X-User", Proxies: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}}})
+	trusting := servePage(t, b.store, review.PageConfig{Access: review.Access{Header: "X-User",
+		Proxies: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}}})
 	const token = "a token of some length"
 	asking := servePage(t, b.store, review.PageConfig{Access: review.Access{Token: token}})
 	for _, c := range []struct {
@@ -150,7 +162,8 @@ func TestHeadersGivenTwice(t *testing.T) {
 		{"no user", trusting.URL, http.Header{}, 403},
 		{"one token", asking.URL, http.Header{"Authorization": {"Bearer " + token}}, 200},
 		{"two tokens", asking.URL, http.Header{"Authorization": {"Bearer " + token, "Bearer x"}}, 400},
-		{"two origins", trusting.URL, http.Header{"X-User": {"ada"}, "Origin": {trusting.URL, "https://evil.example.com"}}, 400},
+		{"two origins", trusting.URL, http.Header{"X-User": {"ada"}, "Origin": {trusting.URL, "https://evil.example.com"}},
+			400},
 		{"two sites", trusting.URL, http.Header{"X-User": {"ada"}, "Sec-Fetch-Site": {"same-origin", "cross-site"}}, 400},
 		{"two sessions", asking.URL, http.Header{"Cookie": {"decuwatch_review=a.b.c; decuwatch_review=d.e.f"}}, 400},
 	} {
@@ -198,7 +211,8 @@ func TestWrongTokens(t *testing.T) {
 	if status := from(page, "[2001:db8::1]:1000", http.MethodGet, "", token); status != 200 {
 		t.Errorf("the right token over IPv6: %d", status)
 	}
-	want := fmt.Sprintf(`# HELP decuwatch_review_tokens_total Tokens given to the review page: right, wrong, or slowed: not looked at after too many wrong ones.
+	want := fmt.Sprintf("# HELP decuwatch_review_tokens_total "+
+		`Tokens given to the review page: right, wrong, or slowed: not looked at after too many wrong ones.
 # TYPE decuwatch_review_tokens_total counter
 decuwatch_review_tokens_total{outcome="right"} 2
 decuwatch_review_tokens_total{outcome="slowed"} %d
@@ -207,7 +221,8 @@ decuwatch_review_tokens_total{outcome="wrong"} %d
 	if err := testutil.GatherAndCompare(reg, strings.NewReader(want), "decuwatch_review_tokens_total"); err != nil {
 		t.Error(err)
 	}
-	if n := strings.Count(log.String(), "wrong token"); n != counts[401]+counts[403] || !strings.Contains(log.String(), "address=192.0.2.1:1000") || strings.Contains(log.String(), token) {
+	if n := strings.Count(log.String(), "wrong token"); n != counts[401]+counts[403] ||
+		!strings.Contains(log.String(), "address=192.0.2.1:1000") || strings.Contains(log.String(), token) {
 		t.Errorf("%d wrong tokens are logged: %.500s", n, log.String())
 	}
 }
@@ -233,7 +248,8 @@ func from(page http.Handler, address, method, form, token string) int {
 // do sends a request and returns status and body.
 func do(t *testing.T, r *http.Request) (int, string) {
 	t.Helper()
-	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true},
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
 	answer, err := client.Do(r)
 	if err != nil {
 		t.Fatal(err)

@@ -32,7 +32,8 @@ func ask(t *testing.T, method, address string, form url.Values, headers map[stri
 	for name, value := range headers {
 		r.Header.Set(name, value)
 	}
-	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true},
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
 	answer, err := client.Do(r)
 	if err != nil {
 		t.Fatal(err)
@@ -48,7 +49,8 @@ func ask(t *testing.T, method, address string, form url.Values, headers map[stri
 // What the page answers to wrong and hostile requests, without a browser's help.
 func TestPageRefuses(t *testing.T) {
 	b := newBench(t, tiny)
-	_, id := b.record(request{class: 0, seed: 1, alert: schema.SeverityWarn, labels: map[string]string{"tenant": `<img src=x onerror="alert(1)">`}})
+	_, id := b.record(request{class: 0, seed: 1, alert: schema.SeverityWarn,
+		labels: map[string]string{"tenant": `<img src=x onerror="alert(1)">`}})
 	site := servePage(t, b.store, review.PageConfig{Access: review.Access{Reviewer: "ada"}})
 	form := func(pairs ...string) url.Values {
 		v := url.Values{}
@@ -75,20 +77,27 @@ func TestPageRefuses(t *testing.T) {
 		{"days", "GET", "/stats?days=0", nil, nil, 400, "must be 1 to 3650"},
 		{"no version", "POST", "/review/" + id, form("do", "acknowledge"), nil, 400, "names no version"},
 		{"no action", "POST", "/review/" + id, form("do", "explode", "version", "1"), nil, 422, "no action"},
-		{"old version", "POST", "/review/" + id, form("do", "acknowledge", "version", "7"), nil, 409, "somebody else was faster"},
+		{"old version", "POST", "/review/" + id, form("do", "acknowledge", "version", "7"), nil, 409,
+			"somebody else was faster"},
 		{"unknown review", "POST", "/review/00000000", form("do", "acknowledge", "version", "1"), nil, 404, "not found"},
-		{"evidence that has not failed", "POST", "/review/" + id, form("do", "evidence", "version", "1"), nil, 404, "not found"},
-		{"another site", "POST", "/review/" + id, form("do", "acknowledge", "version", "1"), map[string]string{"Sec-Fetch-Site": "cross-site"}, 403, ""},
-		{"another origin", "POST", "/review/" + id, form("do", "acknowledge", "version", "1"), map[string]string{"Origin": "https://evil.example.com"}, 403, ""},
-		{"too much", "POST", "/review/" + id, form("do", "comment", "version", "1", "comment", strings.Repeat("x", 70_000)), nil, 413, "too long"},
-		{"long comment", "POST", "/review/" + id, form("do", "comment", "version", "1", "comment", strings.Repeat("x", 5000)), nil, 422, "the most is 4000"},
+		{"evidence that has not failed", "POST", "/review/" + id, form("do", "evidence", "version", "1"), nil, 404,
+			"not found"},
+		{"another site", "POST", "/review/" + id, form("do", "acknowledge", "version", "1"),
+			map[string]string{"Sec-Fetch-Site": "cross-site"}, 403, ""},
+		{"another origin", "POST", "/review/" + id, form("do", "acknowledge", "version", "1"),
+			map[string]string{"Origin": "https://evil.example.com"}, 403, ""},
+		{"too much", "POST", "/review/" + id, form("do", "comment", "version", "1", "comment", strings.Repeat("x", 70_000)),
+			nil, 413, "too long"},
+		{"long comment", "POST", "/review/" + id, form("do", "comment", "version", "1", "comment",
+			strings.Repeat("x", 5000)), nil, 422, "the most is 4000"},
 		{"method", "DELETE", "/review/" + id, nil, nil, 404, ""},
 	} {
 		status, header, text := ask(t, c.method, site.URL+c.path, c.form, c.headers)
 		if status != c.status || !strings.Contains(text, c.says) {
 			t.Errorf("%s: %d, want %d that says %q: %.300s", c.name, status, c.status, c.says, text)
 		}
-		if policy := header.Get("Content-Security-Policy"); !strings.Contains(policy, "default-src 'none'") || strings.Contains(policy, "unsafe") || header.Get("X-Content-Type-Options") != "nosniff" {
+		if policy := header.Get("Content-Security-Policy"); !strings.Contains(policy, "default-src 'none'") ||
+			strings.Contains(policy, "unsafe") || header.Get("X-Content-Type-Options") != "nosniff" {
 			t.Errorf("%s: headers %v", c.name, header)
 		}
 	}
@@ -103,17 +112,22 @@ func TestPageRefuses(t *testing.T) {
 		t.Error("the page holds inline styles or scripts")
 	}
 	// A form without a script, and a shortened id.
-	if status, header, _ := ask(t, "POST", site.URL+"/review/"+id, form("do", "acknowledge", "version", "1"), map[string]string{"Sec-Fetch-Site": "same-origin"}); status != 303 || header.Get("Location") != "/review/"+id {
+	if status, header, _ := ask(t, "POST", site.URL+"/review/"+id, form("do", "acknowledge", "version", "1"),
+		map[string]string{"Sec-Fetch-Site": "same-origin"}); status != 303 || header.Get("Location") != "/review/"+id {
 		t.Errorf("a plain form: %d %v", status, header)
 	}
-	if status, header, _ := ask(t, "GET", site.URL+"/review/"+id[:10], nil, nil); status != 303 || header.Get("Location") != "/review/"+id {
+	if status, header, _ := ask(t, "GET", site.URL+"/review/"+id[:10], nil, nil); status != 303 ||
+		header.Get("Location") != "/review/"+id {
 		t.Errorf("a shortened id: %d %v", status, header)
 	}
 	// An alert about no single score has a page without buttons.
-	if _, err := b.store.RaiseAlert(t.Context(), schema.Alert{ID: "feedfeed", Kind: "summary", Model: "tiny", ClassIndex: -1, Severity: schema.SeverityWarn, Reason: "budget", Count: 9, Detail: "nine <b>more</b>", FiredAt: time.Now(), EventTime: time.Now()}); err != nil {
+	if _, err := b.store.RaiseAlert(t.Context(), schema.Alert{ID: "feedfeed", Kind: "summary", Model: "tiny",
+		ClassIndex: -1, Severity: schema.SeverityWarn, Reason: "budget", Count: 9, Detail: "nine " +
+			"<b>more</b>", FiredAt: time.Now(), EventTime: time.Now()}); err != nil {
 		t.Fatal(err)
 	}
-	if status, _, text := ask(t, "GET", site.URL+"/review/feedfeed", nil, nil); status != 200 || !strings.Contains(text, "nine &lt;b&gt;more") || strings.Contains(text, `value="confirmed"`) {
+	if status, _, text := ask(t, "GET", site.URL+"/review/feedfeed", nil, nil); status != 200 ||
+		!strings.Contains(text, "nine &lt;b&gt;more") || strings.Contains(text, `value="confirmed"`) {
 		t.Errorf("a summary: %d %s", status, text)
 	}
 }
@@ -124,26 +138,32 @@ func TestLogin(t *testing.T) {
 	const token = "a token of some length"
 	site := servePage(t, b.store, review.PageConfig{Access: review.Access{Token: token}})
 	browser := map[string]string{"Accept": "text/html"}
-	if status, header, _ := ask(t, "GET", site.URL+"/review/1?x=2", nil, browser); status != 303 || header.Get("Location") != "/login?to=%2Freview%2F1%3Fx%3D2" {
+	if status, header, _ := ask(t, "GET", site.URL+"/review/1?x=2", nil, browser); status != 303 ||
+		header.Get("Location") != "/login?to=%2Freview%2F1%3Fx%3D2" {
 		t.Errorf("%d %v", status, header)
 	}
 	if status, header, _ := ask(t, "GET", site.URL+"/", nil, nil); status != 401 || header.Get("WWW-Authenticate") == "" {
 		t.Errorf("a program: %d %v", status, header)
 	}
-	for _, form := range []url.Values{{"name": {"ada"}, "token": {"wrong"}}, {"name": {" "}, "token": {token}}, {"name": {"ada"}}} {
-		if status, header, _ := ask(t, "POST", site.URL+"/login", form, nil); status != 403 || header.Get("Set-Cookie") != "" {
+	for _, form := range []url.Values{{"name": {"ada"}, "token": {"wrong"}}, {"name": {" "}, "token": {token}},
+		{"name": {"ada"}}} {
+		if status, header, _ := ask(t, "POST", site.URL+"/login", form, nil); status != 403 ||
+			header.Get("Set-Cookie") != "" {
 			t.Errorf("%v: %d %v", form, status, header)
 		}
 	}
-	status, header, _ := ask(t, "POST", site.URL+"/login", url.Values{"name": {"Ada Lovelace"}, "token": {token}, "to": {"/stats"}}, nil)
+	status, header, _ := ask(t, "POST", site.URL+"/login",
+		url.Values{"name": {"Ada Lovelace"}, "token": {token}, "to": {"/stats"}}, nil)
 	cookie, _, _ := strings.Cut(header.Get("Set-Cookie"), ";")
 	if status != 303 || header.Get("Location") != "/stats" || cookie == "" {
 		t.Fatalf("%d %v", status, header)
 	}
-	if status, _, text := ask(t, "GET", site.URL+"/stats", nil, map[string]string{"Cookie": cookie}); status != 200 || !strings.Contains(text, "Ada Lovelace") {
+	if status, _, text := ask(t, "GET", site.URL+"/stats", nil, map[string]string{"Cookie": cookie}); status != 200 ||
+		!strings.Contains(text, "Ada Lovelace") {
 		t.Errorf("%d %s", status, text)
 	}
-	if _, header, _ := ask(t, "POST", site.URL+"/logout", url.Values{}, map[string]string{"Cookie": cookie}); !strings.Contains(header.Get("Set-Cookie"), "Max-Age=0") {
+	if _, header, _ := ask(t, "POST", site.URL+"/logout", url.Values{},
+		map[string]string{"Cookie": cookie}); !strings.Contains(header.Get("Set-Cookie"), "Max-Age=0") {
 		t.Errorf("%v", header)
 	}
 }

@@ -13,11 +13,13 @@ import (
 	"github.com/decuwatch/decuwatch/scoring/ensemble"
 )
 
-// encodeImage returns the PNG of an image [channels*height*width] with values in [-1, 1], its longer side at most side pixels.
+// encodeImage returns the PNG of an image [channels*height*width] with values in [-1, 1], its longer side at most side
+// pixels.
 func encodeImage(pixels []float32, shape ensemble.Image, side int) ([]byte, error) {
 	plane := shape.Width * shape.Height
 	if len(pixels) != shape.Size() || shape.Channels != 1 && shape.Channels != 3 {
-		return nil, fmt.Errorf("%d values are no image of %d x %d x %d", len(pixels), shape.Channels, shape.Height, shape.Width)
+		return nil, fmt.Errorf("%d values are no image of %d x %d x %d", len(pixels), shape.Channels, shape.Height,
+			shape.Width)
 	}
 	level := func(v float32) uint8 { return uint8(math.Round(255 * min(max((float64(v)+1)/2, 0), 1))) }
 	if shape.Channels == 1 {
@@ -29,13 +31,15 @@ func encodeImage(pixels []float32, shape ensemble.Image, side int) ([]byte, erro
 	}
 	full := image.NewRGBA(image.Rect(0, 0, shape.Width, shape.Height))
 	for i := range plane {
-		full.SetRGBA(i%shape.Width, i/shape.Width, color.RGBA{level(pixels[i]), level(pixels[plane+i]), level(pixels[2*plane+i]), 255})
+		full.SetRGBA(i%shape.Width, i/shape.Width, color.RGBA{level(pixels[i]), level(pixels[plane+i]),
+			level(pixels[2*plane+i]), 255})
 	}
 	return encode(full, image.NewRGBA, side)
 }
 
-// encodeMap returns the PNG of a map [height*width] of uncertainty, 0 to bound nats: colours from dark violet over red to yellow,
-// transparent where the uncertainty is none, so that it lies over an image. One scale for all maps: they compare.
+// encodeMap returns the PNG of a map [height*width] of uncertainty, 0 to bound nats: colours from dark violet over red
+// to yellow, transparent where the uncertainty is none, so that it lies over an image. One scale for all maps: they
+// compare.
 func encodeMap(values []float64, width, height int, bound float64, side int) ([]byte, error) {
 	if len(values) != width*height || !(bound > 0) {
 		return nil, fmt.Errorf("%d values are no map of %d x %d up to %v nats", len(values), height, width, bound)
@@ -47,8 +51,10 @@ func encodeMap(values []float64, width, height int, bound float64, side int) ([]
 	return encode(heat, image.NewNRGBA, side)
 }
 
-// heatStops are the colours of the map from none to the most; lightness rises along them, so that they also read without colour.
-var heatStops = []color.NRGBA{{60, 15, 110, 0}, {110, 25, 110, 150}, {190, 55, 80, 200}, {240, 110, 30, 225}, {252, 190, 60, 240}, {252, 255, 164, 250}}
+// heatStops are the colours of the map from none to the most; lightness rises along them, so that they also read
+// without colour.
+var heatStops = []color.NRGBA{{60, 15, 110, 0}, {110, 25, 110, 150}, {190, 55, 80, 200}, {240, 110, 30, 225},
+	{252, 190, 60, 240}, {252, 255, 164, 250}}
 
 // heatColor returns the colour of a value in [0, 1]; its square root is taken, so that small differences show.
 func heatColor(v float64) color.NRGBA {
@@ -60,8 +66,8 @@ func heatColor(v float64) color.NRGBA {
 	return color.NRGBA{mix(a.R, b.R), mix(a.G, b.G), mix(a.B, b.B), mix(a.A, b.A)}
 }
 
-// encode returns the PNG of src, scaled down where its longer side is above side. 512 x 512 pixels of three channels, and of the map's
-// one value, stay below 1 MiB however they look; anything larger is an error.
+// encode returns the PNG of src, scaled down where its longer side is above side. 512 x 512 pixels of three channels,
+// and of the map's one value, stay below 1 MiB however they look; anything larger is an error.
 func encode[T draw.Image](src T, blank func(image.Rectangle) T, side int) ([]byte, error) {
 	if w, h := src.Bounds().Dx(), src.Bounds().Dy(); max(w, h) > side {
 		scale := float64(side) / float64(max(w, h))

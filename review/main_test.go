@@ -63,7 +63,8 @@ func openEngine(t testing.TB, ensemble string) *scoring.Engine {
 // open returns another store on the same database.
 func (b *bench) open() *postgres.Store {
 	b.t.Helper()
-	s, err := postgres.Open(b.t.Context(), postgres.Config{URL: b.url, MaxConns: 16, LockTimeout: patience, StatementTimeout: patience, CommitTimeout: patience})
+	s, err := postgres.Open(b.t.Context(), postgres.Config{URL: b.url, MaxConns: 16, LockTimeout: patience,
+		StatementTimeout: patience, CommitTimeout: patience})
 	if err != nil {
 		b.t.Fatal(err)
 	}
@@ -83,7 +84,8 @@ type request struct {
 	ago     time.Duration
 }
 
-// record scores a request for real, records its verdict, and returns the score and the id of its review, "" where it has none.
+// record scores a request for real, records its verdict, and returns the score and the id of its review, "" where it
+// has none.
 func (b *bench) record(r request) (schema.Score, string) {
 	b.t.Helper()
 	b.n++
@@ -92,14 +94,17 @@ func (b *bench) record(r request) (schema.Score, string) {
 	}
 	ev := schema.Event{
 		Source: r.source, ID: fmt.Sprintf("event-%d", b.n), Time: time.Now().Add(-r.ago).UTC().Truncate(time.Microsecond),
-		Data: schema.Generation{Model: b.engine.Ensemble().Name, Class: schema.ClassIndex(r.class), Seed: r.seed, Labels: r.labels},
+		Data: schema.Generation{Model: b.engine.Ensemble().Name, Class: schema.ClassIndex(r.class), Seed: r.seed,
+			Labels: r.labels},
 	}
-	result, err := b.engine.Score(b.t.Context(), scoring.Request{Key: ev.Source + "\n" + ev.ID, Class: r.class, Seed: r.seed})
+	result, err := b.engine.Score(b.t.Context(), scoring.Request{Key: ev.Source + "\n" + ev.ID, Class: r.class,
+		Seed: r.seed})
 	if err != nil {
 		b.t.Fatal(err)
 	}
 	score := schema.Score{
-		Event: ev, ClassIndex: r.class, ClassLabel: b.engine.Ensemble().Classes[r.class].Label, ClassGap: schema.Measurement(result.ClassGap),
+		Event: ev, ClassIndex: r.class, ClassLabel: b.engine.Ensemble().Classes[r.class].Label,
+		ClassGap:    schema.Measurement(result.ClassGap),
 		RequestRisk: schema.Measurement(result.RequestRisk), Receipt: schema.Receipt(result.Receipt), ScoredAt: ev.Time,
 	}
 	return score, b.commit(score, r)
@@ -110,7 +115,8 @@ func (b *bench) commit(score schema.Score, r request) string {
 	b.t.Helper()
 	ev := score.Event
 	digest := sha256.Sum256([]byte(ev.Source + ev.ID))
-	v := schema.Verdict{Delivery: schema.Delivery{Stream: "GENERATION", Sequence: uint64(b.n), Delivered: 1, Digest: hex.EncodeToString(digest[:])}, Score: &score, Sampled: r.sampled}
+	v := schema.Verdict{Delivery: schema.Delivery{Stream: "GENERATION", Sequence: uint64(b.n), Delivered: 1,
+		Digest: hex.EncodeToString(digest[:])}, Score: &score, Sampled: r.sampled}
 	id := ""
 	if r.sampled {
 		id = postgres.SampleID(ev.Identity())
@@ -122,9 +128,12 @@ func (b *bench) commit(score schema.Score, r request) string {
 		}
 		id = hex.EncodeToString(digest[:16])
 		v.Alerts = []schema.Alert{{
-			ID: id, Kind: "score", Source: ev.Source, EventID: ev.ID, EventTime: ev.Time, Model: ev.Data.Model, ClassIndex: r.class, ClassLabel: score.ClassLabel,
-			Labels: r.labels, Severity: r.alert, Reason: reason, Measurement: schema.ClassGap, Value: score.ClassGap.Value, Decided: score.ClassGap.Value,
-			Threshold: r.limit, ThresholdID: 1, ClassGap: score.ClassGap.Value, RequestRisk: score.RequestRisk.Value, Receipt: score.Receipt, FiredAt: ev.Time,
+			ID: id, Kind: "score", Source: ev.Source, EventID: ev.ID, EventTime: ev.Time, Model: ev.Data.Model,
+			ClassIndex: r.class, ClassLabel: score.ClassLabel,
+			Labels: r.labels, Severity: r.alert, Reason: reason, Measurement: schema.ClassGap, Value: score.ClassGap.Value,
+			Decided:   score.ClassGap.Value,
+			Threshold: r.limit, ThresholdID: 1, ClassGap: score.ClassGap.Value, RequestRisk: score.RequestRisk.Value,
+			Receipt: score.Receipt, FiredAt: ev.Time,
 		}}
 	}
 	if _, err := b.store.Record(b.t.Context(), v); err != nil {

@@ -26,8 +26,8 @@ import (
 	"github.com/decuwatch/decuwatch/schema/postgres"
 )
 
-// The page's files. htmx.min.js is dist/htmx.min.js of the npm package htmx.org 2.0.11 (Zero-Clause BSD, see htmx.LICENSE), SHA-256
-// d6fdc75f204e6bdefa99b69bf1e6d4ac69b8a364f77929f45c13476b4000f717.
+// The page's files. htmx.min.js is dist/htmx.min.js of the npm package htmx.org 2.0.11 (Zero-Clause BSD, see
+// htmx.LICENSE), SHA-256 d6fdc75f204e6bdefa99b69bf1e6d4ac69b8a364f77929f45c13476b4000f717.
 //
 //go:embed static templates
 var assetFiles embed.FS
@@ -45,14 +45,13 @@ type PageConfig struct {
 type Page struct {
 	config    PageConfig
 	store     *postgres.Store
-	desk      *Desk
 	access    *access
 	templates map[string]*template.Template
 	handler   http.Handler
 }
 
-// NewPage returns the page that is served on the listener's address. It fails where that can be reached from other machines
-// without authentication, and where the Access is out of its bounds.
+// NewPage returns the page that is served on the listener's address. It fails where that can be reached from other
+// machines without authentication, and where the Access is out of its bounds.
 func NewPage(store *postgres.Store, address net.Addr, c PageConfig) (*Page, error) {
 	if c.Window == 0 {
 		c.Window = 90 * 24 * time.Hour
@@ -64,9 +63,10 @@ func NewPage(store *postgres.Store, address net.Addr, c PageConfig) (*Page, erro
 	if err != nil {
 		return nil, err
 	}
-	p := &Page{config: c, store: store, desk: NewDesk(store), access: a, templates: map[string]*template.Template{}}
+	p := &Page{config: c, store: store, access: a, templates: map[string]*template.Template{}}
 	for _, name := range []string{"queue", "review", "alert", "stats", "login", "error"} {
-		t, err := template.New("layout.html").Funcs(functions).ParseFS(assetFiles, "templates/layout.html", "templates/"+name+".html")
+		t, err := template.New("layout.html").Funcs(functions).ParseFS(assetFiles, "templates/layout.html",
+			"templates/"+name+".html")
 		if err != nil {
 			return nil, fmt.Errorf("review: %w", err)
 		}
@@ -78,7 +78,8 @@ func NewPage(store *postgres.Store, address net.Addr, c PageConfig) (*Page, erro
 	}
 	mux := http.NewServeMux()
 	change := []string{"do", "version", "comment", "assignee"}
-	mux.HandleFunc("GET /{$}", p.page(parameters{query: []string{"state", "model", "class", "assignee", "severity", "after"}}, p.queue))
+	mux.HandleFunc("GET /{$}", p.page(parameters{query: []string{"state", "model", "class", "assignee", "severity",
+		"after"}}, p.queue))
 	mux.HandleFunc("GET /review/{id}", p.page(parameters{}, p.review))
 	mux.HandleFunc("POST /review/{id}", p.page(parameters{form: change}, p.act))
 	mux.HandleFunc("GET /review/{id}/evidence/{name}", p.page(parameters{}, p.evidence))
@@ -112,7 +113,8 @@ type view struct {
 }
 
 // page wraps a handler that takes the parameters and knows the reviewer; its error becomes an answer.
-func (p *Page) page(takes parameters, f func(w http.ResponseWriter, r *http.Request, reviewer string) error) http.HandlerFunc {
+func (p *Page) page(takes parameters, f func(w http.ResponseWriter, r *http.Request,
+	reviewer string) error) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		if err := p.access.single(r); err != nil {
 			p.refuse(w, r, err)
@@ -136,7 +138,8 @@ func (p *Page) page(takes parameters, f func(w http.ResponseWriter, r *http.Requ
 // refuse answers a visitor who is not known.
 func (p *Page) refuse(w http.ResponseWriter, r *http.Request, err error) {
 	if errors.Is(err, errNoSession) {
-		if r.Method == http.MethodGet && strings.Contains(r.Header.Get("Accept"), "text/html") && r.Header.Get("HX-Request") == "" {
+		if r.Method == http.MethodGet && strings.Contains(r.Header.Get("Accept"), "text/html") &&
+			r.Header.Get("HX-Request") == "" {
 			http.Redirect(w, r, "/login?to="+url.QueryEscape(r.URL.RequestURI()), http.StatusSeeOther)
 			return
 		}
@@ -286,7 +289,8 @@ func (p *Page) queue(w http.ResponseWriter, r *http.Request, reviewer string) er
 		for _, state := range t.states {
 			n += counts[state]
 		}
-		c.Tabs = append(c.Tabs, tab{t.name, "/?" + with(q, "state", string(t.state), "after", "").Encode(), n, q.Get("state") == string(t.state)})
+		c.Tabs = append(c.Tabs, tab{t.name, "/?" + with(q, "state", string(t.state), "after", "").Encode(), n,
+			q.Get("state") == string(t.state)})
 	}
 	if len(reviews) > queueRows {
 		last := reviews[queueRows-1]
@@ -319,7 +323,8 @@ func (p *Page) notices(ctx context.Context) ([]schema.Alert, error) {
 
 // queueFilter reads the filter of the queue.
 func queueFilter(q url.Values) (postgres.ReviewFilter, error) {
-	f := postgres.ReviewFilter{Model: q.Get("model"), Assignee: q.Get("assignee"), Severity: schema.Severity(q.Get("severity"))}
+	f := postgres.ReviewFilter{Model: q.Get("model"), Assignee: q.Get("assignee"),
+		Severity: schema.Severity(q.Get("severity"))}
 	found := false
 	for _, t := range tabs {
 		if string(t.state) == q.Get("state") {
@@ -395,7 +400,7 @@ type measurePage struct {
 	Name     schema.MeasurementName
 	Question string
 	schema.Measurement
-	Higher float64 // share of the class's other scores below this one
+	Below  float64 // share of the class's other scores that are lower
 	N      int
 	Plot   plot
 	Fired  bool // it raised the alert
@@ -528,7 +533,8 @@ func (p *Page) measures(ctx context.Context, c *reviewPage) error {
 		const most = 5000
 		since := time.Now().Add(-p.config.Window)
 		values := func(class *int) ([]float64, error) {
-			return p.store.ScoreValues(ctx, s.Event.Data.Model, s.Receipt.EnsembleDigest, s.Receipt.Settings, m.Name, class, since, most)
+			return p.store.ScoreValues(ctx, s.Event.Data.Model, s.Receipt.EnsembleDigest, s.Receipt.Settings, m.Name, class,
+				since, most)
 		}
 		class, err := values(&s.ClassIndex)
 		if err != nil {
@@ -546,7 +552,7 @@ func (p *Page) measures(ctx context.Context, c *reviewPage) error {
 		}
 		m.N = len(class)
 		if m.N > 1 {
-			m.Higher = float64(below) / float64(m.N-1)
+			m.Below = float64(below) / float64(m.N-1)
 		}
 		m.Bounds = bounds(table, s, m.Name, m.Measurement)
 		m.Fired = c.Alert != nil && c.Alert.Measurement == m.Name
@@ -561,7 +567,8 @@ func bounds(table *alerts.Table, s *schema.Score, measurement schema.Measurement
 	var list []bound
 	for _, th := range table.Applicable(s.Series(), measurement, s.ClassIndex).All() {
 		_, at, byDistance := alerts.Compared(m, th)
-		list = append(list, bound{Value: th.Value, Compared: at, ByDistance: byDistance, Severity: th.Severity, Scope: th.Scope})
+		list = append(list, bound{Value: th.Value, Compared: at, ByDistance: byDistance, Severity: th.Severity,
+			Scope: th.Scope})
 	}
 	slices.SortStableFunc(list, func(a, b bound) int { return -cmp.Compare(a.Severity, b.Severity) })
 	return list
@@ -570,8 +577,10 @@ func bounds(table *alerts.Table, s *schema.Score, measurement schema.Measurement
 // receipt returns a receipt as it is shown.
 func receipt(r schema.Receipt) []pair {
 	list := []pair{
-		{"Ensemble", r.EnsembleDigest}, {"Settings", r.Settings}, {"Profile", r.Profile}, {"Seed", strconv.FormatUint(r.Seed, 10)}, {"Noise", r.Noise},
-		{"Carrier", "component " + strconv.Itoa(r.Carrier+1)}, {"U-Net rows", strconv.Itoa(r.Rows)}, {"Runtime", r.Runtime + " on " + r.Device},
+		{"Ensemble", r.EnsembleDigest}, {"Settings", r.Settings}, {"Profile", r.Profile}, {"Seed",
+			strconv.FormatUint(r.Seed, 10)}, {"Noise", r.Noise},
+		{"Carrier", "component " + strconv.Itoa(r.Carrier+1)}, {"U-Net rows", strconv.Itoa(r.Rows)}, {"Runtime",
+			r.Runtime + " on " + r.Device},
 	}
 	for _, d := range r.Deviations {
 		list = append(list, pair{"Deviation", d})
@@ -599,7 +608,7 @@ func (p *Page) act(w http.ResponseWriter, r *http.Request, reviewer string) erro
 		}
 		return p.done(w, r, reviewer, id)
 	}
-	if _, err := p.desk.Change(r.Context(), id, change); err != nil {
+	if _, err := change.Apply(r.Context(), p.store, id); err != nil {
 		if errors.Is(err, ErrRefused) || errors.Is(err, ErrConflict) {
 			return p.show(w, r, reviewer, id, err)
 		}
@@ -721,7 +730,8 @@ func (p *Page) login(w http.ResponseWriter, r *http.Request) {
 // target returns an address below this page, where a login leads to.
 func target(to string) string {
 	u, err := url.Parse(to)
-	if err != nil || u.IsAbs() || u.Host != "" || !strings.HasPrefix(u.Path, "/") || strings.HasPrefix(to, "//") || strings.ContainsRune(to, '\\') {
+	if err != nil || u.IsAbs() || u.Host != "" || !strings.HasPrefix(u.Path, "/") || strings.HasPrefix(to, "//") ||
+		strings.ContainsRune(to, '\\') {
 		return "/"
 	}
 	return u.RequestURI()

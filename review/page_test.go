@@ -53,7 +53,8 @@ func browser(t *testing.T) context.Context {
 	home := browserHome(t)
 	ctx, cancel := context.WithTimeout(context.Background(), 4*patience)
 	t.Cleanup(cancel)
-	options := append(chromedp.DefaultExecAllocatorOptions[:], chromedp.ExecPath(path), chromedp.NoSandbox, chromedp.DisableGPU,
+	options := append(chromedp.DefaultExecAllocatorOptions[:], chromedp.ExecPath(path), chromedp.NoSandbox,
+		chromedp.DisableGPU,
 		chromedp.Flag("disable-dev-shm-usage", true), chromedp.Flag("hide-scrollbars", true), chromedp.UserDataDir(home),
 		chromedp.WSURLReadTimeout(patience), chromedp.Env("HOME="+home, "XDG_CONFIG_HOME="+home, "XDG_CACHE_HOME="+home))
 	ctx, stop := chromedp.NewExecAllocator(ctx, options...)
@@ -71,8 +72,8 @@ func browser(t *testing.T) context.Context {
 	return ctx
 }
 
-// browserHome returns a directory for the browser. Its processes may still write there for a moment when they have been told to end, so the
-// removal is tried again until it succeeds.
+// browserHome returns a directory for the browser. Its processes may still write there for a moment when they have been
+// told to end, so the removal is tried again until it succeeds.
 func browserHome(t *testing.T) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "chromium")
@@ -203,7 +204,8 @@ func TestPageInChromium(t *testing.T) {
 		}
 		limits[severity] = value
 		if _, err := b.store.SetThreshold(t.Context(), schema.Threshold{
-			Model: b.engine.Ensemble().Name, EnsembleDigest: b.engine.Ensemble().Digest, Settings: b.engine.Profile().Settings(), Measurement: schema.ClassGap,
+			Model: b.engine.Ensemble().Name, EnsembleDigest: b.engine.Ensemble().Digest,
+			Settings: b.engine.Profile().Settings(), Measurement: schema.ClassGap,
 			Scope: "model", Severity: severity, Value: value, Origin: "manual", SetBy: "test", Reason: "for the page",
 		}); err != nil {
 			t.Fatal(err)
@@ -211,11 +213,14 @@ func TestPageInChromium(t *testing.T) {
 	}
 	const hostile = `"><script>document.title='stolen'</script><img src=x onerror=alert(1)>`
 	for i, class := range []int{8, 1, 4, 5, 0} {
-		b.record(request{class: class, seed: uint64(200 + i), alert: schema.SeverityWarn, ago: time.Duration(5-i) * time.Minute})
+		b.record(request{class: class, seed: uint64(200 + i), alert: schema.SeverityWarn,
+			ago: time.Duration(5-i) * time.Minute})
 	}
 	_, quiet := b.record(request{class: 3, seed: 100, sampled: true, ago: 50 * time.Minute})
-	_, second := b.record(request{class: 4, seed: 101, alert: schema.SeverityWarn, limit: limits[schema.SeverityWarn], labels: map[string]string{"tenant": "acme"}, ago: 12 * time.Minute})
-	_, first := b.record(request{class: 0, seed: 102, alert: schema.SeverityCritical, limit: limits[schema.SeverityCritical], labels: map[string]string{"tenant": hostile, "region": "eu-north-1"}})
+	_, second := b.record(request{class: 4, seed: 101, alert: schema.SeverityWarn, limit: limits[schema.SeverityWarn],
+		labels: map[string]string{"tenant": "acme"}, ago: 12 * time.Minute})
+	_, first := b.record(request{class: 0, seed: 102, alert: schema.SeverityCritical,
+		limit: limits[schema.SeverityCritical], labels: map[string]string{"tenant": hostile, "region": "eu-north-1"}})
 	worker, err := review.NewWorker(b.store, []review.Gatherer{b.engine}, review.WorkerConfig{})
 	if err != nil {
 		t.Fatal(err)
@@ -233,13 +238,15 @@ func TestPageInChromium(t *testing.T) {
 
 	// The queue shows them all alike, with nothing that tells the one drawn at random.
 	p.run("queue", chromedp.EmulateViewport(1180, 800), chromedp.Navigate(site.URL))
-	p.holds(`document.querySelectorAll(".row").length === 8 && Array.from(document.images).every(i => i.complete && i.naturalWidth > 0)`)
+	p.holds(`document.querySelectorAll(".row").length === 8 && 
+		Array.from(document.images).every(i => i.complete && i.naturalWidth > 0)`)
 	p.says(".tabs", "To do 8")
 	p.holds(`!/critical|warn|sample|alert/.test(document.querySelector(".rows").innerText)`)
 	p.shot("review-queue")
 
 	// Keys: choose the second row, open it.
-	p.run("keys", chromedp.KeyEvent("j"), chromedp.KeyEvent("j"), chromedp.WaitVisible(chromedp.CSS(".row.chosen")), chromedp.KeyEvent("\r"))
+	p.run("keys", chromedp.KeyEvent("j"), chromedp.KeyEvent("j"), chromedp.WaitVisible(chromedp.CSS(".row.chosen")),
+		chromedp.KeyEvent("\r"))
 	p.says("h1", classes[4].Label)
 	p.holds(`location.pathname === "/review/` + second + `"`)
 	p.run("back", chromedp.KeyEvent("u"))
@@ -248,7 +255,8 @@ func TestPageInChromium(t *testing.T) {
 	// One review: five images that load, the heat map over them, what the labels say as text only.
 	p.run("open", chromedp.Click(chromedp.CSS("#r-"+first)))
 	p.says("h1", "open")
-	p.holds(`document.querySelectorAll(".images figure").length === 6 && Array.from(document.images).every(i => i.complete && i.naturalWidth > 0)`)
+	p.holds(`document.querySelectorAll(".images figure").length === 6 && 
+		Array.from(document.images).every(i => i.complete && i.naturalWidth > 0)`)
 	p.holds(`getComputedStyle(document.querySelector(".images .heat")).opacity === "0"`)
 	p.run("heat", chromedp.KeyEvent("h"))
 	p.holds(`getComputedStyle(document.querySelector(".images .heat")).opacity === "1"`)
@@ -263,17 +271,20 @@ func TestPageInChromium(t *testing.T) {
 	p.run("acknowledge", chromedp.KeyEvent("a"))
 	p.says("h1", "acknowledged")
 	p.says(".history", "ada")
-	desk := review.NewDesk(b.store)
-	if _, err := desk.Change(t.Context(), first, review.Change{Action: review.Assign, Actor: "grace", Assignee: "grace"}); err != nil {
+	if _, err := (review.Change{Action: review.Assign, Actor: "grace", Assignee: "grace"}).Apply(t.Context(), b.store,
+		first); err != nil {
 		t.Fatal(err)
 	}
-	p.run("lost race", chromedp.SendKeys(chromedp.CSS("[data-comment]"), "Boots? No: a shirt with one sleeve."), chromedp.Click(chromedp.CSS(`button[value="confirmed"]`)))
+	p.run("lost race", chromedp.SendKeys(chromedp.CSS("[data-comment]"), "Boots? No: a shirt with one sleeve."),
+		chromedp.Click(chromedp.CSS(`button[value="confirmed"]`)))
 	p.says(".flash", "somebody else was faster")
 	p.says("h1", "acknowledged")
-	if r, err := b.store.ReviewByID(t.Context(), first); err != nil || r.State != schema.ReviewAcknowledged || r.Version != 3 {
+	if r, err := b.store.ReviewByID(t.Context(), first); err != nil || r.State != schema.ReviewAcknowledged ||
+		r.Version != 3 {
 		t.Fatalf("a lost race changed the review: %+v, %v", r, err)
 	}
-	p.run("confirm", chromedp.SendKeys(chromedp.CSS("[data-comment]"), "Five components, three kinds of clothes."), chromedp.Click(chromedp.CSS(`button[value="confirmed"]`)))
+	p.run("confirm", chromedp.SendKeys(chromedp.CSS("[data-comment]"), "Five components, three kinds of clothes."),
+		chromedp.Click(chromedp.CSS(`button[value="confirmed"]`)))
 	p.says("h1", "confirmed")
 	p.says(".history", "Five components, three kinds of clothes.")
 	p.holds(`document.querySelector(".flash") === null && document.getElementById("score").open`)
@@ -292,7 +303,9 @@ func TestPageInChromium(t *testing.T) {
 	// The filter narrows without a new page, and the counts stay right.
 	p.run("filter", chromedp.Navigate(site.URL+"/?state=resolved"))
 	p.holds(`document.querySelectorAll(".row").length === 2`)
-	p.run("class", chromedp.SetValue(chromedp.CSS(`select[name="class"]`), b.engine.Ensemble().Name+"/0"), chromedp.Evaluate[chromedp.Void](`document.querySelector('select[name="class"]').dispatchEvent(new Event("change", {bubbles: true}))`))
+	p.run("class", chromedp.SetValue(chromedp.CSS(`select[name="class"]`), b.engine.Ensemble().Name+"/0"),
+		chromedp.Evaluate[chromedp.Void](`document.querySelector('select[name="class"]')
+			.dispatchEvent(new Event("change", {bubbles: true}))`))
 	p.holds(`document.querySelectorAll(".row").length === 1 && location.search.includes("class=")`)
 	p.says(".tabs", "Resolved 1")
 
@@ -302,7 +315,8 @@ func TestPageInChromium(t *testing.T) {
 
 	// A phone: nothing is wider than the screen, and dark is dark.
 	p.run("phone", chromedp.EmulateViewport(390, 844, chromedp.EmulateMobile), dark)
-	for path, name := range map[string]string{"/": "review-queue-phone", "/review/" + second: "review-alert-phone", "/stats": "review-stats-phone", "/login": "review-login-phone"} {
+	for path, name := range map[string]string{"/": "review-queue-phone", "/review/" + second: "review-alert-phone",
+		"/stats": "review-stats-phone", "/login": "review-login-phone"} {
 		p.run(name, chromedp.Navigate(site.URL+path))
 		p.holds(`document.documentElement.scrollWidth <= 390 && Array.from(document.images).every(i => i.complete)`)
 		if name == "review-alert-phone" {

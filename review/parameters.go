@@ -49,8 +49,10 @@ func (p parameters) check(w http.ResponseWriter, r *http.Request) error {
 	if err := checkValues(query, p.query); err != nil || r.Method != http.MethodPost {
 		return err
 	}
-	if kind, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || kind != "application/x-www-form-urlencoded" {
-		return fmt.Errorf("%w: Content-Type is %q, must be application/x-www-form-urlencoded", errForm, r.Header.Get("Content-Type"))
+	if kind, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil ||
+		kind != "application/x-www-form-urlencoded" {
+		return fmt.Errorf("%w: Content-Type is %q, must be application/x-www-form-urlencoded", errForm,
+			r.Header.Get("Content-Type"))
 	}
 	r.Body = http.MaxBytesReader(w, r.Body, maxForm)
 	var large *http.MaxBytesError
@@ -83,7 +85,10 @@ func checkText(name, value string) error {
 	switch {
 	case !utf8.ValidString(value):
 		return fmt.Errorf("%w: %s is not UTF-8", errForm, name)
-	case strings.ContainsFunc(value, func(r rune) bool { return unicode.IsControl(r) && !(comment && strings.ContainsRune("\r\n\t", r)) }):
+	case strings.ContainsFunc(value, func(r rune) bool {
+		return unicode.IsControl(r) &&
+			!(comment && strings.ContainsRune("\r\n\t", r))
+	}):
 		return fmt.Errorf("%w: %s is %q, which holds a control character", errForm, name, value)
 	case !comment && len(value) > maxParameter:
 		return fmt.Errorf("%w: %s has %d bytes, the most is %d", errForm, name, len(value), maxParameter)

@@ -130,8 +130,8 @@ func (b bound) text() string {
 	return string(b.Severity) + " " + number(b.Compared)
 }
 
-// distribution draws where a score stands among the scores of its class: a histogram of the class's, the outline of all classes',
-// the thresholds and the score itself. The heights of the two are each to their own scale.
+// distribution draws where a score stands among the scores of its class: a histogram of the class's, the outline of all
+// classes', the thresholds and the score itself. The heights of the two are each to their own scale.
 func distribution(class, all []float64, score float64, bounds []bound, label string) plot {
 	p := plot{Width: 640, Height: 210, Left: 12, Right: 628, Base: 168}
 	p.Title = fmt.Sprintf("Scores of %s: %d. This score is %s.", label, len(class), number(score))
@@ -168,7 +168,8 @@ func distribution(class, all []float64, score float64, bounds []bound, label str
 		p.Ticks = append(p.Ticks, mark{X: round(a.at(v)), Y: p.Base, Text: number(v), Anchor: anchor(a.at(v), p)})
 	}
 	for _, b := range bounds {
-		p.Lines = append(p.Lines, mark{X: round(a.at(b.Value)), Y: 30, Text: b.text(), Class: "bound " + string(b.Severity), Anchor: anchor(a.at(b.Value), p)})
+		p.Lines = append(p.Lines, mark{X: round(a.at(b.Value)), Y: 30, Text: b.text(), Class: "bound " + string(b.Severity),
+			Anchor: anchor(a.at(b.Value), p)})
 	}
 	slices.SortFunc(p.Lines, func(a, b mark) int { return int(a.X - b.X) })
 	for i := 1; i < len(p.Lines); i++ { // texts that would meet stand one above the other
@@ -176,7 +177,8 @@ func distribution(class, all []float64, score float64, bounds []bound, label str
 			p.Lines[i].Y = 76 - p.Lines[i-1].Y
 		}
 	}
-	p.Lines = append(p.Lines, mark{X: round(a.at(score)), Y: 14, Text: "this score " + number(score), Class: "score", Anchor: anchor(a.at(score), p)})
+	p.Lines = append(p.Lines, mark{X: round(a.at(score)), Y: 14, Text: "this score " + number(score), Class: "score",
+		Anchor: anchor(a.at(score), p)})
 	return p
 }
 
@@ -206,7 +208,8 @@ func trajectory(dots []TrajectoryDot) plot {
 	for _, d := range dots {
 		x := p.Left + 6 + float64(d.Step)/last*(p.Right-p.Left-12)
 		p.Path += fmt.Sprintf("%.1f,%.1f ", x, y.at(d.MeanDistance))
-		p.Dots = append(p.Dots, mark{X: round(x), Y: round(y.at(d.MeanDistance)), Text: fmt.Sprintf("step %d: mean distance %s, PaiDE %s nats", d.Step, number(d.MeanDistance), number(d.Value))})
+		p.Dots = append(p.Dots, mark{X: round(x), Y: round(y.at(d.MeanDistance)),
+			Text: fmt.Sprintf("step %d: mean distance %s, PaiDE %s nats", d.Step, number(d.MeanDistance), number(d.Value))})
 		p.Ticks = append(p.Ticks, mark{X: round(x), Y: p.Base, Text: strconv.Itoa(d.Step), Anchor: "middle"})
 	}
 	ticks := y.ticks(4)
@@ -217,7 +220,8 @@ func trajectory(dots []TrajectoryDot) plot {
 		}
 		p.Lines = append(p.Lines, mark{X: p.Left - 6, Y: round(y.at(v)), Text: number(v)})
 	}
-	p.Title = fmt.Sprintf("Mean pairwise distance by branch step, from %s at step 0 to %s at step %d", number(values[0]), number(values[len(values)-1]), dots[len(dots)-1].Step)
+	p.Title = fmt.Sprintf("Mean pairwise distance by branch step, from %s at step 0 to %s at step %d", number(values[0]),
+		number(values[len(values)-1]), dots[len(dots)-1].Step)
 	return p
 }
 

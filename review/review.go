@@ -1,8 +1,9 @@
-// Package review brings people into the loop: it gathers the evidence of each alert, serves the page on which a reviewer
-// decides, keeps the verdicts, and estimates precision and recall from them.
+// Package review brings people into the loop: it gathers the evidence of each alert, serves the page on which a
+// reviewer decides, keeps the verdicts, and estimates precision and recall from them.
 package review
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -32,11 +33,11 @@ const (
 )
 
 var (
-	// ErrRefused is returned for a change that the state of the review does not allow, or that is out of its bounds. The text
-	// says what stands in its way; nothing was changed.
+	// ErrRefused is returned for a change that the state of the review does not allow, or that is out of its bounds. The
+	// text says what stands in its way; nothing was changed.
 	ErrRefused = errors.New("refused")
-	// ErrConflict is returned for a change that was decided on a version of the review which is not the newest. The text says
-	// what the review is now; nothing was changed.
+	// ErrConflict is returned for a change that was decided on a version of the review which is not the newest. The text
+	// says what the review is now; nothing was changed.
 	ErrConflict = errors.New("somebody else was faster")
 )
 
@@ -50,8 +51,8 @@ type Change struct {
 	Version  int                  // of the review that the reviewer saw. Defaults to the newest
 }
 
-// apply returns the review as the change makes it. The error wraps ErrRefused.
-func (c Change) apply(r postgres.Review, at time.Time) (postgres.Review, error) {
+// changed returns the review after the change. The error wraps ErrRefused.
+func (c Change) changed(r postgres.Review, at time.Time) (postgres.Review, error) {
 	refuse := func(format string, args ...any) (postgres.Review, error) {
 		return r, fmt.Errorf("%w: %s", ErrRefused, fmt.Sprintf(format, args...))
 	}
@@ -68,13 +69,13 @@ func (c Change) apply(r postgres.Review, at time.Time) (postgres.Review, error) 
 	case Acknowledge:
 		switch r.State {
 		case schema.ReviewAcknowledged:
-			return refuse("%s acknowledged it already", or(r.Assignee, "somebody"))
+			return refuse("%s acknowledged it already", cmp.Or(r.Assignee, "somebody"))
 		case schema.ReviewResolved:
 			return refuse("it is resolved already (%s)", Words(r.Verdict))
 		case schema.ReviewOpen:
 		}
 		r.State = schema.ReviewAcknowledged
-		r.Assignee = or(r.Assignee, c.Actor)
+		r.Assignee = cmp.Or(r.Assignee, c.Actor)
 	case Resolve:
 		if verdicts := schema.ReviewVerdicts(); !slices.Contains(verdicts, c.Verdict) {
 			return refuse("the verdict is %q, must be one of %s", c.Verdict, schema.List(verdicts))
@@ -83,7 +84,7 @@ func (c Change) apply(r postgres.Review, at time.Time) (postgres.Review, error) 
 			return refuse("it is resolved already (%s); reopen it to change the verdict", Words(r.Verdict))
 		}
 		r.State, r.Verdict, r.ResolvedAt = schema.ReviewResolved, c.Verdict, &at
-		r.Assignee = or(r.Assignee, c.Actor)
+		r.Assignee = cmp.Or(r.Assignee, c.Actor)
 	case Reopen:
 		if r.State != schema.ReviewResolved {
 			return refuse("it is %s, not resolved", r.State)
@@ -96,7 +97,7 @@ func (c Change) apply(r postgres.Review, at time.Time) (postgres.Review, error) 
 			}
 		}
 		if r.Assignee == c.Assignee {
-			return refuse("it is assigned to %s already", or(r.Assignee, "nobody"))
+			return refuse("it is assigned to %s already", cmp.Or(r.Assignee, "nobody"))
 		}
 		r.Assignee = c.Assignee
 	case Comment:
@@ -124,49 +125,34 @@ func checkName(name string) error {
 	return nil
 }
 
-func or(s, instead string) string {
-	if s == "" {
-		return instead
-	}
-	return s
-}
-
-// Desk is where reviews are changed. It is safe for concurrent use.
-type Desk struct {
-	store *postgres.Store
-}
-
-// NewDesk returns a desk on the store.
-func NewDesk(store *postgres.Store) *Desk { return &Desk{store} }
-
-// Change changes the review with the given id, or with the only id that begins so, and returns it as it is then. A verdict, and
-// its taking back, is told on uncertainty.review.<model> through the outbox. Errors: postgres.ErrNotFound, ErrRefused,
-// ErrConflict; nothing was changed then.
-func (d *Desk) Change(ctx context.Context, id string, c Change) (postgres.Review, error) {
+// Apply changes the review with the given id, or with the only id that starts with it, and returns it as it is then. A
+// verdict, and its withdrawal, goes to uncertainty.review.<model> through the outbox. Errors: postgres.ErrNotFound,
+// ErrRefused, ErrConflict; nothing was changed then.
+func (c Change) Apply(ctx context.Context, store *postgres.Store, id string) (postgres.Review, error) {
 	c.Comment = strings.TrimSpace(strings.ReplaceAll(c.Comment, "\r\n", "\n"))
 	now := time.Now().UTC().Truncate(time.Microsecond)
-	before, err := d.store.ReviewByID(ctx, id)
+	before, err := store.ReviewByID(ctx, id)
 	if err != nil {
 		return before, err
 	}
 	if c.Version != 0 && c.Version != before.Version {
 		return before, conflict(before)
 	}
-	after, err := c.apply(before, now)
+	after, err := c.changed(before, now)
 	if err != nil {
 		return before, fmt.Errorf("%s review %s: %w", c.Action, short(before.ID), err)
 	}
 	change := postgres.ReviewChange{Review: after, Action: c.Action, Actor: c.Actor, Comment: c.Comment, At: now}
 	if c.Action == Resolve || c.Action == Reopen {
-		message, err := d.tell(ctx, after, c, now)
+		message, err := c.message(ctx, store, after, now)
 		if err != nil {
 			return before, err
 		}
-		change.Tell = append(change.Tell, message)
+		change.Messages = append(change.Messages, message)
 	}
-	_, err = d.store.ChangeReview(ctx, change)
+	_, err = store.ChangeReview(ctx, change)
 	if errors.Is(err, postgres.ErrConflict) {
-		if newest, err := d.store.ReviewByID(ctx, before.ID); err == nil {
+		if newest, err := store.ReviewByID(ctx, before.ID); err == nil {
 			before = newest
 		}
 		return before, conflict(before)
@@ -174,7 +160,7 @@ func (d *Desk) Change(ctx context.Context, id string, c Change) (postgres.Review
 	if err != nil {
 		return before, err
 	}
-	return d.store.ReviewByID(ctx, before.ID)
+	return store.ReviewByID(ctx, before.ID)
 }
 
 func conflict(now postgres.Review) error {
@@ -185,16 +171,21 @@ func conflict(now postgres.Review) error {
 	if now.Assignee != "" {
 		state += ", assigned to " + now.Assignee
 	}
-	return fmt.Errorf("review %s: %w: it is %s now (version %d); nothing was changed", short(now.ID), ErrConflict, state, now.Version)
+	return fmt.Errorf("review %s: %w: it is %s now (version %d); nothing was changed", short(now.ID), ErrConflict, state,
+		now.Version)
 }
 
-// tell returns the message of a verdict, or of its taking back.
-func (d *Desk) tell(ctx context.Context, r postgres.Review, c Change, at time.Time) (schema.OutboxMessage, error) {
+// message returns the message of a verdict, or of its withdrawal.
+func (c Change) message(
+	ctx context.Context, store *postgres.Store, r postgres.Review, at time.Time,
+) (schema.OutboxMessage, error) {
 	event := schema.Review{
-		ReviewID: r.ID, AlertID: r.AlertID, Version: r.Version + 1, State: r.State, Verdict: r.Verdict, Reviewer: c.Actor, Comment: c.Comment,
-		Source: r.Source, EventID: r.EventID, EventTime: r.EventTime.UTC(), Model: r.Model, ClassIndex: r.ClassIndex, ClassLabel: r.ClassLabel, At: at,
+		ReviewID: r.ID, AlertID: r.AlertID, Version: r.Version + 1, State: r.State, Verdict: r.Verdict, Reviewer: c.Actor,
+		Comment: c.Comment,
+		Source:  r.Source, EventID: r.EventID, EventTime: r.EventTime.UTC(), Model: r.Model, ClassIndex: r.ClassIndex,
+		ClassLabel: r.ClassLabel, At: at,
 	}
-	score, err := d.store.ScoreByID(ctx, r.Identity())
+	score, err := store.ScoreByID(ctx, r.Identity())
 	if err != nil && !errors.Is(err, postgres.ErrNotFound) { // retention may have dropped it
 		return schema.OutboxMessage{}, err
 	}
@@ -206,7 +197,8 @@ func (d *Desk) tell(ctx context.Context, r postgres.Review, c Change, at time.Ti
 		return schema.OutboxMessage{}, err
 	}
 	return schema.OutboxMessage{
-		Sink: schema.SinkStream, AlertID: schema.ReviewMessageID(event), Subject: schema.ReviewSubject(event), Header: header, Body: body,
+		Sink: schema.SinkStream, AlertID: schema.ReviewMessageID(event), Subject: schema.ReviewSubject(event),
+		Header: header, Body: body,
 	}, nil
 }
 
@@ -218,8 +210,8 @@ func short(id string) string {
 	return id
 }
 
-// Unmarked returns a review without what tells an alert from a request that was drawn at random, unless it is resolved: a list
-// must not bias the verdict.
+// Unmarked returns a review without what tells an alert from a request that was drawn at random, unless it is resolved:
+// a list must not bias the verdict.
 func Unmarked(r postgres.Review) postgres.Review {
 	if r.State != schema.ReviewResolved {
 		r.Kind, r.AlertID, r.Severity, r.Reason, r.Measurement = "", "", "", "", ""

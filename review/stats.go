@@ -28,17 +28,18 @@ type Stats struct {
 	Tally      postgres.ReviewTally `json:"tally"`
 	// Precision is the share of reviewed alerts that were right: confirmed or expected. Wilson's interval.
 	Precision Estimate `json:"precision"`
-	// MissRate is the share of unalerted events that an alert should have been on, from those drawn at random. The interval of
-	// Clopper and Pearson.
+	// MissRate is the share of unalerted events that an alert should have been on, from those drawn at random. The
+	// interval of Clopper and Pearson.
 	MissRate Estimate `json:"miss_rate"`
-	// Recall is the share of the events that an alert should be on which have one. Every sampled event stands for (unalerted events
-	// / reviewed samples) events. The interval combines those of precision by event and miss rate, each at half the error
-	// (Bonferroni), so that it covers with at least the confidence.
+	// Recall is the share of the events that an alert should be on which have one. Every sampled event stands for
+	// (unalerted events / reviewed samples) events. The interval combines those of precision by event and miss rate, each
+	// at half the error (Bonferroni), so that it covers with at least the confidence.
 	Recall Estimate `json:"recall"`
 }
 
 // LoadStats reads the tally of the window, widened to whole hours, and estimates. An empty model is all of them.
-func LoadStats(ctx context.Context, store *postgres.Store, model string, class *int, from, to time.Time) (Stats, error) {
+func LoadStats(ctx context.Context, store *postgres.Store, model string, class *int, from, to time.Time) (Stats,
+	error) {
 	from = from.UTC().Truncate(time.Hour)
 	if end := to.UTC().Truncate(time.Hour); end.Before(to) {
 		to = end.Add(time.Hour)
@@ -75,7 +76,8 @@ func estimate(t postgres.ReviewTally, confidence float64) Stats {
 		return found / (found + missed)
 	}
 	s.Recall = Estimate{
-		Value: recall(events.Value, misses.Value, 0), Low: recall(events.Low, misses.High, 0), High: recall(events.High, misses.Low, 1),
+		Value: recall(events.Value, misses.Value, 0), Low: recall(events.Low, misses.High, 0), High: recall(events.High,
+			misses.Low, 1),
 		Known: events.Known && misses.Known && events.Value*float64(t.Alerted)+misses.Value*float64(unalerted) > 0,
 	}
 	if t.Alerted == 0 { // nothing was found, whatever there was to find
@@ -103,8 +105,8 @@ func wilson(k, n int, confidence float64) Estimate {
 	return e
 }
 
-// clopperPearson returns k of n with the exact interval of C. J. Clopper and E. S. Pearson (1934), which covers with at least the
-// confidence.
+// clopperPearson returns k of n with the exact interval of C. J. Clopper and E. S. Pearson (1934), which covers with at
+// least the confidence.
 func clopperPearson(k, n int, confidence float64) Estimate {
 	e := Estimate{Low: 0, High: 1}
 	if n == 0 {

@@ -2,6 +2,7 @@ package review
 
 import (
 	"bytes"
+	"cmp"
 	"image/png"
 	"math"
 	"math/rand/v2"
@@ -59,10 +60,12 @@ func TestIntervals(t *testing.T) {
 func TestEstimate(t *testing.T) {
 	// 100 alerted events, 40 of 50 right; 9,900 without an alert, of which 2 of 99 were missed: 80 found, 200 missed.
 	s := estimate(postgres.ReviewTally{
-		Scored: 10_000, Alerted: 100, AlertsConfirmed: 30, AlertsExpected: 10, AlertsFalse: 10, AlertsOpen: 50, EventsTrue: 40, EventsFalse: 10,
+		Scored: 10_000, Alerted: 100, AlertsConfirmed: 30, AlertsExpected: 10, AlertsFalse: 10, AlertsOpen: 50,
+		EventsTrue: 40, EventsFalse: 10,
 		Sampled: 99, SamplesTrue: 2, SamplesFalse: 97,
 	}, 0.95)
-	if !near(s.Precision.Value, 0.8, 1e-12) || !near(s.MissRate.Value, 2.0/99, 1e-12) || !near(s.Recall.Value, 80.0/280, 1e-12) {
+	if !near(s.Precision.Value, 0.8, 1e-12) || !near(s.MissRate.Value, 2.0/99, 1e-12) ||
+		!near(s.Recall.Value, 80.0/280, 1e-12) {
 		t.Errorf("%+v", s)
 	}
 	if !(s.Recall.Low < s.Recall.Value && s.Recall.Value < s.Recall.High && s.Recall.Low > 0 && s.Recall.High < 1) {
@@ -119,7 +122,8 @@ func TestRecallCovers(t *testing.T) {
 
 func TestImages(t *testing.T) {
 	r := rand.New(rand.NewPCG(3, 4))
-	for _, shape := range []ensemble.Image{{Channels: 1, Height: 8, Width: 8}, {Channels: 3, Height: 40, Width: 700}, {Channels: 3, Height: 512, Width: 512}} {
+	for _, shape := range []ensemble.Image{{Channels: 1, Height: 8, Width: 8}, {Channels: 3, Height: 40, Width: 700},
+		{Channels: 3, Height: 512, Width: 512}} {
 		pixels := make([]float32, shape.Size())
 		for i := range pixels {
 			pixels[i] = float32(3*r.Float64() - 1.5) // noise, which no PNG makes smaller; some beyond the bounds
@@ -141,7 +145,8 @@ func TestImages(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if w, h := picture.Bounds().Dx(), picture.Bounds().Dy(); w > 512 || h > 512 || w != min(shape.Width, 512) || len(b) > 1<<20 {
+			if w, h := picture.Bounds().Dx(), picture.Bounds().Dy(); w > 512 || h > 512 || w != min(shape.Width, 512) ||
+				len(b) > 1<<20 {
 				t.Errorf("%s of %+v: %d x %d, %d bytes", name, shape, w, h, len(b))
 			}
 		}
@@ -167,8 +172,10 @@ func TestPlots(t *testing.T) {
 		"nothing":   {nil, nil, 1, nil},
 		"one value": {[]float64{2, 2, 2}, []float64{2}, 2, nil},
 		"zero":      {[]float64{0, 0, 0.1}, nil, 0, []bound{{Value: 0.05, Compared: 0.05, Severity: "warn", Scope: "class"}}},
-		"wide":      {[]float64{1e-7, 1e-5, 3}, []float64{1e-9, 1e4}, 1e3, []bound{{Value: 1, Compared: 1, Severity: "warn", Scope: "class"}, {Value: 1.01, Compared: 1.01, Severity: "critical", Scope: "limit"}}},
-		"negative":  {[]float64{-1e-9, 0.2}, nil, -1e-9, nil},
+		"wide": {[]float64{1e-7, 1e-5, 3}, []float64{1e-9, 1e4}, 1e3,
+			[]bound{{Value: 1, Compared: 1, Severity: "warn", Scope: "class"},
+				{Value: 1.01, Compared: 1.01, Severity: "critical", Scope: "limit"}}},
+		"negative": {[]float64{-1e-9, 0.2}, nil, -1e-9, nil},
 	} {
 		p := distribution(c.class, c.all, c.score, c.bounds, "x")
 		for _, b := range p.Bars {
@@ -185,13 +192,15 @@ func TestPlots(t *testing.T) {
 			t.Errorf("%s: %d ticks, shadow %q", name, len(p.Ticks), p.Shadow)
 		}
 	}
-	if p := trajectory([]TrajectoryDot{{0, 0.1, 1e-3}, {10, 0.2, 5}, {19, 0, 0}}); p.Empty || len(p.Dots) != 3 || strings.Contains(p.Path, "NaN") {
+	if p := trajectory([]TrajectoryDot{{0, 0.1, 1e-3}, {10, 0.2, 5}, {19, 0, 0}}); p.Empty || len(p.Dots) != 3 ||
+		strings.Contains(p.Path, "NaN") {
 		t.Errorf("%+v", p)
 	}
 	if p := trajectory([]TrajectoryDot{{0, 0, 0}}); strings.Contains(p.Path, "NaN") {
 		t.Errorf("%+v", p)
 	}
-	for v, want := range map[float64]string{0: "0", 0.0271234: "0.0271", 1.609: "1.61", 122.4: "122", 1e-9: "1e-09", 12345: "12345"} {
+	for v, want := range map[float64]string{0: "0", 0.0271234: "0.0271", 1.609: "1.61", 122.4: "122", 1e-9: "1e-09",
+		12345: "12345"} {
 		if have := number(v); have != want {
 			t.Errorf("number(%v) is %q, want %q", v, have, want)
 		}
@@ -234,21 +243,35 @@ func TestAccess(t *testing.T) {
 		{name: "loopback, IPv6", on: loopback, host: "[::1]:8080", want: "local"},
 		{name: "loopback, foreign name", on: loopback, host: "evil.example.com", want: ""},
 		{name: "loopback, name that begins well", on: loopback, host: "127.0.0.1.evil.example.com:8080", want: ""},
-		{name: "loopback, the page's own name", access: Access{URL: "https://review.example.com"}, on: loopback, host: "review.example.com", want: "local"},
+		{name: "loopback, the page's own name", access: Access{URL: "https://review.example.com"}, on: loopback,
+			host: "review.example.com", want: "local"},
 		{name: "token, none", access: Access{Token: token}, on: any, want: ""},
-		{name: "token, bearer", access: Access{Token: token}, on: any, headers: map[string]string{"Authorization": "Bearer " + token}, want: "token"},
-		{name: "token, wrong bearer", access: Access{Token: token}, on: any, headers: map[string]string{"Authorization": "Bearer " + token + "x"}, want: ""},
-		{name: "token, empty bearer", access: Access{Token: token}, on: any, headers: map[string]string{"Authorization": "Bearer "}, want: ""},
+		{name: "token, bearer", access: Access{Token: token}, on: any,
+			headers: map[string]string{"Authorization": "Bearer " + token}, want: "token"},
+		{name: "token, wrong bearer", access: Access{Token: token}, on: any,
+			headers: map[string]string{"Authorization": "Bearer " + token + "x"}, want: ""},
+		{name: "token, empty bearer", access: Access{Token: token}, on: any,
+			headers: map[string]string{"Authorization": "Bearer "}, want: ""},
 		{name: "token, session", access: Access{Token: token}, on: any, cookie: alice, want: "alice"},
-		{name: "token, session of another token", access: Access{Token: token}, on: any, cookie: func(*access) string { return alice(other) }, want: ""},
-		{name: "token, forged session", access: Access{Token: token}, on: any, cookie: func(a *access) string { return strings.Replace(alice(a), "=", "=Ym9i.", 1) }, want: ""},
-		{name: "token, old session", access: Access{Token: token}, on: any, cookie: func(a *access) string { return cookieName + "=Ym9i.1." + a.sign("Ym9i", "1") }, want: ""},
-		{name: "header", access: Access{Header: "X-User"}, on: any, headers: map[string]string{"X-User": "carol"}, want: "carol"},
+		{name: "token, session of another token", access: Access{Token: token}, on: any,
+			cookie: func(*access) string { return alice(other) }, want: ""},
+		{name: "token, forged session", access: Access{Token: token}, on: any,
+			cookie: func(a *access) string { return strings.Replace(alice(a), "=", "=Ym9i.", 1) }, want: ""},
+		{name: "token, old session", access: Access{Token: token}, on: any,
+			cookie: func(a *access) string { return cookieName + "=Ym9i.1." + a.sign("Ym9i", "1") }, want: ""},
+		{name: "header", access: Access{Header: "X-User"}, on: any, headers: map[string]string{"X-User": "carol"},
+			want: "carol"},
 		{name: "header, none", access: Access{Header: "X-User"}, on: any, want: ""},
-		{name: "header, unprintable", access: Access{Header: "X-User"}, on: any, headers: map[string]string{"X-User": "a\x07b"}, want: ""},
-		{name: "header, not from the proxy", access: Access{Header: "X-User"}, on: any, from: "10.0.0.9:1", headers: map[string]string{"X-User": "mallory"}, want: ""},
-		{name: "header, from the proxy", access: Access{Header: "X-User", Proxies: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/24")}}, on: any, from: "[::ffff:10.0.0.9]:1", headers: map[string]string{"X-User": "carol"}, want: "carol"},
-		{name: "header, loopback is not the proxy", access: Access{Header: "X-User", Proxies: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/24")}}, on: any, headers: map[string]string{"X-User": "mallory"}, want: ""},
+		{name: "header, unprintable", access: Access{Header: "X-User"}, on: any,
+			headers: map[string]string{"X-User": "a\x07b"}, want: ""},
+		{name: "header, not from the proxy", access: Access{Header: "X-User"}, on: any, from: "10.0.0.9:1",
+			headers: map[string]string{"X-User": "mallory"}, want: ""},
+		{name: "header, from the proxy", access: Access{Header: "X-User",
+			Proxies: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/24")}}, on: any, from: "[::ffff:10.0.0.9]:1",
+			headers: map[string]string{"X-User": "carol"}, want: "carol"},
+		{name: "header, loopback is not the proxy", access: Access{Header: "X-User",
+			Proxies: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/24")}}, on: any,
+			headers: map[string]string{"X-User": "mallory"}, want: ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			a, err := newAccess(c.access, c.on, nil)
@@ -256,7 +279,7 @@ func TestAccess(t *testing.T) {
 				t.Fatal(err)
 			}
 			r := httptest.NewRequest("GET", "/", nil)
-			r.RemoteAddr, r.Host = or(c.from, "127.0.0.1:5000"), or(c.host, "127.0.0.1:8080")
+			r.RemoteAddr, r.Host = cmp.Or(c.from, "127.0.0.1:5000"), cmp.Or(c.host, "127.0.0.1:8080")
 			for name, value := range c.headers {
 				r.Header.Set(name, value)
 			}
@@ -275,7 +298,8 @@ func TestAccess(t *testing.T) {
 	if c := secure.cookie("alice"); !c.Secure || !c.HttpOnly || c.SameSite == 0 {
 		t.Errorf("cookie %+v", c)
 	}
-	for to, want := range map[string]string{"/review/1?a=b": "/review/1?a=b", "": "/", "https://evil.example.com/": "/", "//evil.example.com": "/", `/\evil.example.com`: "/", "javascript:alert(1)": "/"} {
+	for to, want := range map[string]string{"/review/1?a=b": "/review/1?a=b", "": "/", "https://evil.example.com/": "/",
+		"//evil.example.com": "/", `/\evil.example.com`: "/", "javascript:alert(1)": "/"} {
 		if have := target(to); have != want {
 			t.Errorf("target(%q) is %q, want %q", to, have, want)
 		}

@@ -8,11 +8,12 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
 	"golang.org/x/time/rate"
 )
 
-// An address may give wrongTokens wrong tokens at once, and one more each wrongTokenEvery. After that its tokens are not
-// looked at, right or wrong.
+// An address may give wrongTokens wrong tokens at once, and one more each wrongTokenEvery. After that its tokens are
+// not looked at, right or wrong.
 const (
 	wrongTokens     = 10
 	wrongTokenEvery = 6 * time.Second
@@ -33,14 +34,16 @@ type tokens struct {
 	addresses map[netip.Prefix]*rate.Limiter // the zero prefix stands for those beyond maxAddresses
 }
 
-func newTokens(is func(string) bool, reg prometheus.Registerer) (*tokens, error) {
-	t := &tokens{is: is, addresses: map[netip.Prefix]*rate.Limiter{}, checked: prometheus.NewCounterVec(prometheus.CounterOpts{
-		Name: "decuwatch_review_tokens_total", Help: "Tokens given to the review page: right, wrong, or slowed: not looked at after too many wrong ones.",
-	}, []string{"outcome"})}
+func newTokens(is func(string) bool, reg prometheus.Registerer) *tokens {
+	checked := promauto.With(reg).NewCounterVec(prometheus.CounterOpts{
+		Name: "decuwatch_review_tokens_total",
+		Help: "Tokens given to the review page: right, wrong, or slowed: not looked at after too many wrong ones.",
+	}, []string{"outcome"})
+	t := &tokens{is: is, addresses: map[netip.Prefix]*rate.Limiter{}, checked: checked}
 	for _, outcome := range []string{"right", "wrong", "slowed"} {
 		t.checked.WithLabelValues(outcome)
 	}
-	return t, register(reg, t.checked)
+	return t
 }
 
 // check returns nil if token is right, else errWrongToken or errSlowed.

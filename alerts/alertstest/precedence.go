@@ -73,8 +73,9 @@ func Cases() []Case {
 		},
 		{
 			Name: "a cluster's warn sets the model's critical aside", Value: 5,
-			Thresholds: []schema.Threshold{threshold("cluster", warn, 2), threshold("model", critical, 3), threshold("model", warn, 1)},
-			Severity:   warn, Reason: "cluster_threshold", Bounds: []Bound{{"cluster", warn, 2}},
+			Thresholds: []schema.Threshold{threshold("cluster", warn, 2), threshold("model", critical, 3),
+				threshold("model", warn, 1)},
+			Severity: warn, Reason: "cluster_threshold", Bounds: []Bound{{"cluster", warn, 2}},
 		},
 		{
 			Name: "a class's critical sets its cluster's warn aside", Value: 5,
@@ -117,8 +118,9 @@ func Cases() []Case {
 		},
 		{
 			Name: "a newer threshold of the key", Value: 5,
-			Thresholds: []schema.Threshold{threshold("class", warn, 1), threshold("class", warn, 6), threshold("model", critical, 2)},
-			Reason:     "below_threshold", Bounds: []Bound{{"class", warn, 6}},
+			Thresholds: []schema.Threshold{threshold("class", warn, 1), threshold("class", warn, 6),
+				threshold("model", critical, 2)},
+			Reason: "below_threshold", Bounds: []Bound{{"class", warn, 6}},
 		},
 		{
 			Name: "a withdrawn class threshold", Value: 5,
@@ -135,6 +137,7 @@ func Cases() []Case {
 func (c Case) Score() schema.Score {
 	return schema.Score{
 		Event: schema.Event{Source: "//test", ID: "1", Data: schema.Generation{Model: Series.Model}}, ClassIndex: Class,
-		ClassGap: schema.Measurement{Value: c.Value}, Receipt: schema.Receipt{EnsembleDigest: Series.EnsembleDigest, Settings: Series.Settings},
+		ClassGap: schema.Measurement{Value: c.Value}, Receipt: schema.Receipt{EnsembleDigest: Series.EnsembleDigest,
+			Settings: Series.Settings},
 	}
 }

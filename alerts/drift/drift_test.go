@@ -53,8 +53,8 @@ func TestQuantilesAreConservative(t *testing.T) {
 	}
 }
 
-// TestBetIsFair integrates the bet over uniform p: by substitution p = e^-t, in steps of the trapezoidal rule. What lies
-// beyond t = 4000 is (1 - p) e^-t / (p t^2) dt = 1/t^2 dt, one in 4000.
+// TestBetIsFair integrates the bet over uniform p: by substitution p = e^-t, in steps of the trapezoidal rule. What
+// lies beyond t = 4000 is (1 - p) e^-t / (p t^2) dt = 1/t^2 dt, one in 4000.
 func TestBetIsFair(t *testing.T) {
 	const end, step = 4000.0, 1e-3
 	sum := 0.0

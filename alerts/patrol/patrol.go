@@ -1,6 +1,6 @@
 // Package patrol looks over what is stored, at intervals, and raises the alerts that no single score can: a class whose
-// scores rose above the model's distribution, thresholds that no longer apply, the summary of alerts that were held back.
-// It holds rolling quantiles against the frozen thresholds as a metric.
+// scores rose above the model's distribution, thresholds that no longer apply, the summary of alerts that were held
+// back. It holds rolling quantiles against the frozen thresholds as a metric.
 package patrol
 
 import (
@@ -27,9 +27,11 @@ type History interface {
 	HeldBack(ctx context.Context, from, to time.Time) ([]schema.HeldBack, error)
 	// ClassSequences returns the class gaps of each class's newest scores, at most limit, with event times after since,
 	// and after quiet has passed since the class's last alert of kind class_drift.
-	ClassSequences(ctx context.Context, model, ensembleDigest, settings string, since time.Time, quiet time.Duration, limit int) ([]schema.ClassSequence, error)
+	ClassSequences(ctx context.Context, model, ensembleDigest, settings string, since time.Time, quiet time.Duration,
+		limit int) ([]schema.ClassSequence, error)
 	// Tail returns the value that a share alpha of the scores of some classes since a moment reach, and their number.
-	Tail(ctx context.Context, model, ensembleDigest, settings string, measurement schema.MeasurementName, classes []int, since time.Time, alpha float64) (float64, int, error)
+	Tail(ctx context.Context, model, ensembleDigest, settings string, measurement schema.MeasurementName, classes []int,
+		since time.Time, alpha float64) (float64, int, error)
 }
 
 // Raiser commits an alert; false where one with its id is there already, so that several monitors may patrol.
@@ -56,8 +58,8 @@ func (m *Model) Series() schema.Series {
 	return schema.Series{Model: m.Name, EnsembleDigest: m.EnsembleDigest, Settings: m.Settings}
 }
 
-// Config is the configuration of a [Patrol]: how stored scores are looked over for what no single score shows. Fields with
-// a name are settings.
+// Config is the configuration of a [Patrol]: how stored scores are looked over for what no single score shows. Fields
+// with a name are settings.
 type Config struct {
 	// Between looks at held-back alerts and stale thresholds.
 	Every time.Duration `name:"every" default:"1m" min:"1s"`
@@ -93,14 +95,10 @@ type Patrol struct {
 	history    History
 	thresholds ThresholdSource
 	raiser     Raiser
-
-	raised *prometheus.CounterVec
-	held   *prometheus.CounterVec
-	stale  *prometheus.GaugeVec
-	shadow *prometheus.GaugeVec
+	metrics    *metrics
 }
 
-// New returns a patrol. It fails where the configuration cannot be, or the metrics are registered already.
+// New returns a patrol. The error names a setting that is out of its bounds.
 func New(c Config, models []Model, h History, t ThresholdSource, r Raiser) (*Patrol, error) {
 	c = settings.WithDefaults(c)
 	c.Log = cmp.Or(c.Log, slog.Default())
@@ -108,38 +106,7 @@ func New(c Config, models []Model, h History, t ThresholdSource, r Raiser) (*Pat
 		return nil, err
 	}
 	p := &Patrol{
-		config: c, models: models, history: h, thresholds: t, raiser: r,
-		raised: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "decuwatch_patrol_alerts_total", Help: "Alerts about no single score, by kind (class_drift, threshold_missing, summary).",
-		}, []string{"model", "kind"}),
-		held: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "decuwatch_alerts_held_back_total", Help: "Alerts that were stored but not sent, by reason (class_budget, model_budget, cool_down); counted when their summary is raised.",
-		}, []string{"model", "reason"}),
-		stale: prometheus.NewGaugeVec(prometheus.GaugeOpts{
-			Name: "decuwatch_thresholds_stale", Help: "1 where the model has thresholds of the measurement, but none for the ensemble and settings that score now.",
-		}, []string{"model", "measurement"}),
-		shadow: prometheus.NewGaugeVec(prometheus.GaugeOpts{
-			Name: "decuwatch_threshold_shadow_ratio", Help: "Rolling quantile of well-sampled classes, at the rate of the model's threshold, over that threshold: 1 is no drift; 0 where it is not known.",
-		}, []string{"model", "measurement"}),
-	}
-	for _, m := range models {
-		for _, kind := range []schema.AlertKind{schema.AlertSummary, schema.AlertClassDrift, schema.AlertThresholdMissing} {
-			p.raised.WithLabelValues(m.Name, string(kind))
-		}
-		for _, reason := range []string{"class_budget", "model_budget", "cool_down"} {
-			p.held.WithLabelValues(m.Name, reason)
-		}
-		for _, measurement := range schema.MeasurementNames() {
-			p.stale.WithLabelValues(m.Name, string(measurement))
-			p.shadow.WithLabelValues(m.Name, string(measurement))
-		}
-	}
-	if c.Registerer != nil {
-		for _, collector := range []prometheus.Collector{p.raised, p.held, p.stale, p.shadow} {
-			if err := c.Registerer.Register(collector); err != nil {
-				return nil, fmt.Errorf("patrol: %w", err)
-			}
-		}
+		config: c, models: models, history: h, thresholds: t, raiser: r, metrics: newMetrics(c.Registerer, models),
 	}
 	return p, nil
 }
@@ -198,15 +165,18 @@ func (p *Patrol) Summaries(ctx context.Context, now time.Time) error {
 		n := h.ClassBudget + h.ModelBudget + h.CoolDown
 		end := h.Hour.Add(time.Hour)
 		first, err := p.raise(ctx, schema.Alert{
-			ID: schema.ID(string(schema.AlertSummary), h.Model, fmt.Sprint(h.ClassIndex), string(h.Severity), h.Hour.Format(time.RFC3339)), Kind: schema.AlertSummary,
-			Model: h.Model, ClassIndex: h.ClassIndex, ClassLabel: h.ClassLabel, Severity: h.Severity, EventTime: h.Hour, FiredAt: now.UTC().Truncate(time.Microsecond), Count: n,
-			Detail: fmt.Sprintf("%d more alerts from %s to %s UTC were not sent: %d beyond the class's budget, %d beyond the model's, %d in the cool-down; all of them are in review",
+			ID: schema.ID(string(schema.AlertSummary), h.Model, fmt.Sprint(h.ClassIndex), string(h.Severity),
+				h.Hour.Format(time.RFC3339)), Kind: schema.AlertSummary,
+			Model: h.Model, ClassIndex: h.ClassIndex, ClassLabel: h.ClassLabel, Severity: h.Severity, EventTime: h.Hour,
+			FiredAt: now.UTC().Truncate(time.Microsecond), Count: n,
+			Detail: fmt.Sprintf("%d more alerts from %s to %s UTC were not sent: %d beyond the class's budget, %d beyond the "+
+				"model's, %d in the cool-down; all of them are in review",
 				n, h.Hour.Format("2006-01-02 15:04"), end.Format("15:04"), h.ClassBudget, h.ModelBudget, h.CoolDown),
 		})
 		if first {
-			p.held.WithLabelValues(h.Model, "class_budget").Add(float64(h.ClassBudget))
-			p.held.WithLabelValues(h.Model, "model_budget").Add(float64(h.ModelBudget))
-			p.held.WithLabelValues(h.Model, "cool_down").Add(float64(h.CoolDown))
+			p.metrics.heldBack.WithLabelValues(h.Model, "class_budget").Add(float64(h.ClassBudget))
+			p.metrics.heldBack.WithLabelValues(h.Model, "model_budget").Add(float64(h.ModelBudget))
+			p.metrics.heldBack.WithLabelValues(h.Model, "cool_down").Add(float64(h.CoolDown))
 		}
 		errs = append(errs, err)
 	}
@@ -235,15 +205,18 @@ func (p *Patrol) Stale(ctx context.Context, now time.Time) error {
 				}
 			}
 			if applies > 0 || others == 0 {
-				p.stale.WithLabelValues(m.Name, string(measurement)).Set(0)
+				p.metrics.stale.WithLabelValues(m.Name, string(measurement)).Set(0)
 				continue
 			}
-			p.stale.WithLabelValues(m.Name, string(measurement)).Set(1)
+			p.metrics.stale.WithLabelValues(m.Name, string(measurement)).Set(1)
 			_, err := p.raise(ctx, schema.Alert{
-				ID: schema.ID(string(schema.AlertThresholdMissing), m.Name, m.EnsembleDigest, m.Settings, string(measurement)), Kind: schema.AlertThresholdMissing, Model: m.Name, ClassIndex: -1,
-				Severity: schema.SeverityCritical, Measurement: measurement, EventTime: now.UTC().Truncate(time.Microsecond), FiredAt: now.UTC().Truncate(time.Microsecond), Count: others,
+				ID: schema.ID(string(schema.AlertThresholdMissing), m.Name, m.EnsembleDigest, m.Settings,
+					string(measurement)), Kind: schema.AlertThresholdMissing, Model: m.Name, ClassIndex: -1,
+				Severity: schema.SeverityCritical, Measurement: measurement, EventTime: now.UTC().Truncate(time.Microsecond),
+				FiredAt: now.UTC().Truncate(time.Microsecond), Count: others,
 				Receipt: schema.Receipt{EnsembleDigest: m.EnsembleDigest, Settings: m.Settings},
-				Detail:  fmt.Sprintf("the %d thresholds of %s are those of another ensemble or other settings and do not apply to %.12s: calibrate anew", others, measurement, m.EnsembleDigest),
+				Detail: fmt.Sprintf("the %d thresholds of %s are those of another ensemble or other settings and do not apply "+
+					"to %.12s: calibrate anew", others, measurement, m.EnsembleDigest),
 			})
 			errs = append(errs, err)
 		}
@@ -259,7 +232,8 @@ func (p *Patrol) ClassDrift(ctx context.Context, now time.Time) error {
 		if m.Reference.Empty() {
 			continue
 		}
-		sequences, err := p.history.ClassSequences(ctx, m.Name, m.EnsembleDigest, m.Settings, now.Add(-window), p.config.Quiet, p.config.Newest)
+		sequences, err := p.history.ClassSequences(ctx, m.Name, m.EnsembleDigest, m.Settings, now.Add(-window),
+			p.config.Quiet, p.config.Newest)
 		errs = append(errs, err)
 		for _, q := range sequences {
 			pvalues := make([]float64, len(q.Values))
@@ -276,11 +250,16 @@ func (p *Patrol) ClassDrift(ctx context.Context, now time.Time) error {
 			}
 			at := q.Times[rise.At]
 			_, err := p.raise(ctx, schema.Alert{
-				ID: schema.ID(string(schema.AlertClassDrift), m.Name, m.EnsembleDigest, m.Settings, fmt.Sprint(q.ClassIndex), at.Truncate(p.config.Quiet).Format(time.RFC3339)), Kind: schema.AlertClassDrift,
-				Model: m.Name, ClassIndex: q.ClassIndex, ClassLabel: q.ClassLabel, Severity: schema.SeverityWarn, Measurement: schema.ClassGap,
-				Value: mean, Decided: math.Min(rise.Evidence, math.MaxFloat64), Threshold: p.config.RunLength, ClassGap: mean, Count: rise.At + 1,
-				EventTime: at, FiredAt: now.UTC().Truncate(time.Microsecond), Receipt: schema.Receipt{EnsembleDigest: m.EnsembleDigest, Settings: m.Settings},
-				Detail: fmt.Sprintf("%d requests of the class have a mean class gap of %.4g, above what the model's well-sampled classes show; without a rise, a false alarm comes once in %g requests of a class at most",
+				ID: schema.ID(string(schema.AlertClassDrift), m.Name, m.EnsembleDigest, m.Settings, fmt.Sprint(q.ClassIndex),
+					at.Truncate(p.config.Quiet).Format(time.RFC3339)), Kind: schema.AlertClassDrift,
+				Model: m.Name, ClassIndex: q.ClassIndex, ClassLabel: q.ClassLabel, Severity: schema.SeverityWarn,
+				Measurement: schema.ClassGap,
+				Value:       mean, Decided: math.Min(rise.Evidence,
+					math.MaxFloat64), Threshold: p.config.RunLength, ClassGap: mean, Count: rise.At + 1,
+				EventTime: at, FiredAt: now.UTC().Truncate(time.Microsecond),
+				Receipt: schema.Receipt{EnsembleDigest: m.EnsembleDigest, Settings: m.Settings},
+				Detail: fmt.Sprintf("%d requests of the class have a mean class gap of %.4g, above what the model's "+
+					"well-sampled classes show; without a rise, a false alarm comes once in %g requests of a class at most",
 					rise.At+1, mean, p.config.RunLength),
 			})
 			errs = append(errs, err)
@@ -305,12 +284,13 @@ func (p *Patrol) Shadow(ctx context.Context, now time.Time) error {
 					t.Scope != schema.ScopeModel || t.Severity != schema.SeverityWarn || t.Alpha == nil || t.Value <= 0 {
 					continue
 				}
-				value, n, err := p.history.Tail(ctx, m.Name, m.EnsembleDigest, m.Settings, measurement, m.WellSampled, now.Add(-window), *t.Alpha)
+				value, n, err := p.history.Tail(ctx, m.Name, m.EnsembleDigest, m.Settings, measurement, m.WellSampled,
+					now.Add(-window), *t.Alpha)
 				if errs = append(errs, err); err == nil && float64(n)**t.Alpha >= 1 {
 					ratio = value / t.Value
 				}
 			}
-			p.shadow.WithLabelValues(m.Name, string(measurement)).Set(ratio)
+			p.metrics.shadow.WithLabelValues(m.Name, string(measurement)).Set(ratio)
 		}
 	}
 	return errors.Join(errs...)
@@ -322,7 +302,8 @@ func (p *Patrol) raise(ctx context.Context, a schema.Alert) (bool, error) {
 	if err != nil || !first {
 		return false, err
 	}
-	p.raised.WithLabelValues(a.Model, string(a.Kind)).Inc()
-	p.config.Log.Info("alert", "alert", a.ID, "kind", a.Kind, "model", a.Model, "class", a.ClassLabel, "severity", a.Severity, "detail", a.Detail)
+	p.metrics.raised.WithLabelValues(a.Model, string(a.Kind)).Inc()
+	p.config.Log.Info("alert", "alert", a.ID, "kind", a.Kind, "model", a.Model, "class", a.ClassLabel, "severity",
+		a.Severity, "detail", a.Detail)
 	return true, nil
 }

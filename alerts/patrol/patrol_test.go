@@ -39,15 +39,20 @@ func (h *history) add(class int, at time.Time, gap, risk float64, severity schem
 		return schema.Measurement{Estimator: "paide-w2", Value: v, MeanDistance: v}
 	}
 	s := &schema.Score{
-		Event:      schema.Event{Source: "//test", ID: fmt.Sprint(h.n), Time: at, Data: schema.Generation{Model: "m", Class: schema.ClassIndex(class)}},
-		ClassIndex: class, ClassLabel: fmt.Sprint("class ", class), ClassGap: measurement(gap), RequestRisk: measurement(risk), ScoredAt: at,
+		Event: schema.Event{Source: "//test", ID: fmt.Sprint(h.n), Time: at,
+			Data: schema.Generation{Model: "m", Class: schema.ClassIndex(class)}},
+		ClassIndex: class, ClassLabel: fmt.Sprint("class ",
+			class), ClassGap: measurement(gap), RequestRisk: measurement(risk), ScoredAt: at,
 		Receipt: schema.Receipt{EnsembleDigest: digest, Settings: fixed, Profile: "fixed", Steps: 20},
 	}
-	v := schema.Verdict{Delivery: schema.Delivery{Stream: "GENERATION", Sequence: h.n, Delivered: 1, Digest: schema.Digest(nil, []byte(s.Event.ID))}, Score: s}
+	v := schema.Verdict{Delivery: schema.Delivery{Stream: "GENERATION", Sequence: h.n, Delivered: 1,
+		Digest: schema.Digest(nil, []byte(s.Event.ID))}, Score: s}
 	if severity != "" {
 		v.Alerts = []schema.Alert{{
-			ID: fmt.Sprint("alert-", h.n), Kind: schema.AlertScore, Source: s.Event.Source, EventID: s.Event.ID, EventTime: at, Model: "m", ClassIndex: class, ClassLabel: s.ClassLabel,
-			Severity: severity, Reason: schema.ReasonClass, Measurement: schema.ClassGap, Value: gap, Decided: gap, Receipt: s.Receipt, FiredAt: at,
+			ID: fmt.Sprint("alert-", h.n), Kind: schema.AlertScore, Source: s.Event.Source, EventID: s.Event.ID, EventTime: at,
+			Model: "m", ClassIndex: class, ClassLabel: s.ClassLabel,
+			Severity: severity, Reason: schema.ReasonClass, Measurement: schema.ClassGap, Value: gap, Decided: gap,
+			Receipt: s.Receipt, FiredAt: at,
 		}}
 	}
 	if _, err := h.store.Record(h.t.Context(), v); err != nil {
@@ -58,7 +63,8 @@ func (h *history) add(class int, at time.Time, gap, risk float64, severity schem
 func newPatrol(t *testing.T, store *postgres.Store, c Config, reference drift.Reference) *Patrol {
 	t.Helper()
 	c.Registerer = prometheus.NewRegistry()
-	p, err := New(c, []Model{{Name: "m", EnsembleDigest: digest, Settings: fixed, WellSampled: []int{0}, Reference: reference}}, store, store, store)
+	p, err := New(c, []Model{{Name: "m", EnsembleDigest: digest, Settings: fixed, WellSampled: []int{0},
+		Reference: reference}}, store, store, store)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -97,7 +103,8 @@ func TestVolumeAndSummaries(t *testing.T) {
 			t.Errorf("%d alerts are stored, want all 12", len(all))
 		}
 		p := newPatrol(t, store, Config{}, drift.Reference{})
-		if err := p.Summaries(t.Context(), hour.Add(time.Hour)); err != nil || len(raised(t, store, schema.AlertSummary)) != 0 {
+		if err := p.Summaries(t.Context(), hour.Add(time.Hour)); err != nil ||
+			len(raised(t, store, schema.AlertSummary)) != 0 {
 			t.Errorf("summed up before the hour had settled: %v", err)
 		}
 		for range 2 {
@@ -116,7 +123,7 @@ func TestVolumeAndSummaries(t *testing.T) {
 			t.Errorf("summaries count %v, want 4 of class 1 and 2 of class 2", counts)
 		}
 		for reason, want := range map[string]float64{"class_budget": 4, "model_budget": 2, "cool_down": 0} {
-			if got := testutil.ToFloat64(p.held.WithLabelValues("m", reason)); got != want {
+			if got := testutil.ToFloat64(p.metrics.heldBack.WithLabelValues("m", reason)); got != want {
 				t.Errorf("metric of %s is %g, want %g", reason, got, want)
 			}
 		}
@@ -170,13 +177,14 @@ func TestClassDrift(t *testing.T) {
 	if len(got) != 2 || got[1].ID == "" || got[3].ID == "" {
 		t.Fatalf("alerts on %v, want classes 1 and 3", got)
 	}
-	if a := got[1]; a.ClassLabel != "class 1" || a.Count > 15 || a.Decided < 1000 || a.Threshold != 1000 || a.Value < 0.04 || a.Receipt.EnsembleDigest != digest {
+	if a := got[1]; a.ClassLabel != "class 1" || a.Count > 15 || a.Decided < 1000 || a.Threshold != 1000 ||
+		a.Value < 0.04 || a.Receipt.EnsembleDigest != digest {
 		t.Errorf("%+v", a)
 	}
 	if got[3].Count <= got[1].Count {
 		t.Errorf("the slow rise was noticed after %d requests, the plain one after %d", got[3].Count, got[1].Count)
 	}
-	if n := testutil.ToFloat64(p.raised.WithLabelValues("m", string(schema.AlertClassDrift))); n != 2 {
+	if n := testutil.ToFloat64(p.metrics.raised.WithLabelValues("m", string(schema.AlertClassDrift))); n != 2 {
 		t.Errorf("the metric counts %g", n)
 	}
 	// After the quiet time the class's new scores count again.
@@ -199,8 +207,9 @@ func set(t *testing.T, store *postgres.Store, ensembleDigest string, value float
 	t.Helper()
 	alpha := 0.1
 	_, err := store.SetThreshold(t.Context(), schema.Threshold{
-		Model: "m", EnsembleDigest: ensembleDigest, Settings: fixed, Measurement: schema.ClassGap, Scope: schema.ScopeModel, Severity: schema.SeverityWarn,
-		Value: value, Origin: "calibrated", Alpha: &alpha, SetBy: "test", Reason: "test",
+		Model: "m", EnsembleDigest: ensembleDigest, Settings: fixed, Measurement: schema.ClassGap, Scope: schema.ScopeModel,
+		Severity: schema.SeverityWarn,
+		Value:    value, Origin: "calibrated", Alpha: &alpha, SetBy: "test", Reason: "test",
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -217,7 +226,7 @@ func TestStale(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		return testutil.ToFloat64(p.stale.WithLabelValues("m", string(schema.ClassGap)))
+		return testutil.ToFloat64(p.metrics.stale.WithLabelValues("m", string(schema.ClassGap)))
 	}
 	if got := stale(); got != 0 || len(raised(t, store, schema.AlertThresholdMissing)) != 0 {
 		t.Errorf("a model without thresholds is stale: %g", got)
@@ -226,7 +235,8 @@ func TestStale(t *testing.T) {
 	if got := stale(); got != 1 {
 		t.Errorf("the metric is %g", got)
 	}
-	if got := raised(t, store, schema.AlertThresholdMissing); len(got) != 1 || got[0].Severity != schema.SeverityCritical || got[0].ClassIndex != -1 || got[0].Measurement != schema.ClassGap {
+	if got := raised(t, store, schema.AlertThresholdMissing); len(got) != 1 ||
+		got[0].Severity != schema.SeverityCritical || got[0].ClassIndex != -1 || got[0].Measurement != schema.ClassGap {
 		t.Errorf("%+v", got)
 	}
 	set(t, store, digest, 1)
@@ -250,7 +260,7 @@ func TestShadow(t *testing.T) {
 		if err := p.Shadow(t.Context(), time.Now()); err != nil {
 			t.Fatal(err)
 		}
-		return testutil.ToFloat64(p.shadow.WithLabelValues("m", string(schema.ClassGap)))
+		return testutil.ToFloat64(p.metrics.shadow.WithLabelValues("m", string(schema.ClassGap)))
 	}
 	if got := look(); got != 0 {
 		t.Errorf("%g without a threshold", got)

@@ -54,9 +54,9 @@ func (c Config) selects(a schema.Alert) bool {
 // every is the interval at which new alerts are asked for.
 const every = 300 * time.Millisecond
 
-// Run calls show with each selected alert once, in the order of the stream, until ctx ends or, unless Follow is set, until
-// the last alert. The error of show ends it. Run reads the stream without a consumer, so that it needs no right to create
-// one.
+// Run calls show with each selected alert once, in the order of the stream, until ctx ends or, unless Follow is set,
+// until the last alert. The error of show ends it. Run reads the stream without a consumer, so that it needs no right
+// to create one.
 func Run(ctx context.Context, js jetstream.JetStream, c Config, show func(schema.Alert) error) error {
 	next, err := c.first(ctx, js)
 	if err != nil {
@@ -169,7 +169,8 @@ func Line(a schema.Alert, colour bool) string {
 	if a.Saturated {
 		saturated = ", saturated"
 	}
-	return fmt.Sprintf("%s  %s  %-14s %-16s %-12s %8.4g >= %-9.4g %s%s  %s", a.FiredAt.Local().Format("15:04:05"), severity,
+	return fmt.Sprintf("%s  %s  %-14s %-16s %-12s %8.4g >= %-9.4g %s%s  %s", a.FiredAt.Local().Format("15:04:05"),
+		severity,
 		terminal.Printable(a.Model), terminal.Printable(a.ClassLabel), a.Measurement, a.Decided, a.Threshold, a.Reason,
 		saturated, terminal.Printable(a.EventID))
 }

@@ -45,7 +45,7 @@ func (f reviewFlags) change(ctx context.Context, s *streams, log *slog.Logger, c
 	}
 	c.Actor, c.Version = cmp.Or(f.By, app.UserName()), f.Version
 	return app.WithStore(ctx, f.Postgres, log, func(store *postgres.Store) error {
-		r, err := review.NewDesk(store).Change(ctx, f.ID, c)
+		r, err := c.Apply(ctx, store, f.ID)
 		if err != nil {
 			return err
 		}

@@ -181,14 +181,14 @@ func (s *Store) ReviewHistory(ctx context.Context, id string) ([]ReviewEntry, er
 	return found, nil
 }
 
-// ReviewChange is one change of a review and what is told of it.
+// ReviewChange is one change of a review, with its messages.
 type ReviewChange struct {
-	Review  Review                 // after the change; its Version is the one that the change was decided on
-	Action  string                 // acknowledge, resolve, reopen, assign or comment
-	Actor   string                 // who
-	Comment string                 // at most 4000 characters
-	At      time.Time              // when
-	Tell    []schema.OutboxMessage // what is owed to sinks
+	Review   Review                 // after the change; its Version is the one that the change was decided on
+	Action   string                 // acknowledge, resolve, reopen, assign or comment
+	Actor    string                 // who
+	Comment  string                 // at most 4000 characters
+	At       time.Time              // when
+	Messages []schema.OutboxMessage // what is owed to sinks
 }
 
 // ChangeReview writes a change with its entry in the history and its messages, in one transaction, and returns the
@@ -201,7 +201,7 @@ func (s *Store) ChangeReview(ctx context.Context, c ReviewChange) (version int, 
 		resolved = r.ResolvedAt
 	}
 	var outbox []outboxRow
-	for _, m := range c.Tell {
+	for _, m := range c.Messages {
 		outbox = append(outbox, outboxRow{m.Sink, m.AlertID, m.Subject, m.Header, m.Body})
 	}
 	err = s.begin(ctx, c.Action+" review "+r.ID, func(tx pgx.Tx) error {

@@ -21,9 +21,8 @@ import (
 )
 
 // Each change, in each state, with what it must not do.
-func TestDesk(t *testing.T) {
+func TestChange(t *testing.T) {
 	b := newBench(t, tiny)
-	desk := review.NewDesk(b.store)
 	_, id := b.record(request{class: 0, seed: 1, alert: schema.SeverityWarn})
 	history := 0
 	for _, c := range []struct {
@@ -37,22 +36,31 @@ func TestDesk(t *testing.T) {
 		{"unprintable name", review.Change{Action: review.Acknowledge, Actor: "a\x1bb"}, "printable", schema.ReviewOpen, ""},
 		{"unknown action", review.Change{Action: "delete", Actor: "ada"}, "no action", schema.ReviewOpen, ""},
 		{"reopen what is open", review.Change{Action: review.Reopen, Actor: "ada"}, "not resolved", schema.ReviewOpen, ""},
-		{"empty comment", review.Change{Action: review.Comment, Actor: "ada", Comment: " \n"}, "empty", schema.ReviewOpen, ""},
-		{"long comment", review.Change{Action: review.Comment, Actor: "ada", Comment: strings.Repeat("x", 4001)}, "4001 characters", schema.ReviewOpen, ""},
-		{"comment", review.Change{Action: review.Comment, Actor: "ada", Comment: strings.Repeat("é", 4000)}, "", schema.ReviewOpen, ""},
+		{"empty comment", review.Change{Action: review.Comment, Actor: "ada", Comment: " \n"}, "empty", schema.ReviewOpen,
+			""},
+		{"long comment", review.Change{Action: review.Comment, Actor: "ada", Comment: strings.Repeat("x", 4001)},
+			"4001 characters", schema.ReviewOpen, ""},
+		{"comment", review.Change{Action: review.Comment, Actor: "ada", Comment: strings.Repeat("é", 4000)}, "",
+			schema.ReviewOpen, ""},
 		{"acknowledge", review.Change{Action: review.Acknowledge, Actor: "ada"}, "", schema.ReviewAcknowledged, "ada"},
-		{"acknowledge again", review.Change{Action: review.Acknowledge, Actor: "bob"}, "ada acknowledged it already", schema.ReviewAcknowledged, "ada"},
+		{"acknowledge again", review.Change{Action: review.Acknowledge, Actor: "bob"}, "ada acknowledged it already",
+			schema.ReviewAcknowledged, "ada"},
 		{"assign", review.Change{Action: review.Assign, Actor: "ada", Assignee: "bob"}, "", schema.ReviewAcknowledged, "bob"},
-		{"assign again", review.Change{Action: review.Assign, Actor: "ada", Assignee: "bob"}, "already", schema.ReviewAcknowledged, "bob"},
-		{"no such verdict", review.Change{Action: review.Resolve, Actor: "bob", Verdict: "maybe"}, "must be one of", schema.ReviewAcknowledged, "bob"},
-		{"resolve", review.Change{Action: review.Resolve, Actor: "bob", Verdict: schema.VerdictExpected}, "", schema.ReviewResolved, "bob"},
-		{"resolve again", review.Change{Action: review.Resolve, Actor: "ada", Verdict: schema.VerdictConfirmed}, "resolved already (expected)", schema.ReviewResolved, "bob"},
-		{"acknowledge what is resolved", review.Change{Action: review.Acknowledge, Actor: "ada"}, "resolved already", schema.ReviewResolved, "bob"},
+		{"assign again", review.Change{Action: review.Assign, Actor: "ada", Assignee: "bob"}, "already",
+			schema.ReviewAcknowledged, "bob"},
+		{"no such verdict", review.Change{Action: review.Resolve, Actor: "bob", Verdict: "maybe"}, "must be one of",
+			schema.ReviewAcknowledged, "bob"},
+		{"resolve", review.Change{Action: review.Resolve, Actor: "bob", Verdict: schema.VerdictExpected}, "",
+			schema.ReviewResolved, "bob"},
+		{"resolve again", review.Change{Action: review.Resolve, Actor: "ada", Verdict: schema.VerdictConfirmed},
+			"resolved already (expected)", schema.ReviewResolved, "bob"},
+		{"acknowledge what is resolved", review.Change{Action: review.Acknowledge, Actor: "ada"}, "resolved already",
+			schema.ReviewResolved, "bob"},
 		{"reopen", review.Change{Action: review.Reopen, Actor: "ada", Comment: "new images"}, "", schema.ReviewOpen, "bob"},
 		{"nobody", review.Change{Action: review.Assign, Actor: "ada"}, "", schema.ReviewOpen, ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			r, err := desk.Change(t.Context(), id, c.change)
+			r, err := c.change.Apply(t.Context(), b.store, id)
 			if c.refused == "" {
 				history++
 				if err != nil {
@@ -65,8 +73,10 @@ func TestDesk(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if stored.State != c.state || stored.Assignee != c.holder || stored.Version != history+1 || r.Version != stored.Version {
-				t.Errorf("%s, %q, version %d (returned %d); want %s, %q, %d", stored.State, stored.Assignee, stored.Version, r.Version, c.state, c.holder, history+1)
+			if stored.State != c.state || stored.Assignee != c.holder || stored.Version != history+1 ||
+				r.Version != stored.Version {
+				t.Errorf("%s, %q, version %d (returned %d); want %s, %q, %d", stored.State, stored.Assignee, stored.Version,
+					r.Version, c.state, c.holder, history+1)
 			}
 			entries, err := b.store.ReviewHistory(t.Context(), id)
 			if err != nil || len(entries) != history {
@@ -93,13 +103,16 @@ func TestDesk(t *testing.T) {
 	if want := "5 resolved expected bob true|6 open  ada true"; strings.Join(told, "|") != want || len(due) != 3 {
 		t.Errorf("told %q of %d messages, want %q", strings.Join(told, "|"), len(due), want)
 	}
-	if _, err := desk.Change(t.Context(), "00000000", review.Change{Action: review.Acknowledge, Actor: "ada"}); !errors.Is(err, postgres.ErrNotFound) {
+	if _, err := (review.Change{Action: review.Acknowledge, Actor: "ada"}).Apply(t.Context(), b.store,
+		"00000000"); !errors.Is(err, postgres.ErrNotFound) {
 		t.Errorf("unknown review: %v", err)
 	}
-	if _, err := desk.Change(t.Context(), id, review.Change{Action: review.Acknowledge, Actor: "ada", Version: 1}); !errors.Is(err, review.ErrConflict) {
+	if _, err := (review.Change{Action: review.Acknowledge, Actor: "ada", Version: 1}).Apply(t.Context(), b.store,
+		id); !errors.Is(err, review.ErrConflict) {
 		t.Errorf("an old version: %v", err)
 	}
-	if r, err := desk.Change(t.Context(), id[:8], review.Change{Action: review.Acknowledge, Actor: "ada"}); err != nil || r.ID != id {
+	if r, err := (review.Change{Action: review.Acknowledge, Actor: "ada"}).Apply(t.Context(), b.store,
+		id[:8]); err != nil || r.ID != id {
 		t.Errorf("a shortened id: %+v, %v", r, err)
 	}
 }
@@ -107,13 +120,13 @@ func TestDesk(t *testing.T) {
 // Of many who acknowledge at the same moment, one does; the others are told.
 func TestOneOfManyAcknowledges(t *testing.T) {
 	b := newBench(t, tiny)
-	desk := review.NewDesk(b.store)
 	_, id := b.record(request{class: 0, seed: 1, alert: schema.SeverityWarn})
 	var won atomic.Int32
 	var wg sync.WaitGroup
 	for i := range 12 {
 		wg.Go(func() {
-			_, err := desk.Change(t.Context(), id, review.Change{Action: review.Acknowledge, Actor: fmt.Sprint("reviewer-", i), Version: 1})
+			_, err := (review.Change{Action: review.Acknowledge, Actor: fmt.Sprint("reviewer-", i),
+				Version: 1}).Apply(t.Context(), b.store, id)
 			switch {
 			case err == nil:
 				won.Add(1)
@@ -133,13 +146,16 @@ func TestOneOfManyAcknowledges(t *testing.T) {
 func TestQueue(t *testing.T) {
 	b := newBench(t, tiny)
 	for i := range 7 {
-		b.record(request{class: i % 2, seed: uint64(i), alert: []schema.Severity{schema.SeverityWarn, schema.SeverityCritical}[i%2]})
+		b.record(request{class: i % 2, seed: uint64(i), alert: []schema.Severity{schema.SeverityWarn,
+			schema.SeverityCritical}[i%2]})
 	}
 	_, sample := b.record(request{class: 0, seed: 9, sampled: true})
-	if err := b.store.AddCanary(t.Context(), postgres.Canary{Source: canary.Source, EventID: fmt.Sprintf("event-%d", b.n+1), Model: "tiny", DueAt: time.Now(), PublishedAt: time.Now()}); err != nil {
+	if err := b.store.AddCanary(t.Context(), postgres.Canary{Source: canary.Source,
+		EventID: fmt.Sprintf("event-%d", b.n+1), Model: "tiny", DueAt: time.Now(), PublishedAt: time.Now()}); err != nil {
 		t.Fatal(err)
 	}
-	_, id := b.record(request{class: 0, seed: 10, alert: schema.SeverityWarn, source: canary.Source, labels: map[string]string{schema.LabelCanary: "true"}})
+	_, id := b.record(request{class: 0, seed: 10, alert: schema.SeverityWarn, source: canary.Source,
+		labels: map[string]string{schema.LabelCanary: "true"}})
 	if _, err := b.store.ReviewByID(t.Context(), id); !errors.Is(err, postgres.ErrNotFound) {
 		t.Errorf("a canary is in review: %v", err)
 	}
@@ -189,7 +205,8 @@ func TestQueue(t *testing.T) {
 	if len(seen) != 8 || !seen[sample] {
 		t.Errorf("the pages hold %d reviews, want 8", len(seen))
 	}
-	values, err := b.store.ScoreValues(t.Context(), "tiny", b.engine.Ensemble().Digest, b.engine.Profile().Settings(), schema.ClassGap, nil, time.Now().Add(-time.Hour), 100)
+	values, err := b.store.ScoreValues(t.Context(), "tiny", b.engine.Ensemble().Digest, b.engine.Profile().Settings(),
+		schema.ClassGap, nil, time.Now().Add(-time.Hour), 100)
 	if err != nil || len(values) != 8 {
 		t.Errorf("the distribution holds %d values, want 8 without the canary's, %v", len(values), err)
 	}
@@ -204,7 +221,8 @@ func TestWriterMayReview(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer conn.Close(context.Background())
-	for _, sql := range []string{`DROP ROLE IF EXISTS review_writer`, `CREATE ROLE review_writer LOGIN PASSWORD 'secret' IN ROLE decuwatch_writer`} {
+	for _, sql := range []string{`DROP ROLE IF EXISTS review_writer`,
+		`CREATE ROLE review_writer LOGIN PASSWORD 'secret' IN ROLE decuwatch_writer`} {
 		if _, err := conn.Exec(t.Context(), sql); err != nil {
 			t.Fatal(err)
 		}
@@ -221,7 +239,8 @@ func TestWriterMayReview(t *testing.T) {
 	stop := running(t, worker.Run)
 	until(t, "the evidence is there", func() bool { return b.evidence(id) == postgres.EvidenceDone })
 	stop()
-	if _, err := review.NewDesk(store).Change(t.Context(), id, review.Change{Action: review.Resolve, Actor: "ada", Verdict: schema.VerdictConfirmed}); err != nil {
+	if _, err := (review.Change{Action: review.Resolve, Actor: "ada",
+		Verdict: schema.VerdictConfirmed}).Apply(t.Context(), store, id); err != nil {
 		t.Error(err)
 	}
 	if _, err := review.LoadStats(t.Context(), store, "", nil, time.Now().Add(-time.Hour), time.Now()); err != nil {
