@@ -21,13 +21,14 @@ type AlertmanagerConfig struct {
 	URL          string            // of the Alertmanager, without /api/v2
 	Labels       map[string]string // added to each alert
 	ResolveAfter time.Duration     // how long an alert stays active without another of its kind. Defaults to 1 h
-	Link         string            // begins the link to an alert, its id follows; "" gives none
+	Link         string            // prefix of the link to an alert, its id follows; "" makes no link
 	Client       *http.Client
 }
 
 // Alertmanager posts alerts to Prometheus Alertmanager's API v2. Alertmanager keeps alerts apart by their labels: here
 // alertname, model, class, class_index, measurement, severity, reason and kind. So requests of one class that pass one
-// threshold are one alert there, which stays active until none came for a while; its annotations are the newest one's.
+// threshold are one alert there, which stays active until no alert came for a while; its annotations are from the
+// newest.
 type Alertmanager struct {
 	cfg    AlertmanagerConfig
 	client *http.Client

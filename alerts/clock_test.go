@@ -128,7 +128,7 @@ func TestRetryAfter(t *testing.T) {
 	}
 }
 
-// What Alertmanager is told starts now at the latest and ends later, by its own clock.
+// An alert in Alertmanager starts now at the latest and ends later, by its own clock.
 func TestAlertmanagerWithAnotherClock(t *testing.T) {
 	for _, ahead := range []time.Duration{-3 * time.Hour, 0, 3 * time.Hour} {
 		var last struct{ StartsAt, EndsAt time.Time }

@@ -11,7 +11,7 @@ import (
 	"github.com/decuwatch/decuwatch/internal/settings"
 )
 
-// Config says where alerts go. Fields with a name are settings.
+// Config lists the sinks of alerts. Fields with a name are settings.
 type Config struct {
 	StreamConfig
 	// Each alert is posted here too. Defaults to none.

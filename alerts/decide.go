@@ -18,7 +18,7 @@ type Fallback string
 const (
 	FallbackCluster Fallback = "cluster" // its cluster's did
 	FallbackModel   Fallback = "model"   // its model's did
-	FallbackMissing Fallback = "missing" // there is none; at most the absolute limit did
+	FallbackMissing Fallback = "missing" // there is no threshold; at most the absolute limit decided
 	FallbackStale   Fallback = "stale"   // there is one for another ensemble or other settings only; at most the limit did
 )
 
@@ -30,9 +30,9 @@ func Fallbacks() []Fallback {
 // Finding is what was decided on one measurement of a score.
 type Finding struct {
 	Measurement schema.MeasurementName
-	Reason      schema.Reason   // why an alert fired, or why none did
-	Severity    schema.Severity // warn or critical; "" where no alert fired
-	Fallback    Fallback        // why the class's own threshold did not decide; "" where it did
+	Reason      schema.Reason   // why an alert fired, or why it did not
+	Severity    schema.Severity // warn or critical; "" if no alert fired
+	Fallback    Fallback        // why the class's own threshold did not decide; "" if it did
 	Saturated   bool            // the measurement stood at its upper bound and its mean distance was compared
 }
 
@@ -47,11 +47,11 @@ type Decision struct {
 // The thresholds of a measurement are those that were set for the score's model, ensemble digest and settings. The
 // class's own decide if it has any, of whichever severity; else those of its cluster; else the model's
 // ([Table.Applicable] has the rule). The absolute limit applies beside them, so that a class that is always uncertain
-// does not hide behind its own high threshold. An alert fires where the value is at least the threshold's; of those
+// does not hide behind its own high threshold. An alert fires if the value is at least the threshold's; of those
 // that fire the highest severity makes the alert, and between equals the more specific.
 //
-// A saturated measurement stands at its upper bound, where all are alike: its mean distance is compared with the
-// threshold's distance. Where a threshold has none, the value is compared, which fires: a saturated score is never
+// A saturated measurement stands at its upper bound like all others, so its mean distance is compared with the
+// threshold's distance. If a threshold has no distance, the value is compared, which fires: a saturated score is never
 // passed over.
 //
 // A nil table holds no thresholds. Numbers of the score must be finite.

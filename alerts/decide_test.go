@@ -19,7 +19,7 @@ const (
 
 func ptr[T any](v T) *T { return &v }
 
-// threshold is one of scope for the measurement; class below 0 is none.
+// threshold is one of scope for the measurement; class below 0 means no class.
 func threshold(
 	id int64, scope schema.Scope, class int, measurement schema.MeasurementName, severity schema.Severity, value float64,
 ) schema.Threshold {
@@ -103,14 +103,14 @@ func TestDecide(t *testing.T) {
 			reasons:    [2]schema.Reason{"no_threshold", "no_threshold"}, fallbacks: [2]alerts.Fallback{"missing", "missing"},
 		},
 		{
-			name: "cluster where the class has none", score: score(.3, 0),
+			name: "cluster if the class has none", score: score(.3, 0),
 			thresholds: []schema.Threshold{threshold(1, "cluster", 3, gap, warn, .25), threshold(2, "model", -1, gap, warn, .1)},
 			gap:        &fires{warn, "cluster_threshold", .3, .25, 1},
 			reasons:    [2]schema.Reason{"cluster_threshold", "no_threshold"}, fallbacks: [2]alerts.Fallback{"cluster",
 				"missing"},
 		},
 		{
-			name: "model where neither has one", score: score(.3, .05),
+			name: "model if neither has one", score: score(.3, .05),
 			thresholds: []schema.Threshold{threshold(2, "model", -1, gap, warn, .1), threshold(3, "model", -1, risk, warn, .1)},
 			gap:        &fires{warn, "model_threshold", .3, .1, 2},
 			reasons:    [2]schema.Reason{"model_threshold", "below_threshold"}, fallbacks: [2]alerts.Fallback{"model", "model"},
@@ -194,7 +194,7 @@ func TestDecide(t *testing.T) {
 			reasons:    [2]schema.Reason{"class_threshold", "no_threshold"}, fallbacks: [2]alerts.Fallback{"", "missing"},
 		},
 		{
-			name: "the distance does not decide where nothing is saturated", score: score(.05, 0),
+			name: "the distance does not decide if nothing is saturated", score: score(.05, 0),
 			thresholds: []schema.Threshold{other(threshold(1, "class", 3, gap, warn, .1),
 				func(th *schema.Threshold) { th.Distance = ptr(1.) })},
 			reasons: [2]schema.Reason{"below_threshold", "no_threshold"}, fallbacks: [2]alerts.Fallback{"", "missing"},

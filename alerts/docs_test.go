@@ -32,7 +32,7 @@ func subscribe(ctx context.Context, url string, handle func(schema.Alert) error)
 		return err
 	}
 	consumer, err := js.CreateOrUpdateConsumer(ctx, "UNCERTAINTY", jetstream.ConsumerConfig{
-		Durable:       "safety-review", // goes on where it stopped
+		Durable:       "safety-review", // resumes after its last alert
 		FilterSubject: "uncertainty.alert.*.critical.>",
 		AckPolicy:     jetstream.AckExplicitPolicy,
 	})
@@ -44,7 +44,7 @@ func subscribe(ctx context.Context, url string, handle func(schema.Alert) error)
 		return err
 	}
 	defer context.AfterFunc(ctx, messages.Stop)()
-	seen := map[string]bool{} // in production: a unique key where the alerts are kept
+	seen := map[string]bool{} // in production: a unique key in the table of alerts
 	for {
 		msg, err := messages.Next()
 		if errors.Is(err, jetstream.ErrMsgIteratorClosed) {

@@ -22,7 +22,7 @@ type Metrics struct {
 }
 
 // NewMetrics registers the metrics of the given models and sinks with reg, so that each series starts at zero. A nil
-// reg registers nowhere.
+// reg registers nothing.
 func NewMetrics(reg prometheus.Registerer, models []string, sinks []schema.Sink) *Metrics {
 	with := promauto.With(reg)
 	m := &Metrics{

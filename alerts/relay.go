@@ -30,7 +30,7 @@ type Sink interface {
 	Send(ctx context.Context, m schema.OutboxMessage) error
 }
 
-// Outbox is where committed alerts wait for their sinks.
+// Outbox holds committed alerts until their sinks take them.
 type Outbox interface {
 	// OutboxNext returns at most limit messages that are due at the sink, oldest first, and withholds them from every
 	// other caller for the lease.
@@ -54,7 +54,7 @@ type RelayConfig struct {
 	RetryMax    time.Duration // Defaults to 1 min
 	Measure     time.Duration // how often the metrics of what is due are read. Defaults to 5 s
 	Logger      *slog.Logger  // Defaults to slog.Default()
-	Metrics     *Metrics      // Nil counts nowhere
+	Metrics     *Metrics      // Nil counts nothing
 	Tracer      trace.Tracer  // Defaults to none
 }
 
@@ -160,10 +160,10 @@ func (r *Relay) serve(ctx context.Context, s Sink, wake <-chan struct{}) error {
 	return nil
 }
 
-// round sends one batch and returns how many messages it held.
+// round sends one batch and returns its number of messages.
 func (r *Relay) round(ctx context.Context, s Sink) (int, error) {
 	// The lease covers the attempts of a whole batch, so that no other relay makes them too; recording them included. What
-	// a killed relay held is sent again after it.
+	// a killed relay had taken is sent again after the lease.
 	lease := time.Duration((r.cfg.Batch+r.cfg.Concurrency-1)/r.cfg.Concurrency)*r.cfg.SendTimeout + recordTimeout
 	// Taken although ctx may end meanwhile: what is leased to nobody would wait for the end of the lease.
 	next, cancel := context.WithTimeout(context.WithoutCancel(ctx), recordTimeout)

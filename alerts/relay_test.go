@@ -234,13 +234,13 @@ func TestRelayWaitsForNATS(t *testing.T) {
 decuwatch_outbox_pending{sink="nats"} %d
 `, n)), "decuwatch_outbox_pending") == nil
 	}
-	natstest.Until(t, "the metrics tell of the alert", func() bool { return pending(1) })
+	natstest.Until(t, "the metrics show the alert", func() bool { return pending(1) })
 	s.Restart()
 	empty(t, store)
 	if got := inStream(t, js); len(got) != 1 || len(got[want.ID]) == 0 {
 		t.Errorf("the stream holds %v, want alert %s", got, want.ID)
 	}
-	natstest.Until(t, "the metrics tell that nothing is due", func() bool { return pending(0) })
+	natstest.Until(t, "the metrics show that nothing is due", func() bool { return pending(0) })
 }
 
 // Each sink gets each alert, whatever becomes of it at the other.
@@ -294,7 +294,7 @@ func TestRelayRefusesTwoSinksOfOneName(t *testing.T) {
 	}
 }
 
-// A threshold takes effect in a running process, also where the change was not announced because the connection was
+// A threshold takes effect in a running process, also if the change was not announced because the connection was
 // lost, and a table that cannot be read leaves the last one standing.
 func TestThresholdsFollow(t *testing.T) {
 	url := pgtest.URL(t)

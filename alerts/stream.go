@@ -32,7 +32,7 @@ type StreamConfig struct {
 	MaxAge time.Duration `name:"max-age" default:"720h" min:"1m"`
 	// How large a new stream may grow, in bytes. Defaults to 4294967296 (4 GiB).
 	MaxBytes int64 `name:"max-bytes" default:"4294967296" min:"1048576"`
-	// Replicas of a new stream; 3 where NATS is clustered.
+	// Replicas of a new stream; 3 if NATS is clustered.
 	Replicas int `name:"replicas" default:"1" min:"1" max:"5"`
 }
 
@@ -44,7 +44,7 @@ type StreamSink struct {
 	ensured atomic.Bool
 }
 
-// NewStreamSink returns a sink that publishes through js. The stream is created with the first alert where it does
+// NewStreamSink returns a sink that publishes through js. The stream is created with the first alert if it does
 // not exist.
 func NewStreamSink(js jetstream.JetStream, cfg StreamConfig) *StreamSink {
 	return &StreamSink{js: js, cfg: settings.WithDefaults(cfg)}
@@ -56,7 +56,7 @@ func (s *StreamSink) Name() schema.Sink { return schema.SinkStream }
 // Stream returns the name of the stream.
 func (s *StreamSink) Stream() string { return s.cfg.Stream }
 
-// Ensure creates the stream where it does not exist, so that subscribers find it before the first alert.
+// Ensure creates the stream if it does not exist, so that subscribers find it before the first alert.
 func (s *StreamSink) Ensure(ctx context.Context) error {
 	stream, err := s.js.Stream(ctx, s.cfg.Stream)
 	if err == nil {
@@ -90,7 +90,7 @@ func (s *StreamSink) Ensure(ctx context.Context) error {
 }
 
 // Check returns an [ErrStreamConfig] if the stream has such settings now, or the error of reading them. A stream that
-// does not exist yet has none.
+// does not exist yet has no messages.
 func (s *StreamSink) Check(ctx context.Context) error {
 	stream, err := s.js.Stream(ctx, s.cfg.Stream)
 	if errors.Is(err, jetstream.ErrStreamNotFound) {

@@ -31,8 +31,8 @@ type known struct {
 	measurement schema.MeasurementName
 }
 
-// NewTable returns the table of the given thresholds. Where two have the same scope and severity, the one with the
-// higher id stands; where that one is withdrawn, none. The error names a threshold that cannot be: an unknown scope,
+// NewTable returns the table of the given thresholds. If two have the same scope and severity, the one with the
+// higher id stands; if it is withdrawn, neither stands. The error names an invalid threshold: an unknown scope,
 // measurement or severity, a number that is not finite, a class that is missing or must not be there.
 func NewTable(thresholds []schema.Threshold) (*Table, error) {
 	t := &Table{thresholds: map[key][]*schema.Threshold{}, known: map[known]map[schema.Series]bool{},

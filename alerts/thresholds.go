@@ -26,7 +26,7 @@ type Listener interface {
 	Listen(ctx context.Context, channel string, notify func()) error
 }
 
-// ThresholdSource is where the current thresholds stand.
+// ThresholdSource reads the current thresholds.
 type ThresholdSource interface {
 	Thresholds(ctx context.Context) ([]schema.Threshold, error)
 	Listener
@@ -44,7 +44,7 @@ type Thresholds struct {
 const resync = time.Minute
 
 // NewThresholds reads the thresholds and returns them. Run keeps them current. A nil log is slog.Default(), nil
-// metrics count nowhere.
+// metrics count nothing.
 func NewThresholds(ctx context.Context, source ThresholdSource, log *slog.Logger, m *Metrics) (*Thresholds, error) {
 	if log == nil {
 		log = slog.Default()
@@ -65,7 +65,7 @@ func (t *Thresholds) Table() *Table { return t.table.Load() }
 // Decide holds a score against the current table, as the function [Decide] does.
 func (t *Thresholds) Decide(s schema.Score) Decision { return Decide(s, t.Table()) }
 
-// Run reads the thresholds again after each change until ctx ends, and returns nil. While Postgres is away, or where a
+// Run reads the thresholds again after each change until ctx ends, and returns nil. While Postgres is away, or if a
 // threshold cannot be, the last table stands.
 func (t *Thresholds) Run(ctx context.Context) error {
 	changed := make(chan struct{}, 1)

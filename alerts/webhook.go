@@ -32,7 +32,7 @@ type WebhookConfig struct {
 	// key of the signature, base64, at least 24 bytes, with or without the prefix whsec_. "" does not sign
 	Secret string
 	Format string // FormatCloudEvents or FormatSlack; "" is the first
-	Link   string // begins the link to an alert, its id follows; "" gives none
+	Link   string // prefix of the link to an alert, its id follows; "" makes no link
 	Client *http.Client
 }
 
@@ -140,7 +140,7 @@ func checkURL(address string) error {
 	case err != nil:
 		return errors.New("is not a URL")
 	case u.Scheme != "http" && u.Scheme != "https" || u.Host == "":
-		return errors.New("must begin with http:// or https:// and name a host")
+		return errors.New("must start with http:// or https:// and name a host")
 	}
 	return nil
 }
@@ -166,7 +166,7 @@ func (r *rejected) Error() string {
 	return fmt.Sprintf("the receiver answered %d %s: %s", r.status, http.StatusText(r.status), r.text)
 }
 
-// RetryAfter is how long the receiver asked to be left alone; 0 where it did not.
+// RetryAfter is how long the receiver asked to wait; 0 if it did not ask.
 func (r *rejected) RetryAfter() time.Duration { return r.after }
 
 // post sends req and returns nil if the answer is 2xx. Answered is called with the header of an answer; it may be nil.

@@ -30,10 +30,10 @@ type Access struct {
 	Header string
 	// Proxies are the addresses whose Header is believed. Defaults to loopback.
 	Proxies []netip.Prefix
-	// Reviewer is the name of a visitor who gave none, where the page is for this machine alone. Defaults to "local".
+	// Reviewer is the name of a visitor who gave no name, if the page is for this machine alone. Defaults to "local".
 	Reviewer string
 	// URL is where the page is reached from outside: its host is answered to beside the address of the listener, and
-	// cookies travel over TLS only where it begins with https. Defaults to none.
+	// cookies travel over TLS only if it starts with https. Defaults to none.
 	URL string
 	// TLS says that the listener itself speaks TLS: cookies travel over nothing else.
 	TLS bool

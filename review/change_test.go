@@ -28,7 +28,7 @@ func TestChange(t *testing.T) {
 	for _, c := range []struct {
 		name    string
 		change  review.Change
-		refused string             // "" where it succeeds
+		refused string             // "" if it succeeds
 		state   schema.ReviewState // after it
 		holder  string             // assignee after it
 	}{

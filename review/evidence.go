@@ -28,7 +28,7 @@ type Gatherer interface {
 	Ensemble() *ensemble.Ensemble
 }
 
-// Jobs is where evidence is owed and kept: a *postgres.Store.
+// Jobs holds owed and finished evidence: a *postgres.Store.
 type Jobs interface {
 	NextEvidence(ctx context.Context, ensembleDigests []string, lease time.Duration) (postgres.EvidenceJob, bool, error)
 	StoreEvidence(ctx context.Context, job postgres.EvidenceJob, files []postgres.EvidenceFile) (bool, error)
@@ -68,7 +68,7 @@ type Worker struct {
 	wake    chan struct{}
 }
 
-// NewWorker returns a worker that reruns requests on the engines. It fails where a number of the configuration is out
+// NewWorker returns a worker that reruns requests on the engines. It fails if a number of the configuration is out
 // of its bounds or its metrics are registered already.
 func NewWorker(jobs Jobs, engines []Gatherer, c WorkerConfig) (*Worker, error) {
 	c = settings.WithDefaults(c)
@@ -137,7 +137,7 @@ func (w *Worker) work(ctx context.Context) {
 // margin is what is left of a lease for storing what was made.
 const margin = 5
 
-// once does one job; false where none is due.
+// once does one job; false if no job is due.
 func (w *Worker) once(ctx context.Context, digests []string) (bool, error) {
 	job, found, err := w.jobs.NextEvidence(ctx, digests, w.config.Lease)
 	if !found || err != nil {
@@ -237,11 +237,11 @@ type Numbers struct {
 	Final      float64         `json:"final"`       // mean pairwise distance of the final latents
 	MapMax     float64         `json:"map_max"`     // greatest value of the map, in nats
 	MapMean    float64         `json:"map_mean"`    // in nats
-	UpperBound float64         `json:"upper_bound"` // ln M, the end of the map's colours
+	UpperBound float64         `json:"upper_bound"` // ln M, the end of the map's colors
 	Trajectory []TrajectoryDot `json:"trajectory"`
 }
 
-// TrajectoryDot is the disagreement of the components where they leave the shared path at one step.
+// TrajectoryDot is the disagreement of the components if they leave the shared path at one step.
 type TrajectoryDot struct {
 	Step         int     `json:"step"`
 	Value        float64 `json:"value"`         // PaiDE, in nats

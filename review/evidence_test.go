@@ -55,7 +55,7 @@ func (b *bench) evidence(id string) string {
 	return r.Evidence
 }
 
-// Three workers in two processes' stores: every job is done, and none twice.
+// Three workers in two processes' stores: every job is done exactly once.
 func TestEvidenceIsMadeOnce(t *testing.T) {
 	b := newBench(t, tiny)
 	c := &counting{Engine: b.engine, keys: map[string]int{}}
@@ -227,11 +227,11 @@ decuwatch_evidence_failed 1
 	if err := b.store.RetryEvidence(t.Context(), id); !errors.Is(err, postgres.ErrNotFound) {
 		t.Errorf("retry of what is done: %v", err)
 	}
-	// What no other try betters is not tried again.
+	// A permanent failure is not tried again.
 	c.set(scoring.ErrNoise)
-	_, hopeless := b.record(request{class: 0, seed: 2, alert: schema.SeverityWarn})
-	until(t, "the hopeless one has failed", func() bool { return b.evidence(hopeless) == postgres.EvidenceFailed })
-	if r, err := b.store.ReviewByID(t.Context(), hopeless); err != nil || r.EvidenceAttempts != 1 {
+	_, broken := b.record(request{class: 0, seed: 2, alert: schema.SeverityWarn})
+	until(t, "the broken one has failed", func() bool { return b.evidence(broken) == postgres.EvidenceFailed })
+	if r, err := b.store.ReviewByID(t.Context(), broken); err != nil || r.EvidenceAttempts != 1 {
 		t.Errorf("%d attempts, %v", r.EvidenceAttempts, err)
 	}
 	// Evidence past its retention goes, its review stays.

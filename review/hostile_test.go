@@ -113,7 +113,7 @@ func TestHostileParameters(t *testing.T) {
 			t.Errorf("content type %q: %d: %.200s", kind, status, text)
 		}
 	}
-	// Several reviews that begin alike.
+	// Several reviews share a prefix.
 	conn, err := pgx.Connect(t.Context(), b.url)
 	if err != nil {
 		t.Fatal(err)

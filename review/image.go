@@ -37,8 +37,8 @@ func encodeImage(pixels []float32, shape ensemble.Image, side int) ([]byte, erro
 	return encode(full, image.NewRGBA, side)
 }
 
-// encodeMap returns the PNG of a map [height*width] of uncertainty, 0 to bound nats: colours from dark violet over red
-// to yellow, transparent where the uncertainty is none, so that it lies over an image. One scale for all maps: they
+// encodeMap returns the PNG of a map [height*width] of uncertainty, 0 to bound nats: colors from dark violet over red
+// to yellow, transparent at zero uncertainty, so that it lies over an image. One scale for all maps: they
 // compare.
 func encodeMap(values []float64, width, height int, bound float64, side int) ([]byte, error) {
 	if len(values) != width*height || !(bound > 0) {
@@ -51,7 +51,7 @@ func encodeMap(values []float64, width, height int, bound float64, side int) ([]
 	return encode(heat, image.NewNRGBA, side)
 }
 
-// heatStops are the colours of the map from none to the most; lightness rises along them, so that they also read
+// heatStops are the colors of the map from zero to the maximum; lightness rises along them, so that they also read
 // without colour.
 var heatStops = []color.NRGBA{{60, 15, 110, 0}, {110, 25, 110, 150}, {190, 55, 80, 200}, {240, 110, 30, 225},
 	{252, 190, 60, 240}, {252, 255, 164, 250}}
@@ -66,7 +66,7 @@ func heatColor(v float64) color.NRGBA {
 	return color.NRGBA{mix(a.R, b.R), mix(a.G, b.G), mix(a.B, b.B), mix(a.A, b.A)}
 }
 
-// encode returns the PNG of src, scaled down where its longer side is above side. 512 x 512 pixels of three channels,
+// encode returns the PNG of src, scaled down if its longer side is above side. 512 x 512 pixels of three channels,
 // and of the map's one value, stay below 1 MiB however they look; anything larger is an error.
 func encode[T draw.Image](src T, blank func(image.Rectangle) T, side int) ([]byte, error) {
 	if w, h := src.Bounds().Dx(), src.Bounds().Dy(); max(w, h) > side {

@@ -84,8 +84,8 @@ type request struct {
 	ago     time.Duration
 }
 
-// record scores a request for real, records its verdict, and returns the score and the id of its review, "" where it
-// has none.
+// record scores a request for real, records its verdict, and returns the score and the id of its review, "" without
+// one.
 func (b *bench) record(r request) (schema.Score, string) {
 	b.t.Helper()
 	b.n++

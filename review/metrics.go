@@ -11,7 +11,7 @@ type metrics struct {
 	pending, failed, oldest prometheus.Gauge
 }
 
-// newMetrics registers the metrics of evidence with reg; a nil reg registers nowhere.
+// newMetrics registers the metrics of evidence with reg; a nil reg registers nothing.
 func newMetrics(reg prometheus.Registerer) *metrics {
 	with := promauto.With(reg)
 	gauge := func(name, help string) prometheus.Gauge {

@@ -50,8 +50,8 @@ type Page struct {
 	handler   http.Handler
 }
 
-// NewPage returns the page that is served on the listener's address. It fails where that can be reached from other
-// machines without authentication, and where the Access is out of its bounds.
+// NewPage returns the page that is served on the listener's address. It fails if other machines can
+// reach that address without authentication, or if the Access is out of its bounds.
 func NewPage(store *postgres.Store, address net.Addr, c PageConfig) (*Page, error) {
 	if c.Window == 0 {
 		c.Window = 90 * 24 * time.Hour
@@ -683,7 +683,7 @@ type loginPage struct {
 	Name string
 }
 
-// login asks for a name, and for the token where there is one.
+// login asks for a name, and for the token if there is one.
 func (p *Page) login(w http.ResponseWriter, r *http.Request) {
 	if p.access.Header != "" || p.access.Token == "" && !p.access.local(r.Host) {
 		p.refuse(w, r, errHost)
@@ -727,7 +727,7 @@ func (p *Page) login(w http.ResponseWriter, r *http.Request) {
 	http.Redirect(w, r, c.To, http.StatusSeeOther)
 }
 
-// target returns an address below this page, where a login leads to.
+// target returns an address below this page, to go to after a login.
 func target(to string) string {
 	u, err := url.Parse(to)
 	if err != nil || u.IsAbs() || u.Host != "" || !strings.HasPrefix(u.Path, "/") || strings.HasPrefix(to, "//") ||

@@ -43,7 +43,7 @@ func servePage(t *testing.T, store *postgres.Store, c review.PageConfig) *httpte
 	return s
 }
 
-// browser starts Debian's Chromium without a window. It fails where it is missing.
+// browser starts Debian's Chromium without a window. It fails if it is missing.
 func browser(t *testing.T) context.Context {
 	t.Helper()
 	path, err := exec.LookPath("chromium")
@@ -152,7 +152,7 @@ func (b *tab) holds(script string) {
 	b.t.Fatalf("not so after %s: %s (%v); the page says:\n%s", patience, script, last, page)
 }
 
-// shot writes a picture of the page where DECUWATCH_SCREENSHOTS names a directory.
+// shot writes a picture of the page if DECUWATCH_SCREENSHOTS names a directory.
 func (b *tab) shot(name string) {
 	b.t.Helper()
 	dir := os.Getenv("DECUWATCH_SCREENSHOTS")
@@ -168,7 +168,7 @@ func (b *tab) shot(name string) {
 	}
 }
 
-// dark has the page see a visitor who prefers dark colours.
+// dark has the page see a visitor who prefers dark colors.
 var dark = chromedp.Func(func(ctx context.Context, t *chromedp.Target) error {
 	_, err := cdp.Call(ctx, t, emulation.SetEmulatedMedia, emulation.SetEmulatedMediaParams{
 		Features: []*emulation.MediaFeature{{Name: "prefers-color-scheme", Value: "dark"}},
@@ -176,7 +176,7 @@ var dark = chromedp.Func(func(ctx context.Context, t *chromedp.Target) error {
 	return err
 })
 
-// noComplaints fails where the browser refused or reported something.
+// noComplaints fails if the browser refused or reported something.
 func (b *tab) noComplaints() {
 	b.t.Helper()
 	b.mu.Lock()

@@ -16,7 +16,7 @@ type plot struct {
 	Base          float64 // y of the axis
 	Title         string  // for those who do not see it
 	Bars          []bar   // of the class
-	Shadow        string  // outline of all classes together, the points of a polyline; empty where there is none
+	Shadow        string  // outline of all classes together, the points of a polyline; empty if there is none
 	Lines         []mark
 	Ticks         []mark
 	Path          string // points of a polyline, of a trajectory
@@ -34,7 +34,7 @@ type mark struct {
 	Anchor string // start, middle or end
 }
 
-// axis maps values to coordinates, by their logarithm where they spread far.
+// axis maps values to coordinates, by their logarithm if they spread far.
 type axis struct {
 	low, high  float64
 	from, to   float64
@@ -115,7 +115,7 @@ func number(v float64) string {
 
 // bound is a threshold in a plot.
 type bound struct {
-	Value      float64 // where it stands on the axis
+	Value      float64 // its place on the axis
 	Compared   float64 // the number that decides: Value, or a mean distance
 	ByDistance bool    // Compared is a mean distance, because the score is saturated
 	Severity   schema.Severity
@@ -130,7 +130,7 @@ func (b bound) text() string {
 	return string(b.Severity) + " " + number(b.Compared)
 }
 
-// distribution draws where a score stands among the scores of its class: a histogram of the class's, the outline of all
+// distribution draws a score among the scores of its class: a histogram of the class's, the outline of all
 // classes', the thresholds and the score itself. The heights of the two are each to their own scale.
 func distribution(class, all []float64, score float64, bounds []bound, label string) plot {
 	p := plot{Width: 640, Height: 210, Left: 12, Right: 628, Base: 168}

@@ -210,7 +210,7 @@ func short(id string) string {
 	return id
 }
 
-// Unmarked returns a review without what tells an alert from a request that was drawn at random, unless it is resolved:
+// Unmarked returns a review without what distinguishes an alert from a request drawn at random, unless it is resolved:
 // a list must not bias the verdict.
 func Unmarked(r postgres.Review) postgres.Review {
 	if r.State != schema.ReviewResolved {

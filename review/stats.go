@@ -16,7 +16,7 @@ type Estimate struct {
 	Value float64 `json:"value"`
 	Low   float64 `json:"low"`
 	High  float64 `json:"high"`
-	Known bool    `json:"known"` // false where nothing was reviewed: the interval is 0 to 1 then
+	Known bool    `json:"known"` // false if nothing was reviewed: the interval is 0 to 1 then
 }
 
 // Stats is what the verdicts of a window say about the alerts. Events of canaries are left out.
@@ -32,8 +32,8 @@ type Stats struct {
 	// interval of Clopper and Pearson.
 	MissRate Estimate `json:"miss_rate"`
 	// Recall is the share of the events that an alert should be on which have one. Every sampled event stands for
-	// (unalerted events / reviewed samples) events. The interval combines those of precision by event and miss rate, each
-	// at half the error (Bonferroni), so that it covers with at least the confidence.
+	// (unalerted events / reviewed samples) events. The interval combines the intervals of precision by event and of miss
+	// rate, each at half the error (Bonferroni), so that it covers with at least the confidence.
 	Recall Estimate `json:"recall"`
 }
 

@@ -38,12 +38,12 @@ func TestIntervals(t *testing.T) {
 		e := clopperPearson(k, n, confidence)
 		if k > 0 {
 			if tail := 1 - (distuv.Binomial{N: float64(n), P: e.Low}).CDF(float64(k-1)); !near(tail, 0.025, 1e-6) {
-				t.Errorf("clopperPearson(%d, %d) begins at %v, where the tail is %v", k, n, e.Low, tail)
+				t.Errorf("clopperPearson(%d, %d) starts at %v, with tail %v", k, n, e.Low, tail)
 			}
 		}
 		if k < n {
 			if tail := (distuv.Binomial{N: float64(n), P: e.High}).CDF(float64(k)); !near(tail, 0.025, 1e-6) {
-				t.Errorf("clopperPearson(%d, %d) ends at %v, where the tail is %v", k, n, e.High, tail)
+				t.Errorf("clopperPearson(%d, %d) ends at %v, with tail %v", k, n, e.High, tail)
 			}
 		}
 		if !(e.Low <= p && p <= e.High && w.Low <= p && p <= w.High) {
@@ -157,8 +157,8 @@ func TestImages(t *testing.T) {
 	if _, err := encodeMap(make([]float64, 4), 2, 2, 0, 512); err == nil {
 		t.Error("a map without a bound was encoded")
 	}
-	if none, most := heatColor(0), heatColor(1); none.A != 0 || most != heatStops[len(heatStops)-1] {
-		t.Errorf("the map's colours go from %v to %v", none, most)
+	if zero, most := heatColor(0), heatColor(1); zero.A != 0 || most != heatStops[len(heatStops)-1] {
+		t.Errorf("the map's colors go from %v to %v", zero, most)
 	}
 }
 
@@ -242,10 +242,10 @@ func TestAccess(t *testing.T) {
 		{name: "loopback, named", on: loopback, cookie: alice, want: "alice"},
 		{name: "loopback, IPv6", on: loopback, host: "[::1]:8080", want: "local"},
 		{name: "loopback, foreign name", on: loopback, host: "evil.example.com", want: ""},
-		{name: "loopback, name that begins well", on: loopback, host: "127.0.0.1.evil.example.com:8080", want: ""},
+		{name: "loopback, name with a good prefix", on: loopback, host: "127.0.0.1.evil.example.com:8080", want: ""},
 		{name: "loopback, the page's own name", access: Access{URL: "https://review.example.com"}, on: loopback,
 			host: "review.example.com", want: "local"},
-		{name: "token, none", access: Access{Token: token}, on: any, want: ""},
+		{name: "no token given", access: Access{Token: token}, on: any, want: ""},
 		{name: "token, bearer", access: Access{Token: token}, on: any,
 			headers: map[string]string{"Authorization": "Bearer " + token}, want: "token"},
 		{name: "token, wrong bearer", access: Access{Token: token}, on: any,
@@ -261,7 +261,7 @@ func TestAccess(t *testing.T) {
 			cookie: func(a *access) string { return cookieName + "=Ym9i.1." + a.sign("Ym9i", "1") }, want: ""},
 		{name: "header", access: Access{Header: "X-User"}, on: any, headers: map[string]string{"X-User": "carol"},
 			want: "carol"},
-		{name: "header, none", access: Access{Header: "X-User"}, on: any, want: ""},
+		{name: "no header given", access: Access{Header: "X-User"}, on: any, want: ""},
 		{name: "header, unprintable", access: Access{Header: "X-User"}, on: any,
 			headers: map[string]string{"X-User": "a\x07b"}, want: ""},
 		{name: "header, not from the proxy", access: Access{Header: "X-User"}, on: any, from: "10.0.0.9:1",

@@ -38,99 +38,106 @@ func (c Case) Of(severity schema.Severity) (Bound, bool) {
 }
 
 // Cases returns the cases.
-func Cases() []Case {
-	var id int64
-	threshold := func(scope schema.Scope, severity schema.Severity, value float64) schema.Threshold {
-		id++
-		th := schema.Threshold{
-			ID: id, Model: Series.Model, EnsembleDigest: Series.EnsembleDigest, Settings: Series.Settings,
-			Measurement: schema.ClassGap, Scope: scope, Severity: severity, Value: value, Origin: "calibrated",
-		}
-		if scope == "class" || scope == "cluster" {
-			class := Class
-			th.Class = &class
-		}
-		return th
+func Cases() []Case { return cases }
+
+const (
+	warn     = schema.SeverityWarn
+	critical = schema.SeverityCritical
+)
+
+func threshold(id int64, scope schema.Scope, severity schema.Severity, value float64) schema.Threshold {
+	th := schema.Threshold{
+		ID: id, Model: Series.Model, EnsembleDigest: Series.EnsembleDigest, Settings: Series.Settings,
+		Measurement: schema.ClassGap, Scope: scope, Severity: severity, Value: value, Origin: "calibrated",
 	}
-	other := func(th schema.Threshold, change func(*schema.Threshold)) schema.Threshold { change(&th); return th }
-	const warn, critical = schema.SeverityWarn, schema.SeverityCritical
-	return []Case{
-		{Name: "no threshold", Value: 1, Reason: "no_threshold"},
-		{
-			Name: "a class's warn sets the model's critical aside", Value: 200,
-			Thresholds: []schema.Threshold{threshold("class", warn, 104), threshold("model", critical, 8.8)},
-			Severity:   warn, Reason: "class_threshold", Bounds: []Bound{{"class", warn, 104}},
-		},
-		{
-			Name: "below the class's warn, above the model's critical", Value: 50,
-			Thresholds: []schema.Threshold{threshold("model", critical, 8.8), threshold("class", warn, 104)},
-			Reason:     "below_threshold", Bounds: []Bound{{"class", warn, 104}},
-		},
-		{
-			Name: "a class's critical sets the model's warn aside", Value: 5,
-			Thresholds: []schema.Threshold{threshold("class", critical, 9), threshold("model", warn, 2)},
-			Reason:     "below_threshold", Bounds: []Bound{{"class", critical, 9}},
-		},
-		{
-			Name: "a cluster's warn sets the model's critical aside", Value: 5,
-			Thresholds: []schema.Threshold{threshold("cluster", warn, 2), threshold("model", critical, 3),
-				threshold("model", warn, 1)},
-			Severity: warn, Reason: "cluster_threshold", Bounds: []Bound{{"cluster", warn, 2}},
-		},
-		{
-			Name: "a class's critical sets its cluster's warn aside", Value: 5,
-			Thresholds: []schema.Threshold{threshold("cluster", warn, 2), threshold("class", critical, 4)},
-			Severity:   critical, Reason: "class_threshold", Bounds: []Bound{{"class", critical, 4}},
-		},
-		{
-			Name: "both severities of one scope", Value: 5,
-			Thresholds: []schema.Threshold{threshold("model", critical, 9), threshold("model", warn, 2)},
-			Severity:   warn, Reason: "model_threshold", Bounds: []Bound{{"model", warn, 2}, {"model", critical, 9}},
-		},
-		{
-			Name: "the limit beside a class's warn", Value: 300,
-			Thresholds: []schema.Threshold{
-				threshold("class", warn, 104), threshold("limit", critical, 250), threshold("model", critical, 8.8),
-			},
-			Severity: critical, Reason: "absolute_limit", Bounds: []Bound{{"class", warn, 104}, {"limit", critical, 250}},
-		},
-		{
-			Name: "the limit alone", Value: 3, Thresholds: []schema.Threshold{threshold("limit", warn, 2)},
-			Severity: warn, Reason: "absolute_limit", Bounds: []Bound{{"limit", warn, 2}},
-		},
-		{
-			Name: "another class's threshold", Value: 5,
-			Thresholds: []schema.Threshold{
-				other(threshold("class", warn, 9), func(th *schema.Threshold) { class := Class + 1; th.Class = &class }),
-				threshold("model", critical, 4),
-			},
-			Severity: critical, Reason: "model_threshold", Bounds: []Bound{{"model", critical, 4}},
-		},
-		{
-			Name: "another measurement, ensemble and settings", Value: 5,
-			Thresholds: []schema.Threshold{
-				other(threshold("class", warn, 1), func(th *schema.Threshold) { th.Measurement = schema.RequestRisk }),
-				other(threshold("class", warn, 1), func(th *schema.Threshold) { th.EnsembleDigest = "another" }),
-				other(threshold("class", warn, 1), func(th *schema.Threshold) { th.Settings = "another" }),
-				threshold("model", warn, 6),
-			},
-			Reason: "below_threshold", Bounds: []Bound{{"model", warn, 6}},
-		},
-		{
-			Name: "a newer threshold of the key", Value: 5,
-			Thresholds: []schema.Threshold{threshold("class", warn, 1), threshold("class", warn, 6),
-				threshold("model", critical, 2)},
-			Reason: "below_threshold", Bounds: []Bound{{"class", warn, 6}},
-		},
-		{
-			Name: "a withdrawn class threshold", Value: 5,
-			Thresholds: []schema.Threshold{
-				threshold("class", warn, 6), threshold("model", critical, 2),
-				other(threshold("class", warn, 6), func(th *schema.Threshold) { th.Withdrawn = true }),
-			},
-			Severity: critical, Reason: "model_threshold", Bounds: []Bound{{"model", critical, 2}},
-		},
+	if scope == schema.ScopeClass || scope == schema.ScopeCluster {
+		class := Class
+		th.Class = &class
 	}
+	return th
+}
+
+func other(th schema.Threshold, change func(*schema.Threshold)) schema.Threshold {
+	change(&th)
+	return th
+}
+
+var cases = []Case{
+	{Name: "no threshold", Value: 1, Reason: "no_threshold"},
+	{
+		Name: "a class's warn sets the model's critical aside", Value: 200,
+		Thresholds: []schema.Threshold{threshold(1, "class", warn, 104), threshold(2, "model", critical, 8.8)},
+		Severity:   warn, Reason: "class_threshold", Bounds: []Bound{{"class", warn, 104}},
+	},
+	{
+		Name: "below the class's warn, above the model's critical", Value: 50,
+		Thresholds: []schema.Threshold{threshold(3, "model", critical, 8.8), threshold(4, "class", warn, 104)},
+		Reason:     "below_threshold", Bounds: []Bound{{"class", warn, 104}},
+	},
+	{
+		Name: "a class's critical sets the model's warn aside", Value: 5,
+		Thresholds: []schema.Threshold{threshold(5, "class", critical, 9), threshold(6, "model", warn, 2)},
+		Reason:     "below_threshold", Bounds: []Bound{{"class", critical, 9}},
+	},
+	{
+		Name: "a cluster's warn sets the model's critical aside", Value: 5,
+		Thresholds: []schema.Threshold{threshold(7, "cluster", warn, 2), threshold(8, "model", critical, 3),
+			threshold(9, "model", warn, 1)},
+		Severity: warn, Reason: "cluster_threshold", Bounds: []Bound{{"cluster", warn, 2}},
+	},
+	{
+		Name: "a class's critical sets its cluster's warn aside", Value: 5,
+		Thresholds: []schema.Threshold{threshold(10, "cluster", warn, 2), threshold(11, "class", critical, 4)},
+		Severity:   critical, Reason: "class_threshold", Bounds: []Bound{{"class", critical, 4}},
+	},
+	{
+		Name: "both severities of one scope", Value: 5,
+		Thresholds: []schema.Threshold{threshold(12, "model", critical, 9), threshold(13, "model", warn, 2)},
+		Severity:   warn, Reason: "model_threshold", Bounds: []Bound{{"model", warn, 2}, {"model", critical, 9}},
+	},
+	{
+		Name: "the limit beside a class's warn", Value: 300,
+		Thresholds: []schema.Threshold{
+			threshold(14, "class", warn, 104), threshold(15, "limit", critical, 250), threshold(16, "model", critical, 8.8),
+		},
+		Severity: critical, Reason: "absolute_limit", Bounds: []Bound{{"class", warn, 104}, {"limit", critical, 250}},
+	},
+	{
+		Name: "the limit alone", Value: 3, Thresholds: []schema.Threshold{threshold(17, "limit", warn, 2)},
+		Severity: warn, Reason: "absolute_limit", Bounds: []Bound{{"limit", warn, 2}},
+	},
+	{
+		Name: "another class's threshold", Value: 5,
+		Thresholds: []schema.Threshold{
+			other(threshold(18, "class", warn, 9), func(th *schema.Threshold) { class := Class + 1; th.Class = &class }),
+			threshold(19, "model", critical, 4),
+		},
+		Severity: critical, Reason: "model_threshold", Bounds: []Bound{{"model", critical, 4}},
+	},
+	{
+		Name: "another measurement, ensemble and settings", Value: 5,
+		Thresholds: []schema.Threshold{
+			other(threshold(20, "class", warn, 1), func(th *schema.Threshold) { th.Measurement = schema.RequestRisk }),
+			other(threshold(21, "class", warn, 1), func(th *schema.Threshold) { th.EnsembleDigest = "another" }),
+			other(threshold(22, "class", warn, 1), func(th *schema.Threshold) { th.Settings = "another" }),
+			threshold(23, "model", warn, 6),
+		},
+		Reason: "below_threshold", Bounds: []Bound{{"model", warn, 6}},
+	},
+	{
+		Name: "a newer threshold of the key", Value: 5,
+		Thresholds: []schema.Threshold{threshold(24, "class", warn, 1), threshold(25, "class", warn, 6),
+			threshold(26, "model", critical, 2)},
+		Reason: "below_threshold", Bounds: []Bound{{"class", warn, 6}},
+	},
+	{
+		Name: "a withdrawn class threshold", Value: 5,
+		Thresholds: []schema.Threshold{
+			threshold(27, "class", warn, 6), threshold(28, "model", critical, 2),
+			other(threshold(29, "class", warn, 6), func(th *schema.Threshold) { th.Withdrawn = true }),
+		},
+		Severity: critical, Reason: "model_threshold", Bounds: []Bound{{"model", critical, 2}},
+	},
 }
 
 // Score returns the score of a case.

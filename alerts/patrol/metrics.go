@@ -14,7 +14,7 @@ type metrics struct {
 	shadow   *prometheus.GaugeVec
 }
 
-// newMetrics registers the metrics of the models with reg; a nil reg registers nowhere.
+// newMetrics registers the metrics of the models with reg; a nil reg registers nothing.
 func newMetrics(reg prometheus.Registerer, models []Model) *metrics {
 	with := promauto.With(reg)
 	m := &metrics{
@@ -29,7 +29,7 @@ func newMetrics(reg prometheus.Registerer, models []Model) *metrics {
 		}, []string{"model", "reason"}),
 		stale: with.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "decuwatch_thresholds_stale",
-			Help: "1 if the model has thresholds of the measurement, but none for the ensemble and settings that " +
+			Help: "1 if the model has thresholds of the measurement, but no threshold for the ensemble and settings that " +
 				"score now.",
 		}, []string{"model", "measurement"}),
 		shadow: with.NewGaugeVec(prometheus.GaugeOpts{

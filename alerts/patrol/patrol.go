@@ -19,7 +19,7 @@ import (
 	"github.com/decuwatch/decuwatch/schema"
 )
 
-// History is where stored scores and alerts are read.
+// History reads stored scores and alerts.
 type History interface {
 	// Now returns the time by the clock that the other methods' moments are of.
 	Now(ctx context.Context) (time.Time, error)
@@ -34,12 +34,12 @@ type History interface {
 		since time.Time, alpha float64) (float64, int, error)
 }
 
-// Raiser commits an alert; false where one with its id is there already, so that several monitors may patrol.
+// Raiser commits an alert; false if an alert with its id exists already, so that several monitors may patrol.
 type Raiser interface {
 	RaiseAlert(ctx context.Context, a schema.Alert) (bool, error)
 }
 
-// ThresholdSource is where the thresholds in force stand.
+// ThresholdSource reads the thresholds in force.
 type ThresholdSource interface {
 	Thresholds(ctx context.Context) ([]schema.Threshold, error)
 }
@@ -50,7 +50,7 @@ type Model struct {
 	EnsembleDigest string
 	Settings       string          // of the fixed profile
 	WellSampled    []int           // classes that the model should know
-	Reference      drift.Reference // class gaps of those classes, frozen; where Empty no class's drift is told
+	Reference      drift.Reference // class gaps of those classes, frozen; if Empty, class drift is not watched
 }
 
 // Series returns the series of the scores that the model's monitors store.
@@ -215,7 +215,7 @@ func (p *Patrol) Stale(ctx context.Context, now time.Time) error {
 				Severity: schema.SeverityCritical, Measurement: measurement, EventTime: now.UTC().Truncate(time.Microsecond),
 				FiredAt: now.UTC().Truncate(time.Microsecond), Count: others,
 				Receipt: schema.Receipt{EnsembleDigest: m.EnsembleDigest, Settings: m.Settings},
-				Detail: fmt.Sprintf("the %d thresholds of %s are those of another ensemble or other settings and do not apply "+
+				Detail: fmt.Sprintf("the %d thresholds of %s belong to another ensemble or other settings and do not apply "+
 					"to %.12s: calibrate anew", others, measurement, m.EnsembleDigest),
 			})
 			errs = append(errs, err)

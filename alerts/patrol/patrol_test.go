@@ -30,7 +30,7 @@ type history struct {
 	n     uint64
 }
 
-// add records a score, with an alert of the given severity where there is one.
+// add records a score, with an alert of the given severity if there is one.
 func (h *history) add(class int, at time.Time, gap, risk float64, severity schema.Severity) {
 	h.t.Helper()
 	h.n++
@@ -197,7 +197,7 @@ func TestClassDrift(t *testing.T) {
 	if n := len(raised(t, store, schema.AlertClassDrift)); n != 3 {
 		t.Errorf("%d alerts of drift, want 3", n)
 	}
-	// Without a reference nothing is told.
+	// Without a reference nothing is raised.
 	if err := newPatrol(t, store, Config{}, drift.Reference{}).ClassDrift(t.Context(), time.Now()); err != nil {
 		t.Error(err)
 	}

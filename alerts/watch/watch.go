@@ -157,13 +157,13 @@ func (s *seen) first(id string) bool {
 	return true
 }
 
-var colours = map[schema.Severity]string{schema.SeverityWarn: "\x1b[33m", schema.SeverityCritical: "\x1b[1;31m"}
+var colors = map[schema.Severity]string{schema.SeverityWarn: "\x1b[33m", schema.SeverityCritical: "\x1b[1;31m"}
 
 // Line returns an alert in one line for a terminal.
 func Line(a schema.Alert, colour bool) string {
 	severity := fmt.Sprintf("%-8s", a.Severity)
 	if colour {
-		severity = colours[a.Severity] + severity + "\x1b[0m"
+		severity = colors[a.Severity] + severity + "\x1b[0m"
 	}
 	saturated := ""
 	if a.Saturated {
