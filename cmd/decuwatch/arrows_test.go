@@ -13,8 +13,8 @@ import (
 
 const module = "github.com/decuwatch/decuwatch/"
 
-// arrows are the packages and what they may import of this module. A folder stands for what lies below it, too, unless that
-// has a line of its own. What is not listed is forbidden, for the reason beside it.
+// arrows are the packages and what they may import of this module. A folder stands for what lies below it, too,
+// unless that has a line of its own. What is not listed is forbidden, for the reason beside it.
 var arrows = []struct {
 	pkg    string
 	may    []string
@@ -82,9 +82,11 @@ var arrows = []struct {
 	{"internal/faults", nil, "the fault matrix, in tests only"},
 	{"deploy", nil, "files, held against the code by tests"},
 	{"cmd/decuwatch", []string{
-		"internal/app", "internal/demo", "internal/settings", "internal/terminal", "schema", "schema/postgres", "scoring",
+		"internal/app", "internal/demo", "internal/settings", "internal/terminal", "schema", "schema/postgres",
+		"scoring",
 		"scoring/ensemble", "scoring/ort", "scoring/diffusion", "scoring/evaluation", "consumers", "alerts",
-		"alerts/watch", "monitor", "monitor/canary", "monitor/reconcile", "monitor/redeliver", "monitor/replay", "review",
+		"alerts/watch", "monitor", "monitor/canary", "monitor/reconcile", "monitor/redeliver", "monitor/replay",
+		"review",
 	}, "wires everything, tests' helpers excepted"},
 }
 
@@ -119,9 +121,11 @@ func TestImportArrows(t *testing.T) {
 
 func TestArrowsRefuse(t *testing.T) {
 	for _, c := range [][2]string{
-		{"schema", "schema/postgres"}, {"schema/postgres", "monitor"}, {"consumers", "monitor"}, {"consumers", "consumers/natstest"},
+		{"schema", "schema/postgres"}, {"schema/postgres", "monitor"}, {"consumers", "monitor"},
+		{"consumers", "consumers/natstest"},
 		{"monitor", "consumers"}, {"monitor", "schema/postgres"}, {"alerts", "schema/postgres"}, {"scoring", "schema"},
-		{"scoring/paide", "scoring/diffusion"}, {"scoring/ort", "scoring"}, {"scoring", "scoring/ort/ortfault"}, {"cmd/decuwatch", "schema/postgres/pgtest"},
+		{"scoring/paide", "scoring/diffusion"}, {"scoring/ort", "scoring"}, {"scoring", "scoring/ort/ortfault"},
+		{"cmd/decuwatch", "schema/postgres/pgtest"},
 	} {
 		if allowed(c[0], c[1]) {
 			t.Errorf("%s may import %s", c[0], c[1])

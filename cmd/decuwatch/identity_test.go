@@ -17,7 +17,10 @@ import (
 // identityEvent returns an event with the given id as a structured CloudEvent.
 func identityEvent(t *testing.T, id, model string) string {
 	t.Helper()
-	_, payload, err := schema.Encode(schema.Event{Source: faultSource, ID: id, Time: time.Now(), Data: schema.Generation{Model: model, Class: schema.ClassIndex(0), Seed: 1}})
+	_, payload, err := schema.Encode(schema.Event{
+		Source: faultSource, ID: id, Time: time.Now(),
+		Data: schema.Generation{Model: model, Class: schema.ClassIndex(0), Seed: 1},
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -34,7 +37,7 @@ func (b *bench) put(subject, payload string) uint64 {
 	return ack.Sequence
 }
 
-// advisoriesDone waits until every advisory of the server has been acted on.
+// advisoriesDone waits until every advisory of the server has been handled.
 func (b *bench) advisoriesDone() {
 	b.t.Helper()
 	b.until("every advisory is acknowledged", func() bool {
@@ -47,8 +50,9 @@ func (b *bench) advisoriesDone() {
 	})
 }
 
-// A message on one subject cannot settle an event of another. Each message has one verdict, also after the server's
-// advisory about it; its producer finds it; and the event on its own subject, or corrected, is scored.
+// A message on one subject cannot settle an event on another subject. Each message gets one verdict, even if the
+// server sends an advisory about it, and its producer finds the verdict. The event is scored once it is sent on its
+// own subject, or corrected.
 func TestOneSubjectCannotSilenceAnother(t *testing.T) {
 	s := natstest.Start(t)
 	b := newBench(t, s.URL(), pgtest.URL(t))
@@ -57,7 +61,7 @@ func TestOneSubjectCannotSilenceAnother(t *testing.T) {
 	b.publish(1)
 	b.drained()
 
-	// The victim's event, first on a subject that nobody consumes, then on another model's.
+	// The victim's event, first on a subject that nobody consumes, then on the subject of another model.
 	victim := identityEvent(t, "victim", faultModel)
 	b.put("generation.requested.nobody", victim)
 	b.put("generation.requested."+faultModel+".deeper", victim)
@@ -70,8 +74,12 @@ func TestOneSubjectCannotSilenceAnother(t *testing.T) {
 	})
 	b.drained()
 	b.advisoriesDone()
-	got := b.query("SELECT sequence || ' ' || kind || ' ' || source || ' ' || event_id FROM decuwatch_views.dead_letters WHERE source = '" + faultSource + "' ORDER BY sequence")
-	want := []string{"2 unknown_model " + faultSource + " victim", "3 unknown_model " + faultSource + " victim", "4 invalid " + faultSource + " foreign", "5 invalid " + faultSource + " corrected"}
+	got := b.query("SELECT sequence || ' ' || kind || ' ' || source || ' ' || event_id " +
+		"FROM decuwatch_views.dead_letters WHERE source = '" + faultSource + "' ORDER BY sequence")
+	want := []string{
+		"2 unknown_model " + faultSource + " victim", "3 unknown_model " + faultSource + " victim",
+		"4 invalid " + faultSource + " foreign", "5 invalid " + faultSource + " corrected",
+	}
 	if !slices.Equal(got, want) {
 		t.Errorf("dead letters are\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
 	}
@@ -82,10 +90,12 @@ func TestOneSubjectCannotSilenceAnother(t *testing.T) {
 	b.put(schema.SubjectGeneration(faultModel), victim)
 	b.put(schema.SubjectGeneration(faultModel), identityEvent(t, "corrected", faultModel))
 	b.drained()
-	if got := b.query("SELECT event_id FROM decuwatch.scores ORDER BY event_id"); !slices.Equal(got, []string{"corrected", "e000001", "victim"}) {
+	scored := []string{"corrected", "e000001", "victim"}
+	if got := b.query("SELECT event_id FROM decuwatch.scores ORDER BY event_id"); !slices.Equal(got, scored) {
 		t.Errorf("scored are %v", got)
 	}
-	if got := b.query("SELECT event_id FROM decuwatch.alerts WHERE kind = 'score' ORDER BY event_id"); !slices.Equal(got, []string{"corrected", "e000001", "victim"}) {
+	got = b.query("SELECT event_id FROM decuwatch.alerts WHERE kind = 'score' ORDER BY event_id")
+	if !slices.Equal(got, scored) {
 		t.Errorf("alerts are on %v", got)
 	}
 	w.stop()
@@ -94,7 +104,7 @@ func TestOneSubjectCannotSilenceAnother(t *testing.T) {
 	}
 }
 
-// renamed returns the directory of the ensemble of the tests under another name.
+// renamed returns the directory of a copy of the tiny ensemble with another name.
 func renamed(t *testing.T, name string) string {
 	t.Helper()
 	dir := t.TempDir()
@@ -113,8 +123,9 @@ func renamed(t *testing.T, name string) string {
 	return dir
 }
 
-// Valid events of another model with an event's source and id take nothing from it, whether they come before it or after, and
-// the same bytes are known to be a repeat. Events that came before their model was served are scored when they come again.
+// Valid events of another model do not affect an event with the same source and id, whether they come before or after
+// it. The same bytes count as a repeat. Events that came before their model was served are scored when they come
+// again.
 func TestOneModelCannotSilenceAnother(t *testing.T) {
 	s := natstest.Start(t)
 	b := newBench(t, s.URL(), pgtest.URL(t))
@@ -139,14 +150,17 @@ func TestOneModelCannotSilenceAnother(t *testing.T) {
 		})
 	}
 	b.put(theirs, resent)
-	redeliver := start(t, nil, "redeliver", "--model=other", "--kind=unknown_model", "--apply", "--to=1", "--nats.url="+b.natsURL, "--postgres.url="+b.pgURL)
+	redeliver := start(t, nil, "redeliver", "--model=other", "--kind=unknown_model", "--apply", "--to=1",
+		"--nats.url="+b.natsURL, "--postgres.url="+b.pgURL)
 	if redeliver.wait().ExitCode() != 0 {
 		t.Errorf("redeliver: %s", redeliver.tail())
 	}
 	scored("early other", "resent other")
 
-	attacks := map[string]string{"before": identityEvent(t, "before", "other"), "later": identityEvent(t, "later", "other")}
-	victims := map[string]string{"before": identityEvent(t, "before", faultModel), "later": identityEvent(t, "later", faultModel)}
+	attacks, victims := map[string]string{}, map[string]string{}
+	for _, id := range []string{"before", "later"} {
+		attacks[id], victims[id] = identityEvent(t, id, "other"), identityEvent(t, id, faultModel)
+	}
 	b.put(theirs, attacks["before"])
 	b.put(ours, victims["later"])
 	scored("before other", "early other", "later "+faultModel, "resent other")
@@ -163,7 +177,8 @@ func TestOneModelCannotSilenceAnother(t *testing.T) {
 	if got := b.query("SELECT kind FROM decuwatch.dead_letters WHERE kind <> 'unknown_model'"); len(got) > 0 {
 		t.Errorf("dead letters: %v", got)
 	}
-	if got := b.query("SELECT event_id FROM decuwatch.alerts WHERE kind = 'score' ORDER BY 1"); !slices.Equal(got, []string{"before", "later"}) {
+	alerted := b.query("SELECT event_id FROM decuwatch.alerts WHERE kind = 'score' ORDER BY 1")
+	if got := alerted; !slices.Equal(got, []string{"before", "later"}) {
 		t.Errorf("alerts are on %v", got)
 	}
 	w.stop()
@@ -172,8 +187,8 @@ func TestOneModelCannotSilenceAnother(t *testing.T) {
 	}
 }
 
-// Events that have their verdict cost no rows of work when their consumer was deleted or restored, or when their producer
-// repeats them, and every sequence is settled.
+// Events that have their verdict cost no more work if their consumer is deleted or restored, or if their producer
+// repeats them. Every sequence is settled.
 func TestKnownEventsCostNoWork(t *testing.T) {
 	s := natstest.Start(t)
 	b := newBench(t, s.URL(), pgtest.URL(t))

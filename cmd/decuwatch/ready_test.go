@@ -22,7 +22,7 @@ import (
 	"github.com/decuwatch/decuwatch/scoring/ort/ortfault"
 )
 
-// admin runs statements on the database, from a connection that ends with them.
+// admin runs statements on the database, in a connection of their own.
 func (b *bench) admin(statements ...string) {
 	b.t.Helper()
 	conn, err := pgx.Connect(b.t.Context(), b.db)
@@ -37,7 +37,7 @@ func (b *bench) admin(statements ...string) {
 	}
 }
 
-// "Ready" exercises what the next verdict needs: whatever of it does not work is named, and ready again once it works.
+// Readiness exercises what the next verdict needs: it names what does not work, and recovers once that works again.
 func TestReadyMeansReady(t *testing.T) {
 	server := natstest.Start(t)
 	b := newBench(t, server.URL(), pgtest.URL(t))
@@ -48,14 +48,16 @@ func TestReadyMeansReady(t *testing.T) {
 	ctx := t.Context()
 
 	// Postgres, in every connection from now on.
-	reconnect := `SELECT pg_catalog.pg_terminate_backend(pid) FROM pg_catalog.pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()`
+	reconnect := `SELECT pg_catalog.pg_terminate_backend(pid) FROM pg_catalog.pg_stat_activity
+		WHERE datname = current_database() AND pid <> pg_backend_pid()`
 	var name string
 	if err := b.pool.QueryRow(ctx, `SELECT current_database()`).Scan(&name); err != nil {
 		t.Fatal(err)
 	}
 	b.admin(`ALTER DATABASE `+name+` SET default_transaction_read_only = on`, reconnect)
 	notReady(t, mux, "postgres: ", "read-only")
-	b.admin(`SET default_transaction_read_only = off`, `ALTER DATABASE `+name+` RESET default_transaction_read_only`, reconnect)
+	b.admin(`SET default_transaction_read_only = off`,
+		`ALTER DATABASE `+name+` RESET default_transaction_read_only`, reconnect)
 	isReady(t, mux)
 	b.admin(`ALTER SCHEMA decuwatch RENAME TO gone`)
 	notReady(t, mux, "postgres: ", `"decuwatch.workers" does not exist`)
@@ -67,11 +69,12 @@ func TestReadyMeansReady(t *testing.T) {
 	isReady(t, mux)
 
 	// JetStream.
-	if _, err := b.js.PauseConsumer(ctx, "GENERATION", consumers.Durable(faultModel), time.Now().Add(time.Hour)); err != nil {
+	durable := consumers.Durable(faultModel)
+	if _, err := b.js.PauseConsumer(ctx, "GENERATION", durable, time.Now().Add(time.Hour)); err != nil {
 		t.Fatal(err)
 	}
 	notReady(t, mux, "pulling: ", "consumer decuwatch-tiny is paused by an operator for 59m")
-	if _, err := b.js.ResumeConsumer(ctx, "GENERATION", consumers.Durable(faultModel)); err != nil {
+	if _, err := b.js.ResumeConsumer(ctx, "GENERATION", durable); err != nil {
 		t.Fatal(err)
 	}
 	isReady(t, mux)
@@ -102,13 +105,13 @@ func TestReadyMeansReady(t *testing.T) {
 	isReady(t, mux)
 	w.stop()
 	for _, row := range b.query(`SELECT id FROM decuwatch.workers WHERE seen_at > '-infinity'`) {
-		t.Errorf("the worker that ended counts as one that runs: %s", row)
+		t.Errorf("the worker that ended counts as running: %s", row)
 	}
 }
 
-// An output that is not finite while the probe's is not either says nothing about the event: it is kept, nothing is
-// pulled, and it is scored once the device works.
-func TestBrokenDeviceBuriesNothing(t *testing.T) {
+// If neither the output for an event nor the output for the probe is finite, the event is kept, nothing is pulled,
+// and the event is scored once the device works.
+func TestBrokenDeviceMakesNoDeadLetters(t *testing.T) {
 	server := natstest.Start(t)
 	b := newBench(t, server.URL(), pgtest.URL(t))
 	b.set("consumers.ack-wait", patient)
@@ -128,19 +131,20 @@ func TestBrokenDeviceBuriesNothing(t *testing.T) {
 	b.check()
 	w.stop()
 
-	// The same for a request alone: its runs are not finite, the probe is.
+	// If the probe is finite, the event is at fault.
 	w = b.worker(shim.Env()...)
 	isReady(t, metricsAddress(t, w))
 	shim.SetNext(ortfault.NaN, 1)
 	bad := b.next.Load() + 1
 	b.publish(1)
 	natstest.Until(t, "the event is a dead letter", func() bool {
-		return len(b.query(fmt.Sprintf(`SELECT event_id FROM decuwatch.dead_letters WHERE kind = 'non_finite' AND event_id = 'e%06d'`, bad))) == 1
+		return len(b.query(fmt.Sprintf(`SELECT event_id FROM decuwatch.dead_letters
+			WHERE kind = 'non_finite' AND event_id = 'e%06d'`, bad))) == 1
 	})
 	w.stop()
 }
 
-// hangs waits until a run of the backbone is in progress and stays so.
+// hangs waits until a run of the backbone hangs.
 func hangs(t *testing.T, mux string) {
 	t.Helper()
 	natstest.Until(t, "a run hangs", func() bool {
@@ -149,7 +153,7 @@ func hangs(t *testing.T, mux string) {
 	})
 }
 
-// A run that never returns does not keep the process: it gives back what it holds and exits, and says what hangs.
+// A process exits although a run never returns: it gives its messages back and says what hangs.
 func TestExitsWhileARunHangs(t *testing.T) {
 	server := natstest.Start(t)
 	b := newBench(t, server.URL(), pgtest.URL(t))
@@ -166,10 +170,8 @@ func TestExitsWhileARunHangs(t *testing.T) {
 	if state := w.wait(); state.ExitCode() != exitFailed {
 		t.Errorf("it ended with %s", state)
 	}
-	if log := w.tail(); !strings.Contains(log, "a run of the backbone does not return") || !strings.Contains(log, `part="ensemble tiny"`) {
-		t.Errorf("the log does not say what hung: %s", log)
-	}
-	// What it held is another's at once, not after ack-wait.
+	holds(t, w.tail(), "a run of the backbone does not return", `part="ensemble tiny"`)
+	// Another worker gets its messages at once, not after ack-wait.
 	shim.Set(ortfault.OK)
 	w = b.worker(shim.Env()...)
 	b.drained()
@@ -177,7 +179,7 @@ func TestExitsWhileARunHangs(t *testing.T) {
 	w.stop()
 }
 
-// A hang at the start, before anything can be taken down, and a second signal end the process too.
+// The process also exits if it hangs at the start, after one signal or two.
 func TestExitsWhileTheStartHangs(t *testing.T) {
 	server := natstest.Start(t)
 	b := newBench(t, server.URL(), pgtest.URL(t))
@@ -204,12 +206,13 @@ func TestExitsWhileTheStartHangs(t *testing.T) {
 	if status, ok := second.cmd.ProcessState.Sys().(syscall.WaitStatus); !ok || !status.Signaled() {
 		t.Errorf("after two signals: %s", second.cmd.ProcessState)
 	}
-	if state := forced.wait(); state.ExitCode() != exitFailed || !strings.Contains(forced.tail(), `hangs="start of ensemble ../../scoring/testdata/tiny"`) {
+	hung := `hangs="start of ensemble ../../scoring/testdata/tiny"`
+	if state := forced.wait(); state.ExitCode() != exitFailed || !strings.Contains(forced.tail(), hung) {
 		t.Errorf("after one signal: %s\n%s", state, forced.tail())
 	}
 }
 
-// Two ensembles under one name on one durable are reported by the older worker, which names both.
+// If two workers score one model with two ensembles, the older worker reports both.
 func TestTwoEnsemblesUnderOneName(t *testing.T) {
 	server := natstest.Start(t)
 	b := newBench(t, server.URL(), pgtest.URL(t))
@@ -225,27 +228,32 @@ func TestTwoEnsemblesUnderOneName(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(manifest, append(content, '\n'), 0o600); err != nil { // the same ensemble under another digest
+	// The same ensemble with another digest.
+	if err := os.WriteFile(manifest, append(content, '\n'), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	args := append([]string{"serve", "-e", other, "--nats.url=" + b.natsURL, "--postgres.url=" + b.pgURL, "--metrics.address=127.0.0.1:0",
-		"--review.address=none", "--review.workers=0", "--scoring.threads=1"}, b.flags...)
+	args := append([]string{"serve", "-e", other, "--nats.url=" + b.natsURL, "--postgres.url=" + b.pgURL,
+		"--metrics.address=127.0.0.1:0", "--review.address=none", "--review.workers=0",
+		"--scoring.threads=1"}, b.flags...)
 	second := start(t, nil, args...)
 	digest, _ := tinyProfile(t)
 	notReady(t, mux, "workers: model tiny is scored here with ensemble "+digest, "with ensemble ")
-	natstest.Until(t, "the newer worker warns", func() bool { return strings.Contains(second.tail(), "two ensembles under one name") })
+	natstest.Until(t, "the newer worker warns", func() bool {
+		return strings.Contains(second.tail(), "two ensembles under one name")
+	})
 	second.stop()
 	isReady(t, mux)
 	first.stop()
 }
 
-// A consumer that the worker cannot update keeps it from pulling, which it says.
+// A worker that cannot update its consumer pulls nothing, and says so.
 func TestNotReadyWithoutItsConsumer(t *testing.T) {
 	server := natstest.Start(t)
 	b := newBench(t, server.URL(), pgtest.URL(t))
 	b.stream()
 	_, err := b.js.CreateConsumer(t.Context(), "GENERATION", jetstream.ConsumerConfig{
-		Durable: consumers.Durable(faultModel), AckPolicy: jetstream.AckNonePolicy, FilterSubject: "generation.requested.tiny",
+		Durable: consumers.Durable(faultModel), AckPolicy: jetstream.AckNonePolicy,
+		FilterSubject: "generation.requested.tiny",
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -256,7 +264,7 @@ func TestNotReadyWithoutItsConsumer(t *testing.T) {
 	w.stop()
 }
 
-// TestNotReadyWithAWrongClockOfJetStream has every answer of a real server say that it was given years later.
+// TestNotReadyWithAWrongClockOfJetStream changes the time in every answer of a real server by years.
 func TestNotReadyWithAWrongClockOfJetStream(t *testing.T) {
 	server := natstest.Start(t)
 	b := newBench(t, server.URL(), pgtest.URL(t))
@@ -264,14 +272,13 @@ func TestNotReadyWithAWrongClockOfJetStream(t *testing.T) {
 	w := b.worker()
 	mux := metricsAddress(t, w)
 	notReady(t, mux, "clock: this worker's clock is ", "behind jetstream's, at most 30s is allowed")
-	if _, metrics := get(t, mux+"/metrics"); !strings.Contains(metrics, `decuwatch_clock_offset_seconds{against="jetstream"} -`) {
-		t.Error("the metric does not say so")
-	}
+	_, metrics := get(t, mux+"/metrics")
+	holds(t, metrics, `decuwatch_clock_offset_seconds{against="jetstream"} -`)
 	w.stop()
 }
 
-// shiftAnswers passes connections on to a NATS server and returns the address to connect to. The server's answers have the year
-// of their time changed, in as many bytes.
+// shiftAnswers passes connections on to a NATS server and returns the address to connect to. It changes the year of
+// the time in the server's answers, but not their length.
 func shiftAnswers(t *testing.T, server string) string {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -295,7 +302,8 @@ func shiftAnswers(t *testing.T, server string) string {
 				defer client.Close()
 				for buf := make([]byte, 1<<20); ; {
 					n, err := upstream.Read(buf)
-					if _, failed := client.Write(said.ReplaceAll(buf[:n], []byte(`"ts":"2071-`))); err != nil || failed != nil {
+					shifted := said.ReplaceAll(buf[:n], []byte(`"ts":"2071-`))
+					if _, failed := client.Write(shifted); err != nil || failed != nil {
 						return
 					}
 				}
@@ -305,7 +313,7 @@ func shiftAnswers(t *testing.T, server string) string {
 	return l.Addr().String()
 }
 
-// A worker whose clock is not the database's is not ready, and says by how much.
+// A worker whose clock differs from the database's is not ready, and says by how much.
 func TestNotReadyWithAWrongClock(t *testing.T) {
 	server := natstest.Start(t)
 	url := pgtest.ShiftedURL(t, -time.Hour)
@@ -313,14 +321,12 @@ func TestNotReadyWithAWrongClock(t *testing.T) {
 	w := b.worker()
 	mux := metricsAddress(t, w)
 	notReady(t, mux, "clock: this worker's clock is ", "ahead of postgres's, at most 30s is allowed")
-	if _, metrics := get(t, mux+"/metrics"); !strings.Contains(metrics, `decuwatch_clock_offset_seconds{against="postgres"} 3`) ||
-		!strings.Contains(metrics, `decuwatch_ready{part="clock"} 0`) {
-		t.Error("the metrics do not say so")
-	}
+	_, metrics := get(t, mux+"/metrics")
+	holds(t, metrics, `decuwatch_clock_offset_seconds{against="postgres"} 3`, `decuwatch_ready{part="clock"} 0`)
 	w.stop()
 }
 
-// Health and metrics answer while the review page is held by half-sent logins and descriptors are few.
+// Health and metrics answer while half-sent logins occupy the review page and descriptors are scarce.
 func TestHealthUnderAttack(t *testing.T) {
 	server := natstest.Start(t)
 	b := newBench(t, server.URL(), pgtest.URL(t))
@@ -334,8 +340,9 @@ func TestHealthUnderAttack(t *testing.T) {
 	}
 	w := starting(t, func(args ...string) *exec.Cmd {
 		return exec.Command("sh", append([]string{"-c", `ulimit -n 256 && exec "$0" "$@"`, exe}, args...)...)
-	}, nil, append([]string{"serve", "-e", faultEnsemble, "--nats.url=" + b.natsURL, "--postgres.url=" + b.pgURL, "--metrics.address=127.0.0.1:0",
-		"--review.address=127.0.0.1:0", "--review.token-file=" + token, "--scoring.threads=1"}, b.flags...)...)
+	}, nil, append([]string{"serve", "-e", faultEnsemble, "--nats.url=" + b.natsURL, "--postgres.url=" + b.pgURL,
+		"--metrics.address=127.0.0.1:0", "--review.address=127.0.0.1:0", "--review.token-file=" + token,
+		"--scoring.threads=1"}, b.flags...)...)
 	mux := metricsAddress(t, w)
 	isReady(t, mux)
 	review := reviewAddress(t, w)
@@ -345,7 +352,8 @@ func TestHealthUnderAttack(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer conn.Close()
-		if _, err := fmt.Fprintf(conn, "POST /login HTTP/1.1\r\nHost: %s\r\nContent-Length: 100\r\n\r\nname=", review); err != nil {
+		_, err = fmt.Fprintf(conn, "POST /login HTTP/1.1\r\nHost: %s\r\nContent-Length: 100\r\n\r\nname=", review)
+		if err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -14,28 +14,34 @@ import (
 	"github.com/decuwatch/decuwatch/schema/postgres/pgtest"
 )
 
-// TestEventOlderThanRetention publishes an event whose score retention would drop: it is refused with the bound before any work
-// is done, and replay says so.
+// TestEventOlderThanRetention publishes an event whose score retention would drop. It is refused, with the bound,
+// before any work is done, and replay says so.
 func TestEventOlderThanRetention(t *testing.T) {
 	nats := natstest.Start(t)
 	user := command{t, []string{"DECUWATCH_NATS_URL=" + nats.URL(), "DECUWATCH_POSTGRES_URL=" + pgtest.URL(t)}}
-	serve := start(t, user.env, "serve", "-e", faultEnsemble, "--metrics.address=127.0.0.1:0", "--review.address=127.0.0.1:0", "--retention.scores=720h")
+	serve := start(t, user.env, "serve", "-e", faultEnsemble, "--metrics.address=127.0.0.1:0",
+		"--review.address=127.0.0.1:0", "--retention.scores=720h")
 	mux := metricsAddress(t, serve)
 	for id, age := range map[string]time.Duration{"old": 31 * 24 * time.Hour, "young": 29 * 24 * time.Hour} {
-		user.feed(fmt.Sprintf(`{"specversion":"1.0","type":"io.decuwatch.generation.requested.v1","source":"/tests","id":%q,"time":%q,"data":{"model":"tiny","class":1,"seed":5}}`,
-			id, time.Now().Add(-age).UTC().Format(time.RFC3339)), exitOK, "publish", "-")
+		at := time.Now().Add(-age).UTC().Format(time.RFC3339)
+		user.feed(fmt.Sprintf(`{"specversion":"1.0","type":"io.decuwatch.generation.requested.v1","source":"/tests",`+
+			`"id":%q,"time":%q,"data":{"model":"tiny","class":1,"seed":5}}`, id, at), exitOK, "publish", "-")
 	}
 	counted := func(outcome string) bool {
 		_, text := get(t, mux+"/metrics")
 		return regexp.MustCompile(`(?m)^decuwatch_events_total\{.*outcome="` + outcome + `".*\} 1$`).MatchString(text)
 	}
-	natstest.Until(t, "both events have their verdict", func() bool { return counted("score") && counted("dead_letter") })
+	natstest.Until(t, "both events have their verdict", func() bool {
+		return counted("score") && counted("dead_letter")
+	})
 	_, errs := user.run(exitFailed, "replay", "-e", faultEnsemble, "old")
 	holds(t, errs, "no score is stored", "time", "30 days")
 	user.run(exitOK, "replay", "-e", faultEnsemble, "young")
 	_, text := get(t, mux+"/metrics")
-	rows := regexp.MustCompile(`(?m)^decuwatch_sampler_rows_total\{kind="live",model="tiny"\} (\d+)$`).FindStringSubmatch(text)
-	one := decode[replay.Replay](t, first(user.run(exitOK, "replay", "-e", faultEnsemble, "--json", "young"))).Stored.Receipt.Rows
+	counter := regexp.MustCompile(`(?m)^decuwatch_sampler_rows_total\{kind="live",model="tiny"\} (\d+)$`)
+	rows := counter.FindStringSubmatch(text)
+	out, _ := user.run(exitOK, "replay", "-e", faultEnsemble, "--json", "young")
+	one := decode[replay.Replay](t, out).Stored.Receipt.Rows
 	if rows == nil || rows[1] != fmt.Sprint(one) {
 		t.Errorf("%s rows were computed, want the %d of the young event", strings.Join(rows, " "), one)
 	}
@@ -44,7 +50,7 @@ func TestEventOlderThanRetention(t *testing.T) {
 	serve.stop()
 }
 
-// TestNewerTables meets tables that a newer program made: migrate refuses, serve works on them.
+// TestNewerTables uses tables of a newer program: migrate refuses them, serve works with them.
 func TestNewerTables(t *testing.T) {
 	nats, url := natstest.Start(t), pgtest.URL(t)
 	conn, err := pgx.Connect(t.Context(), url)
@@ -52,7 +58,8 @@ func TestNewerTables(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer conn.Close(t.Context())
-	if _, err := conn.Exec(t.Context(), `INSERT INTO decuwatch.migrations (version_id, is_applied) VALUES (99999, true)`); err != nil {
+	_, err = conn.Exec(t.Context(), `INSERT INTO decuwatch.migrations (version_id, is_applied) VALUES (99999, true)`)
+	if err != nil {
 		t.Fatal(err)
 	}
 	user := command{t, []string{"DECUWATCH_NATS_URL=" + nats.URL(), "DECUWATCH_POSTGRES_URL=" + url}}
@@ -61,7 +68,8 @@ func TestNewerTables(t *testing.T) {
 	if out != "" {
 		t.Errorf("migrate says: %s", out)
 	}
-	serve := start(t, user.env, "serve", "-e", faultEnsemble, "--metrics.address=127.0.0.1:0", "--review.address=127.0.0.1:0", "--postgres.migrate")
+	serve := start(t, user.env, "serve", "-e", faultEnsemble, "--metrics.address=127.0.0.1:0",
+		"--review.address=127.0.0.1:0", "--postgres.migrate")
 	mux := metricsAddress(t, serve)
 	user.run(exitOK, "publish", "--model=tiny", "--class=0", "--seed=1")
 	natstest.Until(t, "the event is scored", func() bool {

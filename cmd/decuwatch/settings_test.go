@@ -16,9 +16,8 @@ import (
 	"github.com/decuwatch/decuwatch/internal/app"
 )
 
-// wrongTexts gives each setting that is text or a list a value that must be refused; "" marks those that take any text:
-// the
-// names of files, which are read later.
+// wrongTexts are values that each setting of text or a list must refuse. "" marks settings that take any text, such
+// as names of files, which are read later.
 var wrongTexts = map[string][]string{
 	"nats.url":                   {"127.0.0.1:4222", "http://127.0.0.1:4222", "nats://", "nats://a:4222,b"},
 	"nats.creds":                 {""},
@@ -55,7 +54,7 @@ var wrongTexts = map[string][]string{
 	"log.format":                 {"xml", "JSON"},
 }
 
-// wrongValues are values that no setting of a kind takes.
+// wrongValues are values that every setting of a kind must refuse.
 var wrongValues = map[string][]string{
 	"integer":       {"x", "1.5", "1e3", "-1", "9223372036854775808", "1,000"},
 	"duration":      {"soon", "5", "-1s", "1d", "9999999h"},
@@ -63,7 +62,7 @@ var wrongValues = map[string][]string{
 	"true or false": {"maybe", "2"},
 }
 
-// Every setting is a flag of serve, with the name of the reference.
+// Every setting in the reference is a flag of serve, under the same name.
 func TestServeReadsEverySetting(t *testing.T) {
 	var c cli
 	parser, err := kong.New(&c)
@@ -95,8 +94,7 @@ func TestServeReadsEverySetting(t *testing.T) {
 }
 
 // TestWrongValuesOfEverySetting gives serve a wrong value of each setting, in the file, in the environment and by a
-// flag.
-// It must end with the exit code for wrong settings, and name the setting and where the value stands.
+// flag. serve must end with the exit code for wrong settings, and name the setting and the place of the value.
 func TestWrongValuesOfEverySetting(t *testing.T) {
 	cases := 0
 	for _, f := range app.Settings() {
@@ -146,7 +144,7 @@ func serveWith(t *testing.T, args []string, env map[string]string) (int, string)
 	return code, err.String()
 }
 
-// TestSettingsThatDoNotFitTogether are refused by name, by the program's own entry.
+// TestSettingsThatDoNotFitTogether gives serve settings that contradict each other. It must name them.
 func TestSettingsThatDoNotFitTogether(t *testing.T) {
 	for _, c := range []struct{ file, want string }{
 		{"review: {token-file: /t, trusted-header: X-User}", "review.token-file and review.trusted-header"},
@@ -212,7 +210,7 @@ func TestVariablesThatAreNoSettingsAreReported(t *testing.T) {
 	}
 }
 
-// TestPublishNamesTheSettingsOfAFullServer creates the stream on a server that has no room for it.
+// TestPublishNamesTheSettingsOfAFullServer publishes to a server that has no room for the stream.
 func TestPublishNamesTheSettingsOfAFullServer(t *testing.T) {
 	o := server.Options{Host: "127.0.0.1", Port: server.RANDOM_PORT, StoreDir: t.TempDir(), NoLog: true, NoSigs: true,
 		JetStream: true, JetStreamMaxStore: 1 << 30}
@@ -225,7 +223,8 @@ func TestPublishNamesTheSettingsOfAFullServer(t *testing.T) {
 	if !s.ReadyForConnections(time.Minute) {
 		t.Fatal("nats-server does not start")
 	}
-	code, text := serveWith(t, []string{"publish", "--nats.url", s.ClientURL(), "--model=m", "--class=1", "--seed=1"}, nil)
+	args := []string{"publish", "--nats.url", s.ClientURL(), "--model=m", "--class=1", "--seed=1"}
+	code, text := serveWith(t, args, nil)
 	if code != exitFailed || !strings.Contains(text, "stream.max-bytes") {
 		t.Errorf("exit code %d, %q", code, text)
 	}

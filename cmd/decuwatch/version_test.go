@@ -10,9 +10,8 @@ import (
 	"github.com/decuwatch/decuwatch/internal/app"
 )
 
-// TestVersion shows that the build's flags say what the program and its metrics tell, and that the Makefile and the
-// image
-// set variables that exist.
+// TestVersion checks that the program and its metrics report the version of the build's flags, and that the Makefile
+// and the Dockerfile set variables that exist.
 func TestVersion(t *testing.T) {
 	defer func(v, r string) { version, revision = v, r }(version, revision)
 	version, revision = "v9.8.7", "0123456789abcdef"

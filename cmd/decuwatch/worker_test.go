@@ -30,8 +30,8 @@ import (
 	"github.com/decuwatch/decuwatch/scoring"
 )
 
-// Workers are real child processes with the tiny ensemble through the real engine. Tests hold the producer's own log against
-// Postgres and the stream of alerts (bench.check). What breaks things for them is in internal/faults.
+// Workers are real child processes that run the tiny ensemble. Tests compare the producer's own log with Postgres and
+// the stream of alerts (bench.check). Faults are injected in internal/faults.
 
 const (
 	faultModel    = "tiny"
@@ -39,7 +39,7 @@ const (
 	faultSource   = "//producer/faults"
 )
 
-// bench is one producer's view of the servers that a test breaks.
+// bench is the view of one producer on the servers of a test.
 type bench struct {
 	t       *testing.T
 	natsURL string // for workers; the test's own connection goes past any proxy
@@ -55,14 +55,15 @@ type bench struct {
 	next atomic.Int64
 }
 
-// newBench returns a bench on the given servers, with a threshold that every score reaches.
+// newBench returns a bench on the given servers, with a threshold that every score exceeds.
 func newBench(t *testing.T, natsURL, pgURL string) *bench {
 	t.Helper()
 	b := &bench{t: t, natsURL: natsURL, pgURL: pgURL, db: pgURL, good: map[string]bool{}}
 	b.flags = []string{
 		"--consumers.ack-wait=1s", "--consumers.max-in-flight=16", "--consumers.retry-delay=50ms",
-		"--consumers.retry-max-delay=500ms", "--consumers.drain-timeout=20s", "--postgres.commit-timeout=2s", "--postgres.lock-timeout=1s",
-		// Every alert is sent, and there are no others than those on scores.
+		"--consumers.retry-max-delay=500ms", "--consumers.drain-timeout=20s",
+		"--postgres.commit-timeout=2s", "--postgres.lock-timeout=1s",
+		// Every alert is sent, and only scores raise alerts.
 		"--volume.class-per-hour=0", "--volume.model-per-hour=0", "--patrol.run-length=1e300",
 	}
 	js, err := jetstream.New(natstest.Connect(t, natsURL))
@@ -73,8 +74,9 @@ func newBench(t *testing.T, natsURL, pgURL string) *bench {
 	b.open()
 	digest, settings := tinyProfile(t)
 	_, err = b.store.SetThreshold(t.Context(), schema.Threshold{
-		Model: faultModel, EnsembleDigest: digest, Settings: settings, Measurement: schema.ClassGap, Scope: schema.ScopeModel,
-		Severity: schema.SeverityWarn, Value: 1e-12, Origin: "manual", SetBy: "faults_test", Reason: "every score fires",
+		Model: faultModel, EnsembleDigest: digest, Settings: settings,
+		Measurement: schema.ClassGap, Scope: schema.ScopeModel, Severity: schema.SeverityWarn, Value: 1e-12,
+		Origin: "manual", SetBy: "faults_test", Reason: "every score fires",
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -125,20 +127,21 @@ type worker struct {
 	ended chan struct{}
 }
 
-// set has workers started from here on use another value of a setting.
+// set gives workers that start from now on another value of a setting.
 func (b *bench) set(name, value string) {
 	b.flags = slices.DeleteFunc(b.flags, func(f string) bool { return strings.HasPrefix(f, "--"+name+"=") })
 	b.flags = append(b.flags, "--"+name+"="+value)
 }
 
-// patient is an AckWait that no pause of a slow machine outlasts, for tests that count deliveries.
+// patient is an AckWait that outlasts every pause of a slow machine, for tests that count deliveries.
 const patient = "1m"
 
-// worker starts one; env is added to its environment.
+// worker starts a worker with env added to its environment.
 func (b *bench) worker(env ...string) *worker {
 	b.t.Helper()
 	args := append([]string{
-		"serve", "-e", faultEnsemble, "--nats.url=" + b.natsURL, "--postgres.url=" + b.pgURL, "--metrics.address=127.0.0.1:0", "--review.address=none", "--review.workers=0", "--scoring.threads=1",
+		"serve", "-e", faultEnsemble, "--nats.url=" + b.natsURL, "--postgres.url=" + b.pgURL,
+		"--metrics.address=127.0.0.1:0", "--review.address=none", "--review.workers=0", "--scoring.threads=1",
 	}, b.flags...)
 	return start(b.t, env, args...)
 }
@@ -152,7 +155,7 @@ func start(t *testing.T, env []string, args ...string) *worker {
 	return starting(t, func(args ...string) *exec.Cmd { return exec.Command(exe, args...) }, env, args...)
 }
 
-// starting is start with a command that becomes the program.
+// starting is like start, with a command that becomes the program.
 func starting(t *testing.T, command func(args ...string) *exec.Cmd, env []string, args ...string) *worker {
 	t.Helper()
 	dir := t.TempDir()
@@ -219,14 +222,15 @@ func (w *worker) stop() {
 	}
 }
 
-// publish has the stream acknowledge n events, however often that takes.
+// publish publishes n events, each as often as it takes until the stream acknowledges it.
 func (b *bench) publish(n int) {
 	b.t.Helper()
 	for range n {
 		i := b.next.Add(1)
 		ev := schema.Event{
 			Source: faultSource, ID: fmt.Sprintf("e%06d", i), Time: time.Now(),
-			Data: schema.Generation{Model: faultModel, Class: schema.ClassIndex(int(i % 4)), Seed: uint64(i)}, //nolint:gosec // small
+			//nolint:gosec // small numbers
+			Data: schema.Generation{Model: faultModel, Class: schema.ClassIndex(int(i % 4)), Seed: uint64(i)},
 		}
 		for {
 			ctx, cancel := context.WithTimeout(b.t.Context(), 2*time.Second)
@@ -308,7 +312,7 @@ func (b *bench) query(sql string) []string {
 	return list
 }
 
-// check holds what the producer knows against Postgres and the stream of alerts: invariant I.
+// check compares what the producer knows with Postgres and the stream of alerts.
 func (b *bench) check() {
 	b.t.Helper()
 	b.drained()
@@ -316,7 +320,8 @@ func (b *bench) check() {
 	defer b.mu.Unlock()
 
 	verdicts := map[string]int{}
-	for _, row := range b.query("SELECT event_id FROM decuwatch.scores UNION ALL SELECT event_id FROM decuwatch.skips UNION ALL SELECT event_id FROM decuwatch.dead_letters WHERE kind <> 'invalid'") {
+	for _, row := range b.query(`SELECT event_id FROM decuwatch.scores UNION ALL SELECT event_id FROM decuwatch.skips
+		UNION ALL SELECT event_id FROM decuwatch.dead_letters WHERE kind <> 'invalid'`) {
 		verdicts[row]++
 	}
 	for id := range b.good {
@@ -329,8 +334,9 @@ func (b *bench) check() {
 			b.t.Errorf("event %s has a verdict, but the producer never had it acknowledged", id)
 		}
 	}
-	if letters := b.query("SELECT sequence || ' ' || field FROM decuwatch.dead_letters WHERE kind = 'invalid'"); len(letters) > 0 {
-		b.t.Errorf("messages became dead letters: %v", letters)
+	dead := b.query("SELECT sequence || ' ' || field FROM decuwatch.dead_letters WHERE kind = 'invalid'")
+	if len(dead) > 0 {
+		b.t.Errorf("messages became dead letters: %v", dead)
 	}
 
 	digest, _ := tinyProfile(b.t)
@@ -347,7 +353,7 @@ func (b *bench) check() {
 			b.t.Errorf("alert %s is of no stored score", id)
 		}
 	}
-	// With those that are about no single score, which may still be on their way: a class's drift, for one.
+	// This includes alerts that are not about one score, such as class drift. They may still be on their way.
 	b.until("the stream holds the alerts that Postgres holds, by id", func() bool {
 		published := slices.Sorted(maps.Keys(b.published()))
 		stored := b.query("SELECT id FROM decuwatch.alerts")
@@ -390,15 +396,3 @@ func (b *bench) published() map[string]int {
 	})
 	return found
 }
-
-// Acknowledgements and the answers to them are lost, and alerts cannot be published for longer than the stream's
-// duplicate window.
-// A table is locked for longer than a commit may take: nothing is lost, nothing becomes a dead letter, and what the
-// worker has in hand uses up no delivery. A message that the server sends in the moment in which pulling is paused may
-// reach nobody, and comes again.
-// Broken messages become dead letters in one delivery while their neighbours are scored; an identifier used for two
-// events keeps the first.
-// Events whose workers end before their verdict are handled once more, alone, so that those which one poisonous event
-// takes down with it get their verdict. One that ends its worker then too becomes a dead letter and is not tried for
-// ever.
-// Two workers share the work; the same event forced to both yields one row.
