@@ -60,7 +60,7 @@ func columnsOf(row reflect.Type) []string {
 	var columns []string
 	for _, f := range reflect.VisibleFields(row) {
 		name, options, _ := strings.Cut(f.Tag.Get("json"), ",")
-		if name != "" && options != "omitempty" {
+		if name != "" && name != "-" && options != "omitempty" {
 			columns = append(columns, name)
 		}
 	}

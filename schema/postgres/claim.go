@@ -56,8 +56,9 @@ func (s *Store) claimEvents(ctx context.Context, tx pgx.Tx, round []*call) error
 	}
 	won := 0
 	var key schema.Identity
-	_, err = pgx.ForEachRow(rows, []any{&key.Source, &key.ID, &key.Model}, func() error {
-		calls[key].won = true
+	var canary bool
+	_, err = pgx.ForEachRow(rows, []any{&key.Source, &key.ID, &key.Model, &canary}, func() error {
+		calls[key].won, calls[key].canary = true, canary
 		won++
 		return nil
 	})

@@ -5,16 +5,10 @@ import (
 	"slices"
 
 	"github.com/jackc/pgx/v5"
-
-	"github.com/decuwatch/decuwatch/schema"
 )
 
 // insertWon inserts everything that belongs to the verdicts that stand now.
 func insertWon(ctx context.Context, tx pgx.Tx, round []*call, volume Volume) error {
-	canaries, err := canariesOf(ctx, tx, round)
-	if err != nil {
-		return err
-	}
 	var (
 		scores      []*scoreRow
 		skips       []*skipRow
@@ -28,7 +22,7 @@ func insertWon(ctx context.Context, tx pgx.Tx, round []*call, volume Volume) err
 		if !c.won {
 			continue
 		}
-		sums.add(c, c.event != nil && canaries[c.event.identity()])
+		sums.add(c)
 		if c.score != nil {
 			scores = append(scores, c.score)
 		}
@@ -65,31 +59,4 @@ func insertWon(ctx context.Context, tx pgx.Tx, round []*call, volume Volume) err
 		b.notify(ChannelReviews)
 	}
 	return b.send(ctx, tx)
-}
-
-// canariesOf returns the events of the round that are canaries: they say so, and the table of canaries knows them.
-func canariesOf(ctx context.Context, tx pgx.Tx, round []*call) (map[schema.Identity]bool, error) {
-	var sources, ids, models []string
-	for _, c := range round {
-		if !c.won || c.score == nil {
-			continue
-		}
-		if _, marked := c.score.Labels[schema.LabelCanary]; marked {
-			sources, ids, models = append(sources, c.event.Source), append(ids, c.event.EventID), append(models, c.event.Model)
-		}
-	}
-	canaries := map[schema.Identity]bool{}
-	if len(ids) == 0 {
-		return canaries, nil
-	}
-	rows, err := tx.Query(ctx, knownCanaries, sources, ids, models)
-	if err != nil {
-		return nil, err
-	}
-	var key schema.Identity
-	_, err = pgx.ForEachRow(rows, []any{&key.Source, &key.ID, &key.Model}, func() error {
-		canaries[key] = true
-		return nil
-	})
-	return canaries, err
 }

@@ -95,18 +95,14 @@ func (s *Store) RaiseAlert(ctx context.Context, a schema.Alert) (bool, error) {
 
 // AlertByID returns an alert. The error is ErrNotFound if it does not exist.
 func (s *Store) AlertByID(ctx context.Context, id string) (schema.Alert, error) {
-	rows, err := s.pool.Query(ctx, alertByID, id)
-	if err != nil {
-		return schema.Alert{}, fmt.Errorf("read alert %s: %w", id, err)
-	}
-	found, err := pgx.CollectRows(rows, pgx.RowTo[alertRow])
+	found, err := collectAlerts(s.pool.Query(ctx, alertByID, id))
 	if err != nil {
 		return schema.Alert{}, fmt.Errorf("read alert %s: %w", id, err)
 	}
 	if len(found) == 0 {
 		return schema.Alert{}, fmt.Errorf("alert %s: %w", id, ErrNotFound)
 	}
-	return found[0].alert(), nil
+	return found[0], nil
 }
 
 // AlertFilter chooses alerts; a field at its zero value does not.
@@ -125,17 +121,10 @@ func (s *Store) Alerts(ctx context.Context, f AlertFilter) ([]schema.Alert, erro
 	if f.Limit == 0 {
 		f.Limit = 100
 	}
-	rows, err := s.pool.Query(ctx, alertsList, f.Model, f.Severity, f.Class, f.Kind, f.NotKind, f.Since, f.Limit)
+	alerts, err := collectAlerts(s.pool.Query(ctx, alertsList,
+		f.Model, f.Severity, f.Class, f.Kind, f.NotKind, f.Since, f.Limit))
 	if err != nil {
 		return nil, fmt.Errorf("read alerts: %w", err)
-	}
-	found, err := pgx.CollectRows(rows, pgx.RowTo[alertRow])
-	if err != nil {
-		return nil, fmt.Errorf("read alerts: %w", err)
-	}
-	alerts := make([]schema.Alert, len(found))
-	for i, row := range found {
-		alerts[i] = row.alert()
 	}
 	return alerts, nil
 }

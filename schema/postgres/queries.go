@@ -80,10 +80,10 @@ var (
 	insertRepeat string
 	//go:embed queries/insert_review_history.sql
 	insertReviewHistory string
+	//go:embed queries/insert_threshold.sql
+	insertThreshold string
 	//go:embed queries/insert_threshold_change.sql
 	insertThresholdChange string
-	//go:embed queries/known_canaries.sql
-	knownCanaries string
 	//go:embed queries/last_threshold_change.sql
 	lastThresholdChange string
 	//go:embed queries/lease_outbox.sql

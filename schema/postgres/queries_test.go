@@ -40,16 +40,18 @@ func TestQueriesArePrepared(t *testing.T) {
 func TestCanariesAreLeftOutOfStatistics(t *testing.T) {
 	s, conn := open(t, postgres.Config{})
 	canary, pretender, plain := score("canary", 1, 1), score("pretender", 2, 2), score("plain", 3, 3)
+	unmarked := score("unmarked", 4, 4)
 	for _, x := range []*schema.Score{canary, pretender} {
 		x.Event.Data.Labels = map[string]string{schema.LabelCanary: "true"}
 	}
-	err := s.AddCanary(testContext(t), postgres.Canary{
-		Source: canary.Event.Source, EventID: canary.Event.ID, Model: canary.Event.Data.Model, DueAt: time.Now(),
-	})
-	if err != nil {
-		t.Fatal(err)
+	for _, x := range []*schema.Score{canary, unmarked} {
+		if err := s.AddCanary(testContext(t), postgres.Canary{
+			Source: x.Event.Source, EventID: x.Event.ID, Model: x.Event.Data.Model, DueAt: time.Now(),
+		}); err != nil {
+			t.Fatal(err)
+		}
 	}
-	for _, x := range []*schema.Score{canary, pretender, plain} {
+	for _, x := range []*schema.Score{canary, unmarked, pretender, plain} {
 		mustRecord(t, s, schema.Verdict{Score: x, Delivery: schema.Delivery{Stream: "GENERATION",
 			Digest: strings.Repeat("0", 64)}})
 	}

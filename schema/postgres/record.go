@@ -87,6 +87,7 @@ type call struct {
 	done   chan struct{} // closed when what follows is set
 	result Recorded      // if this verdict stands
 	won    bool          // this verdict was written
+	canary bool          // if won: the event is a canary
 	stands *eventRow     // the earlier verdict that stands, if any
 	err    error
 }

@@ -29,17 +29,13 @@ func (s *Store) Sent(ctx context.Context, within time.Duration) ([]string, error
 // owes already stay as they are.
 func (s *Store) OweAgain(ctx context.Context, ids []string) error {
 	return s.begin(ctx, "owe messages again", func(tx pgx.Tx) error {
-		rows, err := tx.Query(ctx, alertsForgotten, ids, schema.SinkStream)
-		if err != nil {
-			return err
-		}
-		forgotten, err := pgx.CollectRows(rows, pgx.RowTo[alertRow]) // the outbox keeps deliveries for some days only
+		// The outbox keeps deliveries for some days only.
+		forgotten, err := collectAlerts(tx.Query(ctx, alertsForgotten, ids, schema.SinkStream))
 		if err != nil {
 			return err
 		}
 		var outbox []outboxRow
-		for _, row := range forgotten {
-			a := row.alert()
+		for _, a := range forgotten {
 			header, body, err := schema.EncodeAlert(a)
 			if err != nil {
 				return err

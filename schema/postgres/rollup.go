@@ -68,9 +68,9 @@ func newRollup() rollup {
 	return rollup{map[classKey]*classSums{}, map[classKey]*classSums{}, map[outcomeHourRow]int{}}
 }
 
-// add counts the verdict of a call.
-func (r rollup) add(c *call, canary bool) {
-	if c.score != nil && !canary {
+// add counts the verdict of a call. Canaries count as verdicts only.
+func (r rollup) add(c *call) {
+	if c.score != nil && !c.canary {
 		addClass(r.hours, time.Hour, c.score, c.alerts)
 		addClass(r.days, 24*time.Hour, c.score, c.alerts)
 	}

@@ -6,6 +6,8 @@ import (
 	"math"
 	"time"
 
+	"github.com/jackc/pgx/v5"
+
 	"github.com/decuwatch/decuwatch/schema"
 )
 
@@ -235,56 +237,29 @@ const (
 	payloadCut   = "cut"
 )
 
-// alertRow is a row of alerts.
+// alertRow is a row of alerts as it is inserted. An alert's JSON leaves out what is empty, a row does not.
 type alertRow struct {
-	ID             string                 `json:"id"`
-	Kind           schema.AlertKind       `json:"kind"`
-	Source         string                 `json:"source"`
-	EventID        string                 `json:"event_id"`
-	EventTime      time.Time              `json:"event_time"`
-	Model          string                 `json:"model"`
-	ClassIndex     int                    `json:"class_index"`
-	ClassLabel     string                 `json:"class_label"`
-	Labels         map[string]string      `json:"labels"`
-	Severity       schema.Severity        `json:"severity"`
-	Reason         schema.Reason          `json:"reason"`
-	Measurement    schema.MeasurementName `json:"measurement"`
-	Value          float64                `json:"value"`
-	Decided        float64                `json:"decided"`
-	Threshold      float64                `json:"threshold"`
-	ThresholdID    int64                  `json:"threshold_id"`
-	Saturated      bool                   `json:"saturated"`
-	ClassGap       float64                `json:"class_gap"`
-	RequestRisk    float64                `json:"request_risk"`
-	EnsembleDigest string                 `json:"ensemble_digest"`
-	Settings       string                 `json:"settings"`
-	Receipt        schema.Receipt         `json:"receipt"`
-	Count          int                    `json:"count"`
-	Detail         string                 `json:"detail"`
-	FiredAt        time.Time              `json:"fired_at"`
-	Delivery       string                 `json:"delivery"`
+	schema.Alert
+	Labels         map[string]string `json:"labels"`
+	Count          int               `json:"count"`
+	Detail         string            `json:"detail"`
+	EnsembleDigest string            `json:"ensemble_digest"`
+	Settings       string            `json:"settings"`
+	Delivery       string            `json:"delivery"`
 }
 
 func newAlertRow(a schema.Alert) alertRow {
-	return alertRow{
-		a.ID, a.Kind, a.Source, a.EventID, a.EventTime, a.Model, a.ClassIndex, a.ClassLabel, labels(a.Labels), a.Severity,
-		a.Reason, a.Measurement,
-		a.Value, a.Decided, a.Threshold, a.ThresholdID, a.Saturated, a.ClassGap, a.RequestRisk, a.Receipt.EnsembleDigest,
-		a.Receipt.Settings,
-		a.Receipt, a.Count, a.Detail, a.FiredAt, deliveryOwed,
-	}
+	return alertRow{a, labels(a.Labels), a.Count, a.Detail, a.Receipt.EnsembleDigest, a.Receipt.Settings, deliveryOwed}
 }
 
-func (r alertRow) alert() schema.Alert {
-	return schema.Alert{
-		ID: r.ID, Kind: r.Kind, Source: r.Source, EventID: r.EventID, EventTime: r.EventTime.UTC(), Model: r.Model,
-		ClassIndex: r.ClassIndex,
-		ClassLabel: r.ClassLabel, Labels: nilIfEmpty(r.Labels), Severity: r.Severity, Reason: r.Reason,
-		Measurement: r.Measurement, Value: r.Value,
-		Decided: r.Decided, Threshold: r.Threshold, ThresholdID: r.ThresholdID, Saturated: r.Saturated,
-		ClassGap:    r.ClassGap,
-		RequestRisk: r.RequestRisk, Receipt: r.Receipt, Count: r.Count, Detail: r.Detail, FiredAt: r.FiredAt.UTC(),
+// collectAlerts reads alerts, one as JSON in each row.
+func collectAlerts(rows pgx.Rows, err error) ([]schema.Alert, error) {
+	alerts, err := collect[schema.Alert](rows, err)
+	for i := range alerts {
+		a := &alerts[i]
+		a.EventTime, a.FiredAt, a.Labels = a.EventTime.UTC(), a.FiredAt.UTC(), nilIfEmpty(a.Labels)
 	}
+	return alerts, err
 }
 
 // outboxRow is a row of outbox.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -30,42 +31,6 @@ type ThresholdChange struct {
 	Thresholds []schema.Threshold `json:"thresholds"` // as set by the change
 }
 
-// thresholdRow is a row of thresholds.
-type thresholdRow struct {
-	ID             int64                  `json:"id,omitempty"`
-	ChangeID       int64                  `json:"change_id"`
-	Model          string                 `json:"model"`
-	EnsembleDigest string                 `json:"ensemble_digest"`
-	Settings       string                 `json:"settings"`
-	Measurement    schema.MeasurementName `json:"measurement"`
-	Scope          schema.Scope           `json:"scope"`
-	ClassIndex     *int                   `json:"class_index"`
-	Severity       schema.Severity        `json:"severity"`
-	Value          float64                `json:"value"`
-	Distance       *float64               `json:"distance"`
-	Withdrawn      bool                   `json:"withdrawn"`
-	Origin         string                 `json:"origin"`
-	N              int                    `json:"n"`
-	Alpha          *float64               `json:"alpha"`
-	Achieved       *float64               `json:"achieved"`
-	WindowFrom     *time.Time             `json:"window_from"`
-	WindowTo       *time.Time             `json:"window_to"`
-	SetBy          string                 `json:"set_by"`
-	Reason         string                 `json:"reason"`
-	SetAt          time.Time              `json:"set_at"`
-}
-
-func (r thresholdRow) threshold() schema.Threshold {
-	return schema.Threshold{
-		ID: r.ID, Model: r.Model, EnsembleDigest: r.EnsembleDigest, Settings: r.Settings, Measurement: r.Measurement,
-		Scope: r.Scope, Class: r.ClassIndex,
-		Severity: r.Severity, Value: r.Value, Distance: r.Distance, Withdrawn: r.Withdrawn, Origin: r.Origin, N: r.N,
-		Alpha:    r.Alpha,
-		Achieved: r.Achieved, WindowFrom: r.WindowFrom, WindowTo: r.WindowTo, SetBy: r.SetBy, Reason: r.Reason,
-		SetAt: r.SetAt.UTC(),
-	}
-}
-
 // Thresholds returns the thresholds in force, in order of their id.
 func (s *Store) Thresholds(ctx context.Context) ([]schema.Threshold, error) {
 	return thresholdsInForce(ctx, s.pool)
@@ -77,21 +42,17 @@ type querier interface {
 }
 
 func thresholdsInForce(ctx context.Context, q querier) ([]schema.Threshold, error) {
-	rows, err := q.Query(ctx, inForce)
-	if err != nil {
-		return nil, fmt.Errorf("read thresholds: %w", err)
-	}
-	return collectThresholds(rows)
+	return collectThresholds(q.Query(ctx, inForce))
 }
 
-func collectThresholds(rows pgx.Rows) ([]schema.Threshold, error) {
-	found, err := pgx.CollectRows(rows, pgx.RowTo[thresholdRow])
+// collectThresholds reads thresholds, one as JSON in each row.
+func collectThresholds(rows pgx.Rows, err error) ([]schema.Threshold, error) {
+	thresholds, err := collect[schema.Threshold](rows, err)
 	if err != nil {
 		return nil, fmt.Errorf("read thresholds: %w", err)
 	}
-	thresholds := make([]schema.Threshold, len(found))
-	for i, row := range found {
-		thresholds[i] = row.threshold()
+	for i := range thresholds {
+		thresholds[i].SetAt = thresholds[i].SetAt.UTC()
 	}
 	return thresholds, nil
 }
@@ -153,24 +114,17 @@ func insertChange(ctx context.Context, tx pgx.Tx, c ThresholdChange) (ThresholdC
 	if err != nil {
 		return c, err
 	}
-	set := make([]schema.Threshold, len(c.Thresholds))
-	for i, t := range c.Thresholds {
-		row := thresholdRow{
-			ChangeID: c.ID, Model: t.Model, EnsembleDigest: t.EnsembleDigest, Settings: t.Settings, Measurement: t.Measurement,
-			Scope:      t.Scope,
-			ClassIndex: t.Class, Severity: t.Severity, Value: t.Value, Distance: t.Distance, Withdrawn: t.Withdrawn,
-			Origin: t.Origin, N: t.N,
-			Alpha: t.Alpha, Achieved: t.Achieved, WindowFrom: t.WindowFrom, WindowTo: t.WindowTo, SetBy: c.SetBy,
-			Reason: clean(c.Reason), SetAt: c.SetAt,
-		}
-		set[i] = row.threshold()
-		err := tx.QueryRow(ctx, insertStatement[thresholdRow]("thresholds")+" RETURNING id",
-			[]thresholdRow{row}).Scan(&set[i].ID)
+	c.Thresholds = slices.Clone(c.Thresholds)
+	for i := range c.Thresholds {
+		t := &c.Thresholds[i]
+		t.SetBy, t.Reason, t.SetAt = c.SetBy, clean(c.Reason), c.SetAt.UTC()
+		err := tx.QueryRow(ctx, insertThreshold, c.ID, t.Model, t.EnsembleDigest, t.Settings, t.Measurement, t.Scope, t.Class,
+			t.Severity, t.Value, t.Distance, t.Withdrawn, t.Origin, t.N, t.Alpha, t.Achieved, t.WindowFrom, t.WindowTo,
+			t.SetBy, t.Reason, t.SetAt).Scan(&t.ID)
 		if err != nil {
 			return c, fmt.Errorf("%s threshold of scope %s for model %s: %w", t.Measurement, t.Scope, t.Model, err)
 		}
 	}
-	c.Thresholds = set
 	return c, nil
 }
 
@@ -192,11 +146,7 @@ func (s *Store) RollbackThresholds(ctx context.Context, by, reason string) (Thre
 			return err
 		}
 		// For each key of the change: the newest row before it, or a withdrawal if there was none.
-		rows, err := tx.Query(ctx, thresholdsBeforeChange, undone)
-		if err != nil {
-			return err
-		}
-		before, err := collectThresholds(rows)
+		before, err := collectThresholds(tx.Query(ctx, thresholdsBeforeChange, undone))
 		if err != nil {
 			return err
 		}
@@ -222,11 +172,8 @@ func (s *Store) ThresholdHistory(ctx context.Context, model string, limit int) (
 		return nil, fmt.Errorf("read history of thresholds: %w", err)
 	}
 	for i := range changes {
-		rows, err := s.pool.Query(ctx, thresholdsOfChange, changes[i].ID)
+		changes[i].Thresholds, err = collectThresholds(s.pool.Query(ctx, thresholdsOfChange, changes[i].ID))
 		if err != nil {
-			return nil, fmt.Errorf("read history of thresholds: %w", err)
-		}
-		if changes[i].Thresholds, err = collectThresholds(rows); err != nil {
 			return nil, err
 		}
 	}
