@@ -15,20 +15,23 @@ import (
 
 const (
 	askTimeout = 5 * time.Second  // for one answer
-	askFor     = 20 * time.Second // after which nothing is asked again; longer than an election takes
+	askFor     = 20 * time.Second // no request is sent again after this time, which is longer than an election takes
 )
 
-// answer is what JetStream's API answers: a refusal, or what embeds this.
+// answer is the part that all answers of JetStream's API share.
 type answer struct {
 	Refusal *jetstream.APIError `json:"error"`
 }
 
 func (a answer) refusal() *jetstream.APIError { return a.Refusal }
 
-// ask sends a request to JetStream's API and decodes the answer into what to points to. The request must be one that can be
-// sent twice: a request or its answer may be lost, and a group may have no leader for a moment, so that it is sent again a
-// few times. A refusal is an error, a *[jetstream.APIError].
-func ask(ctx context.Context, js jetstream.JetStream, api string, request []byte, to interface{ refusal() *jetstream.APIError }) error {
+// ask sends a request to JetStream's API and decodes the answer into the value that to points to. The request must be
+// idempotent: it is sent again if it gets no answer, or if a group has no leader for a moment. If the server refuses
+// the request, the error is a *[jetstream.APIError].
+func ask(
+	ctx context.Context, js jetstream.JetStream, api string, request []byte,
+	to interface{ refusal() *jetstream.APIError },
+) error {
 	return withRetry(ctx, func(ctx context.Context) error {
 		reply, err := js.Conn().RequestWithContext(ctx, jetstream.DefaultAPIPrefix+api, request)
 		if err != nil {
@@ -44,7 +47,7 @@ func ask(ctx context.Context, js jetstream.JetStream, api string, request []byte
 	})
 }
 
-// again calls f until it succeeds or is refused, each time with askTimeout, until askFor has passed.
+// withRetry calls f, each time with askTimeout, until it succeeds, is refused, or askFor has passed.
 func withRetry(ctx context.Context, f func(ctx context.Context) error) (err error) {
 	retry := backoff.Backoff{Min: 100 * time.Millisecond, Max: time.Second}
 	for start := time.Now(); ; {
@@ -61,8 +64,9 @@ func withRetry(ctx context.Context, f func(ctx context.Context) error) (err erro
 	}
 }
 
-// refused reports whether an error is the server's answer, and would be its answer again.
+// refused reports whether err is an answer of the server that it would give again.
 func refused(err error) bool {
 	var refusal jetstream.JetStreamError
-	return errors.As(err, &refusal) && refusal.APIError() != nil && refusal.APIError().Code != http.StatusServiceUnavailable
+	return errors.As(err, &refusal) && refusal.APIError() != nil &&
+		refusal.APIError().Code != http.StatusServiceUnavailable
 }

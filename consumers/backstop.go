@@ -12,7 +12,7 @@ import (
 	"github.com/decuwatch/decuwatch/schema"
 )
 
-// Subjects of the server's advisories; stream and consumer follow.
+// Prefixes of the subjects of the server's advisories. The names of the stream and the consumer follow.
 const (
 	advisoryMaxDeliveries = "$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES."
 	advisoryTerminated    = "$JS.EVENT.ADVISORY.CONSUMER.MSG_TERMINATED."
@@ -26,11 +26,11 @@ type advisory struct {
 	Reason     string `json:"reason"`
 }
 
-// backstop brings messages to their verdict that the server says it will not deliver again.
+// backstop handles messages that the server will not deliver again.
 type backstop struct{ *Runner }
 
-// givenUp returns the loop that takes one model's messages which the server will not deliver again, because the consumer
-// has a bound on deliveries: an earlier version of this program set one. They are handled like any other delivery.
+// givenUp returns the loop that takes messages of one model after the last delivery that the consumer allows. Only
+// consumers of earlier versions of this program have such a bound. The messages are handled like any other delivery.
 func (b backstop) givenUp(model string) loop {
 	return loop{
 		name:  Durable(model) + " (given up)",
@@ -44,13 +44,15 @@ func (b backstop) givenUp(model string) loop {
 			})
 		},
 		take: func(work context.Context, msg *message, h *heartbeat) {
-			b.takeAdvisory(work, msg, h, func(a advisory) (decision, error) { return b.handleGivenUp(work, model, a, msg.delivered, h) })
+			b.takeAdvisory(work, msg, h, func(a advisory) (decision, error) {
+				return b.handleGivenUp(work, model, a, msg.delivered, h)
+			})
 		},
 	}
 }
 
-// terminated returns the loop that sees to it that messages which were terminated have their dead letter, also where
-// somebody did it by hand. A message that has a verdict keeps it.
+// terminated returns the loop that makes terminated messages dead letters, also if somebody terminated them by hand. A
+// message that has a verdict keeps it.
 func (b backstop) terminated() loop {
 	return loop{
 		name:  durableTerminated,
@@ -67,7 +69,7 @@ func (b backstop) terminated() loop {
 			b.takeAdvisory(work, msg, h, func(a advisory) (decision, error) {
 				model, ok := strings.CutPrefix(a.Consumer, durablePrefix)
 				if !ok {
-					return decision{action: acknowledge}, nil // of a consumer that is not ours
+					return decision{action: acknowledge}, nil // not a consumer of ours
 				}
 				reason := fmt.Sprintf("terminated after %d deliveries", a.Deliveries)
 				if a.Reason != "" {
@@ -81,7 +83,7 @@ func (b backstop) terminated() loop {
 				if known, err := b.goneSettled(work, in); known || err != nil {
 					return decision{action: acknowledge}, err
 				}
-				if strings.HasPrefix(a.Reason, deadLetterPrefix) { // it was counted when it was terminated
+				if strings.HasPrefix(a.Reason, deadLetterPrefix) { // this program did, and counted it then
 					return d, b.writeDeadLetter(work, in, d)
 				}
 				return d, b.deadLetter(work, in, d)
@@ -90,8 +92,10 @@ func (b backstop) terminated() loop {
 	}
 }
 
-// takeAdvisory has one advisory acted on and acknowledges it, or has it delivered again later.
-func (b backstop) takeAdvisory(work context.Context, msg *message, h *heartbeat, act func(a advisory) (decision, error)) {
+// takeAdvisory acts on one advisory and acknowledges it, or has it delivered again later.
+func (b backstop) takeAdvisory(
+	work context.Context, msg *message, h *heartbeat, act func(a advisory) (decision, error),
+) {
 	defer h.stop()
 	var a advisory
 	if err := json.Unmarshal(msg.Payload, &a); err != nil || a.StreamSeq == 0 {
@@ -118,8 +122,11 @@ func (b backstop) takeAdvisory(work context.Context, msg *message, h *heartbeat,
 		"delay", delay, "err", errors.Join(err, nak))
 }
 
-// handleGivenUp handles a message that the server will not deliver again. Again is the number of the advisory's delivery.
-func (b backstop) handleGivenUp(work context.Context, model string, a advisory, again int, h *heartbeat) (decision, error) {
+// handleGivenUp handles a message that the server will not deliver again. Again is how often its advisory was
+// delivered.
+func (b backstop) handleGivenUp(
+	work context.Context, model string, a advisory, again int, h *heartbeat,
+) (decision, error) {
 	in, invalid, err := b.load(work, a.StreamSeq, a.Deliveries+again, schema.SubjectGeneration(model))
 	if err != nil {
 		return decision{}, err
@@ -132,8 +139,8 @@ func (b backstop) handleGivenUp(work context.Context, model string, a advisory, 
 	return b.attempt(work, in, invalid, h), nil
 }
 
-// goneSettled reports whether a message has left the stream and has its verdict: a settled one may be purged before the
-// advisory on it is read, and without the message its verdict cannot be known by its digest.
+// goneSettled reports whether a message has left the stream and has its verdict. A settled message may be purged before
+// its advisory is read. Its digest is then unknown, so the verdict is looked up by sequence number.
 func (b backstop) goneSettled(work context.Context, in incoming) (bool, error) {
 	if !in.delivery.Time.IsZero() || b.cfg.Ledger == nil {
 		return false, nil
@@ -150,13 +157,15 @@ func (b backstop) ensureAdvisories(ctx context.Context, c jetstream.ConsumerConf
 		stream, err = b.js.CreateStream(ctx, jetstream.StreamConfig{
 			Name:        name,
 			Description: "The server's advisories about messages of " + b.cfg.Stream.Name + " that it will not deliver again",
-			Subjects:    []string{advisoryMaxDeliveries + b.cfg.Stream.Name + ".*", advisoryTerminated + b.cfg.Stream.Name + ".*"},
-			Storage:     jetstream.FileStorage,
-			Retention:   jetstream.LimitsPolicy,
-			Discard:     jetstream.DiscardOld,
-			MaxAge:      b.cfg.Stream.MaxAge,
-			MaxBytes:    b.cfg.Stream.MaxBytes,
-			Replicas:    b.cfg.Stream.Replicas,
+			Subjects: []string{
+				advisoryMaxDeliveries + b.cfg.Stream.Name + ".*", advisoryTerminated + b.cfg.Stream.Name + ".*",
+			},
+			Storage:   jetstream.FileStorage,
+			Retention: jetstream.LimitsPolicy,
+			Discard:   jetstream.DiscardOld,
+			MaxAge:    b.cfg.Stream.MaxAge,
+			MaxBytes:  b.cfg.Stream.MaxBytes,
+			Replicas:  b.cfg.Stream.Replicas,
 
 			MaxConsumers: maxConsumers,
 			DenyDelete:   true,

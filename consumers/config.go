@@ -67,19 +67,19 @@ type Config struct {
 	// How long an event of a model without a consumer waits before it becomes a dead letter.
 	UnownedGrace time.Duration `kong:"-" default:"10s"`
 
-	// Ledger holds the verdicts. Nil: the keeper purges nothing and cannot tell lost messages.
+	// Ledger has the verdicts. If it is nil, the keeper purges nothing and does not find lost messages.
 	Ledger Ledger `kong:"-"`
 
-	// Healthy reports whether what the handler depends on is there; it is asked after a failure. While it fails,
-	// nothing is pulled, and messages in flight are kept and tried again after; those that have waited for
-	// HandleTimeout go to another worker, unless Tries fails, too. Nil is always healthy.
+	// Healthy returns nil if the handler's dependencies are there. It is called after a failure. While it fails, nothing
+	// is pulled, and messages in flight are kept and tried again afterwards. Messages that have waited for HandleTimeout
+	// go to another worker, unless Tries fails, too. Nil is always healthy.
 	Healthy func(context.Context) error `kong:"-"`
 
-	Tries Tries `kong:"-"` // counts attempts on messages. Nil counts those of this process only
+	Tries Tries `kong:"-"` // counts attempts on messages. Nil counts in memory
 
 	Logger  *slog.Logger `kong:"-"` // Defaults to slog.Default()
-	Metrics *Metrics     `kong:"-"` // see [NewMetrics]. Nil counts nowhere
-	Tracer  trace.Tracer `kong:"-"` // of the spans consume and ack, in the producer's trace. Defaults to none
+	Metrics *Metrics     `kong:"-"` // see [NewMetrics]. Nil registers nowhere
+	Tracer  trace.Tracer `kong:"-"` // continues the producer's trace. Defaults to none
 }
 
 // withDefaults returns c with defaults in place of zero values.

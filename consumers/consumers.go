@@ -1,10 +1,10 @@
-// Package consumers takes events from a JetStream stream, hands each to a [Handler], and turns the handler's error
-// into the acknowledgement: nil is acknowledged, a permanent error becomes a dead letter, anything else is delivered
+// Package consumers takes events from a JetStream stream, hands each to a [Handler], and acknowledges it as the
+// handler's error says: nil acknowledges it, a permanent error makes it a dead letter, and any other error has it tried
 // again later.
 //
-// One durable pull consumer exists for each model, and others take the server's advisories about messages that it gave
-// up on. A keeper looks after the stream as a whole: it finds messages that nobody takes, checks that each message has its
-// verdict, and purges those that are settled.
+// Each model has a durable pull consumer. Further consumers read the server's advisories about messages that it will
+// not deliver again. A keeper watches the stream as a whole: it finds messages that nobody takes, checks that each
+// message has its verdict, and purges settled messages.
 package consumers
 
 import (
@@ -64,13 +64,14 @@ func New(js jetstream.JetStream, h Handler, c Config) (*Runner, error) {
 	}, nil
 }
 
-// Pulling returns nil if every loop of Run pulls messages, or what keeps each of the others from it.
+// Pulling returns nil if every loop of Run pulls messages. The error says why each of the other loops does not.
 func (r *Runner) Pulling() error { return r.pulling.err() }
 
-// Settings returns nil, or an error that names the settings of the stream or its consumers with which events would be lost.
+// Settings returns an error that names the settings of the stream or its consumers with which events would be lost.
 func (r *Runner) Settings() error { return r.settings.get() }
 
-// healthy reports whether messages may be pulled: the stream loses none, and what the handler needs is there.
+// healthy returns nil if messages may be pulled: no setting would lose events, and the handler's dependencies are
+// there.
 func (r *Runner) healthy(ctx context.Context) error {
 	if err := r.Settings(); err != nil {
 		return err
@@ -78,15 +79,16 @@ func (r *Runner) healthy(ctx context.Context) error {
 	return r.cfg.Healthy(ctx)
 }
 
-// Run consumes the models' events until ctx ends. Then it drains: it stops pulling, lets messages in flight come to their
-// verdict for at most Config.DrainTimeout, and gives the rest back for another worker. It may be called once.
+// Run consumes the models' events until ctx ends. Then it drains: it stops pulling, lets messages in flight come to
+// their verdict for at most Config.DrainTimeout, and gives the rest back for another worker. It may be called once.
 //
 // Run returns nil after a drain. It fails if at its start the stream has settings with which events would be lost
-// ([ErrStreamConfig]), if there is no room for a new stream ([NoRoom]), or if the connection is closed for good. While NATS
-// cannot be reached it waits and tries again. If settings become bad later, it pulls nothing until they are good again.
+// ([ErrStreamConfig]), if there is no room for a new stream ([NoRoom]), or if the connection is closed for good. While
+// NATS cannot be reached it waits and tries again. If settings become bad later, it pulls nothing until they are good
+// again.
 func (r *Runner) Run(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
-	// Work outlives ctx by the drain.
+	// The context work outlives ctx by the drain.
 	work, abandon := context.WithCancelCause(context.WithoutCancel(ctx))
 	defer abandon(nil)
 	stopTimer := context.AfterFunc(ctx, func() {
@@ -116,39 +118,39 @@ func (r *Runner) Run(ctx context.Context) error {
 
 var errNotConnected = errors.New("not connected to NATS")
 
-// errDrained ends the work that a drain did not wait for.
+// errDrained ends the work in flight when a drain has run out of time.
 var errDrained = errors.New("the worker is stopping")
 
-// connection is what the loops ask of the connection to NATS.
+// connection is what the loops need of the connection to NATS.
 type connection interface {
 	IsClosed() bool
 	IsConnected() bool
 }
 
-// loop is one durable consumer and what is done with its messages.
+// loop pulls the messages of one durable consumer.
 type loop struct {
 	name  string
-	open  func(context.Context) (source, error) // makes sure that the consumer exists
+	open  func(context.Context) (source, error) // creates the consumer if it does not exist
 	take  func(work context.Context, msg *message, h *heartbeat)
 	slots int
 	pull  int
 }
 
-// consume pulls messages and hands each to l.take in a goroutine of its own, at most l.slots at once. It returns
-// after the last of them has come back.
+// consume pulls messages and calls l.take for each in a goroutine of its own, at most l.slots at once. It returns after
+// the last of them has returned.
 func (r *Runner) consume(ctx, work context.Context, l loop) error {
 	slots := newSlots(l.slots)
 	beats := newHeartbeats(r.cfg.AckWait/3, r.log)
 	defer beats.stop()
 	defer slots.wait()
 
-	began := false // settings that are bad from the start are refused, later ones are waited out
+	began := false // bad settings are an error at the start; later they are waited out
 	retry := backoff.Backoff{Min: 100 * time.Millisecond, Max: 5 * time.Second}
 	for ctx.Err() == nil {
 		if r.conn.IsClosed() {
 			return fmt.Errorf("consumers: %w", nats.ErrConnectionClosed)
 		}
-		if !r.conn.IsConnected() { // a request would wait for its timeout
+		if !r.conn.IsConnected() { // a request would only time out
 			r.pulling.set(l.name, errNotConnected)
 			retry.Wait(ctx)
 			continue
@@ -178,7 +180,9 @@ func (r *Runner) consume(ctx, work context.Context, l loop) error {
 }
 
 // pull takes messages until ctx ends or a pull fails.
-func (r *Runner) pull(ctx, work context.Context, l loop, from source, slots *slots, beats *heartbeats, retry *backoff.Backoff) error {
+func (r *Runner) pull(
+	ctx, work context.Context, l loop, from source, slots *slots, beats *heartbeats, retry *backoff.Backoff,
+) error {
 	for {
 		if !r.gate.open() {
 			r.pulling.set(l.name, errPaused)
@@ -204,7 +208,9 @@ func (r *Runner) pull(ctx, work context.Context, l loop, from source, slots *slo
 }
 
 // pullOnce asks for n messages and returns how many came before ctx ended or the gate was shut.
-func (r *Runner) pullOnce(ctx, work context.Context, l loop, from source, n int, slots *slots, beats *heartbeats) (int, error) {
+func (r *Runner) pullOnce(
+	ctx, work context.Context, l loop, from source, n int, slots *slots, beats *heartbeats,
+) (int, error) {
 	defer r.pulling.begin(l.name)()
 	ctx, opened := r.gate.during(ctx)
 	defer opened()

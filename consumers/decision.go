@@ -12,10 +12,9 @@ import (
 	"github.com/decuwatch/decuwatch/schema"
 )
 
-// Unavailable returns err as one that says nothing about the message: something that every message needs is away, slow,
-// locked or full. The message is kept and tried again when it is back, and no delivery is used up, however long that
-// takes; meanwhile nothing is pulled. Any error with a method Unavailable() bool that returns true is read in the same
-// way. A nil err stays nil.
+// Unavailable marks an error that says nothing about the message: something that every message needs is away, slow,
+// locked or full. Nothing is pulled until it is back. The message is kept and then tried again, and the attempt does
+// not count. Any error with a method Unavailable() bool that returns true has the same effect. A nil err stays nil.
 func Unavailable(err error) error {
 	if err == nil {
 		return nil
@@ -53,8 +52,8 @@ type decision struct {
 	delay  time.Duration
 }
 
-// decide reads a handler's error as what becomes of its message. It is the only place that does. Failed is how many
-// attempts on the message have failed, with this one. Draining says that the worker has run out of time to stop.
+// decide decides what becomes of a message after a handler's error. Failed is how many attempts on the message have
+// failed, including this one. Draining means that the drain has run out of time.
 func (c Config) decide(err error, failed int, draining bool) decision {
 	var invalid *schema.Invalid
 	var kinded interface{ DeadLetterKind() schema.DeadLetterKind }
@@ -78,16 +77,16 @@ func (c Config) decide(err error, failed int, draining bool) decision {
 	}
 }
 
-// retryDelay is the time before the attempt that follows the given number of them.
+// retryDelay returns how long to wait after a number of attempts.
 func (c Config) retryDelay(attempts int) time.Duration {
 	return backoff.After(attempts, c.RetryDelay, c.RetryMaxDelay)
 }
 
-// maxReason is the length of a dead letter's reason, in bytes, at most.
+// maxReason is the maximum length of a dead letter's reason in bytes.
 const maxReason = 1024
 
-// clean makes a text fit to be stored as a reason and to stand in one line: valid UTF-8 without control characters,
-// bounded, not empty.
+// clean returns s as one line that can be stored as a reason: valid UTF-8 without control characters, not empty, and at
+// most maxReason bytes.
 func clean(s string) string {
 	s = strings.Map(func(r rune) rune {
 		if unicode.IsControl(r) {
@@ -108,5 +107,5 @@ func clean(s string) string {
 	return s[:cut]
 }
 
-// drained reports whether the work's context ended because a drain ran out of time, or the process gave up.
+// drained reports whether work has ended because a drain has run out of time.
 func drained(work context.Context) bool { return work.Err() != nil }

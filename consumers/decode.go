@@ -7,19 +7,22 @@ import (
 	"github.com/decuwatch/decuwatch/schema"
 )
 
-// Decode reads the event of a message and checks that it came on the subject of its own model. Every path that reads
-// a message decodes it here, so that the same message is judged by the same rules wherever it is read. Every error is
-// a *schema.Invalid; the event is returned beside it if only its subject is wrong.
+// Decode reads the event of a message and checks that it came on the subject of its own model. Everything that reads
+// messages uses Decode, so that the same rules apply everywhere. Every error is a *schema.Invalid. If only the subject
+// is wrong, the event is returned, too.
 func (s Stored) Decode() (schema.Event, error) {
 	if s.Unreadable {
-		return schema.Event{}, &schema.Invalid{Field: "headers", Reason: "the message's header block cannot be read, it must be lines of the form name: value"}
+		return schema.Event{}, &schema.Invalid{Field: "headers",
+			Reason: "the message's header block cannot be read, it must be lines of the form name: value"}
 	}
 	ev, err := schema.DecodeAt(s.Header, s.Payload, s.Time)
 	if err != nil {
 		return schema.Event{}, err
 	}
 	if s.Subject != schema.SubjectGeneration(ev.Data.Model) {
-		return ev, &schema.Invalid{Field: "data.model", Reason: fmt.Sprintf("is %s, but the subject is of %s", ev.Data.Model, strings.TrimPrefix(s.Subject, subjectPrefix))}
+		of := strings.TrimPrefix(s.Subject, subjectPrefix)
+		reason := fmt.Sprintf("is %s, but the subject is of %s", ev.Data.Model, of)
+		return ev, &schema.Invalid{Field: "data.model", Reason: reason}
 	}
 	return ev, nil
 }

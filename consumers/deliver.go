@@ -59,8 +59,8 @@ func (r *Runner) deliver(work context.Context, model string, msg *message, h *he
 	}
 }
 
-// attempt brings a message to its verdict, if it can. Invalid says why its event cannot be handled. Unless the decision is to
-// deliver it again, the verdict is committed.
+// attempt brings a message to its verdict, if possible. Invalid says why its event cannot be handled. Unless the
+// decision is to deliver the message again, the verdict is committed.
 func (r *Runner) attempt(work context.Context, in incoming, invalid error, h *heartbeat) decision {
 	err, level := invalid, ordinary
 	if err == nil {
@@ -73,7 +73,7 @@ func (r *Runner) attempt(work context.Context, in incoming, invalid error, h *he
 		}
 	}
 	if h.overran() && err != nil {
-		return decision{action: abandon} // the message is another worker's by now
+		return decision{action: abandon} // another worker has the message by now
 	}
 	if errors.Is(err, errGivenAway) {
 		return decision{action: release, reason: clean(err.Error()), delay: r.cfg.RetryDelay}
@@ -88,7 +88,10 @@ func (r *Runner) attempt(work context.Context, in incoming, invalid error, h *he
 	d := r.cfg.decide(err, failed, drained(work))
 	if d.action == deadLetter {
 		if err := r.deadLetter(work, in, d); err != nil {
-			d = decision{action: redeliver, reason: clean("write dead letter: " + err.Error()), delay: r.cfg.retryDelay(in.delivery.Delivered)}
+			d = decision{
+				action: redeliver, delay: r.cfg.retryDelay(in.delivery.Delivered),
+				reason: clean("write dead letter: " + err.Error()),
+			}
 			if drained(work) {
 				d.action = release
 			}
@@ -100,25 +103,29 @@ func (r *Runner) attempt(work context.Context, in incoming, invalid error, h *he
 	return d
 }
 
-// trace begins the span of one delivery, in the trace that the producer began.
+// trace starts the span of one delivery. It continues the producer's trace.
 func (r *Runner) trace(work context.Context, in incoming) (context.Context, func()) {
 	var ev schema.Event
 	if in.event != nil {
 		ev = *in.event
 	}
-	parent := propagation.MapCarrier{"traceparent": ev.TraceParent, "tracestate": ev.TraceState}
-	ctx, span := r.cfg.Tracer.Start(propagation.TraceContext{}.Extract(work, parent), "consume", trace.WithSpanKind(trace.SpanKindConsumer), trace.WithAttributes(
-		attribute.String("messaging.system", "nats"), attribute.String("messaging.destination.name", in.subject),
-		attribute.String("messaging.consumer.group.name", Durable(in.model)), attribute.String("cloudevents.event_source", ev.Source),
-		attribute.String("cloudevents.event_id", ev.ID), attribute.Int("decuwatch.delivered", in.delivery.Delivered)))
+	ctx := propagation.TraceContext{}.Extract(work, propagation.MapCarrier{
+		"traceparent": ev.TraceParent, "tracestate": ev.TraceState,
+	})
+	ctx, span := r.cfg.Tracer.Start(ctx, "consume", trace.WithSpanKind(trace.SpanKindConsumer), trace.WithAttributes(
+		attribute.String("messaging.system", "nats"),
+		attribute.String("messaging.destination.name", in.subject),
+		attribute.String("messaging.consumer.group.name", Durable(in.model)),
+		attribute.String("cloudevents.event_source", ev.Source), attribute.String("cloudevents.event_id", ev.ID),
+		attribute.Int("decuwatch.delivered", in.delivery.Delivered)))
 	return ctx, func() { span.End() }
 }
 
-// admit waits until the event's rows are free, then has it handled. While a dependency is away it keeps the event and
-// tries again after, so that an outage costs no attempt. Begun says whether the attempt was noted.
+// admit waits until the event's rows are free, then has it handled. While a dependency is away, it keeps the event and
+// tries again afterwards, so an outage costs no attempt. Begun says whether the attempt was recorded.
 //
-// What is away may be this worker's alone, such as its device. So an event that has waited for as long as an attempt may
-// take goes to another worker, if that can be noted. If it cannot, the database is away, and with it every worker.
+// The dependency may be this worker's alone, such as its device. So an event that has waited for HandleTimeout goes to
+// another worker, if that can be recorded. If it cannot, the database is away, and other workers need it, too.
 func (r *Runner) admit(work context.Context, in incoming, level isolation, h *heartbeat) (begun bool, err error) {
 	start := time.Now()
 	cost, handle := r.handler.Plan(*in.event)
@@ -127,7 +134,7 @@ func (r *Runner) admit(work context.Context, in incoming, level isolation, h *he
 		return false, fmt.Errorf("wait for %d rows: %w", rows, context.Cause(work))
 	}
 	defer r.rows.Release(rows)
-	noted := ordinary
+	recorded := ordinary
 	for {
 		wait, cancel := context.WithTimeout(work, r.cfg.HandleTimeout)
 		away := r.gate.wait(wait)
@@ -136,7 +143,7 @@ func (r *Runner) admit(work context.Context, in incoming, level isolation, h *he
 		case away == nil:
 		case drained(work):
 			return begun, errors.Join(err, fmt.Errorf("wait for dependencies: %w", away))
-		case r.handBack(work, in.delivery, noted) == nil:
+		case r.handBack(work, in.delivery, recorded) == nil:
 			return begun, errors.Join(err, errGivenAway)
 		default:
 			continue
@@ -146,7 +153,7 @@ func (r *Runner) admit(work context.Context, in incoming, level isolation, h *he
 			if err := r.begin(work, in.delivery, level); err != nil {
 				return false, err
 			}
-			begun, noted = true, level
+			begun, recorded = true, level
 		}
 		err = r.handle(work, in, handle, level, h)
 		switch {
@@ -163,10 +170,10 @@ func (r *Runner) admit(work context.Context, in incoming, level isolation, h *he
 	}
 }
 
-// errGivenAway says that a message was given to another worker, and that this is noted.
+// errGivenAway means that the message goes to another worker, and that this is recorded.
 var errGivenAway = errors.New("a dependency of this worker is away for too long: the message goes to another worker")
 
-// transient reports whether err says nothing about the message itself.
+// transient reports whether err says nothing about the message itself, so that retrying may help.
 func transient(err error) bool {
 	if err == nil {
 		return false
@@ -176,14 +183,15 @@ func transient(err error) bool {
 	return !errors.As(err, &invalid) && !errors.As(err, &kinded)
 }
 
-// handle calls the handler with the event's deadline. A panic is an error of this event. If the handler does not return
-// soon after the deadline, the message's heartbeats end, so that it goes to another worker, and pulling is paused.
+// handle handles the event within its deadline. A panic is an error of the event. If the handler does not return soon
+// after the deadline, pulling is paused and the heartbeats end, so that another worker gets the message.
 func (r *Runner) handle(
 	work context.Context, in incoming, handle func(context.Context, schema.Delivery) error, level isolation, h *heartbeat,
 ) (err error) {
-	ctx, cancel := context.WithTimeoutCause(work, r.cfg.HandleTimeout, fmt.Errorf("handle event timed out after %s", r.cfg.HandleTimeout))
+	timeout := r.cfg.HandleTimeout
+	ctx, cancel := context.WithTimeoutCause(work, timeout, fmt.Errorf("handle event timed out after %s", timeout))
 	defer cancel()
-	most := r.cfg.HandleTimeout + r.cfg.AckWait/3
+	most := timeout + r.cfg.AckWait/3
 	r.overruns.Add(1)
 	overrun := time.AfterFunc(most, func() {
 		defer r.overruns.Done()
@@ -196,7 +204,8 @@ func (r *Runner) handle(
 	}()
 	defer func() {
 		if p := recover(); p != nil {
-			r.log.Error("the handler panicked", "source", in.event.Source, "id", in.event.ID, "err", p, "stack", string(debug.Stack()))
+			r.log.Error("the handler panicked",
+				"source", in.event.Source, "id", in.event.ID, "err", p, "stack", string(debug.Stack()))
 			err = fmt.Errorf("the handler panicked: %v", p)
 		}
 	}()
@@ -216,29 +225,32 @@ func (r *Runner) deadLetter(work context.Context, in incoming, d decision) error
 	return err
 }
 
-// writeDeadLetter writes the message's dead letter. If a healthy database refuses what the message holds, it writes one without
-// any of that: a message that can be neither scored nor buried would be tried for as long as the stream keeps it.
+// writeDeadLetter writes the message's dead letter. If a healthy database refuses the content of the message, it writes
+// a dead letter without content. Otherwise the message would be tried for as long as the stream keeps it.
 func (r *Runner) writeDeadLetter(work context.Context, in incoming, d decision) error {
 	v := schema.Verdict{Delivery: in.delivery, DeadLetter: &schema.DeadLetter{
-		Event: in.event, Source: in.source, EventID: in.id, Subject: clean(in.subject), Payload: clip(in.payload), Field: d.field, Reason: d.reason, Kind: d.kind,
+		Event: in.event, Source: in.source, EventID: in.id, Subject: clean(in.subject), Payload: clip(in.payload),
+		Field: d.field, Reason: d.reason, Kind: d.kind,
 	}}
 	put := func(ctx context.Context) error { return r.handler.DeadLetter(ctx, v) }
 	err := r.write(work, put)
 	if err == nil || drained(work) {
 		return err
 	}
-	r.log.Error("a dead letter is refused, and is written without what the message holds", "sequence", in.delivery.Sequence, "kind", d.kind, "err", err)
-	v.DeadLetter = &schema.DeadLetter{
-		Subject: clean(in.subject), Kind: d.kind, Reason: clean(fmt.Sprintf("%s (written without what the message holds, which was refused: %v)", d.reason, err)),
-	}
+	r.log.Error("a dead letter is refused, and is written without the content of its message",
+		"sequence", in.delivery.Sequence, "kind", d.kind, "err", err)
+	reason := fmt.Sprintf("%s (written without the content of the message, which was refused: %v)", d.reason, err)
+	v.DeadLetter = &schema.DeadLetter{Subject: clean(in.subject), Kind: d.kind, Reason: clean(reason)}
 	return r.write(work, put)
 }
 
-// deadLetterPrefix begins the reason with which this program terminates a message, after its dead letter was committed.
+// deadLetterPrefix begins the reason with which this program terminates a message after it committed the dead letter.
 const deadLetterPrefix = "dead letter: "
 
-// deadLetterStored writes the dead letter of a message that is read from the stream.
-func (r *Runner) deadLetterStored(work context.Context, sequence uint64, delivered int, subject string, d decision) error {
+// deadLetterStored reads a message from the stream and writes its dead letter.
+func (r *Runner) deadLetterStored(
+	work context.Context, sequence uint64, delivered int, subject string, d decision,
+) error {
 	in, _, err := r.load(work, sequence, delivered, subject)
 	if err != nil {
 		return err
@@ -246,9 +258,11 @@ func (r *Runner) deadLetterStored(work context.Context, sequence uint64, deliver
 	return r.deadLetter(work, in, d)
 }
 
-// load reads a message from the stream by its sequence. If the message is gone from the stream, only its subject is
-// known. Invalid says why its event cannot be handled.
-func (r *Runner) load(ctx context.Context, sequence uint64, delivered int, subject string) (in incoming, invalid, err error) {
+// load reads a message from the stream by its sequence number. If the message is gone, only its subject is known.
+// Invalid says why its event cannot be handled.
+func (r *Runner) load(
+	ctx context.Context, sequence uint64, delivered int, subject string,
+) (in incoming, invalid, err error) {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
 	stored, err := ReadStored(ctx, r.js, r.cfg.Stream.Name, sequence, false)
@@ -258,16 +272,18 @@ func (r *Runner) load(ctx context.Context, sequence uint64, delivered int, subje
 	if err != nil {
 		return incoming{}, nil, err
 	}
-	d := schema.Delivery{Stream: r.cfg.Stream.Name, Sequence: sequence, Time: stored.Time, Delivered: delivered, Digest: stored.Digest()}
-	in, invalid = read(stored, d)
+	in, invalid = read(stored, schema.Delivery{
+		Stream: r.cfg.Stream.Name, Sequence: sequence, Time: stored.Time, Delivered: delivered, Digest: stored.Digest(),
+	})
 	return in, invalid, nil
 }
 
-// overrun leaves a message whose handler does not return to another worker, and pauses pulling. If the dependencies stay
-// unwell, the message is not to blame.
+// overrun leaves a message whose handler does not return to another worker, and pauses pulling. If the dependencies are
+// still unhealthy afterwards, the message is not to blame.
 func (r *Runner) overrun(work context.Context, in incoming, level isolation, h *heartbeat, after time.Duration) {
 	h.overrun()
-	r.log.Error("the handler does not return", "model", in.model, "sequence", in.delivery.Sequence, "source", in.event.Source, "id", in.event.ID, "after", after)
+	r.log.Error("the handler does not return", "model", in.model, "sequence", in.delivery.Sequence,
+		"source", in.event.Source, "id", in.event.ID, "after", after)
 	r.gate.trip(fmt.Errorf("the handler has not returned after %s", after))
 	doubt, cancel := context.WithTimeout(work, 2*probeTimeout)
 	defer cancel()
@@ -276,8 +292,8 @@ func (r *Runner) overrun(work context.Context, in incoming, level isolation, h *
 	}
 }
 
-// write calls f until it succeeds. While a dependency is away it waits and tries again; a refusal by a healthy one is
-// returned.
+// write calls f until it succeeds. While a dependency is away, it waits and tries again. If a healthy dependency
+// refuses, it returns the error.
 func (r *Runner) write(work context.Context, f func(context.Context) error) error {
 	const tries = 3
 	retry := backoff.Backoff{Min: 100 * time.Millisecond, Max: time.Second}
@@ -300,9 +316,9 @@ func (r *Runner) write(work context.Context, f func(context.Context) error) erro
 			retry.Wait(work)
 			continue
 		}
-		// What keeps the gate shut may be another dependency, which f does not need.
+		// The gate may be shut because of another dependency, which f does not need.
 		wait, cancel := context.WithTimeout(work, probeMost)
-		_ = r.gate.wait(wait) // whether it opened or not, f is tried again
+		_ = r.gate.wait(wait) // f is tried again in any case
 		cancel()
 		if drained(work) {
 			return errors.Join(err, context.Cause(work))
@@ -310,7 +326,7 @@ func (r *Runner) write(work context.Context, f func(context.Context) error) erro
 	}
 }
 
-// settle tells the server what became of the message, and the log.
+// settle tells the server what becomes of the message, and logs it.
 func (r *Runner) settle(work context.Context, msg *message, in incoming, d decision) {
 	var err error
 	level := slog.LevelDebug
@@ -338,7 +354,10 @@ func (r *Runner) settle(work context.Context, msg *message, in incoming, d decis
 	if !r.log.Enabled(work, level) && err == nil {
 		return
 	}
-	attrs := []any{"action", string(d.action), "model", in.model, "stream", in.delivery.Stream, "sequence", in.delivery.Sequence, "delivered", in.delivery.Delivered}
+	attrs := []any{
+		"action", string(d.action), "model", in.model, "stream", in.delivery.Stream,
+		"sequence", in.delivery.Sequence, "delivered", in.delivery.Delivered,
+	}
 	if in.event != nil {
 		attrs = append(attrs, "source", in.event.Source, "id", in.event.ID)
 	}
@@ -355,10 +374,10 @@ func (r *Runner) settle(work context.Context, msg *message, in incoming, d decis
 	r.log.Log(work, level, "message settled", attrs...)
 }
 
-// doubleAck acknowledges msg and waits until the server has it. It tries again for as long as the server would wait
-// for the message; after that the message is delivered again and its verdict found.
+// doubleAck acknowledges msg and waits until the server confirms it. It retries for as long as the server would wait
+// for the message. After that the message is delivered again, and its verdict is found.
 func (r *Runner) doubleAck(work context.Context, msg *message) error {
-	// A drain that has run out of time still flushes acknowledgements of what is committed.
+	// Even after a drain has run out of time, what is committed is acknowledged.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(work), min(r.cfg.AckWait, 10*time.Second))
 	defer cancel()
 	retry := backoff.Backoff{Min: 20 * time.Millisecond, Max: time.Second}
@@ -375,7 +394,7 @@ func (r *Runner) doubleAck(work context.Context, msg *message) error {
 	}
 }
 
-// clip cuts a payload to what a dead letter keeps.
+// clip cuts a payload to what a dead letter may have.
 func clip(payload []byte) []byte {
 	return payload[:min(len(payload), schema.MaxPayload)]
 }

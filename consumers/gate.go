@@ -9,7 +9,7 @@ import (
 	"github.com/decuwatch/decuwatch/internal/backoff"
 )
 
-// gate is open while what the handlers depend on is there.
+// gate is open while the dependencies of the handler are there. Messages are pulled only while it is open.
 type gate struct {
 	healthy func(context.Context) error
 	log     *slog.Logger
@@ -17,7 +17,7 @@ type gate struct {
 	ctx     context.Context
 	cancel  context.CancelFunc
 	probes  sync.WaitGroup
-	asking  sync.Mutex // one question at a time
+	asking  sync.Mutex // one health check at a time
 
 	mu     sync.Mutex
 	opened chan struct{} // closed while the gate is open
@@ -26,17 +26,19 @@ type gate struct {
 	trips  int // since the last success
 }
 
-// probeTimeout bounds one question for health.
+// probeTimeout bounds one health check.
 const probeTimeout = 5 * time.Second
 
-// Least and most time between two such questions.
+// Bounds of the time between two health checks.
 const (
 	probeLeast = 200 * time.Millisecond
 	probeMost  = 3 * time.Second
 )
 
 func newGate(ctx context.Context, healthy func(context.Context) error, log *slog.Logger, m *Metrics) *gate {
-	g := &gate{healthy: healthy, log: log, metrics: m, opened: make(chan struct{}), shut: make(chan struct{}), isOpen: true}
+	g := &gate{
+		healthy: healthy, log: log, metrics: m, opened: make(chan struct{}), shut: make(chan struct{}), isOpen: true,
+	}
 	g.ctx, g.cancel = context.WithCancel(ctx)
 	close(g.opened)
 	return g
@@ -76,8 +78,8 @@ func (g *gate) during(ctx context.Context) (context.Context, context.CancelFunc)
 	return ctx, cancel
 }
 
-// check asks for health after a failure and reports whether the gate is open. Where it is not, the gate shuts and
-// opens again by itself.
+// check checks health after a failure and reports whether the gate is open. A gate that it shuts opens by itself when
+// the dependencies are back.
 func (g *gate) check(ctx context.Context) bool {
 	if !g.open() {
 		return false
@@ -95,8 +97,8 @@ func (g *gate) check(ctx context.Context) bool {
 	return false
 }
 
-// trip shuts the gate because of an error that says by itself that a dependency is away. Where the gate is tripped
-// again without a success between, it stays shut for longer, whatever the answer to the question for health.
+// trip shuts the gate because of an error that itself says that a dependency is away. If the gate is tripped again
+// without a success in between, it stays shut for longer, whatever the health check says.
 func (g *gate) trip(err error) {
 	g.asking.Lock()
 	defer g.asking.Unlock()
@@ -105,14 +107,14 @@ func (g *gate) trip(err error) {
 	}
 }
 
-// success ends a row of trips.
+// success resets how long the next trip lasts.
 func (g *gate) success() {
 	g.mu.Lock()
 	g.trips = 0
 	g.mu.Unlock()
 }
 
-// shutFor shuts the open gate and has it open again. The caller holds g.asking.
+// shutFor shuts the open gate until the dependencies are back. The caller has locked g.asking.
 func (g *gate) shutFor(err error) {
 	g.mu.Lock()
 	g.isOpen = false
@@ -138,7 +140,7 @@ func (g *gate) ask(ctx context.Context) error {
 	return g.healthy(ctx)
 }
 
-// probe asks at growing intervals until all is well, then opens the gate.
+// probe checks health at growing intervals until it succeeds, then opens the gate.
 func (g *gate) probe(retry backoff.Backoff) {
 	start := time.Now()
 	for {

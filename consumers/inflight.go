@@ -9,7 +9,7 @@ import (
 	"golang.org/x/sync/semaphore"
 )
 
-// slots bounds the messages that one loop holds.
+// slots bounds the messages that one loop has in flight.
 type slots struct {
 	size int
 	free *semaphore.Weighted
@@ -17,7 +17,7 @@ type slots struct {
 
 func newSlots(size int) *slots { return &slots{size: size, free: semaphore.NewWeighted(int64(size))} }
 
-// take waits for one slot and returns how many it took, at most n, all that were free.
+// take waits for one slot, takes further free ones, at most n in all, and returns how many it took.
 func (s *slots) take(ctx context.Context, n int) (int, error) {
 	if err := s.free.Acquire(ctx, 1); err != nil {
 		return 0, err
@@ -36,7 +36,7 @@ func (s *slots) take(ctx context.Context, n int) (int, error) {
 
 func (s *slots) give(n int) { s.free.Release(int64(n)) }
 
-// wait waits until all slots are free. No slot may be taken after.
+// wait waits until all slots are free. No slot may be taken afterwards.
 //
 //nolint:contextcheck // messages are finished although pulling has ended
 func (s *slots) wait() { _ = s.free.Acquire(context.Background(), int64(s.size)) }
@@ -103,7 +103,7 @@ func (b *heartbeat) overran() bool {
 }
 
 func (h *heartbeats) run() {
-	// Twice as often as the interval, so that no message waits for more than 1.5 intervals.
+	// The ticker is twice as fast as the interval, so that no message waits for more than 1.5 intervals.
 	tick := time.NewTicker(h.every / 2)
 	defer tick.Stop()
 	for {

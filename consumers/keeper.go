@@ -15,27 +15,27 @@ import (
 	"github.com/decuwatch/decuwatch/schema"
 )
 
-// Ledger is where the verdicts are. Its clock decides how old a verdict is.
+// Ledger has the verdicts. Its clock decides how old a verdict is.
 type Ledger interface {
-	// Settled returns the messages from <= sequence <= to of a stream that have a verdict, a repeat of a known event
-	// included, in order of sequence.
+	// Settled returns the messages from <= sequence <= to of a stream that have a verdict, in order of sequence. Messages
+	// that repeat an event are among them.
 	Settled(ctx context.Context, stream string, from, to uint64) ([]schema.Settled, error)
-	// Known reports whether a message has its verdict, or repeats an event that has; a repeat is recorded. The error is a
-	// *schema.Invalid if the identity is that of another event.
+	// Known reports whether a message has its verdict, or repeats an event that has one; it records a repeat. The error is
+	// a *schema.Invalid if the identity belongs to another event.
 	Known(ctx context.Context, of schema.Identity, d schema.Delivery) (bool, error)
-	// Position returns how far the stream that was made at the given moment has been swept. A stream that is not known is
-	// begun at first.
+	// Position returns how far the stream that was created at the given time has been swept. An unknown stream starts at
+	// first.
 	Position(ctx context.Context, stream string, created time.Time, first uint64) (uint64, error)
 	// Advance moves the position, and reports false if somebody else has moved it since.
 	Advance(ctx context.Context, stream string, created time.Time, from, to uint64) (bool, error)
-	// SettledBefore returns the highest sequence from first to last up to which every message got its verdict longer than
-	// age ago, or first-1.
+	// SettledBefore returns the highest sequence number from first to last up to which every message got its verdict more
+	// than age ago, or first-1.
 	SettledBefore(ctx context.Context, stream string, first, last uint64, age time.Duration) (uint64, error)
-	// Orphans returns how many messages of a subject above a sequence are dead letters.
+	// Orphans returns how many messages of a subject, above a sequence number, are dead letters.
 	Orphans(ctx context.Context, stream, subject string, above uint64) (int, error)
 }
 
-// settingsState is what the last look at the settings of stream and consumers found.
+// settingsState is what the keeper last found wrong with the settings of stream and consumers.
 type settingsState struct {
 	mu  sync.Mutex
 	err error
@@ -63,37 +63,38 @@ func text(err error) string {
 	return err.Error()
 }
 
-// keeper looks after the stream as a whole. Every worker runs one; what they do is safe to do twice.
+// keeper watches the stream as a whole. Every worker runs one. All that a keeper does is safe to do twice.
 type keeper struct {
 	*Runner
 	owners  *owners
 	metrics *keeperMetrics
-	warned  map[string]string // what was said last, by what it is about
+	warned  map[string]string // last error that was logged, by topic
 	swept   *sweeper
 }
 
 // round is what one look at the stream found.
 type round struct {
 	view   *View
-	owners map[string]owner // by subject of the stream
+	owners map[string]owner // by subject
 }
 
-// owner says who takes a subject's events, and since when nobody does.
+// owner says who takes the events of a subject, and since when nobody does.
 type owner struct {
 	Ownership
 	since time.Time
-	seen  time.Time // since when this process has seen that nobody does
+	seen  time.Time // since when this process has seen it
 }
 
 func newKeeper(r *Runner) *keeper {
 	quiet := max(r.cfg.AckWait, r.cfg.HandleTimeout) + 2*r.cfg.PullExpiry
 	return &keeper{
-		Runner: r, owners: newOwners(r.cfg.Models, quiet), metrics: r.cfg.Metrics.keeper, warned: map[string]string{}, swept: newSweeper(r),
+		Runner: r, owners: newOwners(r.cfg.Models, quiet), metrics: r.cfg.Metrics.keeper, warned: map[string]string{},
+		swept: newSweeper(r),
 	}
 }
 
-// run looks at the stream at an interval until ctx ends. What is found is swept in a goroutine of its own, which waits
-// while a dependency is away; the looking goes on.
+// run looks at the stream at an interval until ctx ends. A goroutine of its own sweeps what was found, because it waits
+// while a dependency is away.
 func (k *keeper) run(ctx, work context.Context) {
 	rounds := make(chan round, 1)
 	var sweeping sync.WaitGroup
@@ -116,11 +117,11 @@ func (k *keeper) run(ctx, work context.Context) {
 	}
 }
 
-// slowestLooks bounds the wait after a slow look: it may have been slow because an answer was lost and asked for again.
+// slowestLooks bounds the wait after a slow look. The look may have been slow because a request had to be sent again.
 const slowestLooks = 30 * time.Second
 
-// untilNextLook returns how long to wait after a look. A stream with very many subjects takes long to look at, so it is
-// looked at less often. A look that failed only waited for answers.
+// untilNextLook returns how long to wait after a look. If a look takes long, as on a stream with very many subjects,
+// looks are less frequent. A look that failed only waited for answers.
 func untilNextLook(interval, took time.Duration, looked bool) time.Duration {
 	if !looked {
 		return interval
@@ -128,14 +129,14 @@ func untilNextLook(interval, took time.Duration, looked bool) time.Duration {
 	return max(interval, min(10*took, slowestLooks))
 }
 
-// once looks at the stream and hands what it found to the sweeper, unless that is still busy with an earlier round. It
-// reports whether the look succeeded.
+// once looks at the stream and hands the result to the sweeper, unless that is busy with an earlier round. It reports
+// whether the look succeeded.
 func (k *keeper) once(ctx context.Context, rounds chan<- round) bool {
 	if !k.js.Conn().IsConnected() {
 		return false
 	}
 	r, err := k.look(ctx)
-	if errors.Is(err, jetstream.ErrStreamNotFound) || ctx.Err() != nil { // the loops make it
+	if errors.Is(err, jetstream.ErrStreamNotFound) || ctx.Err() != nil { // the loops create it
 		return false
 	}
 	if k.changed("keeper", err) && err != nil {
@@ -152,16 +153,17 @@ func (k *keeper) once(ctx context.Context, rounds chan<- round) bool {
 	return true
 }
 
-// tell reports whether what is said about a thing has changed.
+// changed reports whether err is another than last time for the same topic.
 func (k *keeper) changed(about string, err error) bool {
 	was, said := k.warned[about], text(err)
 	k.warned[about] = said
 	return was != said
 }
 
-// look asks the server, checks every setting, and sets the metrics.
+// look reads stream and consumers from the server, checks their settings, and sets the metrics.
 func (k *keeper) look(ctx context.Context) (round, error) {
-	ctx, cancel := context.WithTimeoutCause(ctx, 30*time.Second, errors.New("reading the stream and its consumers timed out after 30s"))
+	ctx, cancel := context.WithTimeoutCause(ctx, 30*time.Second,
+		errors.New("reading the stream and its consumers timed out after 30s"))
 	defer cancel()
 	v, err := ReadView(ctx, k.js, k.cfg.Stream.Name)
 	if err != nil {
@@ -180,8 +182,8 @@ func (k *keeper) look(ctx context.Context) (round, error) {
 	return r, k.measure(ctx, r)
 }
 
-// check holds the settings of streams and consumers against the rules. On a violation nothing is pulled until it is gone.
-// A nil advisories means that their stream does not exist yet.
+// check checks the settings of streams and consumers. Nothing is pulled until they are good. Advisories is nil if the
+// stream of advisories does not exist yet.
 func (k *keeper) check(ctx context.Context, v *View, advisories *jetstream.StreamConfig) {
 	errs := []error{k.cfg.checkStream(v.Config), k.checkConsumers(ctx, v)}
 	if advisories != nil {
@@ -196,7 +198,7 @@ func (k *keeper) check(ctx context.Context, v *View, advisories *jetstream.Strea
 		}
 	}
 	if err != nil {
-		k.gate.check(ctx) // in each round: the one before may have run out of time
+		k.gate.check(ctx) // in each round, because the last check may have timed out
 	}
 	for _, w := range weaknesses(v.Config) {
 		if k.changed(w, errors.New(w)) {
@@ -210,7 +212,7 @@ func (k *keeper) check(ctx context.Context, v *View, advisories *jetstream.Strea
 	}
 }
 
-// advisories returns the settings of the stream of advisories, nil before the loops that read it have made it.
+// advisories returns the settings of the stream of advisories, or nil if it does not exist yet.
 func (k *keeper) advisories(ctx context.Context) (*jetstream.StreamConfig, error) {
 	stream, err := k.js.Stream(ctx, AdvisoryStream(k.cfg.Stream.Name))
 	if errors.Is(err, jetstream.ErrStreamNotFound) {
@@ -222,13 +224,14 @@ func (k *keeper) advisories(ctx context.Context) (*jetstream.StreamConfig, error
 	return &stream.CachedInfo().Config, nil
 }
 
-// checkConsumers looks at the consumers of this worker's models. It restores what the server lets it restore.
+// checkConsumers checks the consumers of this worker's models. It restores the settings that the server allows to
+// change.
 func (k *keeper) checkConsumers(ctx context.Context, v *View) error {
 	var errs []error
 	for _, model := range k.cfg.Models {
 		c, ok := v.Consumers[Durable(model)]
 		if !ok {
-			continue // its loop makes it anew
+			continue // its loop creates it
 		}
 		err := checkConsumer(c.Config, schema.SubjectGeneration(model))
 		if err == nil {
@@ -271,14 +274,14 @@ func (k *keeper) measure(ctx context.Context, r round) error {
 	return errors.Join(errs...)
 }
 
-// oldest returns the age of the oldest message that the consumer still has to bring to a verdict.
+// oldest returns the age of the oldest message of a consumer that has no verdict yet.
 func (k *keeper) oldest(ctx context.Context, v *View, c jetstream.ConsumerInfo, subject string) (time.Duration, error) {
 	if c.NumPending == 0 && c.NumAckPending == 0 {
 		return 0, nil
 	}
 	m, err := ReadNext(ctx, k.js, k.cfg.Stream.Name, max(c.AckFloor.Stream+1, v.State.FirstSeq), subject)
 	if errors.Is(err, jetstream.ErrMsgNotFound) {
-		return 0, nil // settled meanwhile
+		return 0, nil // it was settled in between
 	}
 	if err != nil {
 		return 0, err
@@ -300,7 +303,7 @@ func (k *keeper) orphans(ctx context.Context, v *View, c jetstream.ConsumerInfo,
 	return max(n-dead, 0), err
 }
 
-// report logs once what has changed about a model that is not this worker's, and any pause.
+// report logs when events of a model become orphaned or its consumer is paused, and when that ends.
 func (k *keeper) report(model string, c jetstream.ConsumerInfo, ownership Ownership, orphans int) {
 	var err error
 	if ownership == Orphaned && orphans > 0 {
@@ -308,7 +311,8 @@ func (k *keeper) report(model string, c jetstream.ConsumerInfo, ownership Owners
 	}
 	switch changed := k.changed("orphan "+model, err); {
 	case changed && err != nil:
-		k.log.Error("events are orphaned: nobody pulls them", "model", model, "consumer", c.Name, "events", orphans, "dead_letters_after", k.cfg.OrphanGrace)
+		k.log.Error("events are orphaned: nobody pulls them", "model", model, "consumer", c.Name,
+			"events", orphans, "dead_letters_after", k.cfg.OrphanGrace)
 	case changed:
 		k.log.Info("events are no longer orphaned", "model", model)
 	}
@@ -318,13 +322,14 @@ func (k *keeper) report(model string, c jetstream.ConsumerInfo, ownership Owners
 	}
 	switch changed := k.changed("pause "+model, err); {
 	case changed && err != nil:
-		k.log.Error("a consumer is paused: its events wait", "model", model, "consumer", c.Name, "remaining", c.PauseRemaining)
+		k.log.Error("a consumer is paused: its events wait", "model", model, "consumer", c.Name,
+			"remaining", c.PauseRemaining)
 	case changed:
 		k.log.Info("a consumer is no longer paused", "model", model)
 	}
 }
 
-// subjects returns the subjects of the round in order.
+// subjects returns the subjects of the round in alphabetical order.
 func (r round) subjects() []string {
 	list := make([]string, 0, len(r.owners))
 	for s := range r.owners {

@@ -8,7 +8,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promauto"
 )
 
-// keeperMetrics says how the stream and its consumers stand, by the server's numbers.
+// keeperMetrics are the metrics of the stream and its consumers, from the server's numbers.
 type keeperMetrics struct {
 	messages, bytes, full       prometheus.Gauge
 	pending, ackPending, oldest *prometheus.GaugeVec
@@ -81,7 +81,7 @@ func (m *keeperMetrics) consumer(model string, c jetstream.ConsumerInfo, oldest 
 	m.paused.WithLabelValues(model).Set(paused)
 }
 
-// forget drops the series of models whose consumers are gone.
+// forget deletes the series of models whose consumers are gone.
 func (m *keeperMetrics) forget(models map[string]bool) {
 	for model := range m.models {
 		if !models[model] {

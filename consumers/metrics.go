@@ -8,7 +8,7 @@ import (
 	"github.com/decuwatch/decuwatch/schema"
 )
 
-// Metrics counts what the consumers do.
+// Metrics are the metrics of a [Runner].
 type Metrics struct {
 	redeliveries *prometheus.CounterVec
 	deadLetters  *prometheus.CounterVec

@@ -10,18 +10,18 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 )
 
-// View is what the server says about the stream of events and its consumers at one moment.
+// View is the state of the stream of events and its consumers at one moment.
 type View struct {
 	Time      time.Time // when the consumers were listed, by the server's clock
-	Created   time.Time // when the stream was made: a stream that is made anew counts from 1 again
+	Created   time.Time // when the stream was created; a new stream starts at sequence 1
 	Config    jetstream.StreamConfig
-	State     jetstream.StreamState // from before the consumers were listed, with the number of messages of each subject
+	State     jetstream.StreamState // read before the consumers, with the messages of each subject
 	Consumers map[string]jetstream.ConsumerInfo
-	Missing   []string // consumers of which the server knows no more than the name at this moment
+	Missing   []string // consumers whose state the server did not know
 }
 
-// ReadView asks the server for the stream, then for its consumers. An answer that is not complete is an error; the
-// consumers that the server itself could not ask are in Missing.
+// ReadView reads the stream, then its consumers. An incomplete answer is an error. Consumers whose state the server
+// does not know are in Missing.
 func ReadView(ctx context.Context, js jetstream.JetStream, name string) (*View, error) {
 	var info *jetstream.StreamInfo
 	err := withRetry(ctx, func(ctx context.Context) error {
@@ -35,7 +35,10 @@ func ReadView(ctx context.Context, js jetstream.JetStream, name string) (*View, 
 	if err != nil {
 		return nil, fmt.Errorf("read stream %s: %w", name, err)
 	}
-	v := &View{Time: info.TimeStamp, Created: info.Created, Config: info.Config, State: info.State, Consumers: map[string]jetstream.ConsumerInfo{}}
+	v := &View{
+		Time: info.TimeStamp, Created: info.Created, Config: info.Config, State: info.State,
+		Consumers: map[string]jetstream.ConsumerInfo{},
+	}
 	for offset, total := 0, 1; offset < total; {
 		var page struct {
 			answer
@@ -73,14 +76,14 @@ type Ownership string
 // Kinds of ownership.
 const (
 	Owned    Ownership = "owned"    // somebody pulls from the model's consumer
-	Orphaned Ownership = "orphaned" // the consumer stands, and nobody pulls the subject's events from it
+	Orphaned Ownership = "orphaned" // the model has a consumer, but nobody pulls from it
 	Unowned  Ownership = "unowned"  // the model has no consumer
-	Unknown  Ownership = "unknown"  // the server could not say
+	Unknown  Ownership = "unknown"  // the server did not know
 )
 
-// Owner says who takes the events of a subject, and since when, by the server's clock, nobody does. A consumer counts as
-// pulled from while a request for messages waits at the server, and for the time quiet after the last sign of it: a worker
-// whose hands are full asks for nothing.
+// Owner says who takes the events of a subject, and since when, by the server's clock, nobody does. Somebody pulls from
+// a consumer if a request for messages waits at the server, or if the last sign of a worker is less than quiet ago: a
+// worker with all its slots in use requests nothing.
 func (v *View) Owner(subject string, quiet time.Duration) (Ownership, time.Time) {
 	name := Durable(strings.TrimPrefix(subject, subjectPrefix))
 	for _, missing := range v.Missing {
@@ -99,7 +102,7 @@ func (v *View) Owner(subject string, quiet time.Duration) (Ownership, time.Time)
 	return Orphaned, last
 }
 
-// takes reports whether a consumer is one from which a worker would pull the subject's events.
+// takes reports whether workers would pull the subject's events from the consumer.
 func takes(c jetstream.ConsumerConfig, subject string) bool {
 	filters := c.FilterSubjects
 	if c.FilterSubject != "" {
@@ -108,7 +111,7 @@ func takes(c jetstream.ConsumerConfig, subject string) bool {
 	return c.Durable != "" && c.DeliverSubject == "" && len(filters) == 1 && filters[0] == subject
 }
 
-// lastSign is the last moment at which somebody is known to have used the consumer.
+// lastSign returns when somebody last used the consumer.
 func lastSign(c jetstream.ConsumerInfo) time.Time {
 	last := c.Created
 	for _, t := range []*time.Time{c.Delivered.Last, c.AckFloor.Last} {
@@ -119,7 +122,7 @@ func lastSign(c jetstream.ConsumerInfo) time.Time {
 	return last
 }
 
-// Floor returns the sequence up to which a consumer has nothing left to do: all its messages until there are acknowledged.
+// Floor returns the sequence number up to which all messages of a consumer are acknowledged.
 func (v *View) Floor(c jetstream.ConsumerInfo) uint64 {
 	if c.NumPending == 0 && c.NumAckPending == 0 {
 		return max(v.State.LastSeq, c.AckFloor.Stream)
@@ -127,8 +130,8 @@ func (v *View) Floor(c jetstream.ConsumerInfo) uint64 {
 	return c.AckFloor.Stream
 }
 
-// LowestFloor returns the sequence up to which no consumer of the stream has anything left to do. It is 0 if a consumer
-// could not be asked.
+// LowestFloor returns the sequence number up to which all messages of all consumers are acknowledged, or 0 if the state
+// of a consumer is unknown.
 func (v *View) LowestFloor() uint64 {
 	if len(v.Missing) > 0 {
 		return 0
@@ -142,18 +145,19 @@ func (v *View) LowestFloor() uint64 {
 	return min(floor, v.State.LastSeq)
 }
 
-// owners remembers what single views cannot tell.
+// owners combines views: it remembers what a single view does not show.
 type owners struct {
 	own    map[string]bool      // models of this process
 	quiet  time.Duration        // see View.Owner
 	pulled map[string]time.Time // by subject: when somebody was last seen to pull, by the server's clock
 	absent map[string]time.Time // by subject: since when it has no consumer, by the server's clock
-	idle   map[string]time.Time // by subject: since when this process sees that nobody pulls, by the server's clock
+	idle   map[string]time.Time // by subject: since when this process has seen that nobody pulls, by the server's clock
 }
 
 func newOwners(models []string, quiet time.Duration) *owners {
 	o := &owners{
-		own: map[string]bool{}, quiet: quiet, pulled: map[string]time.Time{}, absent: map[string]time.Time{}, idle: map[string]time.Time{},
+		own: map[string]bool{}, quiet: quiet, pulled: map[string]time.Time{}, absent: map[string]time.Time{},
+		idle: map[string]time.Time{},
 	}
 	for _, m := range models {
 		o.own[m] = true
@@ -161,8 +165,8 @@ func newOwners(models []string, quiet time.Duration) *owners {
 	return o
 }
 
-// of says who takes the subject's events, and since when nobody does. The models of this process are owned, even before
-// their consumers stand.
+// of says who takes the subject's events, and since when nobody does. The models of this process are owned, even if
+// they have no consumer yet.
 func (o *owners) of(v *View, subject string) owner {
 	if o.own[strings.TrimPrefix(subject, subjectPrefix)] {
 		return owner{Ownership: Owned}
@@ -176,17 +180,18 @@ func (o *owners) of(v *View, subject string) owner {
 		o.idle[subject] = v.Time
 	}
 	seen := o.idle[subject]
-	if c := v.Consumers[Durable(strings.TrimPrefix(subject, subjectPrefix))]; c.Delivered.Last == nil && c.AckFloor.Last == nil {
-		since = seen // a server that was restarted, or a new leader, has forgotten when the consumer was used
+	c := v.Consumers[Durable(strings.TrimPrefix(subject, subjectPrefix))]
+	if c.Delivered.Last == nil && c.AckFloor.Last == nil {
+		since = seen // a restarted server, or a new leader, does not know when the consumer was used
 	}
 	return owner{Ownership: ownership, since: since, seen: seen}
 }
 
-// at is of by the view and by when somebody was last seen to pull.
+// at is like of, by the view and by when somebody was last seen to pull.
 func (o *owners) at(v *View, subject string) (Ownership, time.Time) {
 	ownership, since := v.Owner(subject, o.quiet)
 	if ownership == Unowned {
-		// The consumer may have been deleted a moment ago, with events on it that are older.
+		// The consumer may just have been deleted, with older events on it.
 		if _, ok := o.absent[subject]; !ok {
 			o.absent[subject] = v.Time
 		}
@@ -205,7 +210,7 @@ func (o *owners) at(v *View, subject string) (Ownership, time.Time) {
 	return ownership, since
 }
 
-// forget drops what is remembered of subjects that have left the stream.
+// forget removes subjects that have left the stream.
 func (o *owners) forget(v *View) {
 	for _, m := range []map[string]time.Time{o.pulled, o.absent, o.idle} {
 		for subject := range m {

@@ -9,15 +9,15 @@ import (
 	"time"
 )
 
-// pulling knows whether the loops take messages. Its zero value says that they have not begun.
+// pulling knows whether the loops pull messages. Its zero value says that they have not started.
 type pulling struct {
 	mu    sync.Mutex
 	loops map[string]pull
 }
 
-// pull is how one loop fares.
+// pull is the state of one loop.
 type pull struct {
-	err   error     // what keeps it from pulling; nil while it pulls
+	err   error     // why it does not pull; nil while it pulls
 	since time.Time // of err
 }
 
@@ -26,7 +26,7 @@ var (
 	errPaused     = errors.New("is paused because a dependency is away")
 )
 
-// err returns nil if every loop pulls, else what keeps each of the others from it.
+// err returns nil if every loop pulls. The error says why each of the other loops does not.
 func (p *pulling) err() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -42,14 +42,14 @@ func (p *pulling) err() error {
 	return errors.Join(errs...)
 }
 
-// set says how a loop fares.
+// set sets the state of a loop.
 func (p *pulling) set(name string, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.note(name, err)
 }
 
-// note is set for callers that hold the mutex.
+// note is like set, for callers that have locked the mutex.
 func (p *pulling) note(name string, err error) {
 	if p.loops == nil {
 		p.loops = map[string]pull{}
@@ -62,7 +62,7 @@ func (p *pulling) note(name string, err error) {
 	p.loops[name] = l
 }
 
-// begin says that a loop has asked for messages: it pulls, unless the returned function is called at once.
+// begin says that a loop has requested messages. It pulls, unless the request ends at once.
 func (p *pulling) begin(name string) (end func()) {
 	const settled = 500 * time.Millisecond
 	ended := false

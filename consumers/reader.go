@@ -24,9 +24,11 @@ type message struct {
 	delivered int // 1 for the first delivery
 }
 
-// delivery returns where the message came from.
+// delivery returns the identity of the delivery.
 func (m *message) delivery() schema.Delivery {
-	return schema.Delivery{Stream: m.stream, Sequence: m.Sequence, Time: m.Time.UTC(), Delivered: m.delivered, Digest: m.Digest()}
+	return schema.Delivery{
+		Stream: m.stream, Sequence: m.Sequence, Time: m.Time.UTC(), Delivered: m.delivered, Digest: m.Digest(),
+	}
 }
 
 // acknowledger tells the server what becomes of one delivery.
@@ -37,17 +39,19 @@ type acknowledger interface {
 	term(reason string) error            // never deliver it again
 }
 
-// source is where the messages of one loop come from.
+// source delivers the messages of one loop.
 type source interface {
-	// pull asks for n messages and calls take with each, until n came, the request expired, or ctx ended. Messages that
-	// are on their way when ctx ends are still taken: dropped, they would be silent until AckWait has passed.
+	// pull requests n messages and calls take with each, until n came, the request expired, or ctx ended. Messages that
+	// are on their way when ctx ends are still taken. Otherwise the server would wait for AckWait before it delivered them
+	// again.
 	pull(ctx context.Context, n int, take func(*message)) error
 }
 
 // puller pulls from a durable consumer through a core NATS subscription.
 //
-// The readers of the jetstream package take a message for a status of the server if its headers say so, and a producer
-// controls the headers. Here the reply subject decides: every stored message has one of the form $JS.ACK.>, no status has.
+// The readers of package jetstream recognize a status of the server by its headers, but a producer controls the headers
+// of a message. The puller looks at the reply subject: that of a stored message starts with $JS.ACK., that of a status
+// does not.
 type puller struct {
 	nc       *nats.Conn
 	stream   string
@@ -58,8 +62,8 @@ type puller struct {
 
 const (
 	ackPrefix    = "$JS.ACK."
-	statusSpare  = 64          // room for status messages, so that they displace no message
-	drainTimeout = time.Second // for the server's answer that nothing more is on its way
+	statusSpare  = 64          // room for status messages beside the messages
+	drainTimeout = time.Second // for the server's answer that no more messages are on their way
 )
 
 func (p *puller) pull(ctx context.Context, n int, take func(*message)) error {
@@ -77,7 +81,8 @@ func (p *puller) pull(ctx context.Context, n int, take func(*message)) error {
 		Heartbeat time.Duration `json:"idle_heartbeat"`
 	}{n, p.expiry, heartbeat})
 	if err == nil {
-		err = p.nc.PublishRequest(jetstream.DefaultAPIPrefix+"CONSUMER.MSG.NEXT."+p.stream+"."+p.consumer, sub.Subject, request)
+		api := jetstream.DefaultAPIPrefix + "CONSUMER.MSG.NEXT." + p.stream + "." + p.consumer
+		err = p.nc.PublishRequest(api, sub.Subject, request)
 	}
 	silence := time.NewTimer(2*heartbeat + time.Second)
 	defer silence.Stop()
@@ -110,7 +115,7 @@ func (p *puller) pull(ctx context.Context, n int, take func(*message)) error {
 	return nil
 }
 
-// drain ends the request and takes what the server had sent by then.
+// drain ends the request and takes what the server has sent by then.
 //
 //nolint:contextcheck // it runs after the caller's context has ended
 func (p *puller) drain(sub *nats.Subscription, arrived <-chan *nats.Msg, take func(*message)) error {
@@ -118,7 +123,7 @@ func (p *puller) drain(sub *nats.Subscription, arrived <-chan *nats.Msg, take fu
 	ctx, cancel := context.WithTimeout(context.Background(), drainTimeout)
 	defer cancel()
 	if p.nc.IsConnected() {
-		// The server answers after everything that it sent before. Without an answer, what comes later is delivered again.
+		// The server answers after everything that it sent before. If it does not answer, it delivers later messages again.
 		_ = p.nc.FlushWithContext(ctx)
 	}
 	for {
@@ -133,12 +138,13 @@ func (p *puller) drain(sub *nats.Subscription, arrived <-chan *nats.Msg, take fu
 	}
 }
 
-// unsubscribe ends sub, if there is something left to end.
+// unsubscribe ends sub, if it has not ended.
 func unsubscribe(sub *nats.Subscription) error { return ignoreClosed(sub.Unsubscribe()) }
 
-// ignoreClosed drops the errors that say that there is nothing left to end.
+// ignoreClosed drops errors that say that the connection or the subscription has ended already.
 func ignoreClosed(err error) error {
-	if errors.Is(err, nats.ErrConnectionClosed) || errors.Is(err, nats.ErrBadSubscription) || errors.Is(err, nats.ErrConnectionReconnecting) {
+	if errors.Is(err, nats.ErrConnectionClosed) || errors.Is(err, nats.ErrBadSubscription) ||
+		errors.Is(err, nats.ErrConnectionReconnecting) {
 		return nil
 	}
 	return err
@@ -151,7 +157,8 @@ func (p *puller) message(msg *nats.Msg) *message {
 	}
 	m, err := parseAck(msg.Reply)
 	if err != nil || m.stream != p.stream {
-		p.log.Error("message with a reply subject of another form", "consumer", p.consumer, "reply", clean(msg.Reply), "err", err)
+		p.log.Error("unexpected reply subject of a message",
+			"consumer", p.consumer, "reply", clean(msg.Reply), "err", err)
 		return nil
 	}
 	m.Subject, m.Header, m.Payload = msg.Subject, msg.Header, msg.Data
@@ -161,8 +168,7 @@ func (p *puller) message(msg *nats.Msg) *message {
 	return m
 }
 
-// parseAck reads what the reply subject of a delivery says, in the server's form with 9 tokens or, with domain and
-// account, with at least 11.
+// parseAck parses the reply subject of a delivery. It has 9 tokens, or at least 11 with domain and account.
 func parseAck(reply string) (*message, error) {
 	tokens := strings.Split(reply, ".")
 	switch {
@@ -184,7 +190,7 @@ func parseAck(reply string) (*message, error) {
 	}, nil
 }
 
-// status reads a status of the server: whether it ends the request as it should, or why the request failed.
+// status reads a status of the server. Ended says that the request ended as it should; the error says why it failed.
 func status(msg *nats.Msg) (ended bool, err error) {
 	code, description := msg.Header.Get("Status"), msg.Header.Get("Description")
 	switch code {

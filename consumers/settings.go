@@ -9,18 +9,18 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 )
 
-// ErrStreamConfig is returned by [EnsureStream] and [Run] if a stream exists whose settings can erase, replace, expire or
-// add messages. Its text names the setting, its value, and what is allowed.
+// ErrStreamConfig is returned by [EnsureStream] and [Runner.Run] if a stream exists whose settings can erase, replace,
+// expire or add messages. Its text names the setting, its value, and what is allowed.
 var ErrStreamConfig = errors.New("consumers: the stream's settings would lose events")
 
-// ErrConsumerConfig says that a model's consumer has settings under which it would not get the model's events. The worker
-// restores them if the server lets it, and else stops pulling.
+// ErrConsumerConfig is wrapped by the error of [Runner.Settings] if a model's consumer has settings with which it would
+// not get all events of the model, and the server does not let the worker restore them.
 var ErrConsumerConfig = errors.New("consumers: the consumer's settings would lose events")
 
 // minMaxAge is the shortest max_age that a stream of events may have.
 const minMaxAge = time.Minute
 
-// setting is a rule on one setting of a stream, under the name that the server and its command line use.
+// setting is a rule about one setting of a stream. Its name is the one in the server's API.
 type setting struct {
 	name    string
 	value   func(jetstream.StreamConfig) any
@@ -28,13 +28,14 @@ type setting struct {
 	ok      func(jetstream.StreamConfig) bool
 }
 
-// off is a rule on a setting that must not be set.
+// off is the rule that a setting must not be set.
 func off(name string, value func(jetstream.StreamConfig) bool) setting {
-	return setting{name, func(c jetstream.StreamConfig) any { return value(c) }, "false", func(c jetstream.StreamConfig) bool { return !value(c) }}
+	return setting{name, func(c jetstream.StreamConfig) any { return value(c) }, "false",
+		func(c jetstream.StreamConfig) bool { return !value(c) }}
 }
 
-// eventSettings are the settings of the stream of events under which an acknowledged event can be lost, or a message
-// can appear that no producer published. A test holds them against every field of the server's configuration.
+// eventSettings are the settings of the stream of events with which an acknowledged event can be lost, or a message can
+// appear that no producer published. A test compares them with all fields of the server's configuration.
 var eventSettings = append([]setting{
 	{"subjects", func(c jetstream.StreamConfig) any { return c.Subjects }, fmt.Sprintf("%q alone", subjectPrefix+">"),
 		func(c jetstream.StreamConfig) bool { return slices.Equal(c.Subjects, []string{subjectPrefix + ">"}) }},
@@ -42,21 +43,24 @@ var eventSettings = append([]setting{
 		func(c jetstream.StreamConfig) bool { return c.Retention == jetstream.LimitsPolicy }},
 	{"discard", func(c jetstream.StreamConfig) any { return c.Discard }, "new",
 		func(c jetstream.StreamConfig) bool { return c.Discard == jetstream.DiscardNew }},
-	{"max_msgs_per_subject", func(c jetstream.StreamConfig) any { return c.MaxMsgsPerSubject }, "unlimited, unless discard_new_per_subject is set",
+	{"max_msgs_per_subject", func(c jetstream.StreamConfig) any { return c.MaxMsgsPerSubject },
+		"unlimited, unless discard_new_per_subject is set",
 		func(c jetstream.StreamConfig) bool { return c.MaxMsgsPerSubject <= 0 || c.DiscardNewPerSubject }},
-	{"max_age", func(c jetstream.StreamConfig) any { return c.MaxAge }, fmt.Sprintf("0 (unlimited) or at least %s", minMaxAge),
+	{"max_age", func(c jetstream.StreamConfig) any { return c.MaxAge },
+		fmt.Sprintf("0 (unlimited) or at least %s", minMaxAge),
 		func(c jetstream.StreamConfig) bool { return c.MaxAge == 0 || c.MaxAge >= minMaxAge }},
 }, everyStream...)
 
-// advisorySettings are those of the stream of the server's advisories, which may drop its oldest messages.
+// advisorySettings are the settings of the stream of the server's advisories, which may drop its oldest messages.
 var advisorySettings = append([]setting{
 	{"retention", func(c jetstream.StreamConfig) any { return c.Retention }, "limits",
 		func(c jetstream.StreamConfig) bool { return c.Retention == jetstream.LimitsPolicy }},
-	{"max_age", func(c jetstream.StreamConfig) any { return c.MaxAge }, fmt.Sprintf("0 (unlimited) or at least %s", minMaxAge),
+	{"max_age", func(c jetstream.StreamConfig) any { return c.MaxAge },
+		fmt.Sprintf("0 (unlimited) or at least %s", minMaxAge),
 		func(c jetstream.StreamConfig) bool { return c.MaxAge == 0 || c.MaxAge >= minMaxAge }},
 }, everyStream...)
 
-// everyStream are settings that no stream of ours may have.
+// everyStream are the settings that all streams share.
 var everyStream = []setting{
 	{"storage", func(c jetstream.StreamConfig) any { return c.Storage }, "file",
 		func(c jetstream.StreamConfig) bool { return c.Storage == jetstream.FileStorage }},
@@ -86,27 +90,30 @@ func checkSettings(c jetstream.StreamConfig, rules []setting) error {
 	var errs []error
 	for _, s := range rules {
 		if !s.ok(c) {
-			errs = append(errs, fmt.Errorf("%w: stream %s: %s is %v, must be %s", ErrStreamConfig, c.Name, s.name, s.value(c), s.allowed))
+			errs = append(errs, fmt.Errorf("%w: stream %s: %s is %v, must be %s",
+				ErrStreamConfig, c.Name, s.name, s.value(c), s.allowed))
 		}
 	}
 	return errors.Join(errs...)
 }
 
-// checkStream holds the stream of events against the rules and against the settings of this worker.
+// checkStream checks the stream of events, also against the settings of this worker.
 func (c Config) checkStream(s jetstream.StreamConfig) error {
 	err := checkSettings(s, eventSettings)
 	if s.MaxAge > 0 && s.MaxAge <= c.OrphanGrace {
-		err = errors.Join(err, fmt.Errorf("%w: stream %s: max_age is %s, must be above consumers.orphan-grace, %s: an orphaned event would expire before it becomes a dead letter",
+		err = errors.Join(err, fmt.Errorf("%w: stream %s: max_age is %s, must be above consumers.orphan-grace, %s: "+
+			"an orphaned event would expire before it becomes a dead letter",
 			ErrStreamConfig, s.Name, s.MaxAge, c.OrphanGrace))
 	}
 	if limit := s.ConsumerLimits.MaxAckPending; limit > 0 && limit < c.maxAckPending() {
-		err = errors.Join(err, fmt.Errorf("%w: stream %s: consumer_limits.max_ack_pending is %d, must be 0 or at least %d: no consumer can be made",
+		err = errors.Join(err, fmt.Errorf("%w: stream %s: consumer_limits.max_ack_pending is %d, "+
+			"must be 0 or at least %d: no consumer can be made",
 			ErrStreamConfig, s.Name, limit, c.maxAckPending()))
 	}
 	return err
 }
 
-// weaknesses returns what an operator should know of a stream that is accepted.
+// weaknesses returns what an operator should know about a stream that is accepted.
 func weaknesses(c jetstream.StreamConfig) []string {
 	var list []string
 	if !c.DenyDelete {
@@ -143,8 +150,8 @@ func transformText(t *jetstream.SubjectTransformConfig) string {
 	return fmt.Sprintf("%q to %q", t.Source, t.Destination)
 }
 
-// checkConsumer returns an error that names each setting of a consumer with which it would skip events, acknowledge them
-// unseen, give them to nobody, or be forgotten. A pause is an operator's act and is reported separately.
+// checkConsumer returns an error that names each setting with which a consumer would skip events, acknowledge them
+// unseen, give them to nobody, or be deleted. A pause is an operator's decision and is reported separately.
 func checkConsumer(got jetstream.ConsumerConfig, subject string) error {
 	filters := got.FilterSubjects
 	if got.FilterSubject != "" {
@@ -171,7 +178,8 @@ func checkConsumer(got jetstream.ConsumerConfig, subject string) error {
 		{"rate_limit_bps", got.RateLimit, 0, got.RateLimit == 0},
 	} {
 		if !s.ok {
-			errs = append(errs, fmt.Errorf("%w: consumer %s: %s is %v, must be %v", ErrConsumerConfig, got.Durable, s.name, s.got, s.want))
+			errs = append(errs, fmt.Errorf("%w: consumer %s: %s is %v, must be %v",
+				ErrConsumerConfig, got.Durable, s.name, s.got, s.want))
 		}
 	}
 	return errors.Join(errs...)

@@ -13,27 +13,28 @@ import (
 	"github.com/decuwatch/decuwatch/schema"
 )
 
-// Stored is one message of a stream, read by its sequence number.
+// Stored is one message of a stream, as it is read by its sequence number.
 type Stored struct {
 	Subject  string
 	Sequence uint64
 	Time     time.Time           // when the stream stored it, by the server's clock
-	Header   map[string][]string // nil if there is none, or if the block cannot be read
+	Header   map[string][]string // nil if there is no header, or if it cannot be read
 	Payload  []byte
 
-	Unreadable bool // there is a header block, and it cannot be read
+	Unreadable bool // the message has a header that cannot be read
 }
 
-// Digest returns the message's digest, as [schema.Digest] defines it. An unreadable header block does not count.
+// Digest returns the message's digest, see [schema.Digest]. An unreadable header does not count.
 func (s Stored) Digest() string { return schema.Digest(s.Header, s.Payload) }
 
-// ReadStored reads the first message of the stream whose sequence is at least sequence (next) or exactly sequence. The
-// error is [jetstream.ErrMsgNotFound] if there is no such message.
+// ReadStored reads the message with the given sequence number, or, if next is set, the first message from that number
+// on. The error is [jetstream.ErrMsgNotFound] if there is no such message.
 //
 // It asks the stream's leader and reads the answer as JSON. Readers that deliver the message itself (pull consumers,
-// ordered consumers, direct gets) mix the producer's headers with the server's status lines, and a producer controls the
-// former.
-func ReadStored(ctx context.Context, js jetstream.JetStream, stream string, sequence uint64, next bool) (Stored, error) {
+// ordered consumers, direct gets) mix the server's status lines with the headers, which a producer controls.
+func ReadStored(
+	ctx context.Context, js jetstream.JetStream, stream string, sequence uint64, next bool,
+) (Stored, error) {
 	following := ""
 	if next {
 		following = ">"
@@ -41,13 +42,17 @@ func ReadStored(ctx context.Context, js jetstream.JetStream, stream string, sequ
 	return readStored(ctx, js, stream, sequence, following)
 }
 
-// ReadNext is ReadStored of the first message from a sequence number on whose subject matches the given one, which may hold
-// wildcards.
-func ReadNext(ctx context.Context, js jetstream.JetStream, stream string, sequence uint64, subject string) (Stored, error) {
+// ReadNext reads the first message from a sequence number on whose subject matches the given one, which may have
+// wildcards. Its errors are those of ReadStored.
+func ReadNext(
+	ctx context.Context, js jetstream.JetStream, stream string, sequence uint64, subject string,
+) (Stored, error) {
 	return readStored(ctx, js, stream, sequence, subject)
 }
 
-func readStored(ctx context.Context, js jetstream.JetStream, stream string, sequence uint64, following string) (Stored, error) {
+func readStored(
+	ctx context.Context, js jetstream.JetStream, stream string, sequence uint64, following string,
+) (Stored, error) {
 	request := struct {
 		Sequence uint64 `json:"seq"`
 		NextFor  string `json:"next_by_subj,omitempty"`

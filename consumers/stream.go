@@ -12,20 +12,20 @@ import (
 	"github.com/decuwatch/decuwatch/schema"
 )
 
-// Codes of JetStream's refusals of a stream for its size.
+// Codes of errors with which JetStream refuses a stream because of its size.
 const (
 	codeAccountLimits   jetstream.ErrorCode = 10002
 	codeStorageExceeded jetstream.ErrorCode = 10047
 )
 
-// NoRoom reports whether err is JetStream's refusal of a new stream that is larger than what the server, or the account,
-// has left. [Run] ends with such an error: it stays until an operator acts.
+// NoRoom reports whether err says that a new stream would be larger than what the server, or the account, has left.
+// [Runner.Run] returns such an error, because only an operator can help.
 func NoRoom(err error) bool {
 	var refusal *jetstream.APIError
 	return errors.As(err, &refusal) && (refusal.ErrorCode == codeAccountLimits || refusal.ErrorCode == codeStorageExceeded)
 }
 
-// subjectPrefix begins each subject of generation events; the model's name follows.
+// subjectPrefix begins each subject of generation events. The model's name follows.
 var subjectPrefix = schema.SubjectGeneration("")
 
 // Durable returns the name of the durable consumer of a model.
@@ -35,19 +35,21 @@ const (
 	durablePrefix = "decuwatch-"
 
 	durableTerminated = "terminated-decuwatch" // cannot be the name of a model's consumer
-	durableRetired    = "unowned-decuwatch"    // of earlier versions: nobody pulls from it any more
+	durableRetired    = "unowned-decuwatch"    // of earlier versions; nobody pulls from it
 )
 
-// maxConsumers bounds the consumers of a new stream: one for each model, and some that people make.
+// maxConsumers bounds the consumers of a new stream: one for each model, and some for people.
 const maxConsumers = 1024
 
-// AdvisoryStream returns the name of the stream that keeps the server's advisories about the given stream.
+// AdvisoryStream returns the name of the stream of the server's advisories about the given stream.
 func AdvisoryStream(stream string) string { return stream + "_ADVISORIES" }
 
-// EnsureStream creates the stream of generation events if it does not exist: on disk, kept by age, refusing new messages
-// rather than dropping old ones when full, messages of at most 64 KiB, no single message erased. A stream that exists is
-// left as its operator made it. If its settings can erase, replace, expire or add messages, the error is
-// [ErrStreamConfig].
+// EnsureStream creates the stream of generation events if it does not exist. The stream is on disk and keeps messages
+// by age. It refuses messages above 64 KiB, refuses new messages when it is full, and does not let anybody delete
+// single messages.
+//
+// A stream that exists is left as its operator made it. If its settings can erase, replace, expire or add messages, the
+// error is [ErrStreamConfig].
 func EnsureStream(ctx context.Context, js jetstream.JetStream, cfg StreamConfig) (jetstream.Stream, error) {
 	cfg = settings.WithDefaults(cfg)
 	stream, err := js.Stream(ctx, cfg.Name)

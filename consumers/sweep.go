@@ -15,29 +15,29 @@ import (
 )
 
 const (
-	sweepChunk       = 1000        // sequence numbers that are held against the ledger at once
-	sweepMost        = 200_000     // in one round
+	sweepChunk       = 1000        // sequence numbers that are compared with the ledger at once
+	sweepMost        = 200_000     // sequence numbers in one round
 	concurrentWrites = 16          // dead letters that are written at once
-	clockSpread      = time.Minute // by which the server's clock and the ledger's may differ
-	fullShare        = 0.75        // of the stream's limit, above which everything settled is purged
+	clockSpread      = time.Minute // maximum difference of the server's clock and the ledger's
+	fullShare        = 0.75        // share of the stream's limit above which all settled messages are purged
 
-	// What this process must itself have seen of an orphaned consumer. After an outage of everything, workers of other
-	// models may start first.
+	// How long this process must itself have seen that a consumer is orphaned. After an outage of everything, workers of
+	// other models may start first.
 	orphanWatch = 10 * time.Minute
 )
 
-// sweeper walks the stream: messages that nobody takes become dead letters, each sequence number is held against the
-// ledger, and what is settled is purged.
+// sweeper walks the stream: it makes dead letters of messages that nobody takes, compares each sequence number with the
+// ledger, and purges settled messages.
 type sweeper struct {
 	*Runner
-	settledTo map[string]uint64 // by subject that nobody takes: each of its messages up to here has its verdict
-	stranded  uint64            // message that was acknowledged and had no verdict in the last round
+	settledTo map[string]uint64 // by subject that nobody takes: all messages up to here have a verdict
+	stranded  uint64            // acknowledged message that had no verdict in the last round
 	restored  bool              // see setBack
 }
 
 func newSweeper(r *Runner) *sweeper { return &sweeper{Runner: r, settledTo: map[string]uint64{}} }
 
-// sweep does one round. What fails is tried again in the next.
+// sweep does one round. A step that fails is tried again in the next round.
 func (s *sweeper) sweep(ctx, work context.Context, r round) {
 	for _, step := range []func(context.Context, context.Context, round) error{s.deadLetterUntaken, s.account, s.purge} {
 		err := step(ctx, work, r)
@@ -66,27 +66,28 @@ func (s *sweeper) deadLetterUntaken(ctx, work context.Context, r round) error {
 	return errors.Join(errs...)
 }
 
-// nobody reports whether a subject's events are taken by nobody.
+// nobody reports whether nobody takes the subject's events.
 func (o owner) nobody() bool { return o.Ownership == Unowned || o.Ownership == Orphaned }
 
-// verdict returns the dead letter of a subject that nobody takes, and how long a message waits for it.
+// verdict returns the dead letter of a subject that nobody takes, and how long a message waits before it becomes one.
 func (s *sweeper) verdict(subject string, o owner, now time.Time) (decision, time.Duration) {
 	d := decision{action: deadLetter, field: "data.model"}
 	if o.Ownership == Orphaned {
 		d.kind = schema.KindOrphaned
-		d.reason = clean(fmt.Sprintf("nobody has pulled from the consumer %s for %s", Durable(strings.TrimPrefix(subject, subjectPrefix)), now.Sub(o.since).Round(time.Second)))
+		d.reason = clean(fmt.Sprintf("nobody has pulled from the consumer %s for %s",
+			Durable(strings.TrimPrefix(subject, subjectPrefix)), now.Sub(o.since).Round(time.Second)))
 		return d, s.cfg.OrphanGrace
 	}
 	d.kind, d.reason = schema.KindUnknownModel, clean(fmt.Sprintf("no consumer scores the subject %s", subject))
 	return d, s.cfg.UnownedGrace
 }
 
-// due reports whether nobody came for long enough.
+// due reports whether nobody has taken the subject's events for long enough.
 func (o owner) due(now time.Time, grace time.Duration) bool {
 	return now.Sub(o.since) >= grace && now.Sub(o.seen) >= min(grace, orphanWatch)
 }
 
-// deadLetterSubject makes dead letters of the subject's messages for which nobody came within the grace, oldest first.
+// deadLetterSubject makes dead letters of the subject's messages that have waited for the grace period, oldest first.
 func (s *sweeper) deadLetterSubject(ctx, work context.Context, r round, subject string, o owner) error {
 	d, grace := s.verdict(subject, o, r.view.Time)
 	if !o.due(r.view.Time, grace) {
@@ -123,7 +124,7 @@ func (s *sweeper) deadLetterSubject(ctx, work context.Context, r round, subject 
 	return nil
 }
 
-// deadLetterMessage makes a dead letter of a message that has no verdict.
+// deadLetterMessage makes a dead letter of a message, unless it has a verdict.
 func (s *sweeper) deadLetterMessage(work context.Context, v *View, m Stored, d decision) error {
 	if s.cfg.Ledger != nil {
 		rows, err := s.settled(work, v, m.Sequence, m.Sequence)
@@ -154,9 +155,9 @@ func (s *sweeper) position(ctx context.Context, v *View) (uint64, error) {
 	return position, nil
 }
 
-// setBack reports whether the stream was restored from a copy that is older than its position: it counts on from the copy's
-// end, and gives sequence numbers to new messages that were swept before. Until the message at the position has its verdict,
-// which the ledger shows by its digest, nothing below the position is taken for swept.
+// setBack reports whether the stream was restored from a copy that is older than its position. Such a stream continues
+// after the copy's end, and gives new messages sequence numbers that were swept before. Nothing below the position
+// counts as swept until the message at the position has its verdict, which the ledger shows by its digest.
 func (s *sweeper) setBack(ctx context.Context, v *View, position uint64) (bool, error) {
 	back := v.State.LastSeq < position
 	if !back {
@@ -174,7 +175,7 @@ func (s *sweeper) setBack(ctx context.Context, v *View, position uint64) (bool, 
 		back = !slices.Contains(rows[position].digests, m.Digest())
 	}
 	if back && !s.restored {
-		s.log.Error("the stream was set back: it holds other messages than it did, and each is looked at again",
+		s.log.Error("the stream was set back: it has other messages than before, and each is checked again",
 			"stream", s.cfg.Stream.Name, "last", v.State.LastSeq, "swept_to", position)
 		clear(s.settledTo)
 	}
@@ -182,8 +183,8 @@ func (s *sweeper) setBack(ctx context.Context, v *View, position uint64) (bool, 
 	return back, nil
 }
 
-// account holds each sequence number that was not swept yet against the ledger, up to the first message that still waits
-// for its verdict.
+// account compares the sequence numbers that were not swept yet with the ledger, up to the first message that still
+// waits for its verdict.
 func (s *sweeper) account(ctx, work context.Context, r round) error {
 	if s.cfg.Ledger == nil {
 		return nil
@@ -204,7 +205,8 @@ func (s *sweeper) account(ctx, work context.Context, r round) error {
 		}
 		if len(lost) > 0 {
 			s.cfg.Metrics.keeper.lost.Add(float64(len(lost)))
-			s.log.Error("acknowledged events are gone from the stream and have no verdict", "stream", s.cfg.Stream.Name, "events", len(lost), "first", lost[0], "last", lost[len(lost)-1])
+			s.log.Error("acknowledged events are gone from the stream and have no verdict", "stream", s.cfg.Stream.Name,
+				"events", len(lost), "first", lost[0], "last", lost[len(lost)-1])
 		}
 		if to < wanted {
 			return nil // the next message waits for its verdict
@@ -214,7 +216,7 @@ func (s *sweeper) account(ctx, work context.Context, r round) error {
 	return nil
 }
 
-// accountChunk returns up to which sequence number everything is accounted for, and which messages were lost.
+// accountChunk returns the sequence number up to which everything is accounted for, and which messages were lost.
 func (s *sweeper) accountChunk(ctx, work context.Context, r round, from, to uint64) (uint64, []uint64, error) {
 	rows, err := s.settled(ctx, r.view, from, to)
 	if err != nil {
@@ -251,7 +253,7 @@ func (s *sweeper) accountChunk(ctx, work context.Context, r round, from, to uint
 // row is what the ledger says of one sequence number.
 type row struct {
 	digests []string
-	certain bool // it is of this stream, not of one that had its name before
+	certain bool // it belongs to this stream, not to an earlier one of that name
 }
 
 func (s *sweeper) settled(ctx context.Context, v *View, from, to uint64) (map[uint64]row, error) {
@@ -269,7 +271,7 @@ func (s *sweeper) settled(ctx context.Context, v *View, from, to uint64) (map[ui
 	return rows, nil
 }
 
-// gone returns which of the messages from <= sequence <= to, none of which is in the stream, have no verdict.
+// gone returns which of the messages from <= sequence <= to have no verdict. None of them is in the stream.
 func (s *sweeper) gone(ctx context.Context, v *View, from, to uint64) ([]uint64, error) {
 	if from > to {
 		return nil, nil
@@ -288,8 +290,8 @@ func (s *sweeper) gone(ctx context.Context, v *View, from, to uint64) ([]uint64,
 	return lost, nil
 }
 
-// accountMessage reports whether a message of the stream has its verdict. One of this worker's that was acknowledged
-// without a verdict is handled here.
+// accountMessage reports whether a message of the stream has its verdict. If a message of this worker's models was
+// acknowledged without a verdict, it is handled here.
 func (s *sweeper) accountMessage(ctx, work context.Context, r round, m Stored, rows row) (bool, error) {
 	digest := m.Digest()
 	if slices.Contains(rows.digests, digest) {
@@ -297,8 +299,10 @@ func (s *sweeper) accountMessage(ctx, work context.Context, r round, m Stored, r
 	}
 	model := strings.TrimPrefix(m.Subject, subjectPrefix)
 	if ev, err := m.Decode(); err == nil {
-		known, err := s.cfg.Ledger.Known(ctx, ev.Identity(), schema.Delivery{Stream: s.cfg.Stream.Name, Sequence: m.Sequence, Time: m.Time, Delivered: 1, Digest: digest})
-		var other *schema.Invalid // the identifier is another event's, which its handler will find
+		known, err := s.cfg.Ledger.Known(ctx, ev.Identity(), schema.Delivery{
+			Stream: s.cfg.Stream.Name, Sequence: m.Sequence, Time: m.Time, Delivered: 1, Digest: digest,
+		})
+		var other *schema.Invalid // the id belongs to another event: the handler will find that
 		if known || err != nil && !errors.As(err, &other) {
 			return known, err
 		}
@@ -307,7 +311,7 @@ func (s *sweeper) accountMessage(ctx, work context.Context, r round, m Stored, r
 	if r.owners[m.Subject].Ownership != Owned || !consumed || m.Sequence > r.view.Floor(c) {
 		return false, nil
 	}
-	if s.stranded != m.Sequence { // the server may have given it up a moment ago
+	if s.stranded != m.Sequence { // its advisory may be on its way
 		s.stranded = m.Sequence
 		return false, nil
 	}
@@ -318,7 +322,7 @@ func (s *sweeper) accountMessage(ctx, work context.Context, r round, m Stored, r
 	return false, nil
 }
 
-// rescue handles a message that no delivery brings any more, with the care that one deserves whose workers ended.
+// rescue handles a message that will not be delivered again. It is isolated like a message whose workers ended.
 func (s *sweeper) rescue(work context.Context, m Stored) error {
 	in, invalid, err := s.load(work, m.Sequence, endsToWatch+1, m.Subject)
 	if err != nil {
@@ -331,8 +335,8 @@ func (s *sweeper) rescue(work context.Context, m Stored) error {
 	return nil
 }
 
-// purge removes settled messages that no consumer of the stream needs any more: those that are old enough, and all of them
-// if the stream is nearly full.
+// purge removes settled messages that no consumer needs any more: the old ones, or all of them if the stream is nearly
+// full.
 func (s *sweeper) purge(ctx, _ context.Context, r round) error {
 	if s.cfg.Ledger == nil || r.view.Config.DenyPurge || s.Settings() != nil {
 		return nil //nolint:nilerr // nothing is purged while a setting is wrong; the keeper reports it
@@ -341,7 +345,7 @@ func (s *sweeper) purge(ctx, _ context.Context, r round) error {
 	if err != nil {
 		return err
 	}
-	now, err := ReadView(ctx, s.js, s.cfg.Stream.Name) // a consumer may have been made since
+	now, err := ReadView(ctx, s.js, s.cfg.Stream.Name) // a consumer may have been created since
 	if err != nil {
 		return err
 	}
@@ -350,7 +354,8 @@ func (s *sweeper) purge(ctx, _ context.Context, r round) error {
 		return nil
 	}
 	if share(now) < fullShare {
-		if last, err = s.cfg.Ledger.SettledBefore(ctx, s.cfg.Stream.Name, first, last, s.cfg.Stream.KeepSettled); err != nil || last < first {
+		last, err = s.cfg.Ledger.SettledBefore(ctx, s.cfg.Stream.Name, first, last, s.cfg.Stream.KeepSettled)
+		if err != nil || last < first {
 			return err
 		}
 	}
@@ -358,7 +363,8 @@ func (s *sweeper) purge(ctx, _ context.Context, r round) error {
 		answer
 		Messages uint64 `json:"purged"`
 	}
-	if err := ask(ctx, s.js, "STREAM.PURGE."+s.cfg.Stream.Name, fmt.Appendf(nil, `{"seq":%d}`, last+1), &purged); err != nil {
+	request := fmt.Appendf(nil, `{"seq":%d}`, last+1)
+	if err := ask(ctx, s.js, "STREAM.PURGE."+s.cfg.Stream.Name, request, &purged); err != nil {
 		return fmt.Errorf("purge settled messages up to %d: %w", last, err)
 	}
 	s.cfg.Metrics.keeper.purged.Add(float64(purged.Messages))

@@ -9,31 +9,31 @@ import (
 	"github.com/decuwatch/decuwatch/schema"
 )
 
-// Tries counts the attempts on messages that did not come to a verdict.
+// Tries counts the attempts on messages that did not end in a verdict.
 type Tries interface {
-	// Try adds to the attempts on a message, never below zero, and returns their sum. Adding nothing reads it.
+	// Try adds to the attempts on a message, never below zero, and returns their sums. Adding nothing reads them.
 	Try(ctx context.Context, d schema.Delivery, add schema.Tries) (schema.Tries, error)
 }
 
-// A message may end the process that handles it, and then takes down whatever else the worker has in hand. Nobody can
-// say which of them did. So a message whose workers ended without a word is handled among fewer and fewer others, until
-// it is alone: then an innocent one gets its verdict, and a guilty one is known.
+// A message may end the process that handles it, together with the other messages in flight there, and nobody knows
+// which message did. So a message whose workers were killed or hung is handled among fewer and fewer others, and at
+// last alone. Then a harmless message gets its verdict, and a message that ends its workers is found.
 const (
 	ordinary isolation = iota
 	watched            // at most watchedAtOnce of them at a time
 	alone              // nothing else is handled by this worker
 )
 
-// place is among which others a message is handled.
+// isolation says among which other messages a message is handled.
 type isolation int
 
 const (
-	endsToWatch   = 2  // attempts that ended without a word after which a message is watched
-	watchedAtOnce = 16 //
-	endsAlone     = 3  // attempts alone that ended without a word after which a message is a dead letter
+	endsToWatch   = 2  // attempts without a known end after which a message is watched
+	watchedAtOnce = 16 // watched messages that are handled at once
+	endsAlone     = 3  // attempts alone without a known end after which a message is a dead letter
 )
 
-// rows returns how many rows an event takes, of all there are.
+// rows returns how many of all rows an event of the given cost takes.
 func (p isolation) rows(cost, all int) int64 {
 	switch p {
 	case watched:
@@ -45,8 +45,8 @@ func (p isolation) rows(cost, all int) int64 {
 	return int64(min(max(cost, 1), all))
 }
 
-// place decides among which others a message is handled. The error is permanent if too many workers ended while they had
-// it alone in hand.
+// isolation decides among which others a message is handled. If too many workers ended while they handled it alone, the
+// error makes it a dead letter.
 func (r *Runner) isolation(work context.Context, in incoming) (isolation, error) {
 	if in.delivery.Delivered <= endsToWatch {
 		return ordinary, nil
@@ -57,13 +57,14 @@ func (r *Runner) isolation(work context.Context, in incoming) (isolation, error)
 	}
 	p, err := isolationOf(in.delivery.Delivered, sum)
 	if p != ordinary {
-		r.log.Warn("workers ended with this event in hand", "model", in.model, "sequence", in.delivery.Sequence, "delivered", in.delivery.Delivered,
-			"failed", sum.Failed, "handed_back", sum.HandedBack, "alone", p == alone, "source", in.event.Source, "id", in.event.ID)
+		r.log.Warn("workers ended while they handled this event", "model", in.model, "sequence", in.delivery.Sequence,
+			"delivered", in.delivery.Delivered, "failed", sum.Failed, "handed_back", sum.HandedBack, "alone", p == alone,
+			"source", in.event.Source, "id", in.event.ID)
 	}
 	return p, err
 }
 
-// isolationOf is place by the numbers alone.
+// isolationOf decides the isolation by the counts of attempts.
 func isolationOf(delivered int, sum schema.Tries) (isolation, error) {
 	switch {
 	case sum.Alone >= endsAlone:
@@ -76,7 +77,8 @@ func isolationOf(delivered int, sum schema.Tries) (isolation, error) {
 	return ordinary, nil
 }
 
-// endedAlone is the error of a message that is given up: so many workers ended while they handled it alone.
+// endedAlone is the error of a message that is given up. Its value is how many workers ended while they handled it
+// alone.
 type endedAlone int
 
 func (n endedAlone) Error() string {
@@ -86,7 +88,7 @@ func (n endedAlone) Error() string {
 // DeadLetterKind makes the message a dead letter.
 func (endedAlone) DeadLetterKind() schema.DeadLetterKind { return schema.KindGivenUp }
 
-// begins returns what is added to a message's attempts before one begins in its place, and taken away when it has ended.
+// begins returns what is added to the counts when n attempts begin. It is subtracted when an attempt has ended.
 func (p isolation) begins(n int) schema.Tries {
 	switch p {
 	case watched:
@@ -98,7 +100,7 @@ func (p isolation) begins(n int) schema.Tries {
 	return schema.Tries{}
 }
 
-// begin notes that an attempt begins, if its end without a word would count.
+// begin records that an attempt begins, if it would count without a known end.
 func (r *Runner) begin(work context.Context, d schema.Delivery, p isolation) error {
 	if p == ordinary {
 		return nil
@@ -107,7 +109,7 @@ func (r *Runner) begin(work context.Context, d schema.Delivery, p isolation) err
 	return err
 }
 
-// countFailure notes that an attempt failed and returns how many have.
+// countFailure records that an attempt failed, and returns how many have.
 func (r *Runner) countFailure(work context.Context, d schema.Delivery, p isolation) (int, error) {
 	add := p.begins(-1)
 	add.Failed = 1
@@ -115,11 +117,11 @@ func (r *Runner) countFailure(work context.Context, d schema.Delivery, p isolati
 	return sum.Failed, err
 }
 
-// handBackTimeout bounds the note of a worker that has run out of time to stop.
+// handBackTimeout bounds handBack. A worker that stops has no time left.
 const handBackTimeout = time.Second
 
-// handBack notes that the worker gives a message back although nothing is wrong with it. Without the note, the attempt
-// counts as one that ended without a word.
+// handBack records that the worker gives a message back although nothing is wrong with it. Otherwise the attempt would
+// count as one without a known end.
 func (r *Runner) handBack(work context.Context, d schema.Delivery, p isolation) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(work), handBackTimeout)
 	defer cancel()
@@ -129,14 +131,14 @@ func (r *Runner) handBack(work context.Context, d schema.Delivery, p isolation) 
 	return err
 }
 
-// noteHandBack is handBack for a worker that cannot wait until the note is written.
+// noteHandBack calls handBack and logs its error.
 func (r *Runner) noteHandBack(work context.Context, d schema.Delivery, p isolation) {
 	if err := r.handBack(work, d, p); err != nil {
 		r.log.Warn("that a message was handed back is not noted", "sequence", d.Sequence, "err", err)
 	}
 }
 
-// try counts attempts. While a dependency is away it waits and tries again.
+// try counts attempts. While a dependency is away, it waits and tries again.
 func (r *Runner) try(work context.Context, d schema.Delivery, add schema.Tries) (sum schema.Tries, err error) {
 	err = r.write(work, func(ctx context.Context) error {
 		sum, err = r.cfg.Tries.Try(ctx, d, add)

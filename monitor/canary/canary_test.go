@@ -65,7 +65,8 @@ func (s *stream) publish(_ context.Context, ev schema.Event) error {
 func record(t *testing.T, store *postgres.Store, engine *scoring.Engine, ev schema.Event) {
 	t.Helper()
 	class := ev.Data.Class.Index
-	result, err := engine.Score(t.Context(), scoring.Request{Key: ev.Source + "\n" + ev.ID, Class: class, Seed: ev.Data.Seed})
+	result, err := engine.Score(t.Context(), scoring.Request{Key: ev.Source + "\n" + ev.ID, Class: class,
+		Seed: ev.Data.Seed})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -59,7 +59,8 @@ func Run(ctx context.Context, engines map[string]*scoring.Engine, stored *schema
 }
 
 func hold(stored *schema.Score, result scoring.Result) *Replay {
-	again := monitor.Compose(stored.Event, stored.ClassIndex, stored.ClassLabel, result, stored.Receipt.Deviations, stored.ScoredAt)
+	again := monitor.Compose(stored.Event, stored.ClassIndex, stored.ClassLabel, result, stored.Receipt.Deviations,
+		stored.ScoredAt)
 	r := &Replay{
 		Source: stored.Event.Source, ID: stored.Event.ID, Agrees: again.Receipt.Carrier == stored.Receipt.Carrier,
 		Tolerance: scoring.Tolerance, Floor: scoring.ToleranceFloor, Stored: *stored, Recomputed: again,

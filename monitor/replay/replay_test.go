@@ -64,7 +64,8 @@ func TestCompare(t *testing.T) {
 		c.change(&again)
 		r := hold(stored(), again)
 		if r.Agrees != c.agrees || math.Abs(r.Difference-c.difference) > 1e-12 {
-			t.Errorf("%s differs: agrees %t, difference %g, want %t and %g", c.name, r.Agrees, r.Difference, c.agrees, c.difference)
+			t.Errorf("%s differs: agrees %t, difference %g, want %t and %g", c.name, r.Agrees, r.Difference, c.agrees,
+				c.difference)
 		}
 	}
 }
