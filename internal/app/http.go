@@ -16,7 +16,7 @@ const (
 	httpBody        = 1 << 20         // bytes of a request's body; handlers set smaller bounds
 	httpRead        = 5 * time.Second // of a whole request
 	httpWrite       = 2 * time.Minute // of an answer, a profile included
-	httpIdle        = time.Minute     // between two requests on a connection
+	httpIdle        = httpRead        // between two requests: idle clients do not keep the health checks out
 	httpConnections = 64              // of one listener; more wait to be accepted, and take no descriptor
 )
 
