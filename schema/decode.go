@@ -354,7 +354,9 @@ func (r *reader) integer(name string) uint64 { return within(r, name, integer) }
 func (r *reader) real(name string) float64 { return within(r, name, real) }
 
 // within returns a number that must be there, within its bounds.
-func within[T any](r *reader, name string, read func(n json.Number, at string, least, most json.Number) (T, error)) (v T) {
+func within[T any](
+	r *reader, name string, read func(n json.Number, at string, least, most json.Number) (T, error),
+) (v T) {
 	n := required[json.Number](r, name, "number")
 	if b := bounds[r.path(name)]; r.err == nil {
 		v, r.err = read(n, r.path(name), b.least, b.most)

@@ -107,43 +107,48 @@ func difference(e, got Event) string {
 	return ""
 }
 
-// EncodeAlert returns the message of an alert, a CloudEvent in structured mode with the alert's id as its own and as
-// Nats-Msg-Id, ready for AlertSubject(a). It fails if the alert holds a number that JSON cannot carry.
+// EncodeAlert returns the message of an alert, a CloudEvent in structured mode, for the subject AlertSubject(a). The
+// alert's id is its id and its Nats-Msg-Id. It fails if the alert holds a number that JSON cannot carry.
 func EncodeAlert(a Alert) (header map[string][]string, payload []byte, err error) {
-	payload, err = json.Marshal(structured{
-		SpecVersion: "1.0", Type: TypeUncertaintyAlert, Source: "/decuwatch/" + a.Model, ID: a.ID,
-		Time: a.FiredAt.UTC().Format(time.RFC3339Nano), Subject: a.EventID, DataContentType: "application/json",
+	header, payload, err = encodeData(structured{
+		Type: TypeUncertaintyAlert, Source: "/decuwatch/" + a.Model, ID: a.ID, Subject: a.EventID,
 		TraceParent: a.TraceParent, Data: a,
-	})
-	if err != nil {
-		return nil, nil, fmt.Errorf("encode alert %s: %w", a.ID, err)
-	}
-	header = map[string][]string{
-		"Content-Type":  {contentTypeStructured},
-		HeaderMessageID: {a.ID},
-	}
-	if a.TraceParent != "" {
+	}, a.FiredAt)
+	if err == nil && a.TraceParent != "" {
 		header[HeaderTraceParent] = []string{a.TraceParent}
 	}
-	return header, payload, nil
+	return header, payload, err
 }
 
-// DecodeAlert reads an alert from a message that EncodeAlert made, in a subscriber. It ignores fields that it does
-// not know, so that an older subscriber survives a newer monitor.
+// DecodeAlert reads an alert from a message that EncodeAlert made, in a subscriber. It ignores unknown fields, so that
+// an older subscriber survives a newer monitor. The error is an *Invalid.
 func DecodeAlert(payload []byte) (Alert, error) {
+	return decodeData[Alert](payload, TypeUncertaintyAlert)
+}
+
+// encodeData returns the message of a CloudEvent that decuwatch sends.
+func encodeData(e structured, at time.Time) (header map[string][]string, payload []byte, err error) {
+	e.SpecVersion, e.DataContentType, e.Time = "1.0", "application/json", at.UTC().Format(time.RFC3339Nano)
+	if payload, err = json.Marshal(e); err != nil {
+		return nil, nil, fmt.Errorf("encode %s %s: %w", e.Type, e.ID, err)
+	}
+	return map[string][]string{"Content-Type": {contentTypeStructured}, HeaderMessageID: {e.ID}}, payload, nil
+}
+
+// decodeData returns the data of a CloudEvent of the given type.
+func decodeData[T any](payload []byte, kind string) (data T, err error) {
 	var e struct {
-		SpecVersion string `json:"specversion"`
-		Type        string `json:"type"`
-		Data        *Alert `json:"data"`
+		Type string `json:"type"`
+		Data *T     `json:"data"`
 	}
 	if err := json.Unmarshal(payload, &e); err != nil {
-		return Alert{}, invalid("payload", "is not an alert: %s", err)
+		return data, invalid("payload", "is not a CloudEvent of type %s: %s", kind, err)
 	}
-	if e.Type != TypeUncertaintyAlert {
-		return Alert{}, invalid("type", "%s must be %s", quote(e.Type), TypeUncertaintyAlert)
+	if e.Type != kind {
+		return data, invalid("type", "%s must be %s", quote(e.Type), kind)
 	}
 	if e.Data == nil {
-		return Alert{}, invalid("data", "is missing")
+		return data, invalid("data", "is missing")
 	}
 	return *e.Data, nil
 }

@@ -1,8 +1,6 @@
 package schema
 
 import (
-	"encoding/json"
-	"fmt"
 	"strconv"
 	"time"
 )
@@ -43,34 +41,11 @@ func ReviewMessageID(r Review) string { return r.ReviewID + "." + strconv.Itoa(r
 // EncodeReview returns the message of a review event, a CloudEvent in structured mode, for the subject
 // ReviewSubject(r). It fails if the review holds a number that JSON cannot carry.
 func EncodeReview(r Review) (header map[string][]string, payload []byte, err error) {
-	payload, err = json.Marshal(structured{
-		SpecVersion: "1.0", Type: TypeReview, Source: "/decuwatch/" + r.Model, ID: ReviewMessageID(r),
-		Time: r.At.UTC().Format(time.RFC3339Nano), Subject: r.EventID, DataContentType: "application/json", Data: r,
-	})
-	if err != nil {
-		return nil, nil, fmt.Errorf("encode review %s: %w", r.ReviewID, err)
-	}
-	return map[string][]string{
-		"Content-Type":  {contentTypeStructured},
-		HeaderMessageID: {ReviewMessageID(r)},
-	}, payload, nil
+	return encodeData(structured{
+		Type: TypeReview, Source: "/decuwatch/" + r.Model, ID: ReviewMessageID(r), Subject: r.EventID, Data: r,
+	}, r.At)
 }
 
 // DecodeReview reads a review from a message that EncodeReview made, in a subscriber. It ignores unknown fields. The
 // error is an *Invalid.
-func DecodeReview(payload []byte) (Review, error) {
-	var e struct {
-		Type string  `json:"type"`
-		Data *Review `json:"data"`
-	}
-	if err := json.Unmarshal(payload, &e); err != nil {
-		return Review{}, invalid("", "is not a review: %s", err)
-	}
-	if e.Type != TypeReview {
-		return Review{}, invalid("type", "is %s, must be %s", quote(e.Type), TypeReview)
-	}
-	if e.Data == nil {
-		return Review{}, invalid("data", "is missing")
-	}
-	return *e.Data, nil
-}
+func DecodeReview(payload []byte) (Review, error) { return decodeData[Review](payload, TypeReview) }

@@ -8,7 +8,7 @@ import (
 	"gonum.org/v1/gonum/mathext/prng"
 )
 
-// ErrUnknownGenerator is returned by NewNoise for a generator of another name.
+// ErrUnknownGenerator is returned by NewNoise for an unknown name.
 var ErrUnknownGenerator = errors.New("unknown noise generator")
 
 // ErrNoiseSize is returned by NewNoise for a size at which the generator's numbers depend on the producer's device.
@@ -16,7 +16,7 @@ var ErrNoiseSize = errors.New("noise depends on the device at this size")
 
 // Noise draws standard normal numbers from a seed, draw after draw, as its producer does.
 type Noise interface {
-	// Draw fills dst with the next draw. Draws have to be asked for in the producer's sizes and order.
+	// Draw fills dst with the next draw. The sizes and the order of draws must be the producer's.
 	Draw(dst []float32)
 }
 

@@ -33,7 +33,7 @@ const (
 const maxGraphDepth = 16
 
 // fields calls f for every field of a protobuf message. Length-delimited values come as bytes, varints as a number;
-// fixed-width values, of which nothing is needed here, are passed over.
+// fixed-width values are skipped.
 func fields(message []byte, f func(number protowire.Number, value []byte, varint uint64) error) error {
 	for len(message) > 0 {
 		number, kind, n := protowire.ConsumeTag(message)
@@ -221,8 +221,8 @@ func readPort(message []byte) (port, error) {
 	return p, err
 }
 
-// check holds the graph against the manifest. Inputs must have exactly the wanted sides with a free row count; an
-// output may leave sides open, since exporters do, and the first run settles those.
+// check compares the graph with the manifest. Inputs must have exactly the wanted sides and a free row count.
+// Exporters may leave sides of an output open; the first run settles those.
 func (g *graph) check(opset int, file File, inputs, outputs []port) error {
 	if g.opset != int64(opset) {
 		return fmt.Errorf("opset is %d, the manifest says %d", g.opset, opset)

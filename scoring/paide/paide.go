@@ -8,8 +8,8 @@ package paide
 
 import "math"
 
-// SaturationTolerance is how near to ln M, relative to it, an estimate counts as saturated: what is left above is less
-// than the tolerance of a score, so it no longer ranks.
+// SaturationTolerance is the distance from ln M, relative to ln M, within which an estimate counts as saturated. It is
+// less than the tolerance of a score, so such estimates no longer rank.
 const SaturationTolerance = 1e-3
 
 // Distances is a symmetric M x M matrix of distances with a zero diagonal, row by row.
@@ -68,12 +68,12 @@ func squaredDistance(a, b []float32) float64 {
 	return s0 + s1 + s2 + s3
 }
 
-// KLFactor returns 1/(2 s^2): what turns squared distances of means into Kullback-Leibler divergences between
-// Gaussians of standard deviation s in every dimension.
+// KLFactor returns 1/(2 s^2), the factor that turns squared distances of means into Kullback-Leibler divergences
+// between Gaussians of standard deviation s in every dimension.
 func KLFactor(s float64) float64 { return 1 / (2 * s * s) }
 
-// BhattacharyyaFactor returns 1/(8 s^2): what turns squared distances of means into Bhattacharyya distances between
-// Gaussians of standard deviation s in every dimension.
+// BhattacharyyaFactor returns 1/(8 s^2), the factor that turns squared distances of means into Bhattacharyya distances
+// between Gaussians of standard deviation s in every dimension.
 func BhattacharyyaFactor(s float64) float64 { return 1 / (8 * s * s) }
 
 // Estimate returns PaiDE with equal weights 1/M, in nats, 0 to ln M:
@@ -125,8 +125,8 @@ func Mean(d Distances) float64 {
 	return sum / float64(d.M*(d.M-1))
 }
 
-// Shares returns each component's share of the sum of distances, which sum to 1: 1/M each where components differ
-// alike or not at all, up to 1/2 for a single odd component, the mark of a broken table rather than of a gap in the
+// Shares returns each component's share of the sum of distances. They sum to 1. If all components differ alike, or not
+// at all, each is 1/M. A single odd component has up to 1/2: a sign of a broken table rather than of a gap in the
 // data.
 func Shares(d Distances) []float64 {
 	shares := make([]float64, d.M)
