@@ -115,7 +115,8 @@ import nats
 async def main():
     nc = await nats.connect(os.environ["NATS_URL"])
     attributes = {
-        "specversion": "1.0", "type": "io.decuwatch.generation.requested.v1", "source": "//studio/render-7", "id": 'Bild 7 "€" 100%',
+        "specversion": "1.0", "type": "io.decuwatch.generation.requested.v1", "source": "//studio/render-7",
+        "id": 'Bild 7 "€" 100%',
         "time": "2026-03-01T12:00:00.25z", "datacontenttype": "application/json", "subject": "a b",
     }
     headers = {"ce-" + name: quote(value, safe="!#$&'()*+,/:;=?@[]") for name, value in attributes.items()}
@@ -171,7 +172,7 @@ func ExampleEncode() {
 		Source: "//studio/render-7", ID: "01J9Z3V7QK-17", Time: time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC),
 		Data: schema.Generation{Model: "fashion-mnist", Class: schema.ClassIndex(1), Seed: 42},
 	})
-	fmt.Println(string(payload), err)
+	fmt.Println(strings.ReplaceAll(string(payload), `,"`, ",\n\""), err)
 	_, _, err = schema.Encode(schema.Event{
 		Source: "//studio/render-7", ID: "01J9Z3V7QK-17", Time: time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC),
 		Data: schema.Generation{Model: "fashion-mnist", Class: schema.ClassIndex(1),
@@ -179,7 +180,15 @@ func ExampleEncode() {
 	})
 	fmt.Println(err)
 	// Output:
-	// {"specversion":"1.0","type":"io.decuwatch.generation.requested.v1","source":"//studio/render-7","id":"01J9Z3V7QK-17","time":"2026-03-01T12:00:00Z","datacontenttype":"application/json","data":{"model":"fashion-mnist","class":1,"seed":42}} <nil>
+	// {"specversion":"1.0",
+	// "type":"io.decuwatch.generation.requested.v1",
+	// "source":"//studio/render-7",
+	// "id":"01J9Z3V7QK-17",
+	// "time":"2026-03-01T12:00:00Z",
+	// "datacontenttype":"application/json",
+	// "data":{"model":"fashion-mnist",
+	// "class":1,
+	// "seed":42}} <nil>
 	// data.sampler.steps: 5000 must be an integer from 1 to 1000
 }
 

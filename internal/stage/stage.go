@@ -1,4 +1,4 @@
-// Package stage declares the histogram of how long each stage of an event takes. Several packages register their stages.
+// Package stage declares the histogram of how long each stage of an event takes. Several packages register stages.
 package stage
 
 import (
