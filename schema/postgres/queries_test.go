@@ -79,4 +79,7 @@ func TestCanariesAreLeftOutOfStatistics(t *testing.T) {
 	if got := count(t, conn, `SELECT sum(n) FROM decuwatch_views.class_risk_hourly`); got != 2 {
 		t.Errorf("%d events in the hourly sums, want 2", got)
 	}
+	if got := count(t, conn, `SELECT count(*) FROM decuwatch_views.production_scores`); got != 2 {
+		t.Errorf("%d scores in the analysts' view, want 2", got)
+	}
 }

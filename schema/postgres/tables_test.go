@@ -218,7 +218,7 @@ func TestRoles(t *testing.T) {
 	views := list(t, conn, `SELECT table_name::text FROM information_schema.views WHERE table_schema = 'decuwatch_views'
 		ORDER BY 1`)
 	for _, name := range []string{"scores", "class_risk_hourly", "alerts", "thresholds_now", "dead_letters",
-		"coverage"} {
+		"coverage", "production_scores", "production_alerts"} {
 		if !slices.Contains(views, name) {
 			t.Errorf("there is no view %s", name)
 		}
