@@ -56,8 +56,8 @@ func environment(name, or string) string {
 	return or
 }
 
-// cell is one row of the table. Rounds measure every cell in turn, so that what else the machine does meets all alike;
-// the table shows medians, and ratios within a round, also as medians.
+// cell is one row of the table. Each round measures every cell, so that other load on the machine affects all cells
+// alike. The table shows medians over the rounds, and medians of the ratios within a round.
 type cell struct {
 	name    string
 	unit    string
@@ -65,8 +65,8 @@ type cell struct {
 	rates   []rate
 }
 
-// rate is work by the clock and by the CPU time of the process that did it. On a machine that does other things beside,
-// the second is the one that can be compared.
+// rate is work per second, by the clock and by the CPU time of the process that did it. On a machine with other load,
+// compare the CPU time.
 type rate struct{ wall, cpu float64 }
 
 // meter measures the rate at which a count grows.
@@ -109,13 +109,15 @@ func cpus(rates []rate) (v []float64) {
 	return v
 }
 
-// BenchmarkTable prints the table of docs/performance.md. make bench runs it once. Environment: DECUWATCH_BENCH_ROUNDS
-// (defaults to 5), DECUWATCH_BENCH_SECONDS of each measurement (defaults to 2), DECUWATCH_BENCH_PYTHON (a Python with
-// PyTorch; without it the reference's rows are left out), DECUWATCH_BENCH_TORCH_THREADS (defaults to GOMAXPROCS; where
-// other processes hold the CPUs PyTorch's threads wait for each other, and 1 is the fair choice),
-// DECUWATCH_BENCH_TORCH_ARGS (more arguments of decuwatch-train bench), DECUWATCH_BENCH_SETTINGS=1 (the table of settings
-// instead), DECUWATCH_BENCH_ONLY (a regular expression of the rows to measure), DECUWATCH_BENCH_ENSEMBLE and DECUWATCH_BENCH_DEVICE (what is measured, and where), DECUWATCH_BENCH_GMAC (of one
-// row) with DECUWATCH_BENCH_PEAK_TFLOPS (of the chip): adds the share of the chip's matrix rate.
+// BenchmarkTable prints the table of docs/performance.md. make bench runs it once. Environment:
+// DECUWATCH_BENCH_ROUNDS (defaults to 5), DECUWATCH_BENCH_SECONDS of each measurement (defaults to 2),
+// DECUWATCH_BENCH_PYTHON (a Python with PyTorch; without it the rows of the reference are left out),
+// DECUWATCH_BENCH_TORCH_THREADS (defaults to GOMAXPROCS; if other processes use the CPUs, PyTorch's threads wait for
+// each other, and 1 is the fair choice), DECUWATCH_BENCH_TORCH_ARGS (more arguments of decuwatch-train bench),
+// DECUWATCH_BENCH_SETTINGS=1 (the table of settings instead), DECUWATCH_BENCH_ONLY (a regular expression of the rows
+// to measure), DECUWATCH_BENCH_ENSEMBLE and DECUWATCH_BENCH_DEVICE (what is measured, and where),
+// DECUWATCH_BENCH_GMAC (of one row) with DECUWATCH_BENCH_PEAK_TFLOPS (of the chip): adds the share of the chip's
+// matrix rate.
 func BenchmarkTable(b *testing.B) {
 	slog.SetDefault(slog.New(slog.DiscardHandler))
 	rounds, seconds := benchNumber(b, "DECUWATCH_BENCH_ROUNDS", 5), benchNumber(b, "DECUWATCH_BENCH_SECONDS", 2)
@@ -143,32 +145,38 @@ func BenchmarkTable(b *testing.B) {
 			for _, c := range cells {
 				r := c.measure(time.Duration(seconds * float64(time.Second)))
 				c.rates = append(c.rates, r)
-				fmt.Fprintf(os.Stderr, "round %d of %d: %-60s %9.1f %s, %9.1f per CPU second\n", round+1, int(rounds), c.name, r.wall, c.unit, r.cpu)
+				fmt.Fprintf(os.Stderr, "round %d of %d: %-60s %9.1f %s, %9.1f per CPU second\n",
+					round+1, int(rounds), c.name, r.wall, c.unit, r.cpu)
 			}
 		}
 	}
 	best := cells[0]
 	for _, c := range cells {
-		if (strings.HasPrefix(c.name, "raw") || strings.HasPrefix(c.name, "default")) && median(compared(c.rates)) > median(compared(best.rates)) {
+		ceiling := strings.HasPrefix(c.name, "raw") || strings.HasPrefix(c.name, "default")
+		if ceiling && median(compared(c.rates)) > median(compared(best.rates)) {
 			best = c
 		}
 	}
 	w := tabwriter.NewWriter(os.Stdout, 0, 0, 1, ' ', 0)
-	fmt.Fprintf(w, "\n| what | by the clock | per CPU second | least to most | of the ceiling |\n|---|---|---|---|---|\n")
+	fmt.Fprint(w, "\n| what | by the clock | per CPU second | least to most | of the ceiling |\n",
+		"|---|---|---|---|---|\n")
 	for _, c := range cells {
 		share := ""
 		if c.unit == "rows/s" {
 			share = fmt.Sprintf("%.3f", ratio(c, best))
 		}
 		fmt.Fprintf(w, "| %s | %.4g %s | %.4g | %.4g to %.4g | %s |\n",
-			c.name, median(walls(c.rates)), c.unit, median(cpus(c.rates)), slices.Min(cpus(c.rates)), slices.Max(cpus(c.rates)), share)
+			c.name, median(walls(c.rates)), c.unit, median(cpus(c.rates)),
+			slices.Min(cpus(c.rates)), slices.Max(cpus(c.rates)), share)
 	}
 	w.Flush()
-	fmt.Printf("\nThe ceiling is %q. %d rounds of %g s a cell, interleaved; GOMAXPROCS %d; peak memory of the process %.0f MB.\n",
+	fmt.Printf("\nThe ceiling is %q. %d rounds of %g s a cell, interleaved; GOMAXPROCS %d; "+
+		"peak memory of the process %.0f MB.\n",
 		best.name, int(rounds), seconds, runtime.GOMAXPROCS(0), statusMB("VmHWM"))
 	if os.Getenv("DECUWATCH_BENCH_PEAK_TFLOPS") != "" {
 		flops := 2e9 * benchNumber(b, "DECUWATCH_BENCH_GMAC", 0) * median(walls(best.rates))
-		fmt.Printf("The ceiling is %.1f%% of the chip's matrix rate.\n", 100*flops/(1e12*benchNumber(b, "DECUWATCH_BENCH_PEAK_TFLOPS", 0)))
+		peak := 1e12 * benchNumber(b, "DECUWATCH_BENCH_PEAK_TFLOPS", 0)
+		fmt.Printf("The ceiling is %.1f%% of the chip's matrix rate.\n", 100*flops/peak)
 	}
 	if os.Getenv("DECUWATCH_BENCH_SETTINGS") == "" {
 		paideTable()
@@ -204,7 +212,7 @@ func ratio(a, b *cell) float64 {
 	return median(ratios)
 }
 
-// compared returns the rates that ratios are taken of: per CPU second, or by the clock where a GPU does the work.
+// compared returns the rates for ratios: per CPU second, or by the clock if a GPU does the work.
 func compared(rates []rate) []float64 {
 	if benchDevice != "cpu" {
 		return walls(rates)
@@ -369,15 +377,18 @@ func benchEngine(b *testing.B, path string) (*scoring.Engine, *prometheus.Regist
 	return e, reg
 }
 
-// load keeps so many requests in flight until the context ends.
-func load(ctx context.Context, b *testing.B, e *scoring.Engine, concurrent int, profile scoring.Profile) *sync.WaitGroup {
+// load keeps a number of requests in flight until the context ends.
+func load(ctx context.Context, b *testing.B, e *scoring.Engine, concurrent int, profile scoring.Profile,
+) *sync.WaitGroup {
 	var wg sync.WaitGroup
 	var next atomic.Int64
 	for range concurrent {
 		wg.Go(func() {
 			for ctx.Err() == nil {
 				i := int(next.Add(1))
-				r := scoring.Request{Key: strconv.Itoa(i), Class: i % len(e.Ensemble().Classes), Seed: uint64(i), Profile: profile}
+				r := scoring.Request{
+					Key: strconv.Itoa(i), Class: i % len(e.Ensemble().Classes), Seed: uint64(i), Profile: profile,
+				}
 				if _, err := e.Score(ctx, r); err != nil && !errors.Is(err, context.Canceled) {
 					b.Error(err)
 					return
@@ -405,9 +416,12 @@ func samplerCells(b *testing.B) []*cell {
 	}
 	var cells []*cell
 	for _, concurrent := range []int{1, 4, 16, 64} {
-		cells = append(cells, &cell{name: fmt.Sprintf("sampler, %d requests in flight", concurrent), unit: "rows/s", measure: steady(concurrent, scoring.Profile{})})
+		cells = append(cells, &cell{
+			name: fmt.Sprintf("sampler, %d requests in flight", concurrent), unit: "rows/s",
+			measure: steady(concurrent, scoring.Profile{}),
+		})
 	}
-	// A row costs the same whatever the profile: time follows the rows.
+	// A row costs the same under every profile.
 	p := e.Profile()
 	one := func(branch, rollout int) scoring.Profile {
 		q := p
@@ -419,7 +433,8 @@ func samplerCells(b *testing.B) []*cell {
 		name    string
 		profile scoring.Profile
 	}{
-		{"first step", one(0, 1)}, {"branch in the middle", one(p.Steps/2, 1)}, {"roll-out from the middle", one(p.Steps/2, p.Steps-p.Steps/2)},
+		{"first step", one(0, 1)}, {"branch in the middle", one(p.Steps/2, 1)},
+		{"roll-out from the middle", one(p.Steps/2, p.Steps-p.Steps/2)},
 	} {
 		name := fmt.Sprintf("sampler, 64 in flight, %s (%d rows)", c.name, e.Rows(scoring.Request{Profile: c.profile}))
 		cells = append(cells, &cell{name: name, unit: "rows/s", measure: steady(64, c.profile)})
@@ -437,7 +452,7 @@ func (n noScorer) Validate(scoring.Request) error { return nil }
 
 func (n noScorer) Rows(scoring.Request) int { return 1 }
 
-// pipelineCells measure the way of an event from the stream to the acknowledgement: decode, score, decide, commit to a
+// pipelineCells measure an event from the stream to the acknowledgement: decode, score, decide, commit to a
 // PostgreSQL that flushes to disk, double ack.
 func pipelineCells(b *testing.B) []*cell {
 	e, reg := benchEngine(b, benchEnsemble)
@@ -466,7 +481,8 @@ func pipelineCells(b *testing.B) []*cell {
 		b.Fatal(err)
 	}
 	name := e.Ensemble().Name
-	pipeline := func(scorer monitor.Scorer, inFlight int, events func(d time.Duration) int, progress func() float64) func(d time.Duration) rate {
+	pipeline := func(scorer monitor.Scorer, inFlight int, events func(d time.Duration) int, progress func() float64,
+	) func(d time.Duration) rate {
 		js := natstest.Start(b).JetStream()
 		cfg := consumers.Config{Models: []string{name}, MaxInFlight: inFlight}
 		if _, err := consumers.EnsureStream(b.Context(), js, cfg.Stream); err != nil {
@@ -483,12 +499,16 @@ func pipelineCells(b *testing.B) []*cell {
 				published++
 				header, payload, err := schema.Encode(schema.Event{
 					Source: "urn:bench", ID: fmt.Sprintf("%p-%d", js, published), Time: time.Now().UTC(),
-					Data: schema.Generation{Model: name, Class: schema.ClassIndex(published % len(e.Ensemble().Classes)), Seed: uint64(published)},
+					Data: schema.Generation{
+						Model: name, Class: schema.ClassIndex(published % len(e.Ensemble().Classes)),
+						Seed: uint64(published),
+					},
 				})
 				if err != nil {
 					b.Fatal(err)
 				}
-				if _, err := js.PublishMsgAsync(&nats.Msg{Subject: schema.SubjectGeneration(name), Header: header, Data: payload}); err != nil {
+				msg := &nats.Msg{Subject: schema.SubjectGeneration(name), Header: header, Data: payload}
+				if _, err := js.PublishMsgAsync(msg); err != nil {
 					b.Fatal(err)
 				}
 			}
@@ -521,16 +541,18 @@ func pipelineCells(b *testing.B) []*cell {
 	return []*cell{
 		{
 			name: "whole pipeline", unit: "rows/s",
-			measure: pipeline(e, 64, func(d time.Duration) int { return 64 + int(150*d.Seconds()) }, func() float64 { return counted(b, reg, sampledRows) }),
+			measure: pipeline(e, 64, func(d time.Duration) int { return 64 + int(150*d.Seconds()) },
+				func() float64 { return counted(b, reg, sampledRows) }),
 		},
 		{
 			name: "whole pipeline, scorer that does nothing", unit: "events/s",
-			measure: pipeline(noScorer{one}, 256, func(d time.Duration) int { return int(12_000 * d.Seconds()) }, verdicts),
+			measure: pipeline(noScorer{one}, 256,
+				func(d time.Duration) int { return int(12_000 * d.Seconds()) }, verdicts),
 		},
 	}
 }
 
-// referenceCells are the authors' way in PyTorch, where a Python with it is named.
+// referenceCells measure the authors' code in PyTorch, if a Python with PyTorch is named.
 func referenceCells(b *testing.B) []*cell {
 	python := os.Getenv("DECUWATCH_BENCH_PYTHON")
 	if python == "" {
@@ -544,7 +566,8 @@ func referenceCells(b *testing.B) []*cell {
 	var cells []*cell
 	threads := int(benchNumber(b, "DECUWATCH_BENCH_TORCH_THREADS", float64(runtime.GOMAXPROCS(0))))
 	for _, seeds := range []int{1, 8} {
-		command := exec.Command(python, "-m", "decuwatch_training", "bench", benchEnsemble, "--seeds", strconv.Itoa(seeds), "--threads", strconv.Itoa(threads))
+		command := exec.Command(python, "-m", "decuwatch_training", "bench", benchEnsemble,
+			"--seeds", strconv.Itoa(seeds), "--threads", strconv.Itoa(threads))
 		command.Args = append(command.Args, strings.Fields(os.Getenv("DECUWATCH_BENCH_TORCH_ARGS"))...)
 		command.Env = append(os.Environ(), "PYTHONPATH="+training)
 		command.Stderr = os.Stderr
@@ -571,7 +594,8 @@ func referenceCells(b *testing.B) []*cell {
 			_ = command.Wait()
 		})
 		cells = append(cells, &cell{
-			name: fmt.Sprintf("the authors' way in PyTorch, %d thread(s), %d seed(s) a batch", threads, seeds), unit: "scores/s",
+			name: fmt.Sprintf("the authors' way in PyTorch, %d thread(s), %d seed(s) a batch", threads, seeds),
+			unit: "scores/s",
 			measure: func(d time.Duration) rate {
 				fmt.Fprintln(in, d.Seconds())
 				line, err := lines.ReadString('\n')
@@ -588,7 +612,8 @@ func referenceCells(b *testing.B) []*cell {
 	}
 	e, reg := benchEngine(b, benchEnsemble)
 	rows := float64(e.Rows(scoring.Request{}))
-	return append(cells, &cell{name: "the same scores by the sampler, 64 in flight", unit: "scores/s", measure: func(d time.Duration) rate {
+	const ours = "the same scores by the sampler, 64 in flight"
+	return append(cells, &cell{name: ours, unit: "scores/s", measure: func(d time.Duration) rate {
 		ctx, cancel := context.WithCancel(b.Context())
 		wg := load(ctx, b, e, 64, scoring.Profile{})
 		defer wg.Wait()
@@ -634,7 +659,8 @@ func memoryTable(b *testing.B) {
 					if i > n {
 						return
 					}
-					if _, err := e.Score(b.Context(), scoring.Request{Key: strconv.Itoa(i), Class: i % len(e.Ensemble().Classes), Seed: uint64(i)}); err != nil {
+					r := scoring.Request{Key: strconv.Itoa(i), Class: i % len(e.Ensemble().Classes), Seed: uint64(i)}
+					if _, err := e.Score(b.Context(), r); err != nil {
 						b.Error(err)
 					}
 				}
@@ -647,7 +673,8 @@ func memoryTable(b *testing.B) {
 	runtime.ReadMemStats(&before)
 	score(e, 128, 16)
 	runtime.ReadMemStats(&after)
-	fmt.Printf("\nA score allocates %.1f kB in %.0f pieces.\n", float64(after.TotalAlloc-before.TotalAlloc)/128/1024, float64(after.Mallocs-before.Mallocs)/128)
+	fmt.Printf("\nA score allocates %.1f kB in %.0f pieces.\n",
+		float64(after.TotalAlloc-before.TotalAlloc)/128/1024, float64(after.Mallocs-before.Mallocs)/128)
 	small, _ := benchEngine(b, "../../scoring/testdata/tiny")
 	fmt.Printf("\n| requests of the tiny ensemble, 64 in flight | resident MB |\n|---|---|\n")
 	done := 0

@@ -23,7 +23,7 @@ import (
 	"github.com/decuwatch/decuwatch/scoring"
 )
 
-// noOpScorer answers at once with one result: what is left is the cost of the pipeline around scoring.
+// noOpScorer returns one result at once, which leaves the cost of the pipeline around scoring.
 type noOpScorer struct{ result scoring.Result }
 
 func (s noOpScorer) Score(context.Context, scoring.Request) (scoring.Result, error) {
@@ -33,24 +33,28 @@ func (s noOpScorer) Validate(scoring.Request) error { return nil }
 
 func (s noOpScorer) Rows(scoring.Request) int { return 30 }
 
-// newNoOpScorer returns one whose result has the size of a real one: five components.
+// newNoOpScorer returns a scorer whose result is as large as a real one: five components.
 func newNoOpScorer() noOpScorer {
-	m := scoring.Measurement{Estimator: "paide-w2", Value: .1, UpperBound: 1.6, MeanDistance: 1, Shares: []float64{.2, .2, .2, .2, .2}, RolloutSteps: 1}
+	m := scoring.Measurement{
+		Estimator: "paide-w2", Value: .1, UpperBound: 1.6, MeanDistance: 1,
+		Shares: []float64{.2, .2, .2, .2, .2}, RolloutSteps: 1,
+	}
 	for i := range 5 {
 		row := []float64{1.25, 1.25, 1.25, 1.25, 1.25}
 		row[i] = 0
 		m.Distances = append(m.Distances, row)
 	}
 	return noOpScorer{scoring.Result{ClassGap: m, RequestRisk: m, Receipt: scoring.Receipt{
-		EnsembleDigest: fmt.Sprintf("%064d", 1), Profile: scoring.ProfileFixed, Settings: "no-op", Steps: 20, GuidanceScale: 2, Noise: "torch-cpu",
+		EnsembleDigest: fmt.Sprintf("%064d", 1), Profile: scoring.ProfileFixed, Settings: "no-op",
+		Steps: 20, GuidanceScale: 2, Noise: "torch-cpu",
 		Rows: 30, Runtime: "no-op", Device: "cpu",
 	}}}
 }
 
 // BenchmarkPipeline measures events a second from the stream to the acknowledgement through everything but the score:
-// decode, decide, commit and double ack, with nats-server and PostgreSQL on the same machine. The server does not flush
-// to disk, as in all of pgtest. Of a hundred events so many as the name says raise an
-// alert, which the relay publishes meanwhile.
+// decode, decide, commit and double ack, with nats-server and PostgreSQL on the same machine. The server does not
+// flush to disk, as everywhere in pgtest. The name says how many of a hundred events raise an alert, which the relay
+// publishes meanwhile.
 func BenchmarkPipeline(b *testing.B) {
 	for _, c := range []struct{ inFlight, alertsIn100 int }{{16, 0}, {64, 0}, {256, 0}, {1024, 0}, {256, 5}} {
 		b.Run(fmt.Sprintf("in-flight-%d/alerts-in-100-%d", c.inFlight, c.alertsIn100), func(b *testing.B) {
@@ -69,19 +73,24 @@ func BenchmarkPipeline(b *testing.B) {
 				if i%100 < c.alertsIn100 {
 					class = 0
 				}
-				header, payload, err := schema.Encode(schema.Event{Source: faultSource, ID: fmt.Sprint(i), Time: time.Now(), Data: schema.Generation{Model: faultModel, Class: schema.ClassIndex(class)}})
+				header, payload, err := schema.Encode(schema.Event{
+					Source: faultSource, ID: fmt.Sprint(i), Time: time.Now(),
+					Data: schema.Generation{Model: faultModel, Class: schema.ClassIndex(class)},
+				})
 				if err != nil {
 					b.Fatal(err)
 				}
-				if _, err := js.PublishMsgAsync(&nats.Msg{Subject: schema.SubjectGeneration(faultModel), Header: header, Data: payload}); err != nil {
+				msg := &nats.Msg{Subject: schema.SubjectGeneration(faultModel), Header: header, Data: payload}
+				if _, err := js.PublishMsgAsync(msg); err != nil {
 					b.Fatal(err)
 				}
 			}
 			<-js.PublishAsyncComplete()
 			scorer := newNoOpScorer()
 			table, err := alerts.NewTable([]schema.Threshold{{
-				Model: faultModel, EnsembleDigest: scorer.result.Receipt.EnsembleDigest, Settings: "no-op", Measurement: schema.ClassGap,
-				Scope: schema.ScopeClass, Class: new(int), Severity: schema.SeverityWarn, Value: .05,
+				Model: faultModel, EnsembleDigest: scorer.result.Receipt.EnsembleDigest, Settings: "no-op",
+				Measurement: schema.ClassGap,
+				Scope:       schema.ScopeClass, Class: new(int), Severity: schema.SeverityWarn, Value: .05,
 			}})
 			if err != nil {
 				b.Fatal(err)
@@ -91,7 +100,8 @@ func BenchmarkPipeline(b *testing.B) {
 			if err != nil {
 				b.Fatal(err)
 			}
-			relay, err := alerts.NewRelay(store, alerts.RelayConfig{Logger: quiet}, alerts.NewStreamSink(js, alerts.StreamConfig{}))
+			sink := alerts.NewStreamSink(js, alerts.StreamConfig{})
+			relay, err := alerts.NewRelay(store, alerts.RelayConfig{Logger: quiet}, sink)
 			if err != nil {
 				b.Fatal(err)
 			}
@@ -118,7 +128,7 @@ type tableDecider struct{ table *alerts.Table }
 
 func (d tableDecider) Decide(s schema.Score) alerts.Decision { return alerts.Decide(s, d.table) }
 
-// countingHandler tells when the last event has its verdict.
+// countingHandler reports when the last event has its verdict.
 type countingHandler struct {
 	*monitor.Monitor
 	left int64
