@@ -61,11 +61,11 @@ func (m *Model) Series() schema.Series {
 // Config is the configuration of a [Patrol]: how stored scores are looked over for what no single score shows. Fields
 // with a name are settings.
 type Config struct {
-	// Between looks at held-back alerts and stale thresholds.
+	// Interval at which held-back alerts and stale thresholds are checked.
 	Every time.Duration `name:"every" default:"1m" min:"1s"`
-	// Requests of a class, on average at least, until a false alarm of its drift.
+	// Average number of requests of a class, at least, until a false alarm of its drift.
 	RunLength float64 `name:"run-length" default:"10000"`
-	// Newest scores of a class that are looked at for a drift.
+	// Newest scores of a class that are checked for a drift.
 	Newest int `name:"newest" default:"200" min:"1"`
 	// After an alert of a class's drift, how long its scores do not count.
 	Quiet time.Duration `name:"quiet" default:"24h" min:"0s"`

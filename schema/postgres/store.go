@@ -42,11 +42,11 @@ type Config struct {
 	// Address of the database: postgres://user@host:5432/name. Parameters as in libpq: sslmode=verify-full,
 	// sslrootcert=FILE, passfile=FILE.
 	URL string `name:"url" default:"postgres://127.0.0.1:5432/decuwatch"`
-	// Connections, at most.
+	// Maximum number of connections.
 	MaxConns int `name:"max-conns" default:"8" min:"1"`
 	// Transactions that write verdicts at a time.
 	Committers int `name:"committers" default:"2" min:"1"`
-	// Verdicts in one transaction, at most.
+	// Maximum number of verdicts in one transaction.
 	BatchSize int `name:"batch-size" default:"256" min:"1"`
 	// Longest time of a transaction that writes verdicts.
 	CommitTimeout time.Duration `name:"commit-timeout" default:"10s" min:"1ms"`
