@@ -15,8 +15,8 @@ import (
 	"github.com/decuwatch/decuwatch/schema"
 )
 
-// BenchmarkConsume measures events a second from the stream to the acknowledgement, with a handler that does nothing,
-// server and worker in one process, over a ladder of messages in flight.
+// BenchmarkConsume measures how many events a second go from the stream to their acknowledgement. The handler does
+// nothing, and server and worker are in one process. The ladder is the number of messages in flight.
 func BenchmarkConsume(b *testing.B) {
 	for _, inFlight := range []int{1, 16, 64, 256, 1024} {
 		b.Run(fmt.Sprintf("in-flight-%d", inFlight), func(b *testing.B) {
@@ -39,7 +39,7 @@ func BenchmarkConsume(b *testing.B) {
 	}
 }
 
-// counting handles events by counting them.
+// counting counts the events that it handles.
 type counting struct {
 	seen  atomic.Int64
 	want  int64
@@ -66,7 +66,8 @@ func publishMany(b *testing.B, js jetstream.JetStream, n int) {
 		if err != nil {
 			b.Fatal(err)
 		}
-		if _, err := js.PublishMsgAsync(&nats.Msg{Subject: schema.SubjectGeneration(model), Header: header, Data: payload}); err != nil {
+		if _, err := js.PublishMsgAsync(&nats.Msg{Subject: schema.SubjectGeneration(model), Header: header,
+			Data: payload}); err != nil {
 			b.Fatal(err)
 		}
 	}

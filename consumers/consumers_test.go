@@ -30,7 +30,7 @@ func TestMain(m *testing.M) {
 
 const model = "fashion-mnist"
 
-// recorder is a handler and a keeper of dead letters that writes down what it was given.
+// recorder is a handler that records what it gets.
 type recorder struct {
 	mu          sync.Mutex
 	handled     map[string][]schema.Delivery // by the event's id
@@ -44,7 +44,8 @@ type recorder struct {
 }
 
 func newRecorder() *recorder {
-	return &recorder{handled: map[string][]schema.Delivery{}, done: map[string]bool{}, deadLetters: map[uint64]schema.Verdict{}, rows: 1}
+	return &recorder{handled: map[string][]schema.Delivery{}, done: map[string]bool{},
+		deadLetters: map[uint64]schema.Verdict{}, rows: 1}
 }
 
 func (r *recorder) Plan(ev schema.Event) (int, func(context.Context, schema.Delivery) error) {
@@ -100,12 +101,12 @@ func (r *recorder) deadLetter(sequence uint64) *schema.DeadLetter {
 	return r.deadLetters[sequence].DeadLetter
 }
 
-// permanent is an error that no retry mends.
+// permanent is an error after which retrying will not help.
 type permanent struct{ error }
 
 func (permanent) DeadLetterKind() schema.DeadLetterKind { return schema.KindUnknownClass }
 
-// config is one whose retries are quick.
+// config returns a configuration with short retries.
 func config() consumers.Config {
 	return consumers.Config{
 		Models: []string{model}, RetryDelay: 10 * time.Millisecond, RetryMaxDelay: 50 * time.Millisecond,
@@ -113,7 +114,7 @@ func config() consumers.Config {
 	}
 }
 
-// worker is one Run in the background.
+// worker is a Runner that runs in the background.
 type worker struct {
 	stop func()
 	err  chan error
@@ -164,7 +165,7 @@ func ensure(t *testing.T, js jetstream.JetStream) jetstream.Stream {
 	return stream
 }
 
-// publish stores events with the given ids, in this order.
+// publish stores events with the given ids, in order.
 func publish(t *testing.T, js jetstream.JetStream, ids ...string) {
 	t.Helper()
 	for _, id := range ids {
@@ -183,7 +184,7 @@ func ids(prefix string, n int) []string {
 	return list
 }
 
-// settled waits until nothing of the model's consumer is pending.
+// settled waits until the model's consumer has no pending messages.
 func settled(t *testing.T, stream jetstream.Stream) {
 	t.Helper()
 	natstest.Until(t, "each message is acknowledged", func() bool {
@@ -195,7 +196,7 @@ func settled(t *testing.T, stream jetstream.Stream) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		// A consumer that was just made or updated may not have counted what is pending.
+		// A consumer that was just created or updated may not have counted its pending messages.
 		info := c.CachedInfo()
 		return info.NumPending == 0 && info.NumAckPending == 0 && info.AckFloor.Stream >= last.Sequence
 	})
@@ -221,7 +222,8 @@ func TestEachEventIsHandledOnceAndAcknowledged(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if want := (schema.Delivery{Stream: "GENERATION", Sequence: 42, Time: d.Time, Delivered: 1, Digest: schema.Digest(header, payload)}); d != want {
+	if want := (schema.Delivery{Stream: "GENERATION", Sequence: 42, Time: d.Time, Delivered: 1,
+		Digest: schema.Digest(header, payload)}); d != want {
 		t.Errorf("delivery is %+v, want %+v", d, want)
 	}
 	if age := time.Since(d.Time); age < 0 || age > time.Minute {
@@ -236,7 +238,8 @@ func TestRunWaitsForNATS(t *testing.T) {
 	s := natstest.Start(t)
 	url := s.URL()
 	s.Kill()
-	nc, err := nats.Connect(url, nats.RetryOnFailedConnect(true), nats.MaxReconnects(-1), nats.ReconnectWait(20*time.Millisecond))
+	nc, err := nats.Connect(url, nats.RetryOnFailedConnect(true), nats.MaxReconnects(-1),
+		nats.ReconnectWait(20*time.Millisecond))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -310,7 +313,8 @@ func TestFailedHandlingIsTriedAgainThenBuried(t *testing.T) {
 	reg := prometheus.NewPedanticRegistry()
 	cfg.Metrics = consumers.NewMetrics(reg, cfg.Models)
 	run(t, js, cfg, r)
-	natstest.Until(t, "each has its verdict", func() bool { done, deadLetters := r.count(); return done == 1 && deadLetters == 5 })
+	natstest.Until(t, "each has its verdict",
+		func() bool { done, deadLetters := r.count(); return done == 1 && deadLetters == 5 })
 	settled(t, stream)
 
 	for _, c := range []struct {
@@ -324,7 +328,8 @@ func TestFailedHandlingIsTriedAgainThenBuried(t *testing.T) {
 		{"panics", 3, 3, &schema.DeadLetter{Kind: "failed", Reason: "the handler panicked: out of range"}},
 		{"permanent", 4, 1, &schema.DeadLetter{Kind: "unknown_class", Reason: "score: class 12 of 10"}},
 		{"refused", 5, 1, &schema.DeadLetter{Kind: "invalid", Field: "data.class", Reason: "must be below 10"}},
-		{"late", 6, 3, &schema.DeadLetter{Kind: "failed", Reason: "handle event timed out after 100ms: context deadline exceeded"}},
+		{"late", 6, 3, &schema.DeadLetter{Kind: "failed",
+			Reason: "handle event timed out after 100ms: context deadline exceeded"}},
 	} {
 		if n := len(r.deliveries(c.id)); n != c.deliveries {
 			t.Errorf("%s was handled %d times, want %d", c.id, n, c.deliveries)
@@ -337,9 +342,11 @@ func TestFailedHandlingIsTriedAgainThenBuried(t *testing.T) {
 			t.Errorf("%s did not become a dead letter", c.id)
 		case got != nil:
 			if got.Kind != c.want.Kind || got.Field != c.want.Field || !strings.HasSuffix(got.Reason, c.want.Reason) {
-				t.Errorf("%s: dead letter of kind %q, field %q: %q; want %q, %q: %q", c.id, got.Kind, got.Field, got.Reason, c.want.Kind, c.want.Field, c.want.Reason)
+				t.Errorf("%s: dead letter of kind %q, field %q: %q; want %q, %q: %q", c.id, got.Kind, got.Field, got.Reason,
+					c.want.Kind, c.want.Field, c.want.Reason)
 			}
-			if got.Event == nil || got.Event.ID != c.id || got.Subject != schema.SubjectGeneration(model) || len(got.Payload) == 0 {
+			if got.Event == nil || got.Event.ID != c.id || got.Subject != schema.SubjectGeneration(model) ||
+				len(got.Payload) == 0 {
 				t.Errorf("%s: the dead letter does not carry its message: %+v", c.id, got)
 			}
 		}
@@ -351,7 +358,7 @@ decuwatch_dead_letters_total{kind="invalid"} 1
 decuwatch_dead_letters_total{kind="unknown_class"} 1
 decuwatch_dead_letters_total{kind="unknown_model"} 0
 `
-	// given_up counts the advisories of the five terminations, as many as have been read by now.
+	// given_up counts the advisories about the five terminations that were read so far.
 	got := map[string]float64{}
 	for _, kind := range []string{"failed", "invalid", "unknown_class", "unknown_model"} {
 		got[kind] = counter(t, reg, "decuwatch_dead_letters_total", "kind", kind)
@@ -383,8 +390,8 @@ func counter(t *testing.T, reg prometheus.Gatherer, name, label, value string) f
 	return 0
 }
 
-// Broken messages become dead letters in one delivery each, with the field that is broken, while their neighbours are
-// handled.
+// Broken messages become dead letters in one delivery each. The dead letter names the broken field. The messages
+// between them are handled.
 func TestPoison(t *testing.T) {
 	js := natstest.Start(t).JetStream()
 	stream := ensure(t, js)
@@ -409,7 +416,8 @@ func TestPoison(t *testing.T) {
 		{"deep", []byte(strings.Repeat("[", 10000)), "payload"},
 		{"type", edit(schema.TypeGenerationRequested, "io.decuwatch.other"), "type"},
 		{"no time", edit(`"time":"2026-05-04T03:02:01Z",`, ""), "time"},
-		{"steps", edit(`"seed":7`, `"seed":7,"sampler":{"name":"ddim","steps":1e9,"guidance_scale":2,"eta":0}`), "data.sampler.steps"},
+		{"steps", edit(`"seed":7`, `"seed":7,"sampler":{"name":"ddim","steps":1e9,"guidance_scale":2,"eta":0}`),
+			"data.sampler.steps"},
 		{"guidance", edit(`"seed":7`, `"seed":7,"sampler":{"name":"ddim","steps":20,"guidance_scale":NaN,"eta":0}`), ""},
 		{"class", edit(`"class":3`, `"class":-1`), "data.class"},
 		{"model", edit(`"model":"fashion-mnist"`, `"model":"cifar"`), "data.model"},
@@ -423,7 +431,7 @@ func TestPoison(t *testing.T) {
 		}
 		publish(t, js, fmt.Sprintf("neighbour%d", i))
 	}
-	// What is larger than the bound does not get into the stream.
+	// The stream refuses what is larger than the bound.
 	if _, err := js.Publish(t.Context(), schema.SubjectGeneration(model), make([]byte, 1<<20-1024)); err == nil {
 		t.Error("the stream took a message of nearly 1 MiB")
 	}
@@ -452,7 +460,7 @@ func TestPoison(t *testing.T) {
 	if n := counter(t, reg, "decuwatch_redeliveries_total", "model", model); n != 0 {
 		t.Errorf("%g messages were delivered again", n)
 	}
-	// The server's advisories about the terminated messages make no second dead letters, and count none.
+	// The server's advisories about the terminated messages create no further dead letters, and none is counted.
 	natstest.Until(t, "each advisory is acknowledged", func() bool {
 		c, err := js.Consumer(t.Context(), consumers.AdvisoryStream("GENERATION"), "terminated-decuwatch")
 		if err != nil {
@@ -468,9 +476,7 @@ func TestPoison(t *testing.T) {
 	}
 }
 
-// A message on a subject that no consumer takes becomes a dead letter; one that another worker's consumer takes is
-// left to it.
-// TestRefusedDeadLetter has the database refuse what a message holds: the message gets its verdict all the same, once.
+// TestRefusedDeadLetter has the database refuse the content of a message. The message gets its one verdict nevertheless.
 func TestRefusedDeadLetter(t *testing.T) {
 	js := natstest.Start(t).JetStream()
 	stream := ensure(t, js)
@@ -485,7 +491,8 @@ func TestRefusedDeadLetter(t *testing.T) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	l := r.deadLetters[1].DeadLetter
-	if l == nil || l.Kind != "unknown_class" || !strings.Contains(l.Reason, "no such class") || !strings.Contains(l.Reason, "SQLSTATE 22021") {
+	if l == nil || l.Kind != "unknown_class" || !strings.Contains(l.Reason, "no such class") ||
+		!strings.Contains(l.Reason, "SQLSTATE 22021") {
 		t.Errorf("dead letter is %+v", l)
 	}
 	if n := len(r.handled["poison"]); n != 1 {
@@ -493,10 +500,12 @@ func TestRefusedDeadLetter(t *testing.T) {
 	}
 }
 
+// A message on a subject without a consumer becomes a dead letter. A message that another worker's consumer takes does not.
 func TestUnownedSubjects(t *testing.T) {
 	js := natstest.Start(t).JetStream()
 	stream := ensure(t, js)
-	if _, err := stream.CreateConsumer(t.Context(), jetstream.ConsumerConfig{Durable: consumers.Durable("elsewhere"), FilterSubject: schema.SubjectGeneration("elsewhere"), AckPolicy: jetstream.AckExplicitPolicy}); err != nil {
+	if _, err := stream.CreateConsumer(t.Context(), jetstream.ConsumerConfig{Durable: consumers.Durable("elsewhere"),
+		FilterSubject: schema.SubjectGeneration("elsewhere"), AckPolicy: jetstream.AckExplicitPolicy}); err != nil {
 		t.Fatal(err)
 	}
 	ev := event("theirs")
@@ -505,7 +514,8 @@ func TestUnownedSubjects(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, subject := range []string{"generation.requested.elsewhere", "generation.requested.nobody", "generation.requested." + model + ".deeper"} {
+	for _, subject := range []string{"generation.requested.elsewhere", "generation.requested.nobody",
+		"generation.requested." + model + ".deeper"} {
 		if _, err := js.Publish(t.Context(), subject, payload); err != nil {
 			t.Fatal(err)
 		}
@@ -513,10 +523,12 @@ func TestUnownedSubjects(t *testing.T) {
 	publish(t, js, "ours")
 	r := newRecorder()
 	run(t, js, config(), r)
-	natstest.Until(t, "the two are buried", func() bool { done, deadLetters := r.count(); return done == 1 && deadLetters == 2 })
+	natstest.Until(t, "the two are dead letters",
+		func() bool { done, deadLetters := r.count(); return done == 1 && deadLetters == 2 })
 	for _, sequence := range []uint64{2, 3} {
 		l := r.deadLetter(sequence)
-		if l == nil || l.Kind != schema.KindUnknownModel || l.Field != "data.model" || l.Event == nil || l.Event.ID != "theirs" || string(l.Payload) != string(payload) {
+		if l == nil || l.Kind != schema.KindUnknownModel || l.Field != "data.model" || l.Event == nil ||
+			l.Event.ID != "theirs" || string(l.Payload) != string(payload) {
 			t.Errorf("message %d: dead letter is %+v", sequence, l)
 		}
 	}
@@ -526,8 +538,8 @@ func TestUnownedSubjects(t *testing.T) {
 	_ = header
 }
 
-// Messages that the server gave up on, under a consumer with a bound on deliveries, are handled like any other; one that
-// was terminated by hand becomes a dead letter by the server's advisory.
+// After the last delivery that a consumer allows, a message is handled like any other. A message that was terminated by
+// hand becomes a dead letter, because of the server's advisory.
 func TestServerGivesUp(t *testing.T) {
 	js := natstest.Start(t).JetStream()
 	stream := ensure(t, js)
@@ -537,7 +549,7 @@ func TestServerGivesUp(t *testing.T) {
 	w := run(t, js, cfg, r)
 	publish(t, js, "first")
 	settled(t, stream)
-	natstest.Until(t, "the advisories are kept", func() bool {
+	natstest.Until(t, "the advisories are stored", func() bool {
 		for _, name := range []string{consumers.Durable(model), "terminated-decuwatch"} {
 			if _, err := js.Consumer(t.Context(), consumers.AdvisoryStream("GENERATION"), name); err != nil {
 				return false
@@ -549,7 +561,7 @@ func TestServerGivesUp(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	// A worker of an earlier version that takes messages and ends without a word.
+	// A worker of an earlier version takes messages and then dies.
 	c, err := stream.Consumer(t.Context(), consumers.Durable(model))
 	if err != nil {
 		t.Fatal(err)
@@ -593,22 +605,26 @@ func TestServerGivesUp(t *testing.T) {
 		return nil
 	}
 	run(t, js, cfg, r)
-	natstest.Until(t, "each has its verdict", func() bool { done, deadLetters := r.count(); return done == 2 && deadLetters == 2 })
+	natstest.Until(t, "each has its verdict",
+		func() bool { done, deadLetters := r.count(); return done == 2 && deadLetters == 2 })
 	if !r.done["innocent"] {
 		t.Errorf("handled are %v", r.done)
 	}
-	if c, err = stream.Consumer(t.Context(), consumers.Durable(model)); err != nil || c.CachedInfo().Config.MaxDeliver != -1 {
+	if c, err = stream.Consumer(t.Context(), consumers.Durable(model)); err != nil ||
+		c.CachedInfo().Config.MaxDeliver != -1 {
 		t.Errorf("the consumer was not updated: %v", err)
 	}
-	if l := r.deadLetter(3); l == nil || l.Kind != schema.KindGivenUp || l.Reason != "terminated after 1 deliveries: not now" || l.Event == nil || l.Event.ID != "by-hand" {
+	if l := r.deadLetter(3); l == nil || l.Kind != schema.KindGivenUp ||
+		l.Reason != "terminated after 1 deliveries: not now" || l.Event == nil || l.Event.ID != "by-hand" {
 		t.Errorf("dead letter is %+v", l)
 	}
-	if l := r.deadLetter(4); l == nil || l.Kind != schema.KindFailed || l.Reason != "the session was lost" || l.Event == nil || l.Event.ID != "failing" {
+	if l := r.deadLetter(4); l == nil || l.Kind != schema.KindFailed || l.Reason != "the session was lost" ||
+		l.Event == nil || l.Event.ID != "failing" {
 		t.Errorf("dead letter is %+v", l)
 	}
 }
 
-// While a dependency is away nothing is pulled, what is in flight is kept, and no delivery is used up.
+// While a dependency is away, nothing is pulled, messages in flight are kept, and no attempt counts.
 func TestPulledNothingWhileUnwell(t *testing.T) {
 	js := natstest.Start(t).JetStream()
 	stream := ensure(t, js)
@@ -659,7 +675,8 @@ decuwatch_pulling_paused 1
 	}
 	away.Store(false)
 	r.refuse.Store(nil)
-	natstest.Until(t, "the backlog drains", func() bool { done, deadLetters := r.count(); return done == 50 && deadLetters == 1 })
+	natstest.Until(t, "the backlog drains",
+		func() bool { done, deadLetters := r.count(); return done == 50 && deadLetters == 1 })
 	settled(t, stream)
 	for id, deliveries := range r.handled {
 		if last := deliveries[len(deliveries)-1]; last.Delivered != 1 {
@@ -668,8 +685,8 @@ decuwatch_pulling_paused 1
 	}
 }
 
-// An error that says by itself that a dependency is away uses up no delivery, although the question for health is
-// answered well: a table that is locked, a disk that is full.
+// An error that itself says that a dependency is away counts as no attempt, even if the health check succeeds: a locked
+// table, a full disk.
 func TestUnavailableKeepsMessages(t *testing.T) {
 	js := natstest.Start(t).JetStream()
 	stream := ensure(t, js)
@@ -691,7 +708,8 @@ func TestUnavailableKeepsMessages(t *testing.T) {
 	cfg := config()
 	cfg.MaxDeliver = 2
 	run(t, js, cfg, r)
-	natstest.Until(t, "the backlog drains", func() bool { done, deadLetters := r.count(); return done == 20 && deadLetters == 1 })
+	natstest.Until(t, "the backlog drains",
+		func() bool { done, deadLetters := r.count(); return done == 20 && deadLetters == 1 })
 	settled(t, stream)
 	for id, deliveries := range r.handled {
 		if last := deliveries[len(deliveries)-1]; last.Delivered != 1 {
@@ -700,7 +718,7 @@ func TestUnavailableKeepsMessages(t *testing.T) {
 	}
 }
 
-// A message that is worked on for longer than AckWait is kept by heartbeats.
+// Heartbeats keep a message in flight for longer than AckWait.
 func TestHeartbeats(t *testing.T) {
 	s := natstest.Start(t)
 	js := s.JetStream()
@@ -742,7 +760,7 @@ func TestClosedConnectionEndsRun(t *testing.T) {
 	}
 }
 
-// A stop lets what is in flight come to its verdict, and gives back at once what does not.
+// A stop waits until messages in flight have their verdict, and gives back at once those that have not.
 func TestDrain(t *testing.T) {
 	js := natstest.Start(t).JetStream()
 	stream := ensure(t, js)
@@ -789,7 +807,7 @@ func TestTwoWorkersShare(t *testing.T) {
 	cfg := config()
 	cfg.MaxInFlight = 4
 	a, b := newRecorder(), newRecorder()
-	// Neither goes on before both have something.
+	// Each waits until both have a message.
 	both := make(chan struct{})
 	var waiting sync.WaitGroup
 	waiting.Add(2)
@@ -813,7 +831,7 @@ func TestTwoWorkersShare(t *testing.T) {
 	}
 }
 
-// Events are admitted by their cost in rows.
+// Events are admitted by the rows that they cost.
 func TestAdmissionByRows(t *testing.T) {
 	for _, c := range []struct{ rows, most int }{{4, 2}, {1000, 1}} {
 		js := natstest.Start(t).JetStream()
@@ -840,7 +858,8 @@ func TestAdmissionByRows(t *testing.T) {
 }
 
 func TestStreamThatWouldLoseEventsIsRefused(t *testing.T) {
-	good := jetstream.StreamConfig{Name: "GENERATION", Subjects: []string{"generation.requested.>"}, Discard: jetstream.DiscardNew}
+	good := jetstream.StreamConfig{Name: "GENERATION", Subjects: []string{"generation.requested.>"},
+		Discard: jetstream.DiscardNew}
 	for _, c := range []struct {
 		setting string
 		change  func(*jetstream.StreamConfig)
@@ -877,7 +896,8 @@ func TestStreamThatWouldLoseEventsIsRefused(t *testing.T) {
 func TestNewStream(t *testing.T) {
 	js := natstest.Start(t).JetStream()
 	c := ensure(t, js).CachedInfo().Config
-	if c.Storage != jetstream.FileStorage || c.Retention != jetstream.LimitsPolicy || c.Discard != jetstream.DiscardNew || c.MaxMsgSize != 64<<10 || c.MaxAge != 7*24*time.Hour ||
+	if c.Storage != jetstream.FileStorage || c.Retention != jetstream.LimitsPolicy || c.Discard != jetstream.DiscardNew ||
+		c.MaxMsgSize != 64<<10 || c.MaxAge != 7*24*time.Hour ||
 		!c.DenyDelete || c.AllowRollup || c.MaxConsumers <= 0 {
 		t.Errorf("stream is %+v", c)
 	}
@@ -913,7 +933,7 @@ func TestConfigErrors(t *testing.T) {
 	}
 }
 
-// lines keeps a log.
+// lines is a log in memory.
 type lines struct {
 	mu   sync.Mutex
 	text strings.Builder

@@ -31,13 +31,13 @@ func payload(t *testing.T, id, model string) []byte {
 	return body
 }
 
-// hostile returns the corpus for a model's subject.
+// hostile returns the hostile messages for a model's subject.
 func hostile(t *testing.T, model string) []natstest.Hostile {
 	return natstest.HostileMessages(func(id string) []byte { return payload(t, id, model) })
 }
 
-// Each hostile message gets its one verdict in one delivery, whatever its headers say, and so does each good event
-// between them.
+// Each hostile message gets its one verdict in one delivery, whatever its headers say. So does each good event between
+// them.
 func TestHostileMessagesOnAModel(t *testing.T) {
 	s := natstest.Start(t)
 	js := s.JetStream()
@@ -47,7 +47,8 @@ func TestHostileMessagesOnAModel(t *testing.T) {
 	for i, h := range corpus {
 		mixed = append(mixed, h)
 		for j := range 2 {
-			mixed = append(mixed, natstest.Hostile{Name: "good", Payload: payload(t, fmt.Sprintf("good-%d-%d", i, j), model), Valid: true})
+			mixed = append(mixed, natstest.Hostile{Name: "good", Payload: payload(t, fmt.Sprintf("good-%d-%d", i, j), model),
+				Valid: true})
 		}
 	}
 	sequences := s.PublishAllRaw(t, schema.SubjectGeneration(model), mixed)
@@ -63,9 +64,10 @@ func TestHostileMessagesOnAModel(t *testing.T) {
 	}
 }
 
-// checkHostile checks that each message has its one verdict, and that the verdict is a dead letter of the given kind
-// exactly if the message carries no valid event.
-func checkHostile(t *testing.T, r *recorder, messages []natstest.Hostile, sequences []uint64, kind schema.DeadLetterKind) {
+// checkHostile checks that each message has one verdict. It must be a dead letter of the given kind exactly if the
+// message has no valid event.
+func checkHostile(t *testing.T, r *recorder, messages []natstest.Hostile, sequences []uint64,
+	kind schema.DeadLetterKind) {
 	t.Helper()
 	handled := map[uint64]int{}
 	r.mu.Lock()
@@ -83,12 +85,13 @@ func checkHostile(t *testing.T, r *recorder, messages []natstest.Hostile, sequen
 		case !m.Valid && (handled[sequences[i]] != 0 || l == nil):
 			t.Errorf("%s: handled %d times, dead letter %+v", m.Name, handled[sequences[i]], l)
 		case !m.Valid && (l.Kind != kind || string(l.Payload) != string(m.Payload)):
-			t.Errorf("%s: the dead letter is of kind %s, with %d bytes; want %s, with %d", m.Name, l.Kind, len(l.Payload), kind, len(m.Payload))
+			t.Errorf("%s: the dead letter is of kind %s, with %d bytes; want %s, with %d", m.Name, l.Kind, len(l.Payload), kind,
+				len(m.Payload))
 		}
 	}
 }
 
-// Hostile messages of a model that nobody consumes become dead letters, in order of nothing but their own arrival.
+// Hostile messages of a model without a consumer become dead letters in the order of their arrival.
 func TestHostileMessagesWithoutOwner(t *testing.T) {
 	s := natstest.Start(t)
 	js := s.JetStream()
@@ -97,21 +100,22 @@ func TestHostileMessagesWithoutOwner(t *testing.T) {
 	sequences := s.PublishAllRaw(t, schema.SubjectGeneration("nobody"), corpus)
 	r := newRecorder()
 	run(t, js, config(), r)
-	natstest.Until(t, "each has its dead letter", func() bool { _, deadLetters := r.count(); return deadLetters == len(corpus) })
+	natstest.Until(t, "each has its dead letter",
+		func() bool { _, deadLetters := r.count(); return deadLetters == len(corpus) })
 	for i := range corpus {
 		corpus[i].Valid = false
 	}
 	checkHostile(t, r, corpus, sequences, schema.KindUnknownModel)
 }
 
-// Hostile messages that somebody terminated by hand become dead letters by the server's advisories.
+// Hostile messages that somebody terminated by hand become dead letters, because of the server's advisories.
 func TestHostileMessagesTerminated(t *testing.T) {
 	s := natstest.Start(t)
 	js := s.JetStream()
 	stream := ensure(t, js)
 	r := newRecorder()
 	w := run(t, js, config(), r)
-	natstest.Until(t, "the advisories are kept", func() bool {
+	natstest.Until(t, "the advisories are stored", func() bool {
 		_, err := js.Consumer(t.Context(), consumers.AdvisoryStream("GENERATION"), "terminated-decuwatch")
 		_, err2 := js.Consumer(t.Context(), "GENERATION", consumers.Durable(model))
 		return errors.Join(err, err2) == nil
@@ -126,7 +130,8 @@ func TestHostileMessagesTerminated(t *testing.T) {
 	cfg := config()
 	cfg.Logger = slog.New(slog.NewTextHandler(log, nil))
 	run(t, js, cfg, r)
-	natstest.Until(t, "each has its dead letter", func() bool { _, deadLetters := r.count(); return deadLetters == len(corpus) })
+	natstest.Until(t, "each has its dead letter",
+		func() bool { _, deadLetters := r.count(); return deadLetters == len(corpus) })
 	for i := range corpus {
 		corpus[i].Valid = false
 	}
@@ -144,7 +149,7 @@ func TestHostileMessagesTerminated(t *testing.T) {
 	}
 }
 
-// terminateAll takes n messages from the model's consumer and terminates each, past any client that reads headers.
+// terminateAll takes n messages from the model's consumer and terminates each. It uses no client that reads headers.
 func terminateAll(t *testing.T, s *natstest.Server, stream jetstream.Stream, n int) {
 	t.Helper()
 	nc := s.Connect()
@@ -154,7 +159,8 @@ func terminateAll(t *testing.T, s *natstest.Server, stream jetstream.Stream, n i
 		t.Fatal(err)
 	}
 	name := stream.CachedInfo().Config.Name
-	if err := nc.PublishRequest("$JS.API.CONSUMER.MSG.NEXT."+name+"."+consumers.Durable(model), inbox, fmt.Appendf(nil, `{"batch":%d}`, n)); err != nil {
+	if err := nc.PublishRequest("$JS.API.CONSUMER.MSG.NEXT."+name+"."+consumers.Durable(model), inbox,
+		fmt.Appendf(nil, `{"batch":%d}`, n)); err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
@@ -174,7 +180,7 @@ func terminateAll(t *testing.T, s *natstest.Server, stream jetstream.Stream, n i
 	}
 }
 
-// A message reads the same by its sequence as it was published, whatever its headers say.
+// A message reads the same by its sequence number as it was published, whatever its headers say.
 func TestHostileMessagesStored(t *testing.T) {
 	s := natstest.Start(t)
 	js := s.JetStream()
@@ -185,19 +191,21 @@ func TestHostileMessagesStored(t *testing.T) {
 	for i, m := range corpus {
 		stored, err := consumers.ReadStored(t.Context(), js, "GENERATION", next, true)
 		if err != nil || stored.Sequence != sequences[i] || string(stored.Payload) != string(m.Payload) {
-			t.Fatalf("%s: read %d with %d bytes, %v; want %d with %d", m.Name, stored.Sequence, len(stored.Payload), err, sequences[i], len(m.Payload))
+			t.Fatalf("%s: read %d with %d bytes, %v; want %d with %d", m.Name, stored.Sequence, len(stored.Payload), err,
+				sequences[i], len(m.Payload))
 		}
 		if ev, err := stored.Decode(); (err == nil) != m.Valid {
 			t.Errorf("%s: decoded as %+v, %v", m.Name, ev, err)
 		}
 		next = stored.Sequence + 1
 	}
-	if _, err := consumers.ReadStored(t.Context(), js, "GENERATION", next, true); !errors.Is(err, jetstream.ErrMsgNotFound) {
+	if _, err := consumers.ReadStored(t.Context(), js, "GENERATION", next, true); !errors.Is(err,
+		jetstream.ErrMsgNotFound) {
 		t.Errorf("after the last message: %v", err)
 	}
 }
 
-// Thousands of events whose producer sets a status header do not hold up the loop that looks for unknown models.
+// Thousands of events whose producer sets a status header do not delay the loop that looks for unknown models.
 func TestStatusHeadersDoNotStopTheBackstop(t *testing.T) {
 	s := natstest.Start(t)
 	js := s.JetStream()
@@ -205,7 +213,8 @@ func TestStatusHeadersDoNotStopTheBackstop(t *testing.T) {
 	const n = 9000
 	messages := make([]natstest.Hostile, n)
 	for i := range messages {
-		messages[i] = natstest.Hostile{Header: "NATS/1.0\r\nStatus: 200\r\n\r\n", Payload: payload(t, fmt.Sprint("e", i), model)}
+		messages[i] = natstest.Hostile{Header: "NATS/1.0\r\nStatus: 200\r\n\r\n",
+			Payload: payload(t, fmt.Sprint("e", i), model)}
 	}
 	s.PublishAllRaw(t, schema.SubjectGeneration(model), messages)
 	last := s.PublishRaw(t, schema.SubjectGeneration("nobody"), "NATS/1.0\r\nStatus: 404\r\n\r\n", nil)
@@ -218,7 +227,7 @@ func TestStatusHeadersDoNotStopTheBackstop(t *testing.T) {
 	}
 }
 
-// An advisory that cannot be read is put aside: it is not delivered again.
+// An advisory that cannot be read is terminated: it is not delivered again.
 func TestUnreadableAdvisory(t *testing.T) {
 	s := natstest.Start(t)
 	js := s.JetStream()
@@ -229,7 +238,7 @@ func TestUnreadableAdvisory(t *testing.T) {
 	cfg.Logger = slog.New(slog.NewTextHandler(log, nil))
 	run(t, js, cfg, r)
 	name := consumers.AdvisoryStream("GENERATION")
-	natstest.Until(t, "the advisories are kept", func() bool {
+	natstest.Until(t, "the advisories are stored", func() bool {
 		_, err := js.Consumer(t.Context(), name, "terminated-decuwatch")
 		return err == nil
 	})

@@ -18,7 +18,7 @@ import (
 	"github.com/decuwatch/decuwatch/schema"
 )
 
-// permanent is an error that no retry mends.
+// permanent is an error after which retrying will not help.
 type permanent struct {
 	error
 	kind schema.DeadLetterKind
@@ -40,10 +40,14 @@ func TestDecide(t *testing.T) {
 	}{
 		{"committed", nil, 1, false, decision{action: acknowledge}},
 		{"committed while draining", nil, 4, true, decision{action: acknowledge}},
-		{"invalid", invalid, 1, false, decision{action: deadLetter, kind: schema.KindInvalid, field: "data.class", reason: "must be below 10"}},
-		{"invalid while draining", invalid, 1, true, decision{action: deadLetter, kind: schema.KindInvalid, field: "data.class", reason: "must be below 10"}},
-		{"permanent", fmt.Errorf("a: %w", permanent{plain, schema.KindUnknownClass}), 1, false, decision{action: deadLetter, kind: "unknown_class", reason: "a: session lost"}},
-		{"invalid with a kind", permanent{invalid, schema.KindDuplicateID}, 1, false, decision{action: deadLetter, kind: "duplicate_id", field: "data.class", reason: "must be below 10"}},
+		{"invalid", invalid, 1, false, decision{action: deadLetter, kind: schema.KindInvalid, field: "data.class",
+			reason: "must be below 10"}},
+		{"invalid while draining", invalid, 1, true, decision{action: deadLetter, kind: schema.KindInvalid,
+			field: "data.class", reason: "must be below 10"}},
+		{"permanent", fmt.Errorf("a: %w", permanent{plain, schema.KindUnknownClass}), 1, false,
+			decision{action: deadLetter, kind: "unknown_class", reason: "a: session lost"}},
+		{"invalid with a kind", permanent{invalid, schema.KindDuplicateID}, 1, false,
+			decision{action: deadLetter, kind: "duplicate_id", field: "data.class", reason: "must be below 10"}},
 		{"first failure", plain, 1, false, decision{action: redeliver, reason: "session lost", delay: time.Second}},
 		{"second failure", plain, 2, false, decision{action: redeliver, reason: "session lost", delay: 2 * time.Second}},
 		{"third failure", plain, 3, false, decision{action: redeliver, reason: "session lost", delay: 3 * time.Second}},
@@ -104,7 +108,7 @@ func TestSlots(t *testing.T) {
 	s.wait()
 }
 
-// The gate asks at growing intervals while a dependency is away, and opens when it is back.
+// The gate checks health at growing intervals while a dependency is away, and opens when it is back.
 func TestGate(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var away atomic.Bool
@@ -145,10 +149,11 @@ func TestGate(t *testing.T) {
 	})
 }
 
-// A gate that is tripped again and again stays shut for longer, although the question for health is answered well.
+// A gate that is tripped again and again stays shut for longer, even if the health check succeeds.
 func TestGateTrips(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		g := newGate(t.Context(), func(context.Context) error { return nil }, slog.New(slog.DiscardHandler), NewMetrics(nil, nil))
+		g := newGate(t.Context(), func(context.Context) error { return nil }, slog.New(slog.DiscardHandler),
+			NewMetrics(nil, nil))
 		defer g.stop()
 		shut := func() time.Duration {
 			start := time.Now()
@@ -177,11 +182,12 @@ func TestGateTrips(t *testing.T) {
 	})
 }
 
-// A stop ends the waiting for a dependency.
+// A stop ends the wait for a dependency.
 func TestGateStops(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancelCause(t.Context())
-		g := newGate(ctx, func(context.Context) error { return errors.New("away") }, slog.New(slog.DiscardHandler), NewMetrics(nil, nil))
+		g := newGate(ctx, func(context.Context) error { return errors.New("away") }, slog.New(slog.DiscardHandler),
+			NewMetrics(nil, nil))
 		g.check(ctx)
 		cancel(errDrained)
 		if err := g.wait(ctx); !errors.Is(err, errDrained) {
@@ -191,7 +197,7 @@ func TestGateStops(t *testing.T) {
 	})
 }
 
-// beaten counts its heartbeats.
+// beaten counts the heartbeats that it gets.
 type beaten struct {
 	times []time.Duration
 	start time.Time
@@ -202,7 +208,8 @@ func (b *beaten) progress() error {
 	return nil
 }
 
-// A message held gets its heartbeats within 1.5 intervals each, a third of AckWait apart, and none after its release.
+// A message in flight gets its heartbeats an interval apart, or at most 1.5 intervals, and none after they were
+// stopped.
 func TestHeartbeatTimes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := newHeartbeats(10*time.Second, slog.New(slog.DiscardHandler))
@@ -232,7 +239,7 @@ func TestHeartbeatTimes(t *testing.T) {
 	})
 }
 
-// What is known of the attempts on a message decides whether it is isolated. Failures and stops never isolate it.
+// The counts of attempts decide whether a message is isolated. Failures and stops never isolate it.
 func TestIsolationOf(t *testing.T) {
 	for _, x := range []struct {
 		name      string
@@ -265,7 +272,8 @@ func TestIsolationOf(t *testing.T) {
 		cost, all int
 		want      int64
 	}{
-		{ordinary, 0, 10, 1}, {ordinary, 7, 10, 7}, {ordinary, 70, 10, 10}, {watched, 1, 160, 10}, {watched, 30, 160, 30}, {watched, 1, 3, 1}, {alone, 1, 160, 160},
+		{ordinary, 0, 10, 1}, {ordinary, 7, 10, 7}, {ordinary, 70, 10, 10}, {watched, 1, 160, 10}, {watched, 30, 160, 30},
+		{watched, 1, 3, 1}, {alone, 1, 160, 160},
 	} {
 		if got := x.level.rows(x.cost, x.all); got != x.want {
 			t.Errorf("isolation %d: %d of %d rows for a cost of %d, want %d", x.level, got, x.all, x.cost, x.want)
@@ -280,18 +288,20 @@ func TestParseAck(t *testing.T) {
 		"$JS.ACK.hub.ACCHASH.GENERATION.decuwatch-m.3.41.57.1700000000123456789.9.token",
 	} {
 		m, err := parseAck(reply)
-		if err != nil || m.stream != "GENERATION" || m.delivered != 3 || m.Sequence != 41 || m.Time.UnixNano() != 1700000000123456789 {
+		if err != nil || m.stream != "GENERATION" || m.delivered != 3 || m.Sequence != 41 ||
+			m.Time.UnixNano() != 1700000000123456789 {
 			t.Errorf("%s: %+v, %v", reply, m, err)
 		}
 	}
-	for _, reply := range []string{"$JS.ACK.", "$JS.ACK.a.b.c.d.e.f", "$JS.ACK.G.d.x.41.57.1.9", "$JS.ACK.G.d.1.-1.57.1.9", "$JS.ACK.G.d.1.1.57.x.9", "$JS.ACK.a.G.d.1.1.57.1.9"} {
+	for _, reply := range []string{"$JS.ACK.", "$JS.ACK.a.b.c.d.e.f", "$JS.ACK.G.d.x.41.57.1.9",
+		"$JS.ACK.G.d.1.-1.57.1.9", "$JS.ACK.G.d.1.1.57.x.9", "$JS.ACK.a.G.d.1.1.57.1.9"} {
 		if m, err := parseAck(reply); err == nil {
 			t.Errorf("%s: %+v", reply, m)
 		}
 	}
 }
 
-// A look that failed, because an answer was lost, is tried again soon; one that succeeded slowly is not.
+// After a look that failed because an answer was lost, the next one comes soon. After a slow look it does not.
 func TestUntilNextLook(t *testing.T) {
 	for _, x := range []struct {
 		took   time.Duration
@@ -307,7 +317,7 @@ func TestUntilNextLook(t *testing.T) {
 	}
 }
 
-// A request whose answer is lost is sent again, for a limited time; a refusal is an answer.
+// A request that gets no answer is sent again, for a limited time. A refusal is an answer.
 func TestAgain(t *testing.T) {
 	refused := &jetstream.APIError{Code: 404, Description: "no message found"}
 	busy := &jetstream.APIError{Code: 503, Description: "no leader"}
@@ -317,13 +327,14 @@ func TestAgain(t *testing.T) {
 		atMost  time.Duration
 		want    error
 	}{
-		"well":            {[]error{nil}, 1, 0, nil},
-		"lost once":       {[]error{errSilent, nil}, 2, askTimeout + time.Second, nil},
-		"without leader":  {[]error{busy, busy, nil}, 3, 3 * time.Second, nil},
-		"an election":     {append(slices.Repeat([]error{busy}, 10), nil), 11, 10 * time.Second, nil},
-		"refused":         {[]error{refused}, 1, 0, refused},
-		"no such stream":  {[]error{jetstream.ErrStreamNotFound}, 1, 0, jetstream.ErrStreamNotFound},
-		"never an answer": {[]error{errSilent, errSilent, errSilent, errSilent}, 4, askFor + askTimeout, context.DeadlineExceeded},
+		"well":           {[]error{nil}, 1, 0, nil},
+		"lost once":      {[]error{errSilent, nil}, 2, askTimeout + time.Second, nil},
+		"without leader": {[]error{busy, busy, nil}, 3, 3 * time.Second, nil},
+		"an election":    {append(slices.Repeat([]error{busy}, 10), nil), 11, 10 * time.Second, nil},
+		"refused":        {[]error{refused}, 1, 0, refused},
+		"no such stream": {[]error{jetstream.ErrStreamNotFound}, 1, 0, jetstream.ErrStreamNotFound},
+		"never an answer": {[]error{errSilent, errSilent, errSilent, errSilent}, 4, askFor + askTimeout,
+			context.DeadlineExceeded},
 	} {
 		synctest.Test(t, func(t *testing.T) {
 			start, tries := time.Now(), 0
@@ -337,7 +348,8 @@ func TestAgain(t *testing.T) {
 				return answer
 			})
 			if took := time.Since(start); !errors.Is(err, x.want) || tries != x.tries || took > x.atMost {
-				t.Errorf("%s: %v after %d tries and %s, want %v after %d and at most %s", name, err, tries, took, x.want, x.tries, x.atMost)
+				t.Errorf("%s: %v after %d tries and %s, want %v after %d and at most %s", name, err, tries, took, x.want, x.tries,
+					x.atMost)
 			}
 		})
 	}
@@ -345,8 +357,9 @@ func TestAgain(t *testing.T) {
 
 var errSilent = errors.New("no answer")
 
-// TestOrphansAfterAnOutageOfEverything has a worker start when the server was restarted, or workers of another model were down
-// for longer than the grace: their events are theirs, if they come within the time that this worker watches.
+// TestOrphansAfterAnOutageOfEverything starts a worker when the server was restarted, or when workers of another model
+// were down for longer than the grace period. The other workers get their events if they start while this worker still
+// watches.
 func TestOrphansAfterAnOutageOfEverything(t *testing.T) {
 	start := time.Date(2026, 1, 10, 12, 0, 0, 0, time.UTC)
 	long := start.Add(-30 * time.Hour)
@@ -362,12 +375,14 @@ func TestOrphansAfterAnOutageOfEverything(t *testing.T) {
 	} {
 		o := newOwners([]string{"mine"}, time.Minute)
 		v := func(after time.Duration) *View {
-			return &View{Time: start.Add(after), State: jetstream.StreamState{Subjects: map[string]uint64{subject: 1}}, Consumers: map[string]jetstream.ConsumerInfo{
-				Durable("other"): {
-					Created: start.Add(-720 * time.Hour), TimeStamp: start.Add(after), Delivered: jetstream.SequenceInfo{Last: c.used},
-					Config: jetstream.ConsumerConfig{Durable: Durable("other"), FilterSubject: subject},
-				},
-			}}
+			return &View{Time: start.Add(after), State: jetstream.StreamState{Subjects: map[string]uint64{subject: 1}},
+				Consumers: map[string]jetstream.ConsumerInfo{
+					Durable("other"): {
+						Created: start.Add(-720 * time.Hour), TimeStamp: start.Add(after),
+						Delivered: jetstream.SequenceInfo{Last: c.used},
+						Config:    jetstream.ConsumerConfig{Durable: Durable("other"), FilterSubject: subject},
+					},
+				}}
 		}
 		o.of(v(0), subject)
 		for _, after := range []time.Duration{time.Second, c.buried - time.Second, c.buried} {

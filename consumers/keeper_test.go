@@ -21,7 +21,7 @@ import (
 	"github.com/decuwatch/decuwatch/schema/postgres/pgtest"
 )
 
-// skipper brings each event to its verdict, a skip, in Postgres.
+// skipper skips each event, in Postgres.
 type skipper struct{ *postgres.Store }
 
 func (s skipper) Plan(ev schema.Event) (int, func(context.Context, schema.Delivery) error) {
@@ -32,7 +32,7 @@ func (s skipper) Plan(ev schema.Event) (int, func(context.Context, schema.Delive
 	}
 }
 
-// kept is a worker with a ledger whose keeper is quick.
+// kept is a worker with a ledger and a fast keeper.
 type kept struct {
 	t      *testing.T
 	js     jetstream.JetStream
@@ -60,7 +60,7 @@ func (k *kept) run() *worker {
 	return w
 }
 
-// verdicts returns the outcome, or the kind of dead letter, of each message of the stream that has a verdict.
+// verdicts returns the outcome, or the kind of dead letter, of each message that has a verdict.
 func (k *kept) verdicts() map[uint64]string {
 	k.t.Helper()
 	list, err := k.store.VerdictsBySequence(k.t.Context(), "GENERATION", 1, 1<<40)
@@ -80,7 +80,7 @@ func (k *kept) verdicts() map[uint64]string {
 	return found
 }
 
-// becomes waits until the messages have the verdicts, from sequence 1 on.
+// becomes waits until the messages from sequence 1 on have the given verdicts.
 func (k *kept) becomes(want ...string) {
 	k.t.Helper()
 	var got map[uint64]string
@@ -126,7 +126,8 @@ func (k *kept) gauge(name string, labels ...string) float64 {
 
 func (k *kept) reaches(want float64, name string, labels ...string) {
 	k.t.Helper()
-	natstest.Until(k.t, fmt.Sprintf("%s%q is %g", name, labels, want), func() bool { return k.gauge(name, labels...) == want })
+	natstest.Until(k.t, fmt.Sprintf("%s%q is %g", name, labels, want),
+		func() bool { return k.gauge(name, labels...) == want })
 }
 
 func (k *kept) publishTo(model string, ids ...string) {
@@ -142,16 +143,17 @@ func (k *kept) publishTo(model string, ids ...string) {
 
 func durable(t *testing.T, stream jetstream.Stream, name, filter string) jetstream.Consumer {
 	t.Helper()
-	c, err := stream.CreateConsumer(t.Context(), jetstream.ConsumerConfig{Durable: name, FilterSubject: filter, AckPolicy: jetstream.AckExplicitPolicy})
+	c, err := stream.CreateConsumer(t.Context(), jetstream.ConsumerConfig{Durable: name, FilterSubject: filter,
+		AckPolicy: jetstream.AckExplicitPolicy})
 	if err != nil {
 		t.Fatal(err)
 	}
 	return c
 }
 
-// TestOrphansAreReportedThenBuried has consumers that nobody pulls from: of a model that was removed from every
-// configuration, and one with a model's name and another model's filter.
-func TestOrphansAreReportedThenBuried(t *testing.T) {
+// TestOrphansBecomeDeadLetters has consumers that nobody pulls from: one of a model that no configuration names any
+// more, and one with a model's name but another model's filter. They are reported first.
+func TestOrphansBecomeDeadLetters(t *testing.T) {
 	js := natstest.Start(t).JetStream()
 	k := newKept(t, js)
 	stream := ensure(t, js)
@@ -177,7 +179,7 @@ func TestOrphansAreReportedThenBuried(t *testing.T) {
 	k.run()
 	k.becomes("orphaned", "orphaned", "orphaned", "orphaned", "skip")
 	k.reaches(0, "decuwatch_orphaned_events", "model", "removed")
-	// The owner comes back: its messages have their verdict.
+	// The owner is back: its messages get their verdict.
 	if err := stream.DeleteConsumer(t.Context(), consumers.Durable("removed")); err != nil {
 		t.Fatal(err)
 	}
@@ -185,7 +187,8 @@ func TestOrphansAreReportedThenBuried(t *testing.T) {
 	k.becomes("orphaned", "orphaned", "orphaned", "orphaned", "skip", "unknown_model")
 }
 
-// TestOwnersAreLeftAlone has a model that another worker scores, slowly: its events are neither reported nor buried.
+// TestOwnersAreLeftAlone has a model that another worker scores slowly. Its events are not reported and do not become
+// dead letters.
 func TestOwnersAreLeftAlone(t *testing.T) {
 	js := natstest.Start(t).JetStream()
 	k := newKept(t, js)
@@ -213,22 +216,25 @@ func TestOwnersAreLeftAlone(t *testing.T) {
 	if n := k.gauge("decuwatch_orphaned_events", "model", "theirs"); n != 0 {
 		t.Errorf("%g events are reported as orphaned", n)
 	}
-	// Their owner deletes the consumer with events on it.
+	// The owner deletes the consumer with events on it.
 	pulling.Stop()
-	if err := errors.Join(first.InProgress(), second.InProgress(), stream.DeleteConsumer(t.Context(), consumers.Durable("theirs"))); err != nil {
+	if err := errors.Join(first.InProgress(), second.InProgress(),
+		stream.DeleteConsumer(t.Context(), consumers.Durable("theirs"))); err != nil {
 		t.Fatal(err)
 	}
 	k.becomes("unknown_model", "unknown_model", "skip", "skip")
 }
 
-// TestNothingIsSettledWithoutAnAnswer refuses the worker each way to list consumers: what nobody scores stays in the
-// stream, neither acknowledged nor buried, until the list can be read.
+// TestNothingIsSettledWithoutAnAnswer refuses the worker each way to list consumers. Events of unknown models stay in
+// the stream until the list can be read: they are not acknowledged and do not become dead letters.
 func TestNothingIsSettledWithoutAnAnswer(t *testing.T) {
 	opts := &server.Options{
 		Host: "127.0.0.1", Port: server.RANDOM_PORT, JetStream: true, StoreDir: t.TempDir(), NoLog: true, NoSigs: true,
-		Users: []*server.User{{Username: "all", Password: "p"}, {Username: "deaf", Password: "p", Permissions: &server.Permissions{
-			Publish: &server.SubjectPermission{Allow: []string{">"}, Deny: []string{"$JS.API.CONSUMER.NAMES.>", "$JS.API.CONSUMER.LIST.>"}},
-		}}},
+		Users: []*server.User{{Username: "all", Password: "p"},
+			{Username: "deaf", Password: "p", Permissions: &server.Permissions{
+				Publish: &server.SubjectPermission{Allow: []string{">"},
+					Deny: []string{"$JS.API.CONSUMER.NAMES.>", "$JS.API.CONSUMER.LIST.>"}},
+			}}},
 	}
 	s, err := server.NewServer(opts)
 	if err != nil {
@@ -277,7 +283,7 @@ func TestNothingIsSettledWithoutAnAnswer(t *testing.T) {
 	k.becomes("unknown_model", "unknown_model", "unknown_model", "skip")
 }
 
-// TestSettingsAreCheckedWhileRunning edits stream and consumer under a running worker.
+// TestSettingsAreCheckedWhileRunning changes stream and consumer while a worker runs.
 func TestSettingsAreCheckedWhileRunning(t *testing.T) {
 	js := natstest.Start(t).JetStream()
 	k := newKept(t, js)
@@ -297,14 +303,15 @@ func TestSettingsAreCheckedWhileRunning(t *testing.T) {
 	edit(bad)
 	natstest.Until(t, "the worker says which settings", func() bool {
 		err := k.runner.Settings()
-		return err != nil && strings.Contains(err.Error(), "discard is DiscardOld, must be new") && strings.Contains(err.Error(), "max_age is 1s")
+		return err != nil && strings.Contains(err.Error(), "discard is DiscardOld, must be new") &&
+			strings.Contains(err.Error(), "max_age is 1s")
 	})
 	k.reaches(1, "decuwatch_pulling_paused")
 	edit(good)
 	natstest.Until(t, "the worker is well again", func() bool { return k.runner.Settings() == nil })
 	k.reaches(0, "decuwatch_pulling_paused")
 
-	// A consumer whose filter somebody changed: it is restored, and no event is lost.
+	// Somebody changed the filter of a consumer: it is restored, and no event is lost.
 	c, err := stream.Consumer(t.Context(), consumers.Durable(model))
 	if err != nil {
 		t.Fatal(err)
@@ -334,7 +341,7 @@ func TestSettingsAreCheckedWhileRunning(t *testing.T) {
 	k.reaches(1, "decuwatch_consumer_paused", "model", model)
 	publish(t, js, "paused")
 	k.reaches(1, "decuwatch_consumer_pending_events", "model", model)
-	natstest.Until(t, "the age of the oldest event is told", func() bool {
+	natstest.Until(t, "the age of the oldest event is exported", func() bool {
 		return k.gauge("decuwatch_consumer_oldest_event_seconds", "model", model) > 0
 	})
 	if _, err := stream.ResumeConsumer(t.Context(), consumers.Durable(model)); err != nil {
@@ -368,7 +375,7 @@ func TestLossIsNoticed(t *testing.T) {
 	natstest.Until(t, "the rest goes on", func() bool { return k.verdicts()[13] == "skip" })
 }
 
-// TestAcknowledgedWithoutVerdict has messages acknowledged by hand, and one event that was published twice.
+// TestAcknowledgedWithoutVerdict acknowledges messages by hand, and publishes one event twice.
 func TestAcknowledgedWithoutVerdict(t *testing.T) {
 	js := natstest.Start(t).JetStream()
 	k := newKept(t, js)
@@ -388,7 +395,8 @@ func TestAcknowledgedWithoutVerdict(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := js.PublishMsg(t.Context(), &nats.Msg{Subject: schema.SubjectGeneration(model), Header: header, Data: payload},
+	if _, err := js.PublishMsg(t.Context(), &nats.Msg{Subject: schema.SubjectGeneration(model), Header: header,
+		Data: payload},
 		jetstream.WithMsgID("another")); err != nil {
 		t.Fatal(err)
 	}
@@ -406,8 +414,8 @@ func TestAcknowledgedWithoutVerdict(t *testing.T) {
 	}
 }
 
-// TestSettledMessagesArePurged fills a small stream with many times its size: producers are never refused, and what a
-// consumer has not acknowledged stays.
+// TestSettledMessagesArePurged publishes many times the size of a small stream. Producers are never refused, and
+// messages that a consumer has not acknowledged stay.
 func TestSettledMessagesArePurged(t *testing.T) {
 	js := natstest.Start(t).JetStream()
 	k := newKept(t, js)
@@ -468,7 +476,7 @@ func TestSettledMessagesArePurged(t *testing.T) {
 	if n := k.gauge("decuwatch_lost_events_total"); n != 0 {
 		t.Errorf("%g purged messages are said to be lost", n)
 	}
-	// Old enough is purged even if the stream is nearly empty.
+	// Old messages are purged even if the stream is nearly empty.
 	soon := *k
 	soon.reg = prometheus.NewPedanticRegistry()
 	soon.cfg.Stream.KeepSettled, soon.cfg.Metrics = time.Millisecond, consumers.NewMetrics(soon.reg, soon.cfg.Models)
@@ -479,8 +487,8 @@ func TestSettledMessagesArePurged(t *testing.T) {
 	})
 }
 
-// TestBadSettingsWhileRunningAreWaitedOut has a worker make sure of its consumer while a setting is bad: it is not ready and
-// waits, as when it finds the setting by itself.
+// TestBadSettingsWhileRunningAreWaitedOut has a worker create its consumer while a setting is bad. It is not ready and
+// waits, as if its keeper had found the setting.
 func TestBadSettingsWhileRunningAreWaitedOut(t *testing.T) {
 	js := natstest.Start(t).JetStream()
 	k := newKept(t, js)
@@ -531,8 +539,8 @@ func (k *kept) ids(outcome string) map[string]bool {
 	return ids
 }
 
-// TestStreamRestoredFromACopy restores the stream from a copy: it counts on from the copy's end, and the messages that get
-// sequence numbers for the second time need their verdicts too.
+// TestStreamRestoredFromACopy restores the stream from a copy. The stream continues after the end of the copy, so
+// sequence numbers are used a second time. Those messages need their verdicts, too.
 func TestStreamRestoredFromACopy(t *testing.T) {
 	server := natstest.Start(t)
 	k := newKept(t, server.JetStream())
@@ -577,7 +585,7 @@ func TestStreamRestoredFromACopy(t *testing.T) {
 	})
 }
 
-// sweptTo waits until the stream's position is at least a sequence number.
+// sweptTo waits until the stream was swept up to a sequence number.
 func (k *kept) sweptTo(want uint64) {
 	k.t.Helper()
 	stream, err := k.js.Stream(k.t.Context(), "GENERATION")
@@ -593,7 +601,8 @@ func (k *kept) sweptTo(want uint64) {
 	})
 }
 
-// TestTerminatedThenPurged reads the advisory on a terminated message after the message was purged: it has its one verdict.
+// TestTerminatedThenPurged reads the advisory about a terminated message after the message was purged. The message
+// keeps its one verdict.
 func TestTerminatedThenPurged(t *testing.T) {
 	js := natstest.Start(t).JetStream()
 	k := newKept(t, js)
@@ -610,7 +619,8 @@ func TestTerminatedThenPurged(t *testing.T) {
 	}
 	acknowledged := func() bool {
 		c, err := advisories.Consumer(t.Context(), "terminated-decuwatch")
-		return err == nil && c.CachedInfo().NumPending == 0 && c.CachedInfo().NumAckPending == 0 && c.CachedInfo().Delivered.Stream > 0
+		return err == nil && c.CachedInfo().NumPending == 0 && c.CachedInfo().NumAckPending == 0 &&
+			c.CachedInfo().Delivered.Stream > 0
 	}
 	natstest.Until(t, "the advisory is acknowledged", acknowledged)
 	if err := w.wait(); err != nil {

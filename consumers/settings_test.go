@@ -13,8 +13,8 @@ import (
 	"github.com/decuwatch/decuwatch/consumers/natstest"
 )
 
-// harmless are the settings of a stream that lose no event and add no message, with the reason. Every other setting must
-// have a rule in eventSettings.
+// harmless are the settings of a stream that cannot lose an event or add a message, with the reason. Every other
+// setting must have a rule in eventSettings.
 var harmless = map[string]string{
 	"name":                    "it is how the stream was found",
 	"description":             "text",
@@ -39,8 +39,8 @@ var harmless = map[string]string{
 	"allow_batched":           "a way to publish",
 }
 
-// TestEveryStreamSettingIsClassified fails for a setting that a new NATS version adds, until somebody has decided whether
-// it can lose an event.
+// TestEveryStreamSettingIsClassified fails for a setting that a new NATS version adds, until somebody has decided
+// whether it can lose an event.
 func TestEveryStreamSettingIsClassified(t *testing.T) {
 	ruled := map[string]bool{}
 	for _, s := range eventSettings {
@@ -52,7 +52,8 @@ func TestEveryStreamSettingIsClassified(t *testing.T) {
 			name, _, _ := strings.Cut(of.Field(i).Tag.Get("json"), ",")
 			seen[name] = true
 			if _, ok := harmless[name]; ok == ruled[name] {
-				t.Errorf("%s.%s (%s): has a rule: %t, is listed as harmless: %t; must be exactly one of them", of, of.Field(i).Name, name, ruled[name], ok)
+				t.Errorf("%s.%s (%s): has a rule: %t, is listed as harmless: %t; must be exactly one of them", of,
+					of.Field(i).Name, name, ruled[name], ok)
 			}
 		}
 	}
@@ -105,7 +106,8 @@ func TestDangerousStreamSettingsAreRefused(t *testing.T) {
 		"allow_msg_schedules": {func(c *jetstream.StreamConfig) { c.AllowMsgSchedules = true }},
 	}
 	cfg := Config{Models: []string{"fashion-mnist"}}.withDefaults()
-	good := jetstream.StreamConfig{Name: "GENERATION", Subjects: []string{"generation.requested.>"}, Discard: jetstream.DiscardNew, MaxAge: 100 * time.Hour}
+	good := jetstream.StreamConfig{Name: "GENERATION", Subjects: []string{"generation.requested.>"},
+		Discard: jetstream.DiscardNew, MaxAge: 100 * time.Hour}
 	if err := cfg.checkStream(good); err != nil {
 		t.Errorf("a stream of an operator's own was refused: %v", err)
 	}
@@ -116,7 +118,8 @@ func TestDangerousStreamSettingsAreRefused(t *testing.T) {
 		for _, change := range changes[s.name] {
 			c := good
 			change(&c)
-			if err := cfg.checkStream(c); !errors.Is(err, ErrStreamConfig) || !strings.Contains(err.Error(), s.name) || !strings.Contains(err.Error(), "must be") {
+			if err := cfg.checkStream(c); !errors.Is(err, ErrStreamConfig) || !strings.Contains(err.Error(), s.name) ||
+				!strings.Contains(err.Error(), "must be") {
 				t.Errorf("%s: error is %v, want one that names the setting and what it must be", s.name, err)
 			}
 		}
@@ -128,7 +131,7 @@ func TestDangerousStreamSettingsAreRefused(t *testing.T) {
 	}
 }
 
-// TestServerKeepsDangerousSettings has the server make streams with the settings that a producer could use.
+// TestServerKeepsDangerousSettings has the server create streams with the settings that a producer could use.
 func TestServerKeepsDangerousSettings(t *testing.T) {
 	js := natstest.Start(t).JetStream()
 	for _, c := range []struct {
@@ -141,12 +144,14 @@ func TestServerKeepsDangerousSettings(t *testing.T) {
 		{"max_age", func(c *jetstream.StreamConfig) { c.MaxAge, c.Duplicates = time.Second, time.Second }},
 		{"persist_mode", func(c *jetstream.StreamConfig) { c.PersistMode = jetstream.AsyncPersistMode }},
 	} {
-		config := jetstream.StreamConfig{Name: "GENERATION", Subjects: []string{"generation.requested.>"}, Discard: jetstream.DiscardNew}
+		config := jetstream.StreamConfig{Name: "GENERATION", Subjects: []string{"generation.requested.>"},
+			Discard: jetstream.DiscardNew}
 		c.change(&config)
 		if _, err := js.CreateStream(t.Context(), config); err != nil {
 			t.Fatalf("%s: %v", c.setting, err)
 		}
-		if _, err := EnsureStream(t.Context(), js, StreamConfig{}); !errors.Is(err, ErrStreamConfig) || !strings.Contains(err.Error(), c.setting) {
+		if _, err := EnsureStream(t.Context(), js, StreamConfig{}); !errors.Is(err, ErrStreamConfig) ||
+			!strings.Contains(err.Error(), c.setting) {
 			t.Errorf("error is %v, want one that names %s", err, c.setting)
 		}
 		if err := js.DeleteStream(t.Context(), "GENERATION"); err != nil {

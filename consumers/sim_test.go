@@ -21,10 +21,10 @@ import (
 	"github.com/decuwatch/decuwatch/schema"
 )
 
-// TestSimulation runs workers against a stream and a database in memory, in virtual time, with faults that a seed
-// draws: lost deliveries, acknowledgements and answers, outages, locks, failing, hanging and panicking handlers,
-// workers that are stopped or killed. DECUWATCH_SIM_SEEDS=10000 runs more of them; DECUWATCH_SIM_SEED=17 one again.
-// What a fault hits follows from the seed; the order of goroutines does not.
+// TestSimulation runs workers against a stream and a database in memory, in virtual time. A seed draws faults: lost
+// deliveries, acknowledgements and answers, outages, locks, handlers that fail, hang and panic, workers that are
+// stopped or killed. DECUWATCH_SIM_SEEDS=10000 runs more seeds; DECUWATCH_SIM_SEED=17 runs one again. The seed decides
+// what a fault hits; it does not decide the order of goroutines.
 func TestSimulation(t *testing.T) {
 	first, n := uint64(1), uint64(100)
 	for name, v := range map[string]*uint64{"DECUWATCH_SIM_SEED": &first, "DECUWATCH_SIM_SEEDS": &n} {
@@ -54,7 +54,7 @@ const (
 	simOutage = 7 * time.Second  // how long an outage lasts
 )
 
-// world is a stream, a database, and what a seed does to them.
+// world is a stream, a database, and the faults of a seed.
 type world struct {
 	t    *testing.T
 	seed uint64
@@ -81,7 +81,7 @@ type simMessage struct {
 	failed    int       // of them, those that failed
 }
 
-// plan is what becomes of an event in the handler.
+// plan is how the handler treats an event.
 type plan string
 
 const (
@@ -95,14 +95,14 @@ const (
 	planHangs     plan = "hangs"     // its first attempt does not heed its context
 )
 
-// draw returns random numbers for one thing of the simulation, the same however goroutines are scheduled.
+// draw returns random numbers for one topic of the simulation. They are the same however goroutines are scheduled.
 func (w *world) draw(about ...any) *rand.Rand {
 	h := fnv.New64a()
 	_, _ = fmt.Fprint(h, about...) // a hash takes everything
 	return rand.New(rand.NewPCG(w.seed, h.Sum64()))
 }
 
-// faulty reports whether there are still faults, and draws with the given chance.
+// faulty draws a fault with the given chance. After a while there are no more faults.
 func (w *world) faulty(percent int, about ...any) bool {
 	return time.Since(w.born) < simFaults && w.draw(about...).IntN(100) < percent
 }
@@ -143,8 +143,8 @@ func newWorld(t *testing.T, seed uint64) *world {
 	return w
 }
 
-// outage returns why the database does not take a write at this moment: it is away, or locked. The answer to a
-// question for health is well while it is only locked.
+// outage returns why the database refuses a write at this moment: it is away, or locked. While it is locked, health
+// checks succeed.
 func (w *world) outage() (away, locked bool) {
 	window := int(time.Since(w.born) / simOutage)
 	switch draw := w.draw("outage", window).IntN(100); {
@@ -186,7 +186,7 @@ func (s *simWorker) alive() bool {
 	return !s.gone
 }
 
-// start runs a worker as Run does.
+// start runs a worker as Runner.Run does.
 func (w *world) start(name string) *simWorker {
 	ctx, cancel := context.WithCancel(context.Background())
 	s := &simWorker{world: w, name: name, cancel: cancel, ended: make(chan struct{}), handling: map[simKey]time.Time{}}
@@ -220,7 +220,7 @@ func (w *world) start(name string) *simWorker {
 	return s
 }
 
-// healthy answers a question for health.
+// healthy is the worker's health check.
 func (s *simWorker) healthy(context.Context) error {
 	if away, _ := s.outage(); away {
 		return errors.New("connection refused")
@@ -237,7 +237,7 @@ func (s *simWorker) deviceBroken() bool {
 	return s.broken
 }
 
-// kill ends the worker as SIGKILL does: nothing that it does from now on has an effect. Its goroutines end later.
+// kill ends the worker as SIGKILL does: nothing that it does afterwards has an effect. Its goroutines end later.
 func (s *simWorker) kill() {
 	s.life.Lock()
 	s.gone = true
@@ -245,7 +245,7 @@ func (s *simWorker) kill() {
 	s.stop()
 }
 
-// stop asks the worker to end, as SIGTERM does.
+// stop stops the worker, as SIGTERM does.
 func (s *simWorker) stop() {
 	s.life.Lock()
 	s.stopping = true
@@ -259,7 +259,7 @@ func (s *simWorker) IsConnected() bool {
 	return !s.faulty(5, s.name, "connected", int(time.Since(s.born)/time.Second))
 }
 
-// pull delivers what is due, as the server does.
+// pull delivers messages that are due, as the server does.
 func (s *simWorker) pull(ctx context.Context, n int, take func(*message)) error {
 	expiry := time.NewTimer(s.cfg.PullExpiry)
 	defer expiry.Stop()
@@ -312,8 +312,8 @@ type simDelivery struct {
 	over     bool // the worker has said its last word
 }
 
-// hear has the server hear a word, if it does. Words on an older delivery count as the server counts them: an
-// acknowledgement is one, the others say nothing.
+// hear delivers an acknowledgement to the server, unless it is lost. For an older delivery, only an ack has an effect,
+// as on the real server.
 func (d *simDelivery) hear(word string, effect func()) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -388,7 +388,7 @@ func (d *simDelivery) term(reason string) error {
 	return nil
 }
 
-// Plan is the event's cost, and score.
+// Plan returns the event's cost, and score.
 func (s *simWorker) Plan(ev schema.Event) (int, func(context.Context, schema.Delivery) error) {
 	return 1 + int(ev.Data.Seed%7), s.score
 }
@@ -454,7 +454,7 @@ func (s *simWorker) known(m *simMessage) (bool, error) {
 	return m.verdict != "", nil
 }
 
-// commit writes a verdict, unless one stands. Its answer may be lost.
+// commit writes a verdict, unless there is one. Its answer may be lost.
 func (s *simWorker) commit(m *simMessage, verdict string, attempt int) error {
 	if _, locked := s.outage(); locked {
 		return Unavailable(errors.New("lock timeout"))
@@ -479,7 +479,7 @@ func (s *simWorker) DeadLetter(_ context.Context, v schema.Verdict) error {
 	return s.commit(s.messages[v.Delivery.Sequence-1], "dead letter "+string(v.DeadLetter.Kind), attempt)
 }
 
-// simTries counts the attempts of one worker's messages in the database.
+// simTries counts one worker's attempts in the database.
 type simTries struct{ *simWorker }
 
 func (s simTries) Try(_ context.Context, d schema.Delivery, add schema.Tries) (schema.Tries, error) {
@@ -495,7 +495,7 @@ func (s simTries) Try(_ context.Context, d schema.Delivery, add schema.Tries) (s
 	return sum, nil
 }
 
-// Try makes the world a counter of attempts, for the defaults of a configuration.
+// Try lets the world be the Tries of a configuration.
 func (w *world) Try(context.Context, schema.Delivery, schema.Tries) (schema.Tries, error) {
 	return schema.Tries{}, errors.New("of no worker")
 }
@@ -553,11 +553,11 @@ func simulate(t *testing.T, seed uint64) {
 		case planInvalid:
 			want = "dead letter invalid"
 		}
-		// That many workers were killed while they had it alone.
+		// This many workers were killed while they handled it alone.
 		if w.tries[m.sequence].Alone >= endsAlone && m.verdict != want {
 			want = "dead letter given_up"
 		}
-		// What fails during an outage, or in a worker that ends, does not count.
+		// Failures during an outage, or in a worker that ends, do not count.
 		if most := w.cfg.MaxDeliver + len(all) + 2*int(simFaults/simOutage); m.failed > most {
 			t.Errorf("message %d (%s) failed %d times, at most %d are allowed", m.sequence, m.plan, m.failed, most)
 		}

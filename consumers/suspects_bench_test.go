@@ -10,8 +10,8 @@ import (
 	"github.com/decuwatch/decuwatch/consumers/natstest"
 )
 
-// BenchmarkSuspects measures events a second of messages whose workers ended without a word, beside others of their kind,
-// over a ladder of handling times.
+// BenchmarkSuspects measures events a second of messages whose workers were killed before. The ladder is the time that
+// handling takes.
 func BenchmarkSuspects(b *testing.B) {
 	for _, takes := range []time.Duration{0, 10 * time.Millisecond, 100 * time.Millisecond} {
 		b.Run(fmt.Sprint("handled-in-", takes), func(b *testing.B) {

@@ -20,7 +20,7 @@ import (
 	"github.com/decuwatch/decuwatch/schema"
 )
 
-// tries counts attempts as the database does, for workers that come one after the other.
+// tries counts attempts as the database does, for workers that run one after the other.
 type tries struct {
 	mu   sync.Mutex
 	sums map[uint64]schema.Tries
@@ -40,7 +40,7 @@ func (t *tries) Try(_ context.Context, d schema.Delivery, add schema.Tries) (sch
 	return s, nil
 }
 
-// Restarts that break off the work on a good event do not make a dead letter of it, however many there are.
+// A good event does not become a dead letter, however many restarts interrupt it.
 func TestRestartsAreNoFailures(t *testing.T) {
 	js := natstest.Start(t).JetStream()
 	stream := ensure(t, js)
@@ -81,7 +81,7 @@ func TestRestartsAreNoFailures(t *testing.T) {
 	}
 }
 
-// Failures count over restarts: the last of MaxDeliver makes the dead letter.
+// Failures count over restarts. The last of MaxDeliver makes the message a dead letter.
 func TestFailuresAreCountedOverRestarts(t *testing.T) {
 	js := natstest.Start(t).JetStream()
 	ensure(t, js)
@@ -94,7 +94,8 @@ func TestFailuresAreCountedOverRestarts(t *testing.T) {
 	for r.deadLetter(1) == nil {
 		w := run(t, js, cfg, r)
 		before := failures
-		natstest.Until(t, "an attempt has failed", func() bool { failures = len(r.deliveries("fails")); return failures > before })
+		natstest.Until(t, "an attempt has failed",
+			func() bool { failures = len(r.deliveries("fails")); return failures > before })
 		if err := w.wait(); err != nil {
 			t.Fatal(err)
 		}
@@ -104,7 +105,7 @@ func TestFailuresAreCountedOverRestarts(t *testing.T) {
 	}
 }
 
-// takeAndSay pulls n messages from the model's consumer as a worker does, and answers each with the given word.
+// takeAndSay pulls n messages from the model's consumer as a worker does, and answers each with the given text.
 func takeAndSay(t testing.TB, nc *nats.Conn, n int, word string) {
 	t.Helper()
 	arrived := make(chan *nats.Msg, n+64)
@@ -113,7 +114,8 @@ func takeAndSay(t testing.TB, nc *nats.Conn, n int, word string) {
 		t.Fatal(err)
 	}
 	defer sub.Unsubscribe()
-	if err := nc.PublishRequest("$JS.API.CONSUMER.MSG.NEXT.GENERATION."+consumers.Durable(model), sub.Subject, fmt.Appendf(nil, `{"batch":%d}`, n)); err != nil {
+	if err := nc.PublishRequest("$JS.API.CONSUMER.MSG.NEXT.GENERATION."+consumers.Durable(model), sub.Subject,
+		fmt.Appendf(nil, `{"batch":%d}`, n)); err != nil {
 		t.Fatal(err)
 	}
 	timeout := time.After(time.Minute)
@@ -129,8 +131,8 @@ func takeAndSay(t testing.TB, nc *nats.Conn, n int, word string) {
 	}
 }
 
-// Workers that end without a word, sixteen times, make no dead letter of events that have done nothing: they are handled,
-// a few at a time.
+// Innocent events do not become dead letters although sixteen of their workers were killed. They are handled, a few at
+// a time.
 func TestKillsAreNoFailures(t *testing.T) {
 	s := natstest.Start(t)
 	js := s.JetStream()
@@ -169,8 +171,8 @@ func TestKillsAreNoFailures(t *testing.T) {
 	}
 }
 
-// An event whose workers ended while they had it among few others is handled alone: nothing else is, on any model. After
-// three workers that ended with it alone in hand it is a dead letter.
+// An event whose workers ended while they handled it among few others is handled alone: nothing else is handled, of any
+// model. After three more workers have ended with it, it is a dead letter.
 func TestSuspectsAreHandledAlone(t *testing.T) {
 	s := natstest.Start(t)
 	js := s.JetStream()
@@ -191,7 +193,8 @@ func TestSuspectsAreHandledAlone(t *testing.T) {
 	for range 2 { // the next delivery is the third
 		w := run(t, js, cfg, first)
 		n := len(first.deliveries("suspect"))
-		natstest.Until(t, "the suspect is in hand", func() bool { return len(first.deliveries("suspect")) > n && len(first.deliveries("guilty")) > n })
+		natstest.Until(t, "the suspect is in flight",
+			func() bool { return len(first.deliveries("suspect")) > n && len(first.deliveries("guilty")) > n })
 		if err := w.wait(); err != nil {
 			t.Fatal(err)
 		}
@@ -210,15 +213,15 @@ func TestSuspectsAreHandledAlone(t *testing.T) {
 	run(t, js, cfg, r)
 	settled(t, stream)
 	if done, deadLetters := r.count(); done != 41 || deadLetters != 1 || beside.Load() != 0 {
-		t.Errorf("%d events were handled, %d became dead letters, %d were handled beside the suspect; want 41, 1, 0", done, deadLetters, beside.Load())
+		t.Errorf("%d events were handled, %d became dead letters, %d were handled beside the suspect; want 41, 1, 0", done,
+			deadLetters, beside.Load())
 	}
 	if l := r.deadLetter(2); l == nil || l.Kind != schema.KindGivenUp || l.Event == nil || l.Event.ID != "guilty" {
 		t.Errorf("dead letter is %+v", l)
 	}
 }
 
-// A worker whose handler does not return keeps its messages no longer than the handle timeout allows: a healthy worker
-// takes them.
+// A worker whose handler does not return keeps its messages for the handle timeout. Then a healthy worker gets them.
 func TestHungHandlerGivesMessagesAway(t *testing.T) {
 	s := natstest.Start(t)
 	js := s.JetStream()
@@ -262,7 +265,7 @@ func TestHungHandlerGivesMessagesAway(t *testing.T) {
 	if err := w.wait(); err != nil {
 		t.Error(err)
 	}
-	// The late answers say nothing, and count for nothing.
+	// Late acknowledgements have no effect and do not count.
 	for sequence, sum := range shared.sums {
 		if sum.Failed > 0 {
 			t.Errorf("message %d has %d failures", sequence, sum.Failed)
@@ -292,13 +295,14 @@ func TestAdvisoriesBackOff(t *testing.T) {
 		t.Fatal(err)
 	}
 	run(t, js, cfg, r)
-	natstest.Until(t, "the advisories are kept", func() bool {
+	natstest.Until(t, "the advisories are stored", func() bool {
 		_, err := js.Consumer(t.Context(), consumers.AdvisoryStream("GENERATION"), "terminated-decuwatch")
 		return err == nil
 	})
-	// One that nobody pulls from, so that the message is terminated and stays without a dead letter.
+	// Nobody pulls from this consumer, so the message is terminated and has no dead letter.
 	if _, err := stream.CreateConsumer(t.Context(), jetstream.ConsumerConfig{
-		Durable: consumers.Durable("elsewhere"), FilterSubject: schema.SubjectGeneration("elsewhere"), AckPolicy: jetstream.AckExplicitPolicy,
+		Durable: consumers.Durable("elsewhere"), FilterSubject: schema.SubjectGeneration("elsewhere"),
+		AckPolicy: jetstream.AckExplicitPolicy,
 	}); err != nil {
 		t.Fatal(err)
 	}
@@ -328,7 +332,7 @@ func TestAdvisoriesBackOff(t *testing.T) {
 	natstest.Until(t, "the message has its dead letter", func() bool { return r.deadLetter(seq) != nil })
 }
 
-// The event's time is held against the time when the stream stored the message, not against the worker's clock.
+// The event's time is compared with the time when the stream stored the message, not with the worker's clock.
 func TestEventTimeIsHeldAgainstTheStream(t *testing.T) {
 	for _, c := range []struct {
 		name   string
@@ -344,8 +348,9 @@ func TestEventTimeIsHeldAgainstTheStream(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			stored := time.Now().Add(c.stored).UTC().Truncate(time.Microsecond)
-			// Publish would hold the time against this machine's clock.
-			body := strings.Replace(string(payload(t, "one", model)), "2026-05-04T03:02:01Z", stored.Add(c.event).Format(time.RFC3339Nano), 1)
+			// Publish would compare the time with this machine's clock.
+			body := strings.Replace(string(payload(t, "one", model)), "2026-05-04T03:02:01Z",
+				stored.Add(c.event).Format(time.RFC3339Nano), 1)
 			m := consumers.Stored{Subject: schema.SubjectGeneration(model), Sequence: 1, Time: stored, Payload: []byte(body)}
 			_, err := m.Decode()
 			var invalid *schema.Invalid

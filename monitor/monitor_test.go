@@ -265,11 +265,11 @@ func TestARedeliveryKeepsTheFirstVerdict(t *testing.T) {
 	if len(f.scorer.requests) != 1 || len(f.recorder.order) != 1 {
 		t.Errorf("scored %d times, committed %d verdicts; want 1 and 1", len(f.scorer.requests), len(f.recorder.order))
 	}
-	// Published again beyond the stream's window: another sequence, delivered once.
+	// It is published again after the stream's duplicate window, with another sequence number.
 	if err := f.Handle(t.Context(), event("1"), first(2)); err != nil {
 		t.Fatal(err)
 	}
-	// Delivered by a consumer that was made anew or restored, which counts from one again.
+	// It is delivered by a consumer that was created again or restored, and counts deliveries from one.
 	if err := f.Handle(t.Context(), event("1"), first(1)); err != nil {
 		t.Fatal(err)
 	}
@@ -484,7 +484,7 @@ func TestAShareOfScoresWithoutAlertsIsSampled(t *testing.T) {
 			sampled++
 		}
 	}
-	// The draw follows from the ids alone: this number is fixed, and lies within four standard deviations of 500.
+	// The draw depends on the ids alone: this number never changes. It is within four standard deviations of 500.
 	if sampled < 423 || sampled > 577 {
 		t.Errorf("sampled %d of 2000, want about 500", sampled)
 	}

@@ -20,8 +20,8 @@ import (
 )
 
 // TestHandleSimulation delivers events several times at once to two monitors over one ledger in memory, in virtual
-// time, with faults that a seed draws: lookups, runs and commits fail, take long, or lose their answer. A delivery that
-// failed is delivered again. DECUWATCH_SIM_SEEDS=10000 runs more of them; DECUWATCH_SIM_SEED=17 one again.
+// time. A seed draws faults: lookups, runs and commits fail, take long, or lose their answer. A delivery that failed is
+// repeated. DECUWATCH_SIM_SEEDS=10000 runs more seeds; DECUWATCH_SIM_SEED=17 runs one again.
 func TestHandleSimulation(t *testing.T) {
 	first, n := uint64(1), uint64(200)
 	for name, v := range map[string]*uint64{"DECUWATCH_SIM_SEED": &first, "DECUWATCH_SIM_SEEDS": &n} {
@@ -47,7 +47,7 @@ type simLedger struct {
 	losses   int // answers to commits that were lost
 }
 
-// fault waits, and fails for a part of the calls.
+// fault waits, and fails in one of five calls.
 func (l *simLedger) fault(ctx context.Context) error {
 	l.mu.Lock()
 	wait, fails := time.Duration(l.rng.Int64N(int64(2*time.Second))), l.rng.IntN(5) == 0

@@ -11,17 +11,17 @@ import (
 	"time"
 )
 
-// Hostile is a message that a producer may store and that readers may take for something else.
+// Hostile is a message that a producer may store and that readers may misread.
 type Hostile struct {
 	Name    string
-	Header  string // the header block as it stands; "" sends none
+	Header  string // the header block, byte by byte; "" sends no headers
 	Payload []byte
-	Valid   bool // it carries a valid event all the same
+	Valid   bool // it has a valid event nevertheless
 }
 
-// HostileMessages returns every hostile header block with an empty payload, a valid event in structured mode, binary
-// junk, and as many bytes as a stream of 64 KiB a message takes. Event returns the payload of a valid event with the
-// given id.
+// HostileMessages returns every hostile header block with several payloads: nothing, a valid event in structured mode,
+// binary junk, and the largest that a stream with a limit of 64 KiB takes. Event returns the payload of a valid event
+// with the given id.
 func HostileMessages(event func(id string) []byte) []Hostile {
 	type block struct {
 		name, header string
@@ -36,11 +36,14 @@ func HostileMessages(event func(id string) []byte) []Hostile {
 		{"binary block", "\x00\xff\xfe\r\n\r\n", false},
 		{"empty name", "NATS/1.0\r\n: x\r\n\r\n", true},
 		{"ce- twice", "NATS/1.0\r\nce-id: a\r\nce-id: b\r\n\r\n", false},
-		{"place in a stream", "NATS/1.0\r\nNats-Stream: OTHER\r\nNats-Sequence: 1\r\nNats-Subject: other\r\nNats-Time-Stamp: 1970-01-01T00:00:00Z\r\nNats-Num-Pending: 0\r\n\r\n", true},
+		{"place in a stream", "NATS/1.0\r\nNats-Stream: OTHER\r\nNats-Sequence: 1\r\nNats-Subject: other\r\n" +
+			"Nats-Time-Stamp: 1970-01-01T00:00:00Z\r\nNats-Num-Pending: 0\r\n\r\n", true},
 		{"expected stream", "NATS/1.0\r\nNats-Expected-Stream: GENERATION\r\n\r\n", true},
 		{"marker", "NATS/1.0\r\nNats-Marker-Reason: MaxAge\r\n\r\n", true},
-		{"stalled consumer", "NATS/1.0\r\nStatus: 100\r\nNats-Consumer-Stalled: $JS.API.STREAM.PURGE.GENERATION\r\nNats-Last-Consumer: 1\r\n\r\n", true},
-		{"batch completed", "NATS/1.0\r\nStatus: 409\r\nDescription: Batch Completed\r\nNats-Pending-Messages: 100\r\n\r\n", true},
+		{"stalled consumer", "NATS/1.0\r\nStatus: 100\r\n" +
+			"Nats-Consumer-Stalled: $JS.API.STREAM.PURGE.GENERATION\r\nNats-Last-Consumer: 1\r\n\r\n", true},
+		{"batch completed", "NATS/1.0\r\nStatus: 409\r\nDescription: Batch Completed\r\nNats-Pending-Messages: 100\r\n\r\n",
+			true},
 		{"consumer deleted", "NATS/1.0\r\nStatus: 409\r\nDescription: Consumer Deleted\r\n\r\n", true},
 	}
 	for _, code := range []string{"100", "200", "400", "404", "408", "409", "423", "503"} {
@@ -58,13 +61,14 @@ func HostileMessages(event func(id string) []byte) []Hostile {
 	return list
 }
 
-// PublishRaw stores a message with a header block that client libraries may refuse to send, and returns its sequence.
+// PublishRaw stores a message with a header block that client libraries may refuse to send, and returns its sequence
+// number.
 func (s *Server) PublishRaw(t testing.TB, subject, header string, payload []byte) uint64 {
 	t.Helper()
 	return s.PublishAllRaw(t, subject, []Hostile{{Header: header, Payload: payload}})[0]
 }
 
-// PublishAllRaw is PublishRaw of many messages, in order.
+// PublishAllRaw is PublishRaw for many messages, in order.
 func (s *Server) PublishAllRaw(t testing.TB, subject string, messages []Hostile) []uint64 {
 	t.Helper()
 	conn, err := net.Dial("tcp", s.Address())
@@ -88,7 +92,8 @@ func (s *Server) PublishAllRaw(t testing.TB, subject string, messages []Hostile)
 		if m.Header == "" {
 			send("PUB %s %s %d\r\n%s\r\n", subject, inbox, len(m.Payload), m.Payload)
 		} else {
-			send("HPUB %s %s %d %d\r\n%s%s\r\n", subject, inbox, len(m.Header), len(m.Header)+len(m.Payload), m.Header, m.Payload)
+			send("HPUB %s %s %d %d\r\n%s%s\r\n", subject, inbox, len(m.Header), len(m.Header)+len(m.Payload), m.Header,
+				m.Payload)
 		}
 		for sequences[i] == 0 {
 			line, err := r.ReadString('\n')

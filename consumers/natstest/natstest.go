@@ -22,18 +22,19 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 )
 
-// deadline bounds every wait for a server. It is far above what a server needs, so that a slow machine does not
-// fail a test.
+// deadline bounds every wait for a server. It is far longer than a server needs, so that a slow machine does not fail a
+// test.
 const deadline = 60 * time.Second
 
-// childEnv carries the options of a child process as JSON; RunIfChild reads it.
+// childEnv has the options of a child process as JSON. RunIfChild reads it.
 const childEnv = "DECUWATCH_NATSTEST_SERVER"
 
 // Options say how a server runs.
 type Options struct {
 	Dir        string // of the store. Defaults to a temporary directory
-	SyncAlways bool   // flush each write to disk before it is acknowledged. Defaults to the server's interval
-	Process    bool   // run as a child process, which Kill ends by SIGKILL; the test binary's TestMain must call RunIfChild
+	SyncAlways bool   // flush each write to disk before it is acknowledged
+	// run as a child process, which Kill ends by SIGKILL; the test binary's TestMain must call RunIfChild
+	Process bool
 }
 
 // Server is one nats-server with JetStream on disk. It keeps its port and its store over restarts.
@@ -53,7 +54,7 @@ type options struct {
 	SyncAlways  bool
 	process     bool
 	Name        string
-	ClusterPort int      // 0 if it is no cluster's
+	ClusterPort int      // 0 if it is not in a cluster
 	Routes      []string // of a cluster
 }
 
@@ -71,14 +72,15 @@ func StartWith(t testing.TB, o Options) *Server {
 	if dir == "" {
 		dir = storeDir(t)
 	}
-	s := &Server{t: t, opts: options{Dir: dir, Port: FreePort(t), SyncAlways: o.SyncAlways, process: o.Process, Name: "natstest"}}
+	s := &Server{t: t, opts: options{Dir: dir, Port: FreePort(t), SyncAlways: o.SyncAlways, process: o.Process,
+		Name: "natstest"}}
 	s.start()
 	t.Cleanup(s.Stop)
 	return s
 }
 
-// storeDir returns a directory for a store. The server may still be removing files of its own while the test's
-// cleanup runs, so the removal is tried again until it succeeds.
+// storeDir returns a directory for a store. The server may still be removing its own files during the test's cleanup,
+// so the removal is tried again until it succeeds.
 func storeDir(t testing.TB) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "natstest")
@@ -107,7 +109,7 @@ func (s *Server) Address() string { return fmt.Sprintf("127.0.0.1:%d", s.opts.Po
 // StoreDir returns the directory of the server's store, for a backup of a stopped server.
 func (s *Server) StoreDir() string { return s.opts.Dir }
 
-// Connect returns a connection that reconnects for ever at short intervals and is closed when the test ends.
+// Connect returns a connection that reconnects without end at short intervals and is closed when the test ends.
 func (s *Server) Connect(opts ...nats.Option) *nats.Conn {
 	s.t.Helper()
 	return Connect(s.t, s.URL(), opts...)
@@ -123,11 +125,12 @@ func (s *Server) JetStream() jetstream.JetStream {
 	return js
 }
 
-// Connect returns a connection to url that reconnects for ever at short intervals and is closed when the test ends.
+// Connect returns a connection to url that reconnects without end at short intervals and is closed when the test ends.
 func Connect(t testing.TB, url string, opts ...nats.Option) *nats.Conn {
 	t.Helper()
 	all := append([]nats.Option{
-		nats.MaxReconnects(-1), nats.ReconnectWait(50 * time.Millisecond), nats.ReconnectJitter(10*time.Millisecond, 10*time.Millisecond),
+		nats.MaxReconnects(-1), nats.ReconnectWait(50 * time.Millisecond),
+		nats.ReconnectJitter(10*time.Millisecond, 10*time.Millisecond),
 		nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {}),
 	}, opts...)
 	var nc *nats.Conn
@@ -142,8 +145,8 @@ func Connect(t testing.TB, url string, opts ...nats.Option) *nats.Conn {
 	return nil
 }
 
-// Kill ends the server at once: by SIGKILL where it is a child process, else by shutting it down without a
-// lame-duck phase. Restart brings it back.
+// Kill ends the server at once: by SIGKILL if it is a child process, else by a shutdown without a lame-duck phase.
+// Restart starts it again.
 func (s *Server) Kill() {
 	s.t.Helper()
 	s.end(syscall.SIGKILL)
@@ -225,7 +228,7 @@ func startEmbedded(o options) (*server.Server, error) {
 			return nil, err
 		}
 		ns.Start()
-		// A port that a predecessor has not yet given back makes the accept loop fail; then it is tried again.
+		// If a predecessor has not released the port yet, the accept loop fails and is tried again.
 		if ns.ReadyForConnections(10 * time.Second) {
 			return ns, nil
 		}
@@ -254,8 +257,8 @@ func startProcess(o options) (*exec.Cmd, error) {
 	return cmd, cmd.Start()
 }
 
-// RunIfChild runs the server and exits where this process was started as a child by StartWith; else it returns at
-// once. A TestMain whose tests use Options.Process calls it first.
+// RunIfChild runs the server and exits if StartWith started this process as a child. Otherwise it returns at once. A
+// TestMain whose tests use Options.Process calls it first.
 func RunIfChild() {
 	v, ok := os.LookupEnv(childEnv)
 	if !ok {
@@ -307,7 +310,8 @@ func StartClusterWith(t testing.TB, o Options) *Cluster {
 	}
 	for i := range ports {
 		s := &Server{t: t, opts: options{
-			Dir: storeDir(t), Port: FreePort(t), SyncAlways: o.SyncAlways, process: o.Process, Name: fmt.Sprintf("natstest-%d", i),
+			Dir: storeDir(t), Port: FreePort(t), SyncAlways: o.SyncAlways, process: o.Process,
+			Name:        fmt.Sprintf("natstest-%d", i),
 			ClusterPort: ports[i], Routes: routes,
 		}}
 		s.start()
@@ -327,7 +331,7 @@ func (c *Cluster) URL() string {
 	return url
 }
 
-// StreamLeader returns the server that leads the stream's group, waiting until there is one.
+// StreamLeader waits until the stream has a leader, and returns its server.
 func (c *Cluster) StreamLeader(stream string) *Server {
 	c.t.Helper()
 	nc := Connect(c.t, c.URL())
@@ -359,7 +363,8 @@ func (c *Cluster) StreamLeader(stream string) *Server {
 	return nil
 }
 
-// waitForJetStream waits until JetStream answers and, in a cluster, until a stream of three replicas can be placed.
+// waitForJetStream waits until JetStream answers. In a cluster it also waits until a stream of three replicas can be
+// placed.
 func waitForJetStream(t testing.TB, url string) {
 	t.Helper()
 	nc := Connect(t, url)
@@ -383,8 +388,8 @@ func answers(js jetstream.JetStream) error {
 	return err
 }
 
-// FreePort returns a loopback port that was free a moment ago. It lies below the ports that systems give to outgoing
-// connections, so that none of those takes it while a server is being restarted.
+// FreePort returns a free loopback port. It is below the range of outgoing connections, so that none of them takes it
+// while a server is restarted.
 func FreePort(t testing.TB) int {
 	t.Helper()
 	for range 1000 {
@@ -399,8 +404,8 @@ func FreePort(t testing.TB) int {
 	return 0
 }
 
-// Until asks condition at short intervals until it is true, for at most a minute and longer than anything that is
-// waited for should take. It is the only wait of the fault tests.
+// Until calls condition at short intervals until it is true. It fails the test after a minute, which is longer than
+// anything should take. It is the only wait of the fault tests.
 func Until(t testing.TB, what string, condition func() bool) {
 	t.Helper()
 	for end := time.Now().Add(deadline); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {

@@ -15,7 +15,7 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// A message that was acknowledged is there after the server was killed and restarted, in both ways of running it.
+// An acknowledged message is still there after the server was killed and restarted, in both ways of running it.
 func TestKillAndRestart(t *testing.T) {
 	for name, o := range map[string]natstest.Options{"embedded": {}, "process": {Process: true, SyncAlways: true}} {
 		t.Run(name, func(t *testing.T) {

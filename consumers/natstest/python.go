@@ -7,8 +7,8 @@ import (
 )
 
 // Python returns the value of PYTHONPATH with which python3 finds the client nats-py: the environment variable
-// DECUWATCH_NATS_PY, else what scripts/fetch-nats-py put into .tools of this directory or one above. It fails the test
-// where neither is there.
+// DECUWATCH_NATS_PY, or what scripts/fetch-nats-py put into .tools of this directory or one above. It fails the test if
+// there is neither.
 func Python(t testing.TB) string {
 	t.Helper()
 	if path := os.Getenv("DECUWATCH_NATS_PY"); path != "" {

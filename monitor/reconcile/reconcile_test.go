@@ -26,7 +26,7 @@ func event(id string) schema.Event {
 	}
 }
 
-// sides are both sides of a comparison.
+// sides are the two sides of a comparison.
 type sides struct {
 	t      testing.TB
 	server *natstest.Server
@@ -60,7 +60,7 @@ func (s *sides) publish(model, prefix string, n int) {
 	}
 }
 
-// settle writes a skip for each event of the sequence numbers.
+// settle writes a skip for each event with one of the sequence numbers.
 func (s *sides) settle(from, to uint64) {
 	s.t.Helper()
 	for seq := from; seq <= to; seq++ {
@@ -92,7 +92,7 @@ func (s *sides) consumer(model string) jetstream.Consumer {
 	return c
 }
 
-// run compares within a time that no comparison needs.
+// run compares within a time that is always enough.
 func (s *sides) run(from uint64) *reconcile.Report {
 	s.t.Helper()
 	ctx, cancel := context.WithTimeout(s.t.Context(), time.Minute)
@@ -105,7 +105,7 @@ func (s *sides) run(from uint64) *reconcile.Report {
 	return r
 }
 
-// begin has the ledger account for the stream from its first message on, as a worker does.
+// begin makes the ledger account for the stream from its first message on, as a worker does.
 func (s *sides) begin() {
 	s.t.Helper()
 	if _, err := s.store.Position(s.t.Context(), "GENERATION", s.stream.CachedInfo().Created, 0); err != nil {
@@ -161,8 +161,7 @@ func TestStreamThatGrows(t *testing.T) {
 	}
 }
 
-// TestGaps erases single messages, ranges and the beginning: what had its verdict is no difference, everything else is
-// lost.
+// TestGaps erases single messages, ranges and the beginning of the stream. Messages without a verdict are lost.
 func TestGaps(t *testing.T) {
 	s := newSides(t)
 	s.begin()
@@ -196,8 +195,8 @@ func TestGaps(t *testing.T) {
 	}
 }
 
-// TestWhatNobodyTakesDoesNotWait has an orphaned consumer, a model without one, and a consumer that a worker pulls
-// from.
+// TestWhatNobodyTakesDoesNotWait has an orphaned consumer, a model without a consumer, and a consumer that a worker
+// pulls from.
 func TestWhatNobodyTakesDoesNotWait(t *testing.T) {
 	s := newSides(t)
 	s.publish(model, "e", 3)

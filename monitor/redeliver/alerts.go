@@ -15,7 +15,8 @@ import (
 
 // Unpublished returns the ids of the messages that were published to the stream of alerts and that it does not have.
 // Messages older than the stream's maximum age are left out. If the stream is gone, its maximum age was maxAge.
-func Unpublished(ctx context.Context, js jetstream.JetStream, store *postgres.Store, stream string, maxAge time.Duration,
+func Unpublished(
+	ctx context.Context, js jetstream.JetStream, store *postgres.Store, stream string, maxAge time.Duration,
 ) ([]string, error) {
 	switch s, err := js.Stream(ctx, stream); {
 	case errors.Is(err, jetstream.ErrStreamNotFound):

@@ -19,7 +19,7 @@ import (
 	"github.com/decuwatch/decuwatch/schema/postgres/pgtest"
 )
 
-// worker brings each event to its verdict in Postgres: a skip, or an error.
+// worker skips each event in Postgres, or fails.
 type worker struct {
 	*postgres.Store
 	fail error
@@ -75,7 +75,7 @@ func event(id, model string) schema.Event {
 	}
 }
 
-// outcomes returns what became of each message, or the kind of its dead letter.
+// outcomes returns the outcome of each message, or the kind of its dead letter.
 func outcomes(t *testing.T, store *postgres.Store) map[uint64]string {
 	t.Helper()
 	list, err := store.VerdictsBySequence(t.Context(), "GENERATION", 1, 1000)
@@ -118,7 +118,7 @@ func TestDeadLettersComeBack(t *testing.T) {
 	publish(event("in the stream", "new"))
 	publish(event("has left", "new"))
 	publish(event("failed", "ours"))
-	// In binary mode, and an instruction to the server that must not be repeated.
+	// In binary mode, with an instruction to the server that must not be repeated.
 	_, payload, err := schema.Encode(event("binary", "new"))
 	if err != nil {
 		t.Fatal(err)
@@ -186,7 +186,7 @@ func purge(t *testing.T, js jetstream.JetStream, below uint64) (jetstream.Stream
 	return stream, stream.Purge(t.Context(), jetstream.WithPurgeSequence(below))
 }
 
-// letter returns the number of the dead letter of the message that is no event.
+// deadLetter returns the number of the dead letter of the message that is not an event.
 func deadLetter(t *testing.T, store *postgres.Store) int64 {
 	t.Helper()
 	var id int64
