@@ -28,7 +28,7 @@ func compare(a, b schema.Sample) int {
 	return cmp.Compare(a.Value, b.Value)
 }
 
-// PValue returns the conformal p-value of s among reference samples, (1 + #{reference >= s}) / (n + 1): where s is
+// PValue returns the conformal p-value of s among reference samples, (1 + #{reference >= s}) / (n + 1): if s is
 // exchangeable with the reference, the chance that it is at most alpha is at most alpha, whatever the distribution.
 //
 // Reference: V. Vovk, A. Gammerman, G. Shafer, "Algorithmic Learning in a Random World", Springer 2005, chapter 2;
@@ -52,7 +52,7 @@ func Needed(alpha float64) int {
 	return int(math.Ceil(1/alpha - 1 - 1e-9))
 }
 
-// Bound is where an alert fires.
+// Bound is the value at which an alert fires.
 type Bound struct {
 	Value    float64  // an unsaturated measurement at or above it alerts
 	Distance *float64 // a saturated one whose distance is at or above it alerts; nil: every saturated one does
@@ -61,7 +61,7 @@ type Bound struct {
 }
 
 // Find returns the bound at which exactly those samples alert whose conformal p-value is at most alpha. The reference
-// is sorted in place. The second result is false where it is too small: Needed(alpha) says how many it takes.
+// is sorted in place. The second result is false if it is too small: Needed(alpha) says how many it takes.
 // Numbers of the reference must be finite. Find panics unless 0 < alpha < 1.
 func Find(reference []schema.Sample, alpha float64) (Bound, bool) {
 	n := len(reference)
@@ -79,7 +79,8 @@ func Find(reference []schema.Sample, alpha float64) (Bound, bool) {
 	} else {
 		b.Value = math.Nextafter(last.Value, math.Inf(1))
 	}
-	above := slices.IndexFunc(reference, func(s schema.Sample) bool { return compare(s, last) <= 0 }) // ties of last do not alert
+	// ties of last do not alert
+	above := slices.IndexFunc(reference, func(s schema.Sample) bool { return compare(s, last) <= 0 })
 	b.Achieved = float64(1+above) / float64(n+1)
 	return b, true
 }
@@ -88,55 +89,21 @@ func Find(reference []schema.Sample, alpha float64) (Bound, bool) {
 const minimal = 8
 
 // Clusters groups classes with similar distributions of scores. Classes are ordered by their median, and the two
-// neighbours that are most alike are joined, by the two-sample Kolmogorov-Smirnov statistic in units of its critical
-// value at 5%, until no neighbours agree at that level. Classes of fewer than 8 scores stay out. The result maps each
+// neighbors that are most alike are joined, by the two-sample Kolmogorov-Smirnov statistic in units of its critical
+// value at 5%, until no neighbors agree at that level. Classes of fewer than 8 scores stay out. The result maps each
 // class of a cluster to the cluster's classes, in ascending order.
 func Clusters(samples map[int][]schema.Sample) map[int][]int {
-	type cluster struct {
-		classes []int
-		values  []float64 // sorted
-	}
-	var clusters []cluster
-	for class, list := range samples {
-		if len(list) < minimal {
-			continue
-		}
-		values := make([]float64, len(list))
-		for i, s := range list {
-			values[i] = s.Value
-			if s.Saturated { // above all others, by distance
-				values[i] = math.MaxFloat64 / 4 * (1 + s.Distance/(1+math.Abs(s.Distance)))
-			}
-		}
-		slices.Sort(values)
-		clusters = append(clusters, cluster{[]int{class}, values})
-	}
-	median := func(c cluster) float64 { return c.values[len(c.values)/2] }
-	slices.SortFunc(clusters, func(a, b cluster) int {
-		return cmp.Or(cmp.Compare(median(a), median(b)), cmp.Compare(a.classes[0], b.classes[0]))
-	})
-	// unlike is at most 1 where two clusters agree.
-	unlike := func(a, b cluster) float64 {
-		n, m := float64(len(a.values)), float64(len(b.values))
-		return stat.KolmogorovSmirnov(a.values, nil, b.values, nil) / (1.358 * math.Sqrt((n+m)/(n*m)))
-	}
+	clusters := ordered(samples)
 	gaps := make([]float64, 0, len(clusters))
 	for i := 1; i < len(clusters); i++ {
 		gaps = append(gaps, unlike(clusters[i-1], clusters[i]))
 	}
 	for len(gaps) > 0 {
-		at := 0
-		for i, gap := range gaps {
-			if gap < gaps[at] {
-				at = i
-			}
-		}
+		at := slices.Index(gaps, slices.Min(gaps))
 		if gaps[at] > 1 {
 			break
 		}
-		a, b := clusters[at], clusters[at+1]
-		joined := cluster{append(slices.Clone(a.classes), b.classes...), append(slices.Clone(a.values), b.values...)}
-		slices.Sort(joined.values)
+		joined := join(clusters[at], clusters[at+1])
 		clusters[at] = joined
 		clusters = slices.Delete(clusters, at+1, at+2)
 		gaps = slices.Delete(gaps, at, at+1)
@@ -157,9 +124,51 @@ func Clusters(samples map[int][]schema.Sample) map[int][]int {
 	return of
 }
 
+// cluster is classes whose scores are pooled.
+type cluster struct {
+	classes []int
+	values  []float64 // sorted
+}
+
+// ordered returns a cluster for each class with enough scores, in order of their medians.
+func ordered(samples map[int][]schema.Sample) []cluster {
+	var clusters []cluster
+	for class, list := range samples {
+		if len(list) < minimal {
+			continue
+		}
+		values := make([]float64, len(list))
+		for i, s := range list {
+			values[i] = s.Value
+			if s.Saturated { // above all others, by distance
+				values[i] = math.MaxFloat64 / 4 * (1 + s.Distance/(1+math.Abs(s.Distance)))
+			}
+		}
+		slices.Sort(values)
+		clusters = append(clusters, cluster{[]int{class}, values})
+	}
+	median := func(c cluster) float64 { return c.values[len(c.values)/2] }
+	slices.SortFunc(clusters, func(a, b cluster) int {
+		return cmp.Or(cmp.Compare(median(a), median(b)), cmp.Compare(a.classes[0], b.classes[0]))
+	})
+	return clusters
+}
+
+// unlike is at most 1 if two clusters agree.
+func unlike(a, b cluster) float64 {
+	n, m := float64(len(a.values)), float64(len(b.values))
+	return stat.KolmogorovSmirnov(a.values, nil, b.values, nil) / (1.358 * math.Sqrt((n+m)/(n*m)))
+}
+
+func join(a, b cluster) cluster {
+	joined := cluster{slices.Concat(a.classes, b.classes), slices.Concat(a.values, b.values)}
+	slices.Sort(joined.values)
+	return joined
+}
+
 // Options say what is calibrated.
 type Options struct {
-	Alpha       float64 // false-alarm rate that is wished for, between 0 and 1
+	Alpha       float64 // wanted false-alarm rate, between 0 and 1
 	Classes     int     // of the model
 	WellSampled []int   // classes whose scores make the model's threshold: what the model should know. Empty: all
 }
@@ -173,7 +182,7 @@ type Result struct {
 	Bound
 }
 
-// TooFewError is returned by Calibrate where not even the model has the scores that alpha takes.
+// TooFewError is returned by Calibrate if not even the model has the scores that alpha takes.
 type TooFewError struct {
 	Alpha         float64
 	Needed, Given int
@@ -181,13 +190,14 @@ type TooFewError struct {
 
 // Error says how many scores are missing.
 func (e *TooFewError) Error() string {
-	return fmt.Sprintf("a false-alarm rate of %g takes %d scores, %d are there: %d are missing (with these, the least rate is %.3g)",
+	return fmt.Sprintf("a false-alarm rate of %g takes %d scores, %d are there: %d are missing (with these, the least "+
+		"rate is %.3g)",
 		e.Alpha, e.Needed, e.Given, e.Needed-e.Given, 1/float64(e.Given+1))
 }
 
-// Calibrate finds the threshold of the model and of each class that has scores enough, itself or in its cluster; a class
-// that has them in neither way is left to the model's. The model's stands first, then classes in order. The error is
-// *TooFewError where the model itself has too few: nothing can be said at that rate then.
+// Calibrate finds the threshold of the model and of each class that has scores enough, itself or in its cluster; a
+// class that has them in neither way is left to the model's. The model's stands first, then classes in order. The error
+// is *TooFewError if the model itself has too few: nothing can be said at that rate then.
 func Calibrate(samples []schema.Sample, o Options) ([]Result, error) {
 	if !(o.Alpha > 0 && o.Alpha < 1) {
 		return nil, fmt.Errorf("alpha is %g, must lie between 0 and 1", o.Alpha)
@@ -233,7 +243,8 @@ func Calibrate(samples []schema.Sample, o Options) ([]Result, error) {
 			}
 		}
 		if ok {
-			results = append(results, Result{Scope: schema.ScopeCluster, Class: class, Cluster: members, Own: len(own), Bound: bound})
+			results = append(results, Result{Scope: schema.ScopeCluster, Class: class, Cluster: members, Own: len(own),
+				Bound: bound})
 		}
 	}
 	return results, nil

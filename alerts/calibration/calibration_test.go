@@ -141,7 +141,8 @@ func TestCalibrate(t *testing.T) {
 		if res.N == 0 || res.Achieved > 0.01 || math.IsNaN(res.Value) {
 			t.Errorf("%+v", res)
 		}
-		got = append(got, Result{Scope: res.Scope, Class: res.Class, Cluster: res.Cluster, Own: res.Own, Bound: Bound{N: res.N}})
+		got = append(got, Result{Scope: res.Scope, Class: res.Class, Cluster: res.Cluster, Own: res.Own,
+			Bound: Bound{N: res.N}})
 	}
 	want := []Result{
 		{Scope: schema.ScopeModel, Class: -1, Own: 270, Bound: Bound{N: 270}},
@@ -156,7 +157,8 @@ func TestCalibrate(t *testing.T) {
 		t.Errorf("the poorly sampled class raised the model's threshold to %g", results[0].Value)
 	}
 	var few *TooFewError
-	if _, err := Calibrate(samples, Options{Alpha: 0.001, Classes: 5}); !errors.As(err, &few) || few.Needed != 999 || few.Given != 300 {
+	if _, err := Calibrate(samples, Options{Alpha: 0.001, Classes: 5}); !errors.As(err, &few) || few.Needed != 999 ||
+		few.Given != 300 {
 		t.Errorf("alpha 0.001: %v", err)
 	}
 	for _, alpha := range []float64{0, 1, -1, 2, math.NaN()} {

@@ -58,15 +58,16 @@ type Line struct {
 	Kept      bool               `json:"kept,omitempty"` // a threshold that was set by hand stays
 }
 
-// NewPlan finds what a calibration on the samples would change. Week holds the scores of the last week, on which the plan
-// counts alerts; now holds the thresholds in force. The error says that nothing was changed. It is a *TooFewError if the
-// model has too few scores, and refuses thresholds of one scope that contradict each other.
+// NewPlan finds what a calibration on the samples would change. Week holds the scores of the last week, on which the
+// plan counts alerts; now holds the thresholds in force. The error says that nothing was changed. It is a *TooFewError
+// if the model has too few scores, and refuses thresholds of one scope that contradict each other.
 func NewPlan(c Config, samples, week []schema.Sample, now []schema.Threshold) (*Plan, error) {
 	p := &Plan{
 		Key: c.Key, Alpha: c.Alpha, WindowFrom: c.From, WindowTo: c.To, Scores: len(samples), WeekScores: len(week),
 	}
 	if len(samples) == 0 {
-		return nil, fmt.Errorf("there are no scores of model %s by ensemble %.12s under settings %q from %s to %s: nothing was changed",
+		return nil, fmt.Errorf("there are no scores of model %s by ensemble %.12s under settings %q from %s to %s: "+
+			"nothing was changed",
 			c.Model, c.EnsembleDigest, c.Settings, c.From.Format(time.RFC3339), c.To.Format(time.RFC3339))
 	}
 	options := Options{Alpha: c.Alpha, Classes: len(c.Labels), WellSampled: c.WellSampled}
@@ -91,8 +92,8 @@ func NewPlan(c Config, samples, week []schema.Sample, now []schema.Threshold) (*
 	return p, p.describe(c.Labels, samples, week, results, now)
 }
 
-// change returns the thresholds of the results. It withdraws what a former calibration set for scopes that have no result
-// now, because that would decide instead of the wider scope.
+// change returns the thresholds of the results. It withdraws what a former calibration set for scopes that have no
+// result now, because that would decide instead of the wider scope.
 func change(c Config, results []Result, now []schema.Threshold) (set []schema.Threshold) {
 	stays := func(t schema.Threshold) bool { return t.Origin == "manual" && !c.ReplaceManual }
 	inForce := slices.DeleteFunc(slices.Clone(now), func(t schema.Threshold) bool {
@@ -133,7 +134,8 @@ func sameScope(a, b schema.Threshold) bool {
 const planned = int64(1) << 62
 
 // describe fills the lines of the plan.
-func (p *Plan) describe(labels []string, samples, week []schema.Sample, results []Result, now []schema.Threshold) error {
+func (p *Plan) describe(labels []string, samples, week []schema.Sample, results []Result,
+	now []schema.Threshold) error {
 	then := slices.Clone(now)
 	for i, t := range p.Change {
 		t.ID = planned + int64(i)

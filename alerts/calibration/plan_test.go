@@ -19,7 +19,8 @@ func TestPlanPrecedence(t *testing.T) {
 				}
 				line := p.Classes[1+alertstest.Class]
 				want, decides := c.Of(severity)
-				if (line.Old != nil) != decides || (line.New != nil) != decides || line.OldScope != want.Scope || line.NewScope != want.Scope {
+				if (line.Old != nil) != decides || (line.New != nil) != decides || line.OldScope != want.Scope ||
+					line.NewScope != want.Scope {
 					t.Fatalf("line is %+v, want %+v", line, want)
 				}
 				if decides && (*line.Old != want.Value || *line.New != want.Value) {

@@ -67,7 +67,7 @@ func (r Reference) PValue(x float64) float64 {
 }
 
 // Bet returns how a gambler's capital is multiplied who bets against a p-value being uniform, by the mixture of all
-// powers k p^(k-1), 0 < k < 1: (1 - p + p ln p) / (p ln^2 p). Its mean is 1 where p is uniform, and at most 1 where p
+// powers k p^(k-1), 0 < k < 1: (1 - p + p ln p) / (p ln^2 p). Its mean is 1 if p is uniform, and at most 1 if p
 // is conservative. It is above 1 for p below about 0.18, and 1/2 at p = 1. p must lie in (0, 1].
 //
 // Reference: V. Vovk, R. Wang, "E-values: Calibration, combination and applications", Annals of Statistics 2021,
@@ -90,10 +90,10 @@ type Rise struct {
 }
 
 // Scan looks for the first moment at which a sequence of p-values, in order of time, says that observations have risen
-// above the reference, by the Shiryaev-Roberts e-detector R = (1 + R) Bet(p); the alarm goes off where R reaches
+// above the reference, by the Shiryaev-Roberts e-detector R = (1 + R) Bet(p); the alarm goes off when R reaches
 // runLength. As long as nothing has risen the expected number of observations until a false alarm is at least
 // runLength, whatever the distribution (the p-values must be independent and not smaller than uniform). The second
-// result is false where there was no alarm.
+// result is false if there was no alarm.
 //
 // Reference: J. Shin, A. Ramdas, A. Rinaldo, "E-detectors: a nonparametric framework for sequential change detection",
 // New England Journal of Statistics in Data Science 2024, theorem 2.4.

@@ -1,6 +1,6 @@
-// Package evaluation judges scores: do they find under-sampled classes, and do they rank the requests of one class by their
-// error? Numbers in, numbers out. Independent samples are cells, a class in a rotation, not requests: intervals are 95%, from
-// resampling cells.
+// Package evaluation judges scores: do they find under-sampled classes, and do they rank the requests of one class by
+// their error? Numbers in, numbers out. Independent samples are cells, a class in a rotation, not requests: intervals
+// are 95%, from resampling cells.
 package evaluation
 
 import (
@@ -53,7 +53,7 @@ func roc(positive, negative []float64) (tpr, fpr []float64) {
 	return tpr, fpr
 }
 
-// AUROC returns the probability that a positive scores above a negative, ties counted half; NaN where either is empty.
+// AUROC returns the probability that a positive scores above a negative, ties counted half; NaN if either is empty.
 func AUROC(positive, negative []float64) float64 {
 	if len(positive) == 0 || len(negative) == 0 {
 		return math.NaN()
@@ -62,8 +62,8 @@ func AUROC(positive, negative []float64) float64 {
 	return integrate.Trapezoidal(fpr, tpr)
 }
 
-// AUPRC returns the average precision: the sum over thresholds of precision times the recall gained there, in [0, 1];
-// NaN where either is empty.
+// AUPRC returns the average precision: the sum over thresholds of precision times the recall gained, in [0, 1];
+// NaN if either is empty.
 func AUPRC(positive, negative []float64) float64 {
 	if len(positive) == 0 || len(negative) == 0 {
 		return math.NaN()
@@ -77,8 +77,8 @@ func AUPRC(positive, negative []float64) float64 {
 	return sum
 }
 
-// TPR returns the largest share of positives above a threshold that at most a share fpr of the negatives passes; NaN where
-// either is empty.
+// TPR returns the largest share of positives above a threshold that at most a share fpr of the negatives passes; NaN
+// if either is empty.
 func TPR(positive, negative []float64, fpr float64) float64 {
 	if len(positive) == 0 || len(negative) == 0 {
 		return math.NaN()
@@ -111,7 +111,7 @@ func Ranks(values []float64) []float64 {
 	return ranks
 }
 
-// Spearman returns the rank correlation of two lists of equal length; NaN where one is all alike.
+// Spearman returns the rank correlation of two lists of equal length; NaN if one is constant.
 func Spearman(a, b []float64) float64 { return stat.Correlation(Ranks(a), Ranks(b), nil) }
 
 // pooled returns the values of the cells of a bin, cell by cell.
@@ -130,7 +130,8 @@ func random() *rand.Rand { return rand.New(rand.NewPCG(0, 0)) } //nolint:gosec /
 // interval returns the value with the 2.5% and 97.5% quantiles of the draws.
 func interval(value float64, draws []float64) Estimate {
 	slices.Sort(draws)
-	return Estimate{value, stat.Quantile(0.025, stat.LinInterp, draws, nil), stat.Quantile(0.975, stat.LinInterp, draws, nil)}
+	return Estimate{value, stat.Quantile(0.025, stat.LinInterp, draws, nil),
+		stat.Quantile(0.975, stat.LinInterp, draws, nil)}
 }
 
 // resampled returns as many groups, drawn with replacement.
@@ -142,8 +143,8 @@ func resampled(r *rand.Rand, groups [][]float64) []float64 {
 	return values
 }
 
-// AUROCByBin returns the AUROC of the requests of a bin against those of the largest; the interval resamples the cells of
-// each. Scores are [cells][seeds].
+// AUROCByBin returns the AUROC of the requests of a bin against those of the largest; the interval resamples the cells
+// of each. Scores are [cells][seeds].
 func AUROCByBin(cells []Cell, scores [][]float64, bin float64) Estimate {
 	bins := Bins(cells)
 	rare, well := pooled(cells, scores, bin), pooled(cells, scores, bins[len(bins)-1])
@@ -154,8 +155,8 @@ func AUROCByBin(cells []Cell, scores [][]float64, bin float64) Estimate {
 	return interval(AUROC(slices.Concat(rare...), slices.Concat(well...)), draws)
 }
 
-// SameClass returns the mean over classes of the AUROC of a class's own requests in one bin against its own in the largest,
-// in how many classes it is 0.99 or more, and of how many; NaN where no class is in both.
+// SameClass returns the mean over classes of the AUROC of a class's own requests in one bin against its own in the
+// largest, in how many classes it is 0.99 or more, and of how many; NaN if no class is in both.
 func SameClass(cells []Cell, scores [][]float64, bin float64) (mean float64, high, classes int) {
 	bins := Bins(cells)
 	rare, well := map[int][]float64{}, map[int][]float64{}
@@ -188,7 +189,7 @@ type Against struct {
 	AUROC     Estimate `json:"auroc"`
 	AUPRC     float64  `json:"auprc"`
 	TPR       float64  `json:"tpr_at_1pct_fpr"`
-	SameClass *float64 `json:"auroc_same_class"` // nil where no class is in both bins
+	SameClass *float64 `json:"auroc_same_class"` // nil if no class is in both bins
 	ClassesAt int      `json:"classes_at_99"`    // classes whose own AUROC is 0.99 or more
 	Classes   int      `json:"classes"`          // classes in both bins
 }
@@ -202,19 +203,8 @@ type BinMean struct {
 // ClassLevel is how well scores find under-sampled classes.
 type ClassLevel struct {
 	Against []Against `json:"against_largest"` // every bin but the largest
-	Rho     *float64  `json:"rho_log_bin"`     // Spearman of score and log of bin; nil where either is all alike
+	Rho     *float64  `json:"rho_log_bin"`     // Spearman of score and log of bin; nil if either is constant
 	Means   []BinMean `json:"mean_by_bin"`
-}
-
-// Hardest returns the lowest AUROC of the bins; NaN where there is one bin only.
-func (c ClassLevel) Hardest() float64 {
-	lowest := math.NaN()
-	for _, a := range c.Against {
-		if math.IsNaN(lowest) || a.AUROC.Value < lowest {
-			lowest = a.AUROC.Value
-		}
-	}
-	return lowest
 }
 
 // JudgeClasses computes the class level of scores [cells][seeds]. Every cell holds a score.
@@ -251,14 +241,14 @@ type RequestLevel struct {
 	Overall *float64    `json:"overall"`       // Spearman over all requests
 }
 
-// BinWithin is the mean over a bin's cells of Spearman within the cell; nil where no cell has one.
+// BinWithin is the mean over a bin's cells of Spearman within the cell; nil if no cell has one.
 type BinWithin struct {
 	Bin    float64  `json:"bin"`
 	Within *float64 `json:"within"`
 }
 
-// JudgeRequests computes the request level of scores and errors, both [cells][seeds]. Cells in which one of them is all
-// alike have no rank correlation and are left out.
+// JudgeRequests computes the request level of scores and errors, both [cells][seeds]. Cells in which one of them is
+// constant have no rank correlation and are left out.
 func JudgeRequests(cells []Cell, scores, errors [][]float64) RequestLevel {
 	var all []float64
 	byBin := map[float64][]float64{}
@@ -297,8 +287,8 @@ func resampledMean(values []float64) Estimate {
 	return interval(stat.Mean(values, nil), draws)
 }
 
-// SquaredDistance returns the squared Euclidean distance of two latents of one size.
-func SquaredDistance(a, b []float32) float64 {
+// squaredDistance returns the squared Euclidean distance of two latents of one size.
+func squaredDistance(a, b []float32) float64 {
 	sum := 0.0
 	for i := range a {
 		d := float64(a[i]) - float64(b[i])

@@ -23,7 +23,8 @@ func closeTo(t *testing.T, what string, got, want float64) {
 func TestAgainstScipy(t *testing.T) {
 	closeTo(t, "AUROC", AUROC(positive, negative), 0.7936507936507936)
 	closeTo(t, "AUPRC", AUPRC(positive, negative), 0.7347247990105132)
-	for at, want := range map[float64]float64{0.01: 0.14285714285714285, 0.12: 0.5714285714285714, 0.3: 0.7142857142857143} {
+	for at, want := range map[float64]float64{0.01: 0.14285714285714285, 0.12: 0.5714285714285714,
+		0.3: 0.7142857142857143} {
 		closeTo(t, "TPR", TPR(positive, negative, at), want)
 	}
 	a, b := []float64{3, 1, 4, 1, 5, 9, 2, 6}, []float64{2, 7, 1, 8, 2, 8, 1, 8}
@@ -42,14 +43,15 @@ func TestExtremes(t *testing.T) {
 	}{
 		{"separated", high, low, 1, 1, 1},
 		{"all alike", alike, alike, 0.5, 0.5, 0},
-		// Precision where the three positives come last: 1/5, 2/6, 3/7 at a third of the recall each.
+		// Precision if the three positives come last: 1/5, 2/6, 3/7 at a third of the recall each.
 		{"the wrong way round", low, high, 0, (1./5 + 2./6 + 3./7) / 3, 0},
 	} {
 		closeTo(t, c.what+": AUROC", AUROC(c.positive, c.negative), c.auroc)
 		closeTo(t, c.what+": AUPRC", AUPRC(c.positive, c.negative), c.auprc)
 		closeTo(t, c.what+": TPR", TPR(c.positive, c.negative, 0.01), c.tpr)
 	}
-	for what, v := range map[string]float64{"AUROC": AUROC(nil, low), "AUPRC": AUPRC(low, nil), "TPR": TPR(nil, nil, 0.01), "Spearman": Spearman(alike, low)} {
+	for what, v := range map[string]float64{"AUROC": AUROC(nil, low), "AUPRC": AUPRC(low, nil),
+		"TPR": TPR(nil, nil, 0.01), "Spearman": Spearman(alike, low)} {
 		if !math.IsNaN(v) {
 			t.Errorf("%s of nothing is %v, want NaN", what, v)
 		}
@@ -78,14 +80,14 @@ func TestJudgeClasses(t *testing.T) {
 	}
 	closeTo(t, "mean of 1 image", level.Means[0].Mean.Value, 8.5)
 	closeTo(t, "mean of 100 images", level.Means[1].Mean.Value, 6.5)
-	closeTo(t, "hardest", level.Hardest(), 0.75)
 	// Ranks of the scores 3 4 5 6 1 2 7 8 by cell, of the bins 2.5 and 6.5: covariance over variances.
 	closeTo(t, "rho", *level.Rho, Spearman([]float64{3, 4, 5, 6, 1, 2, 7, 8}, []float64{1, 1, 2, 2, 2, 2, 1, 1}))
 	if again := JudgeClasses(cells, scores); again.Against[0].AUROC != a.AUROC {
 		t.Errorf("equal scores give the intervals %+v and %+v", a.AUROC, again.Against[0].AUROC)
 	}
 	// One bin leaves nothing to tell apart.
-	if one := JudgeClasses([]Cell{{0, 0, 5}, {0, 1, 5}}, [][]float64{{1, 2}, {3, 4}}); len(one.Against) != 0 || one.Rho != nil || !math.IsNaN(one.Hardest()) {
+	if one := JudgeClasses([]Cell{{0, 0, 5}, {0, 1, 5}}, [][]float64{{1, 2}, {3, 4}}); len(one.Against) != 0 ||
+		one.Rho != nil {
 		t.Errorf("one bin gives %+v", one)
 	}
 }
@@ -100,11 +102,12 @@ func TestJudgeRequests(t *testing.T) {
 	if !(level.Within.Low < 1./3 && level.Within.High > 1./3 && level.Within.Low >= -1 && level.Within.High <= 1) {
 		t.Errorf("interval is %+v", *level.Within)
 	}
-	if none := JudgeRequests(cells[:1], scores[3:], errors[3:]); none.Within != nil || none.Overall != nil || none.ByBin[0].Within != nil {
+	if none := JudgeRequests(cells[:1], scores[3:], errors[3:]); none.Within != nil || none.Overall != nil ||
+		none.ByBin[0].Within != nil {
 		t.Errorf("scores that are all alike give %+v", none)
 	}
 }
 
 func TestSquaredDistance(t *testing.T) {
-	closeTo(t, "distance", SquaredDistance([]float32{1, 2, 3}, []float32{1, 4, 0}), 13)
+	closeTo(t, "distance", squaredDistance([]float32{1, 2, 3}, []float32{1, 4, 0}), 13)
 }
