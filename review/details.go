@@ -17,7 +17,7 @@ import (
 	"github.com/decuwatch/decuwatch/schema/postgres"
 )
 
-// Details is a review with everything that is known about its request.
+// Details is a review with everything that is stored about its request.
 type Details struct {
 	postgres.Review
 	Score   *schema.Score          `json:"score,omitempty"` // nil if retention dropped it
@@ -28,8 +28,8 @@ type Details struct {
 	files []postgres.EvidenceFile
 }
 
-// Load reads the review with the given id, or with the only id that starts with it. The error wraps postgres.ErrNotFound
-// if there is none.
+// Load reads the review with the given id, or with the only id that starts with it. The error wraps
+// postgres.ErrNotFound if there is no such review.
 func Load(ctx context.Context, store *postgres.Store, id string) (d Details, err error) {
 	if d.Review, err = store.ReviewByID(ctx, id); err != nil {
 		return d, err

@@ -54,9 +54,8 @@ func (c Config) selects(a schema.Alert) bool {
 // every is the interval at which new alerts are asked for.
 const every = 300 * time.Millisecond
 
-// Run calls show with each selected alert once, in the order of the stream, until ctx ends or, unless Follow is set,
-// until the last alert. The error of show ends it. Run reads the stream without a consumer, so that it needs no right
-// to create one.
+// Run calls show with each selected alert once, in the order of the stream. It ends with ctx, with an error of show,
+// or, unless Follow is set, after the last alert. It creates no consumer, so that it needs no right to create one.
 func Run(ctx context.Context, js jetstream.JetStream, c Config, show func(schema.Alert) error) error {
 	next, err := c.first(ctx, js)
 	if err != nil {
@@ -157,20 +156,19 @@ func (s *seen) first(id string) bool {
 	return true
 }
 
-var colors = map[schema.Severity]string{schema.SeverityWarn: "\x1b[33m", schema.SeverityCritical: "\x1b[1;31m"}
+var colours = map[schema.Severity]string{schema.SeverityWarn: "\x1b[33m", schema.SeverityCritical: "\x1b[1;31m"}
 
 // Line returns an alert in one line for a terminal.
 func Line(a schema.Alert, colour bool) string {
 	severity := fmt.Sprintf("%-8s", a.Severity)
 	if colour {
-		severity = colors[a.Severity] + severity + "\x1b[0m"
+		severity = colours[a.Severity] + severity + "\x1b[0m"
 	}
 	saturated := ""
 	if a.Saturated {
 		saturated = ", saturated"
 	}
-	return fmt.Sprintf("%s  %s  %-14s %-16s %-12s %8.4g >= %-9.4g %s%s  %s", a.FiredAt.Local().Format("15:04:05"),
-		severity,
-		terminal.Printable(a.Model), terminal.Printable(a.ClassLabel), a.Measurement, a.Decided, a.Threshold, a.Reason,
-		saturated, terminal.Printable(a.EventID))
+	return fmt.Sprintf("%s  %s  %-14s %-16s %-12s %8.4g >= %-9.4g %s%s  %s",
+		a.FiredAt.Local().Format("15:04:05"), severity, terminal.Printable(a.Model), terminal.Printable(a.ClassLabel),
+		a.Measurement, a.Decided, a.Threshold, a.Reason, saturated, terminal.Printable(a.EventID))
 }

@@ -21,11 +21,12 @@ import (
 )
 
 type canaryCmd struct {
-	Ensembles []string      `name:"scoring.ensembles" short:"e" required:"" placeholder:"PATH" help:"Ensembles whose under-trained classes are published: directories, or manifests."`
-	Every     time.Duration `default:"5m" help:"Time between two canaries of a model."`
-	Deadline  time.Duration `default:"1m" help:"By when an alert must have fired."`
-	Once      bool          `help:"Publish one canary of each model, wait for its alert, and end: exit code 3 where it is missed."`
-	Listen    string        `default:"127.0.0.1:9465" help:"Address of /metrics; port 0 is any free one, none is no metrics."`
+	Ensembles []string `name:"scoring.ensembles" short:"e" required:"" placeholder:"PATH" help:"Directories or manifests."`
+
+	Every    time.Duration `default:"5m" help:"Time between two canaries of a model."`
+	Deadline time.Duration `default:"1m" help:"Time within which an alert must fire."`
+	Once     bool          `help:"Publish one canary of each model and wait for its alert; exit code 3 if it is missed."`
+	Listen   string        `default:"127.0.0.1:9465" help:"Address of /metrics, or none; port 0 is any free port."`
 
 	NATS     app.NATSConfig         `embed:"" prefix:"nats." group:"NATS"`
 	Stream   consumers.StreamConfig `embed:"" prefix:"stream." group:"Stream of events"`
@@ -34,7 +35,10 @@ type canaryCmd struct {
 }
 
 func (canaryCmd) Help() string {
-	return `Publishes events of classes that the ensemble is known to know too little, by the training images that its manifest counts, and expects an alert on each. One that does not come is an alert of its own, of the kind canary_missed, and a metric: so a monitor that is silent because it is broken is told from one that has nothing to say. Canaries carry the label decuwatch.canary and enter neither review nor statistics.
+	return `Publishes events of under-trained classes, those with the fewest training images in the manifest, and expects
+an alert on each. If no alert fires in time, it raises an alert of kind canary_missed and counts it in a metric. So you
+notice if the monitor is silent because it is broken. Canaries carry the label decuwatch.canary and enter neither
+review nor statistics.
 
 Examples:
 

@@ -19,41 +19,42 @@ import (
 // Exit codes.
 const (
 	exitOK         = 0
-	exitFailed     = 1 // what was asked for could not be done; the last line of stderr says why
+	exitFailed     = 1 // the last line of stderr says why
 	exitUsage      = 2 // a flag, a setting or an argument is wrong
-	exitDifference = 3 // the check was done and found a difference
+	exitDifference = 3 // a check found a difference
 )
 
-// errDifference ends a check (reconcile, replay, redeliver) that found a difference and has printed it.
+// errDifference is returned by a check (reconcile, replay, redeliver) that found a difference and has printed it.
 var errDifference = errors.New("a difference was found")
 
 // usage returns an error in the caller's flags, settings or arguments.
 func usage(format string, args ...any) error { return settings.Errorf(format, args...) }
 
-// cli is the command line: one field a verb.
+// cli is the command line, with one field for each verb.
 type cli struct {
-	ConfigFile string        `name:"config" short:"c" placeholder:"FILE" help:"YAML file of settings. The environment variable DECUWATCH_CONFIG names one too."`
-	Log        app.LogConfig `embed:"" prefix:"log." group:"Logging"`
+	ConfigFile string `name:"config" short:"c" placeholder:"FILE" help:"YAML file of settings; or set DECUWATCH_CONFIG."`
+
+	Log app.LogConfig `embed:"" prefix:"log." group:"Logging"`
 
 	Serve      serveCmd      `cmd:"" help:"Score events as they come, until SIGTERM."`
-	Demo       demoCmd       `cmd:"" help:"Show the monitor end to end on this machine, with servers of its own."`
+	Demo       demoCmd       `cmd:"" help:"Show the monitor end to end, with servers of its own."`
 	Publish    publishCmd    `cmd:"" help:"Publish generation events, one from flags or many from a file."`
 	Watch      watchCmd      `cmd:"" help:"Follow alerts."`
-	Score      scoreCmd      `cmd:"" help:"Score one request here, without NATS and Postgres."`
+	Score      scoreCmd      `cmd:"" help:"Score one request locally, without NATS and Postgres."`
 	Replay     replayCmd     `cmd:"" help:"Compute a stored score again and compare."`
-	Reconcile  reconcileCmd  `cmd:"" help:"Hold every message of the streams against Postgres."`
-	Redeliver  redeliverCmd  `cmd:"" help:"Bring dead letters back for scoring."`
-	Republish  republishCmd  `cmd:"" help:"Publish alerts again that are missing from their stream."`
+	Reconcile  reconcileCmd  `cmd:"" help:"Compare the streams with Postgres."`
+	Redeliver  redeliverCmd  `cmd:"" help:"Publish events again that became dead letters."`
+	Republish  republishCmd  `cmd:"" help:"Publish alerts again that their stream has lost."`
 	Thresholds thresholdsCmd `cmd:"" help:"List and set thresholds."`
-	Review     reviewCmd     `cmd:"" help:"Work the queue of alerts: look, decide, count."`
-	Canary     canaryCmd     `cmd:"" help:"Publish known under-trained classes and tell when no alert fires."`
-	Ensemble   ensembleCmd   `cmd:"" help:"Look at an ensemble directory, or verify it."`
-	Eval       evalCmd       `cmd:"" help:"Say how good an ensemble's scores are, and what they cost."`
+	Review     reviewCmd     `cmd:"" help:"Work through the queue of alerts."`
+	Canary     canaryCmd     `cmd:"" help:"Publish under-trained classes, and raise an alert if no alert fires."`
+	Ensemble   ensembleCmd   `cmd:"" help:"Inspect or verify an ensemble directory."`
+	Eval       evalCmd       `cmd:"" help:"Measure how good an ensemble's scores are, and what they cost."`
 	Migrate    migrateCmd    `cmd:"" help:"Create, upgrade or remove the tables."`
 	Version    versionCmd    `cmd:"" help:"Print the version."`
 }
 
-// streams are where a verb reads and writes.
+// streams are what a verb reads and writes.
 type streams struct {
 	in       io.Reader
 	out, err io.Writer
@@ -74,12 +75,15 @@ func printable(s string) string { return terminal.Printable(s) }
 
 const description = `decuwatch watches a production image generator for requests that its model does not understand.
 
-Every setting with a dot in its name can stand in a YAML file (--config), in the environment (nats.url is DECUWATCH_NATS_URL) and on the command line (--nats.url); each beats the one before.
+You can set every setting with a dot in its name in a YAML file (--config), in the environment (nats.url is
+DECUWATCH_NATS_URL) and on the command line (--nats.url). The command line wins over the environment, and the
+environment over the file.
 
 Exit codes: 0 done, 1 failed, 2 wrong flag, setting or argument, 3 a check found a difference.`
 
-// run translates arguments into a verb, and the verb's error into an exit code.
-func run(ctx context.Context, args []string, getenv func(string) string, stdin io.Reader, stdout, stderr io.Writer) int {
+// run runs the verb that the arguments name, and returns its exit code.
+func run(ctx context.Context, args []string, getenv func(string) string, stdin io.Reader, stdout, stderr io.Writer,
+) int {
 	var c cli
 	exit := -1
 	sources := &app.Sources{Getenv: getenv}
@@ -116,7 +120,9 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdin i
 	}
 	slog.SetDefault(log) // libraries that log by default
 	parsed.BindTo(ctx, (*context.Context)(nil))
-	parsed.Bind(log, &streams{in: stdin, out: stdout, err: stderr, terminal: terminal.Is(stdout), progress: terminal.Is(stderr)})
+	parsed.Bind(log, &streams{
+		in: stdin, out: stdout, err: stderr, terminal: terminal.Is(stdout), progress: terminal.Is(stderr),
+	})
 	err = parsed.Run()
 	var wrong settings.Error
 	switch {

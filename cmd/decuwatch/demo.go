@@ -8,19 +8,21 @@ import (
 )
 
 type demoCmd struct {
-	Dir        string        `default:".decuwatch" placeholder:"DIR" help:"Where the servers keep their data; a second run uses it again."`
-	Requests   int           `default:"200" help:"Generation requests to publish."`
+	Dir        string        `default:".decuwatch" help:"Directory for the data, kept for the next run."`
+	Requests   int           `default:"200" help:"Number of generation requests to publish."`
 	Ensemble   string        `default:"ensembles/fashion-mnist" placeholder:"PATH" help:"Ensemble that scores."`
-	Stay       string        `default:"auto" enum:"auto,yes,no" help:"Stay up after the summary until Ctrl-C: yes, no, or auto, which is yes on a terminal."`
+	Stay       string        `default:"auto" enum:"auto,yes,no" help:"Stay up until Ctrl-C; auto means on a terminal."`
 	Timeout    time.Duration `default:"10m" help:"Longest time until every request has its verdict."`
-	NATSPort   int           `name:"nats-port" default:"4222" help:"Port of the NATS server where it is free, else any; 0 is any."`
-	HTTPPort   int           `name:"metrics-port" default:"9464" help:"Port of metrics and health where it is free, else any; 0 is any."`
-	ReviewPort int           `default:"8080" help:"Port of the review page where it is free, else any; 0 is any."`
-	Library    string        `name:"scoring.library" placeholder:"FILE" help:"ONNX Runtime's shared library. Defaults to where serve finds it."`
+	NATSPort   int           `name:"nats-port" default:"4222" help:"Port of NATS; another one if it is taken, or if 0."`
+	HTTPPort   int           `name:"metrics-port" default:"9464" help:"Port of metrics and health, likewise."`
+	ReviewPort int           `default:"8080" help:"Port of the review page, likewise."`
+	Library    string        `name:"scoring.library" placeholder:"FILE" help:"ONNX Runtime's library, as for serve."`
 }
 
 func (demoCmd) Help() string {
-	return `Starts a NATS server with JetStream and a Postgres of its own below --dir, migrates, serves, publishes real generation requests over all classes and noise seeds, and prints what became of them. On a terminal everything stays up until Ctrl-C, for you to look around; otherwise it ends once both sides reconcile.
+	return `Starts its own NATS server with JetStream and its own Postgres below --dir, migrates, serves, publishes
+generation requests over all classes, and prints the results. On a terminal everything stays up until Ctrl-C, so that
+you can look around. Otherwise it ends once NATS and Postgres reconcile.
 
 Examples:
 
@@ -28,7 +30,6 @@ Examples:
   decuwatch demo --requests 1000 --stay no`
 }
 
-// Run shows the monitor end to end.
 func (c *demoCmd) Run(ctx context.Context, s *streams) error {
 	if c.Requests < 1 || c.Requests > 1_000_000 {
 		return usage("--requests is %d, must be 1 to 1000000", c.Requests)

@@ -9,13 +9,13 @@ import (
 )
 
 type migrateCmd struct {
-	Up     migrateUpCmd     `cmd:"" default:"withargs" help:"Create the tables, or bring them to this program's version (the default)."`
+	Up     migrateUpCmd     `cmd:"" default:"withargs" help:"Create or upgrade the tables (the default)."`
 	Down   migrateDownCmd   `cmd:"" help:"Remove the tables with everything in them."`
 	Status migrateStatusCmd `cmd:"" help:"Print the version of the tables."`
 }
 
 func (migrateCmd) Help() string {
-	return `Two processes may migrate at the same moment: one does the work, the other waits for it.
+	return `Two processes may migrate at the same time: one does the work, and the other waits for it.
 
 Examples:
 
@@ -46,12 +46,12 @@ func (c *migrateUpCmd) Run(ctx context.Context, s *streams) error {
 
 type migrateDownCmd struct {
 	Postgres app.PostgresConfig `embed:"" prefix:"postgres." group:"Postgres"`
-	Yes      bool               `help:"Really remove every score, alert and threshold."`
+	Yes      bool               `help:"Confirm that every score, alert and threshold is removed."`
 }
 
 func (c *migrateDownCmd) Run(ctx context.Context, s *streams) error {
 	if !c.Yes {
-		return usage("migrate down removes every score, alert and threshold: say --yes if that is meant")
+		return usage("migrate down removes every score, alert and threshold; confirm with --yes")
 	}
 	if err := postgres.MigrateDown(ctx, c.Postgres.URL); err != nil {
 		return err

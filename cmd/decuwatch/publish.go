@@ -17,23 +17,25 @@ import (
 )
 
 type publishCmd struct {
-	File string `arg:"" optional:"" help:"JSONL file of events or of their data, - is stdin. Without it one event is published from the flags below."`
+	File string `arg:"" optional:"" help:"JSONL file, or - for stdin. Without it, the flags describe one event."`
 
-	Model        string `placeholder:"NAME" help:"Model that generated. Required without a file; with one, of lines without a model."`
+	Model        string `placeholder:"NAME" help:"Model of the event, and of lines that name none."`
 	ID           string `placeholder:"ID" help:"Id of the event. Defaults to a new one."`
 	Source       string `default:"/decuwatch/publish" help:"Source of the event."`
 	Class        string `placeholder:"CLASS" help:"Class: an index, or a label."`
 	Seed         uint64 `help:"Seed of the first latent."`
 	samplerFlags `embed:""`
-	Concurrency  int                    `default:"64" help:"Events that wait for the stream's answer at once."`
+	Concurrency  int                    `default:"64" help:"Maximum number of events in flight."`
 	NATS         app.NATSConfig         `embed:"" prefix:"nats." group:"NATS"`
 	Stream       consumers.StreamConfig `embed:"" prefix:"stream." group:"Stream of events"`
 }
 
 func (publishCmd) Help() string {
-	return `A line of the file is a CloudEvent in structured mode, or the data of one ({"model": ..., "class": ..., "seed": ...}), which then gets a new id, the time of now and --source. Publishing events with the same source and id again is safe: the first verdict stands.
+	return `A line of the file is a CloudEvent in structured mode, or only its data ({"model": ..., "class": ..., "seed":
+...}), which gets a new id, the current time and --source. It is safe to publish an event with the same source and id
+again: the first verdict stands.
 
-Every line is checked before anything is sent; a broken one is named with its number.
+Every line is checked before anything is sent. The error names the number of an invalid line.
 
 Examples:
 

@@ -15,7 +15,7 @@ import (
 )
 
 type reconcileCmd struct {
-	From     uint64                 `placeholder:"SEQUENCE" help:"Sequence number from which losses are reported; messages lost before it are known. Defaults to 1."`
+	From     uint64                 `placeholder:"SEQUENCE" help:"Report losses from this message on. Defaults to 1."`
 	JSON     bool                   `name:"json" help:"Print the counts as JSON."`
 	NATS     app.NATSConfig         `embed:"" prefix:"nats." group:"NATS"`
 	Stream   consumers.StreamConfig `embed:"" prefix:"stream." group:"Stream of events"`
@@ -24,7 +24,10 @@ type reconcileCmd struct {
 }
 
 func (reconcileCmd) Help() string {
-	return `Reads every message of the stream of events and looks for its one verdict in Postgres, and every alert in both places. Sequence numbers that have left the stream must have a verdict, too. An event that a worker will take waits, and is no difference; one that nobody takes is. Exit code 0 if both sides agree, 3 if they do not.
+	return `Checks that every message of the stream of events has exactly one verdict in Postgres, and that every alert is
+in both places. Messages that have left the stream must have a verdict, too. An event that a worker will take is
+waiting, which is no difference. An event that nobody takes is a difference. Exit code 0 if both sides agree, 3 if they
+do not.
 
 Example:
 
@@ -32,9 +35,8 @@ Example:
 }
 
 func (c *reconcileCmd) Run(ctx context.Context, s *streams, log *slog.Logger) error {
-	return app.WithServers(ctx, "reconcile", c.NATS, c.Postgres, log, func(js jetstream.JetStream, store *postgres.Store) error {
-		return c.reconcile(ctx, s, js, store)
-	})
+	return app.WithServers(ctx, "reconcile", c.NATS, c.Postgres, log,
+		func(js jetstream.JetStream, store *postgres.Store) error { return c.reconcile(ctx, s, js, store) })
 }
 
 func (c *reconcileCmd) reconcile(ctx context.Context, s *streams, js jetstream.JetStream, store *postgres.Store) error {

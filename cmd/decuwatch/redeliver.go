@@ -17,13 +17,13 @@ import (
 )
 
 type redeliverCmd struct {
-	IDs   []int64                 `arg:"" optional:"" name:"id" help:"Numbers of dead letters: column id of decuwatch_views.dead_letters. Defaults to all that the flags select."`
-	Model string                  `placeholder:"NAME" help:"Dead letters of this model only."`
-	Kind  []schema.DeadLetterKind `placeholder:"KIND" help:"Dead letters of these kinds only: orphaned, unknown_model, given_up, failed. Defaults to all four."`
-	From  uint64                  `placeholder:"SEQUENCE" help:"First sequence number of the stream. Defaults to 0."`
-	To    uint64                  `placeholder:"SEQUENCE" help:"Last sequence number of the stream. Defaults to the last."`
-	Apply bool                    `help:"Publish the messages again. Without it they are only listed."`
-	By    string                  `placeholder:"NAME" help:"Who asks. Defaults to the user who runs this."`
+	IDs   []int64                 `arg:"" optional:"" name:"id" help:"Ids in decuwatch_views.dead_letters."`
+	Model string                  `placeholder:"NAME" help:"Only this model."`
+	Kind  []schema.DeadLetterKind `placeholder:"KIND" help:"Only orphaned, unknown_model, given_up or failed."`
+	From  uint64                  `placeholder:"SEQUENCE" help:"First message of the stream. Defaults to 0."`
+	To    uint64                  `placeholder:"SEQUENCE" help:"Last message of the stream. Defaults to the newest."`
+	Apply bool                    `help:"Publish the messages again instead of only listing them."`
+	By    string                  `placeholder:"NAME" help:"Name of the operator. Defaults to the current user."`
 
 	NATS     app.NATSConfig         `embed:"" prefix:"nats." group:"NATS"`
 	Stream   consumers.StreamConfig `embed:"" prefix:"stream." group:"Stream of events"`
@@ -31,7 +31,10 @@ type redeliverCmd struct {
 }
 
 func (redeliverCmd) Help() string {
-	return `Brings events back that ended as dead letters through no fault of their own: nobody scored their model, or their workers ended or failed. The message is taken from the stream, or from the dead letter if it has left the stream. It is published again and gets a new verdict; the dead letter stays, and who asked is recorded. Exit code 0 if every selected event was, or can be, published; 3 if one cannot.
+	return `Publishes events again that became dead letters through no fault of their own: nobody scored their model, or
+their workers ended or failed. The message comes from the stream, or from the dead letter if it has left the stream. It
+gets a new verdict. The dead letter stays, and the name of the operator is recorded. Exit code 0 if every selected
+event was, or can be, published again; 3 if one cannot.
 
 Examples:
 
@@ -43,7 +46,8 @@ Examples:
 func (c *redeliverCmd) validate() error {
 	for _, kind := range c.Kind {
 		if !slices.Contains(redeliver.Kinds(), kind) {
-			return usage("--kind is %q, must be %s: a message of any other kind would fail again", kind, schema.List(redeliver.Kinds()))
+			return usage("--kind is %q, must be %s: a message of any other kind would fail again",
+				kind, schema.List(redeliver.Kinds()))
 		}
 	}
 	switch {
@@ -59,13 +63,11 @@ func (c *redeliverCmd) Run(ctx context.Context, s *streams, log *slog.Logger) er
 	if err := c.validate(); err != nil {
 		return err
 	}
-	return app.WithServers(ctx, "redeliver", c.NATS, c.Postgres, log, func(js jetstream.JetStream, store *postgres.Store) error {
-		return c.redeliver(ctx, s, js, store)
-	})
+	return app.WithServers(ctx, "redeliver", c.NATS, c.Postgres, log,
+		func(js jetstream.JetStream, store *postgres.Store) error { return c.redeliver(ctx, s, js, store) })
 }
 
 func (c *redeliverCmd) redeliver(ctx context.Context, s *streams, js jetstream.JetStream, store *postgres.Store) error {
-	by := cmp.Or(c.By, app.UserName())
 	kinds := c.Kind
 	if len(kinds) == 0 {
 		kinds = redeliver.Kinds()
@@ -73,8 +75,10 @@ func (c *redeliverCmd) redeliver(ctx context.Context, s *streams, js jetstream.J
 	can, cannot := 0, 0
 	left := slices.Clone(c.IDs)
 	err := redeliver.Run(ctx, redeliver.Options{
-		JetStream: js, Store: store, By: by, Apply: c.Apply,
-		Query: postgres.DeadLetterQuery{Stream: c.Stream.Name, Model: c.Model, Kinds: kinds, From: c.From, To: c.To, IDs: c.IDs},
+		JetStream: js, Store: store, By: cmp.Or(c.By, app.UserName()), Apply: c.Apply,
+		Query: postgres.DeadLetterQuery{
+			Stream: c.Stream.Name, Model: c.Model, Kinds: kinds, From: c.From, To: c.To, IDs: c.IDs,
+		},
 	}, func(r redeliver.Result) error {
 		l := r.DeadLetter
 		left = slices.DeleteFunc(left, func(id int64) bool { return id == l.ID })
@@ -89,7 +93,8 @@ func (c *redeliverCmd) redeliver(ctx context.Context, s *streams, js jetstream.J
 		default:
 			can++
 		}
-		_, err := fmt.Fprintf(s.out, "%d\t%s\t%s\tmessage %d\t%s %s\t%s\n", l.ID, l.Kind, printable(l.Model), l.Sequence, printable(l.Source), printable(l.EventID), what)
+		_, err := fmt.Fprintf(s.out, "%d\t%s\t%s\tmessage %d\t%s %s\t%s\n",
+			l.ID, l.Kind, printable(l.Model), l.Sequence, printable(l.Source), printable(l.EventID), what)
 		return err
 	})
 	if err != nil {

@@ -14,16 +14,16 @@ import (
 )
 
 type republishCmd struct {
-	Yes      bool               `help:"Really publish them again."`
+	Yes      bool               `help:"Publish them again instead of only listing them."`
 	NATS     app.NATSConfig     `embed:"" prefix:"nats." group:"NATS"`
 	Alerts   alerts.Config      `embed:"" prefix:"alerts." group:"Alerts"`
 	Postgres app.PostgresConfig `embed:"" prefix:"postgres." group:"Postgres"`
 }
 
 func (republishCmd) Help() string {
-	return `Finds alerts and reviewers' verdicts that were published and are not in the stream, as after a loss of NATS, and
-prints their ids. With --yes, a running worker publishes them again under the same ids. Messages older than the stream's
-maximum age are left out. Exit code 3 if some are missing and --yes was not given.
+	return `Finds alerts and reviewers' verdicts that were published but are not in the stream, as after a loss of NATS,
+and prints their ids. With --yes, a running worker publishes them again under the same ids. Messages older than the
+stream's maximum age are left out. Exit code 3 if some are missing and --yes was not given.
 
 Examples:
 
@@ -32,7 +32,8 @@ Examples:
 }
 
 func (c *republishCmd) Run(ctx context.Context, s *streams, log *slog.Logger) error {
-	return app.WithServers(ctx, "republish", c.NATS, c.Postgres, log, func(js jetstream.JetStream, store *postgres.Store) error {
+	return app.WithServers(ctx, "republish", c.NATS, c.Postgres, log, func(js jetstream.JetStream, store *postgres.Store,
+	) error {
 		missing, err := redeliver.Unpublished(ctx, js, store, c.Alerts.Stream, c.Alerts.MaxAge)
 		if err != nil {
 			return err

@@ -14,12 +14,12 @@ import (
 )
 
 type reviewCmd struct {
-	List    reviewListCmd    `cmd:"" help:"List what waits for a reviewer."`
+	List    reviewListCmd    `cmd:"" help:"List the reviews that wait for a reviewer."`
 	Show    reviewShowCmd    `cmd:"" help:"Show one review with its history."`
-	Ack     reviewAckCmd     `cmd:"" help:"Acknowledge: somebody looks at it."`
-	Resolve reviewResolveCmd `cmd:"" help:"Resolve with a verdict."`
+	Ack     reviewAckCmd     `cmd:"" help:"Acknowledge a review: you look at it."`
+	Resolve reviewResolveCmd `cmd:"" help:"Resolve a review with a verdict."`
 	Reopen  reviewReopenCmd  `cmd:"" help:"Take a verdict back."`
-	Assign  reviewAssignCmd  `cmd:"" help:"Assign to somebody, or to nobody."`
+	Assign  reviewAssignCmd  `cmd:"" help:"Assign a review to somebody, or to nobody."`
 	Comment reviewCommentCmd `cmd:"" help:"Write a comment."`
 	Stats   reviewStatsCmd   `cmd:"" help:"Estimate precision and recall of the alerts from the verdicts."`
 }
@@ -32,9 +32,9 @@ characters, 6 or more.`
 
 // reviewFlags are the flags of every verb that changes a review.
 type reviewFlags struct {
-	ID       string             `arg:"" help:"Id of the review, which is its alert's."`
-	By       string             `placeholder:"NAME" help:"Who does it. Defaults to the user who runs this."`
-	Version  int                `placeholder:"N" help:"Version of the review that this was decided on; a newer one is a conflict. Defaults to the newest."`
+	ID       string             `arg:"" help:"Id of the review; an alert and its review have the same id."`
+	By       string             `placeholder:"NAME" help:"Name of the reviewer. Defaults to the current user."`
+	Version  int                `placeholder:"N" help:"Fail if the review is not at version N. Defaults to any."`
 	Postgres app.PostgresConfig `embed:"" prefix:"postgres." group:"Postgres"`
 }
 
@@ -74,12 +74,13 @@ func (c *reviewAckCmd) Run(ctx context.Context, s *streams, log *slog.Logger) er
 
 type reviewResolveCmd struct {
 	reviewFlags `embed:""`
-	Verdict     string `arg:"" help:"confirmed (the model does not understand the request), false_alarm (nothing is wrong) or expected (it does not, which is known and accepted)."`
+	Verdict     string `arg:"" help:"confirmed, false_alarm or expected."`
 	Comment     string `placeholder:"TEXT" help:"Comment for the history."`
 }
 
 func (reviewResolveCmd) Help() string {
-	return `The verdict is published on uncertainty.review.<model>.
+	return `confirmed: the model does not understand the request. false_alarm: nothing is wrong. expected: the model does
+not understand the request, which is known and accepted. The verdict is published on uncertainty.review.<model>.
 
 Examples:
 
@@ -103,7 +104,7 @@ func (c *reviewReopenCmd) Run(ctx context.Context, s *streams, log *slog.Logger)
 
 type reviewAssignCmd struct {
 	reviewFlags `embed:""`
-	Name        string `arg:"" optional:"" help:"To whom. Without a name: to nobody."`
+	Name        string `arg:"" optional:"" help:"Assignee. Defaults to nobody."`
 }
 
 func (c *reviewAssignCmd) Run(ctx context.Context, s *streams, log *slog.Logger) error {

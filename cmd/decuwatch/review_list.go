@@ -12,18 +12,20 @@ import (
 )
 
 type reviewListCmd struct {
-	State    string             `default:"todo" enum:"todo,open,acknowledged,resolved,all" help:"todo (open and acknowledged), open, acknowledged, resolved or all."`
-	Model    string             `placeholder:"NAME" help:"Reviews of this model only."`
-	Class    *int               `placeholder:"INDEX" help:"Reviews of this class only."`
-	Assignee string             `placeholder:"NAME" help:"Reviews assigned to this person only."`
-	Severity schema.Severity    `enum:"warn,critical," default:"" placeholder:"warn|critical" help:"Reviews of alerts of this severity only; requests drawn at random are left out then."`
-	Limit    int                `default:"50" help:"The newest so many."`
+	State    string             `default:"todo" enum:"todo,open,acknowledged,resolved,all" help:"State of the reviews."`
+	Model    string             `placeholder:"NAME" help:"Only this model."`
+	Class    *int               `placeholder:"INDEX" help:"Only this class."`
+	Assignee string             `placeholder:"NAME" help:"Only reviews of this person."`
+	Severity schema.Severity    `enum:"warn,critical," default:"" placeholder:"warn|critical" help:"Only this severity."`
+	Limit    int                `default:"50" help:"Maximum number of reviews to list, newest first."`
 	JSON     bool               `name:"json" help:"Print JSON."`
 	Postgres app.PostgresConfig `embed:"" prefix:"postgres." group:"Postgres"`
 }
 
 func (reviewListCmd) Help() string {
-	return `Examples:
+	return `A state is open, acknowledged or resolved; todo (the default) is open and acknowledged, all is every state.
+
+Examples:
 
   decuwatch review list
   decuwatch review list --severity critical --model fashion-mnist

@@ -10,8 +10,8 @@ import (
 )
 
 type reviewShowCmd struct {
-	ID       string             `arg:"" help:"Id of the review, which is its alert's."`
-	Images   string             `placeholder:"DIR" help:"Write the images, the map and the numbers of the evidence into this directory."`
+	ID       string             `arg:"" help:"Id of the review; an alert and its review have the same id."`
+	Images   string             `placeholder:"DIR" help:"Write the files of the evidence into this directory."`
 	JSON     bool               `name:"json" help:"Print JSON."`
 	Postgres app.PostgresConfig `embed:"" prefix:"postgres." group:"Postgres"`
 }

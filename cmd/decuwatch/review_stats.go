@@ -12,18 +12,17 @@ import (
 )
 
 type reviewStatsCmd struct {
-	Model    string             `placeholder:"NAME" help:"This model only."`
-	Class    *int               `placeholder:"INDEX" help:"This class only."`
-	Days     int                `default:"30" help:"Events of the last so many days."`
+	Model    string             `placeholder:"NAME" help:"Only this model."`
+	Class    *int               `placeholder:"INDEX" help:"Only this class."`
+	Days     int                `default:"30" placeholder:"N" help:"Count the events of the last N days."`
 	JSON     bool               `name:"json" help:"Print JSON."`
 	Postgres app.PostgresConfig `embed:"" prefix:"postgres." group:"Postgres"`
 }
 
 func (reviewStatsCmd) Help() string {
-	return `Precision is the share of reviewed alerts that were confirmed or expected (interval after Wilson). Recall is
-estimated from the requests without an alert that were drawn at random: each stands for all of its share (interval from
-the intervals of precision and of the share missed, after Clopper and Pearson, at half the error each). Canaries are left
-out.
+	return `Precision is the share of reviewed alerts that were confirmed or expected, with the interval of Wilson. Recall
+is estimated from the requests without an alert that were drawn at random. Its interval combines the interval of
+precision and the interval of Clopper and Pearson of the share missed, each at half the error. Canaries are left out.
 
 Example:
 

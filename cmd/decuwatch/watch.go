@@ -18,17 +18,18 @@ import (
 )
 
 type watchCmd struct {
-	Model    string          `placeholder:"NAME" help:"Alerts of this model only."`
-	Severity schema.Severity `enum:"warn,critical," default:"" placeholder:"warn|critical" help:"Alerts of this severity only."`
-	Class    string          `placeholder:"CLASS" help:"Alerts of this class only: an index, or a label."`
-	Since    time.Duration   `placeholder:"DURATION" help:"Begin with the alerts of the last so long. Defaults to none: alerts from now on."`
-	All      bool            `help:"Begin with every alert that the stream holds."`
-	NoFollow bool            `help:"End after the alerts that are there, instead of waiting for more."`
+	Model    string          `placeholder:"NAME" help:"Only this model."`
+	Severity schema.Severity `enum:"warn,critical," default:"" placeholder:"warn|critical" help:"Only this severity."`
+	Class    string          `placeholder:"CLASS" help:"Only this class: an index, or a label."`
+	Since    time.Duration   `placeholder:"DURATION" help:"Start with alerts from the last DURATION. Default: new ones."`
+	All      bool            `help:"Start with every alert in the stream."`
+	NoFollow bool            `help:"Stop after the last alert instead of waiting for more."`
 	JSON     bool            `name:"json" help:"Print each alert as one line of JSON."`
 
-	ReviewURL string         `name:"review.url" default:"http://127.0.0.1:8080" placeholder:"URL" group:"Review" help:"Where the review page is, for the link to each alert. Defaults to http://127.0.0.1:8080."`
-	NATS      app.NATSConfig `embed:"" prefix:"nats." group:"NATS"`
-	Alerts    alerts.Config  `embed:"" prefix:"alerts." group:"Alerts"`
+	ReviewURL string `name:"review.url" default:"http://127.0.0.1:8080" group:"Review" help:"Address of the review page."`
+
+	NATS   app.NATSConfig `embed:"" prefix:"nats." group:"NATS"`
+	Alerts alerts.Config  `embed:"" prefix:"alerts." group:"Alerts"`
 }
 
 func (watchCmd) Help() string {

@@ -58,8 +58,8 @@ type demo struct {
 	up       app.Serving
 }
 
-// Run starts NATS, Postgres and the monitor, publishes requests, and prints what became of them. A second run in the same
-// directory goes on with the data of the first; it fails while the first one runs.
+// Run starts NATS, Postgres and the monitor, publishes requests, and prints the results. A second run in the same
+// directory continues with the data of the first. It fails while the first one runs.
 func Run(ctx context.Context, o Options) (err error) {
 	d := &demo{Options: o, began: time.Now(), cfg: app.DefaultConfig()}
 	unlock, err := d.lock()
@@ -68,7 +68,7 @@ func Run(ctx context.Context, o Options) (err error) {
 	}
 	defer unlock()
 	path := filepath.Join(d.Dir, "decuwatch.log")
-	file, err := os.OpenFile(path, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644) //nolint:gosec // a log that the user may read
+	file, err := os.OpenFile(path, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644) //nolint:gosec // the user may read it
 	if err != nil {
 		return err
 	}
@@ -105,7 +105,8 @@ func Run(ctx context.Context, o Options) (err error) {
 		return nil
 	}
 	fmt.Fprintf(d.Out, "\nEverything stays up, and alerts appear below as they come. Ctrl-C ends it.\n\n")
-	return watch.Run(ctx, d.js, watch.Config{Stream: d.cfg.Alerts.Stream, Follow: true, Log: d.log}, func(a schema.Alert) error {
+	follow := watch.Config{Stream: d.cfg.Alerts.Stream, Follow: true, Log: d.log}
+	return watch.Run(ctx, d.js, follow, func(a schema.Alert) error {
 		_, err := fmt.Fprintln(d.Out, watch.Line(a, d.Colour))
 		return err
 	})

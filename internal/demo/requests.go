@@ -65,7 +65,8 @@ func (d *demo) events(before uint64) []schema.Event {
 
 // scored waits until the messages of the stream from one sequence number to another have their verdicts.
 func (d *demo) scored(ctx context.Context, from, to uint64) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, d.Timeout, fmt.Errorf("not every request has its verdict after %s", d.Timeout))
+	late := fmt.Errorf("not every request has its verdict after %s", d.Timeout)
+	ctx, cancel := context.WithTimeoutCause(ctx, d.Timeout, late)
 	defer cancel()
 	bar := terminal.Progress(d.Progress, d.Requests, "scoring")
 	defer bar.Exit() //nolint:errcheck // it only draws

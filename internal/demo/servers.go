@@ -31,7 +31,7 @@ func (d *demo) lock() (unlock func(), err error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil { //nolint:gosec // a descriptor is small
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil { //nolint:gosec // small
 		_ = f.Close()
 		return nil, fmt.Errorf("another demo runs in %s: end it, or choose another --dir", d.Dir)
 	}

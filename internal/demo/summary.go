@@ -149,6 +149,7 @@ func (d *demo) addresses(log string) {
 	if u, err := url.Parse(d.broker.ClientURL()); err == nil && u.Port() != "4222" {
 		nats = " --nats.url " + d.broker.ClientURL()
 	}
-	fmt.Fprintf(d.Out, "Publish another request:\n  %s publish --model %s --class 0 --seed 42%s\nFollow alerts:\n  %s watch%s\n",
-		program, d.ensemble.Name, nats, program, nats)
+	fmt.Fprintf(d.Out, "Publish another request:\n  %s publish --model %s --class 0 --seed 42%s\n",
+		program, d.ensemble.Name, nats)
+	fmt.Fprintf(d.Out, "Follow alerts:\n  %s watch%s\n", program, nats)
 }

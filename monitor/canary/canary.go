@@ -1,6 +1,5 @@
-// Package canary watches that alerts still fire: it publishes events of under-trained classes, and raises an alert if
-// none fires on one of them. So a monitor that is silent because it is broken differs from one that has nothing to
-// report.
+// Package canary checks that alerts still fire. It publishes events of under-trained classes, and raises an alert if no
+// alert fires on one of them in time.
 package canary
 
 import (
@@ -32,9 +31,9 @@ var (
 	ErrMissed = errors.New("a canary was missed")
 )
 
-// Classes returns the indices of the under-trained classes: those whose components saw the fewest training images on
-// average, and at most a hundredth of what the best-trained class got. The error is ErrNoClass if no class is that
-// rare.
+// Classes returns the indices of the under-trained classes. These are the classes with the fewest training images, on
+// average over the components, if that is at most a hundredth of what the best-trained class has. The error is
+// ErrNoClass if no class is that rare.
 func Classes(m *ensemble.Manifest) ([]int, error) {
 	means := make([]float64, len(m.Classes))
 	for i, c := range m.Classes {
@@ -72,8 +71,8 @@ type Config struct {
 	Log        *slog.Logger // Defaults to slog.Default()
 }
 
-// Watchdog publishes canaries and decides whether they were caught. It exercises everything that an event passes:
-// publishing, stream, scoring, thresholds, tables.
+// Watchdog publishes canaries and decides whether they were caught. A canary passes everything that an event passes:
+// stream, scoring, thresholds, tables.
 type Watchdog struct {
 	cfg     Config
 	store   Store
@@ -112,8 +111,8 @@ func New(store Store, publish func(context.Context, schema.Event) error, ensembl
 	return w, nil
 }
 
-// Run publishes a canary of each model at once and then at the interval, and decides those whose time is over, until
-// ctx ends. Errors are logged. A canary that cannot be published is missed when its time is over.
+// Run publishes a canary of each model at once and then at the interval, and decides them, until ctx ends. Errors are
+// logged. A canary that cannot be published is missed when its time is over.
 func (w *Watchdog) Run(ctx context.Context) error {
 	look := time.NewTicker(min(w.cfg.Deadline/10+time.Millisecond, time.Second))
 	defer look.Stop()
@@ -206,7 +205,7 @@ func (w *Watchdog) Send(ctx context.Context, name string) (postgres.Canary, erro
 }
 
 // Decide closes the canaries that are caught or whose time is over, and returns those that it closed. It raises the
-// alert on a missed canary before it closes the canary, so that no alert is lost if the process ends in between.
+// alert on a missed canary first, so that no alert is lost if the process ends in between.
 func (w *Watchdog) Decide(ctx context.Context) ([]postgres.Canary, error) {
 	open, err := w.store.OpenCanaries(ctx)
 	if err != nil {
