@@ -14,17 +14,17 @@ import (
 // Config lists the sinks of alerts. Fields with a name are settings.
 type Config struct {
 	StreamConfig
-	// Each alert is posted here too. Defaults to none.
+	// URL that each alert is posted to as well. Defaults to none.
 	WebhookURL string `name:"webhook-url" placeholder:"URL"`
-	// File with the key that signs what is posted (Standard Webhooks: base64 of at least 24 bytes). Defaults to none:
+	// File with the key that signs posted alerts (Standard Webhooks: base64 of at least 24 bytes). Defaults to none:
 	// not signed.
 	WebhookSecretFile string `name:"webhook-secret-file" placeholder:"FILE"`
-	// cloudevents, or slack for receivers that take a line of text.
+	// Format of posted alerts: cloudevents, or slack for receivers of a line of text.
 	WebhookFormat string `name:"webhook-format" default:"cloudevents" oneof:"cloudevents,slack"`
-	// Prometheus Alertmanager that each alert is sent to too, without /api/v2. Defaults to none.
+	// URL of a Prometheus Alertmanager that gets each alert as well, without /api/v2. Defaults to none.
 	AlertmanagerURL string `name:"alertmanager-url" placeholder:"URL"`
-	// Begins the link to an alert's review page in webhooks and Alertmanager; the alert's id follows. Defaults to
-	// review.url with /review/ if that is given, else to none.
+	// Beginning of the link to the review page of an alert, in webhooks and Alertmanager; the alert's id follows.
+	// Defaults to review.url with /review/ if that is given, else to none.
 	Link string `name:"link" placeholder:"URL"`
 }
 

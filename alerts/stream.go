@@ -30,7 +30,7 @@ type StreamConfig struct {
 	Stream string `name:"stream" default:"UNCERTAINTY"`
 	// How long a new stream keeps alerts.
 	MaxAge time.Duration `name:"max-age" default:"720h" min:"1m"`
-	// How large a new stream may grow, in bytes. Defaults to 4294967296 (4 GiB).
+	// Maximum size of a new stream in bytes. Defaults to 4294967296 (4 GiB).
 	MaxBytes int64 `name:"max-bytes" default:"4294967296" min:"1048576"`
 	// Replicas of a new stream; 3 if NATS is clustered.
 	Replicas int `name:"replicas" default:"1" min:"1" max:"5"`

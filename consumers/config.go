@@ -40,15 +40,15 @@ func (c StreamConfig) Check() error {
 
 // Config is the configuration of a [Runner]. Fields with a name are settings.
 type Config struct {
-	// Silence of a worker after which its messages go to another.
+	// Silence of a worker after which its messages go to another worker.
 	AckWait time.Duration `name:"ack-wait" default:"30s" min:"100ms"`
-	// Failed attempts on one message before it becomes a dead letter; being stopped or killed is no failure.
+	// Failed attempts on one message before it becomes a dead letter; stopping or killing a worker is not a failure.
 	MaxDeliver int `name:"max-deliver" default:"5" min:"1"`
 	// Maximum messages of one model that a worker has in flight.
 	MaxInFlight int `name:"max-in-flight" default:"256" min:"1"`
 	// Maximum rows of backbone work that are admitted at once, over all models.
 	MaxRows int `name:"max-rows" default:"4096" min:"1"`
-	// Deadline of one event, from its admission on.
+	// Deadline of one event, counted from its admission.
 	HandleTimeout time.Duration `name:"handle-timeout" default:"1m" min:"1ns"`
 	// How long a stop waits for events in flight; the rest goes back to the stream.
 	DrainTimeout time.Duration `name:"drain-timeout" default:"20s" min:"1ns"`

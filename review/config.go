@@ -16,9 +16,9 @@ import (
 type Config struct {
 	// Share of scores without an alert that enter review unmarked, so that recall can be estimated; 0 to 1.
 	Share float64 `name:"share" default:"0.01" min:"0" max:"1"`
-	// File with the token that reviewers log in with, 16 characters or more. Defaults to none.
+	// File with the token that reviewers log in with, at least 16 characters. Defaults to none.
 	TokenFile string `name:"token-file" placeholder:"FILE"`
-	// Header in which the proxy before the page names the user that it has authenticated. Defaults to none.
+	// Header in which a proxy names the user that it has authenticated. Defaults to none.
 	TrustedHeader string `name:"trusted-header" placeholder:"NAME"`
 	// Addresses of proxies whose review.trusted-header is believed. Defaults to loopback.
 	TrustedProxies []string `name:"trusted-proxies" placeholder:"CIDR"`

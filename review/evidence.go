@@ -40,7 +40,7 @@ type Jobs interface {
 
 // WorkerConfig is the configuration of a [Worker]. Fields with a name are settings.
 type WorkerConfig struct {
-	// Requests that are rerun for their evidence at a time, behind live work; 0 leaves evidence to other processes.
+	// Maximum requests that are rerun for evidence at a time, behind live work; 0 leaves evidence to other processes.
 	Workers int `name:"workers" default:"1" min:"0" max:"64"`
 	// Maximum attempts to make the evidence of one request.
 	MaxAttempts int `name:"evidence-attempts" default:"4" min:"1"`

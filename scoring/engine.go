@@ -27,7 +27,7 @@ type Options struct {
 	// ONNX Runtime's shared library. Defaults to ONNXRUNTIME_LIB, else .tools/onnxruntime-1.27.0/libonnxruntime.so.1 in
 	// the working directory or above it, else beside the program, else the system's.
 	Library string `name:"library" placeholder:"FILE"`
-	// cpu, cuda:N or tensorrt:N.
+	// Device that runs the backbone: cpu, cuda:N or tensorrt:N.
 	Device string `name:"device" default:"cpu"`
 	// Threads of a session within an operator; 0 shares the CPUs among the sessions.
 	Threads int `name:"threads" default:"0" min:"0" max:"1024"`

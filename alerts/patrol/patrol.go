@@ -67,7 +67,7 @@ type Config struct {
 	RunLength float64 `name:"run-length" default:"10000"`
 	// Newest scores of a class that are checked for a drift.
 	Newest int `name:"newest" default:"200" min:"1"`
-	// After an alert of a class's drift, how long its scores do not count.
+	// How long after a drift alert the scores of its class do not count.
 	Quiet time.Duration `name:"quiet" default:"24h" min:"0s"`
 
 	Log        *slog.Logger          `kong:"-"` // Defaults to slog.Default()

@@ -44,9 +44,10 @@ type ScoringConfig struct {
 	// Ensembles that score, one for each production model: directories, or manifests. Required.
 	Ensembles []string `name:"ensembles" short:"e" placeholder:"PATH"`
 	scoring.Options
-	// fixed scores every event with the ensemble's own settings, so that scores compare; as-requested with the event's.
+	// Settings that events are scored with: fixed uses the ensemble's, so that scores can be compared; as-requested
+	// uses the event's.
 	Profile string `name:"profile" default:"fixed" oneof:"fixed,as-requested"`
-	// What becomes of an event that cannot be rerun as its producer ran it: score (the receipt says what was replaced)
+	// Treatment of an event that cannot be rerun as its producer ran it: score (the receipt says what was replaced)
 	// or skip (recorded with the reason).
 	Unreproducible string `name:"unreproducible" default:"score" oneof:"score,skip"`
 }
@@ -64,7 +65,7 @@ func (c ScoringConfig) Check() error {
 // PostgresConfig says how Postgres is reached.
 type PostgresConfig struct {
 	postgres.Config
-	// Let serve create and upgrade the tables at its start; its database user needs the right to.
+	// Let serve create and upgrade the tables when it starts; its database user needs the right to do so.
 	Migrate bool `name:"migrate"`
 }
 
@@ -96,7 +97,8 @@ type MetricsConfig struct {
 	// Serve Go's profiles below /debug/pprof/.
 	Pprof bool `name:"pprof"`
 	HTTPTLSConfig
-	// How far the worker's clock may be from Postgres' and JetStream's; beyond it the worker is not ready.
+	// Maximum difference between the clock of the worker and the clocks of Postgres and JetStream; beyond it the
+	// worker is not ready.
 	ClockTolerance time.Duration `name:"clock-tolerance" default:"30s" min:"1s"`
 	// Maximum classes of a model for each to have a score histogram of its own; if there are more, they share one.
 	MaxClassSeries int `name:"max-class-series" default:"100" min:"1"`
@@ -109,8 +111,7 @@ func (c MetricsConfig) Check() error {
 
 // HTTPTLSConfig is the certificate of an HTTP server.
 type HTTPTLSConfig struct {
-	// PEM file with the certificate that is served, and its chain; read again when it changes. Defaults to none: plain
-	// HTTP.
+	// PEM file with the server's certificate and its chain; read again when it changes. Defaults to none: plain HTTP.
 	TLSCert string `name:"tls-cert" placeholder:"FILE"`
 	// PEM file with the certificate's private key. Defaults to none.
 	TLSKey string `name:"tls-key" placeholder:"FILE"`
@@ -120,8 +121,7 @@ type HTTPTLSConfig struct {
 type TracingConfig struct {
 	// OTLP/HTTP endpoint that spans are sent to, without /v1/traces: http://127.0.0.1:4318. Defaults to none: no spans.
 	Endpoint string `name:"endpoint" placeholder:"URL"`
-	// Share of the traces begun here that are sampled, 0 to 1; a trace that a producer began keeps its producer's
-	// decision.
+	// Share of new traces that are sampled, 0 to 1; a trace that a producer began keeps the producer's decision.
 	SampleRatio float64 `name:"sample-ratio" default:"1" min:"0" max:"1"`
 }
 
@@ -132,9 +132,9 @@ func (c TracingConfig) Check() error {
 
 // LogConfig says what is logged, to stderr.
 type LogConfig struct {
-	// debug, info, warn or error.
+	// Lowest level that is logged: debug, info, warn or error.
 	Level string `name:"level" default:"info"`
-	// text or json.
+	// Format of the log: text or json.
 	Format string `name:"format" default:"text" oneof:"text,json"`
 }
 

@@ -26,13 +26,13 @@ type NATSConfig struct {
 	Creds string `name:"creds" placeholder:"FILE"`
 	// File with the seed of the user's nkey. Defaults to none.
 	NKey string `name:"nkey" placeholder:"FILE"`
-	// PEM file of the authorities that the servers' certificates are checked against. Defaults to the system's.
+	// PEM file of the authorities that sign the servers' certificates. Defaults to the system's.
 	CA string `name:"ca" placeholder:"FILE"`
 	// PEM file of the client's certificate, together with nats.key. Defaults to none.
 	Cert string `name:"cert" placeholder:"FILE"`
 	// PEM file of the client certificate's key. Defaults to none.
 	Key string `name:"key" placeholder:"FILE"`
-	// Begin with the TLS handshake, as servers with handshake_first in their tls block require.
+	// Start with the TLS handshake, as servers with handshake_first in their tls block require.
 	TLSHandshakeFirst bool `name:"tls-handshake-first"`
 	// Subject below which replies are received; give each user its own if their permissions keep them apart.
 	InboxPrefix string `name:"inbox-prefix" default:"_INBOX"`

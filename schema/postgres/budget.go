@@ -23,12 +23,12 @@ const (
 // out the other. Monitors that commit at the same moment may exceed a budget by what they commit.
 // The zero value bounds nothing; fields with a name are settings.
 type Volume struct {
-	// Alerts of a class and severity that are sent in an hour of the clock, at most; 0 is no bound.
+	// Maximum alerts of a class and severity that are sent in an hour of the clock; 0 means no bound.
 	ClassPerHour int `name:"class-per-hour" default:"120" min:"0"`
-	// Alerts of a model and severity that are sent in an hour of the clock, at most; 0 is no bound.
+	// Maximum alerts of a model and severity that are sent in an hour of the clock; 0 means no bound.
 	ModelPerHour int `name:"model-per-hour" default:"1200" min:"0"`
-	// How long more alerts of the same class, measurement and severity are held back after one was sent. Defaults to
-	// 0s: not at all.
+	// How long further alerts of the same class, measurement and severity are held back after an alert was sent.
+	// Defaults to 0s: not at all.
 	CoolDown time.Duration `name:"cool-down" default:"0s" min:"0s"`
 }
 

@@ -44,7 +44,7 @@ type Config struct {
 	URL string `name:"url" default:"postgres://127.0.0.1:5432/decuwatch"`
 	// Maximum number of connections.
 	MaxConns int `name:"max-conns" default:"8" min:"1"`
-	// Transactions that write verdicts at a time.
+	// Maximum concurrent transactions that write verdicts.
 	Committers int `name:"committers" default:"2" min:"1"`
 	// Maximum number of verdicts in one transaction.
 	BatchSize int `name:"batch-size" default:"256" min:"1"`
