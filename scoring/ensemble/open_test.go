@@ -138,6 +138,10 @@ func TestOpenRefuses(t *testing.T) {
 			object, name := m.at("diffusion.steps_offset")
 			delete(object, name)
 		}, "field diffusion.steps_offset is missing"},
+		{"missing field in a list", func(_ *testing.T, _ string, m manifest) {
+			delete(m["classes"].([]any)[1].(map[string]any), "label")
+		}, "field classes.1.label is missing"},
+		{"null in place of an object", set("latent", nil), "field latent."},
 		{"field twice", func(t *testing.T, dir string, m manifest) {
 			m.write(t, dir)
 			path := filepath.Join(dir, ManifestName)
@@ -260,6 +264,14 @@ func TestOpenRefuses(t *testing.T) {
 		{"tables with a tail", func(t *testing.T, dir string, m manifest) {
 			m.replace(t, dir, "tables", append(safetensors("tables", []int{3, 5, 8}, 0), 1, 2, 3, 4))
 		}, "belong to no tensor"},
+		{"a tensor twice", func(t *testing.T, dir string, m manifest) {
+			m.replace(t, dir, "tables", withHeader(`{"tables":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},`+
+				`"tables":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}`, make([]byte, 8)))
+		}, "duplicate"},
+		{"a tensor with three offsets", func(t *testing.T, dir string, m manifest) {
+			m.replace(t, dir, "tables", withHeader(`{"tables":{"dtype":"F32","shape":[1],"data_offsets":[0,4,8]}}`,
+				make([]byte, 4)))
+		}, "data_offsets"},
 		{"tables with a huge header", func(t *testing.T, dir string, m manifest) {
 			m.replace(t, dir, "tables", []byte{255, 255, 255, 255, 255, 255, 255, 127, 1})
 		}, "safetensors header"},
@@ -290,12 +302,17 @@ func safetensors(name string, shape []int, fill float32) []byte {
 	}
 	sides := strings.ReplaceAll(strings.Trim(fmt.Sprint(shape), "[]"), " ", ",")
 	header := fmt.Sprintf(`{"%s":{"dtype":"F32","shape":[%s],"data_offsets":[0,%d]}}`, name, sides, 4*elements)
-	content := binary.LittleEndian.AppendUint64(nil, uint64(len(header)))
-	content = append(content, header...)
+	var numbers []byte
 	for range elements {
-		content = binary.LittleEndian.AppendUint32(content, math.Float32bits(fill))
+		numbers = binary.LittleEndian.AppendUint32(numbers, math.Float32bits(fill))
 	}
-	return content
+	return withHeader(header, numbers)
+}
+
+// withHeader returns a safetensors file.
+func withHeader(header string, numbers []byte) []byte {
+	content := binary.LittleEndian.AppendUint64(nil, uint64(len(header)))
+	return append(append(content, header...), numbers...)
 }
 
 // External data that the graph refers to must be named by the manifest.

@@ -1,11 +1,11 @@
 package ensemble
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"reflect"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/go-json-experiment/json"
@@ -15,82 +15,63 @@ import (
 // decodeStrict decodes one JSON document into the struct that v points to. It refuses a field that is unknown, missing
 // (unless tagged omitempty), written twice or in another case, and anything after the document.
 func decodeStrict(document []byte, v any) error {
-	d := jsontext.NewDecoder(bytes.NewReader(document))
-	err := checkFields(d, reflect.TypeOf(v).Elem())
+	err := json.Unmarshal(document, v, json.RejectUnknownMembers(true))
 	var syntax *jsontext.SyntacticError
-	if errors.As(err, &syntax) && errors.Is(err, jsontext.ErrDuplicateName) {
+	var semantic *json.SemanticError
+	switch {
+	case errors.Is(err, jsontext.ErrDuplicateName) && errors.As(err, &syntax):
 		return fmt.Errorf("field %s is written twice", path(syntax.JSONPointer))
-	}
-	if err != nil {
+	case errors.Is(err, json.ErrUnknownName) && errors.As(err, &semantic):
+		return fmt.Errorf("field %s is unknown", path(semantic.JSONPointer))
+	case err != nil:
 		return err
 	}
-	return json.Unmarshal(document, v)
+	return checkMissing(document, reflect.TypeOf(v).Elem(), "")
 }
 
-// checkFields reads one value and holds the names in its objects against the fields of t.
-func checkFields(d *jsontext.Decoder, t reflect.Type) error {
-	switch kind := d.PeekKind(); {
-	case kind == '{' && t.Kind() == reflect.Struct:
-		return checkStruct(d, t)
-	case kind == '{' && t.Kind() == reflect.Map, kind == '[' && t.Kind() == reflect.Slice:
-		return checkElements(d, t.Elem())
+// path writes a pointer as errors name fields: latent.depth.
+func path(p jsontext.Pointer) string { return strings.Join(slices.Collect(p.Tokens()), ".") }
+
+// checkMissing returns an error that names a field of the struct type t that the object at the pointer lacks.
+func checkMissing(object jsontext.Value, t reflect.Type, at jsontext.Pointer) error {
+	var members map[string]jsontext.Value
+	if err := json.Unmarshal(object, &members); err != nil {
+		return err
 	}
-	return d.SkipValue()
-}
-
-func checkStruct(d *jsontext.Decoder, t reflect.Type) error {
-	fields, missing := map[string]reflect.Type{}, map[string]bool{}
 	for f := range t.Fields() {
 		name, options, _ := strings.Cut(f.Tag.Get("json"), ",")
-		fields[name] = f.Type
-		missing[name] = options != "omitempty"
-	}
-	if _, err := d.ReadToken(); err != nil {
-		return err
-	}
-	at := d.StackPointer()
-	for {
-		token, err := d.ReadToken()
-		if err != nil {
-			return err
-		}
-		if token.Kind() == '}' {
-			break
-		}
-		name := token.String()
-		if fields[name] == nil {
-			return fmt.Errorf("field %s is unknown", path(at.AppendToken(name)))
-		}
-		delete(missing, name)
-		if err := checkFields(d, fields[name]); err != nil {
-			return err
-		}
-	}
-	for name, must := range missing {
-		if must {
+		value, found := members[name]
+		if !found && options != "omitempty" {
 			return fmt.Errorf("field %s is missing", path(at.AppendToken(name)))
+		}
+		if found {
+			if err := checkStructs(value, f.Type, at.AppendToken(name)); err != nil {
+				return err
+			}
 		}
 	}
 	return nil
 }
 
-// checkElements checks the values of a map or a list.
-func checkElements(d *jsontext.Decoder, t reflect.Type) error {
-	open, err := d.ReadToken()
-	named := open.Kind() == '{'
-	for err == nil && d.PeekKind() != '}' && d.PeekKind() != ']' {
-		if named {
-			_, err = d.ReadToken()
+// checkStructs checks a value that is a struct, or a list or a map of structs.
+func checkStructs(value jsontext.Value, t reflect.Type, at jsontext.Pointer) (err error) {
+	switch kind := t.Kind(); {
+	case kind == reflect.Struct:
+		return checkMissing(value, t, at)
+	case kind == reflect.Slice && t.Elem().Kind() == reflect.Struct:
+		var list []jsontext.Value
+		err = json.Unmarshal(value, &list)
+		for i := 0; i < len(list) && err == nil; i++ {
+			err = checkMissing(list[i], t.Elem(), at.AppendToken(strconv.Itoa(i)))
 		}
-		if err == nil {
-			err = checkFields(d, t)
+	case kind == reflect.Map && t.Elem().Kind() == reflect.Struct:
+		var members map[string]jsontext.Value
+		err = json.Unmarshal(value, &members)
+		for name, element := range members {
+			if err == nil {
+				err = checkMissing(element, t.Elem(), at.AppendToken(name))
+			}
 		}
-	}
-	if err == nil {
-		_, err = d.ReadToken()
 	}
 	return err
 }
-
-// path writes a pointer as errors name fields: latent.depth.
-func path(p jsontext.Pointer) string { return strings.Join(slices.Collect(p.Tokens()), ".") }
