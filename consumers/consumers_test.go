@@ -476,7 +476,8 @@ func TestPoison(t *testing.T) {
 	}
 }
 
-// TestRefusedDeadLetter has the database refuse the content of a message. The message gets its one verdict nevertheless.
+// TestRefusedDeadLetter has the database refuse the content of a message. The message gets its one verdict
+// nevertheless.
 func TestRefusedDeadLetter(t *testing.T) {
 	js := natstest.Start(t).JetStream()
 	stream := ensure(t, js)
@@ -500,7 +501,8 @@ func TestRefusedDeadLetter(t *testing.T) {
 	}
 }
 
-// A message on a subject without a consumer becomes a dead letter. A message that another worker's consumer takes does not.
+// A message on a subject without a consumer becomes a dead letter. A message that another worker's consumer takes does
+// not.
 func TestUnownedSubjects(t *testing.T) {
 	js := natstest.Start(t).JetStream()
 	stream := ensure(t, js)
@@ -667,7 +669,8 @@ func TestPulledNothingWhileUnwell(t *testing.T) {
 	if tried > cfg.MaxInFlight {
 		t.Errorf("%d events were pulled, at most %d may be in flight", tried, cfg.MaxInFlight)
 	}
-	if err := testutil.GatherAndCompare(reg, strings.NewReader(`# HELP decuwatch_pulling_paused 1 while no messages are pulled because a dependency is away.
+	if err := testutil.GatherAndCompare(reg,
+		strings.NewReader(`# HELP decuwatch_pulling_paused 1 while no messages are pulled because a dependency is away.
 # TYPE decuwatch_pulling_paused gauge
 decuwatch_pulling_paused 1
 `), "decuwatch_pulling_paused"); err != nil {

@@ -53,12 +53,11 @@ func newMetrics(reg prometheus.Registerer, models map[string]Model, maxClassSeri
 		}, []string{"model", "severity", "reason"}),
 		saturated: with.NewCounterVec(prometheus.CounterOpts{
 			Name: "decuwatch_saturated_scores_total",
-			Help: "Measurements that stood at their upper bound and were decided on their mean distance.",
+			Help: "Measurements at their upper bound, which were decided on their mean distance.",
 		}, []string{"model", "measurement"}),
 		fallbacks: with.NewCounterVec(prometheus.CounterOpts{
 			Name: "decuwatch_threshold_fallbacks_total",
-			Help: "Measurements that the class's own threshold did not decide, by what did (cluster, model) " +
-				"or why none did (missing, stale).",
+			Help: "Measurements that the class's own threshold did not decide, by the reason.",
 		}, []string{"model", "reason"}),
 		score:  stage.New(reg, "score"),
 		decide: stage.New(reg, "decide"),

@@ -205,11 +205,11 @@ decuwatch_alerts_total{model="m",reason="cluster_threshold",severity="critical"}
 decuwatch_alerts_total{model="m",reason="cluster_threshold",severity="warn"} 0
 decuwatch_alerts_total{model="m",reason="model_threshold",severity="critical"} 1
 decuwatch_alerts_total{model="m",reason="model_threshold",severity="warn"} 0
-# HELP decuwatch_saturated_scores_total Measurements that stood at their upper bound and were decided on their mean distance.
+# HELP decuwatch_saturated_scores_total Measurements at their upper bound, which were decided on their mean distance.
 # TYPE decuwatch_saturated_scores_total counter
 decuwatch_saturated_scores_total{measurement="class_gap",model="m"} 0
 decuwatch_saturated_scores_total{measurement="request_risk",model="m"} 1
-# HELP decuwatch_threshold_fallbacks_total Measurements that the class's own threshold did not decide, by what did (cluster, model) or why none did (missing, stale).
+# HELP decuwatch_threshold_fallbacks_total Measurements that the class's own threshold did not decide, by the reason.
 # TYPE decuwatch_threshold_fallbacks_total counter
 decuwatch_threshold_fallbacks_total{model="m",reason="cluster"} 0
 decuwatch_threshold_fallbacks_total{model="m",reason="missing"} 1
