@@ -13,7 +13,7 @@ import (
 
 type ensembleCmd struct {
 	Inspect ensembleInspectCmd `cmd:"" help:"Print what an ensemble holds."`
-	Verify  ensembleVerifyCmd  `cmd:"" help:"Check an ensemble as serve does at its start: bounds, digests, graphs, tables, one run."`
+	Verify  ensembleVerifyCmd  `cmd:"" help:"Check an ensemble as serve does when it starts."`
 }
 
 type ensembleInspectCmd struct {
@@ -44,18 +44,22 @@ func (c *ensembleInspectCmd) Run(s *streams) error {
 	}[e.Regime]
 	w := tabwriter.NewWriter(s.out, 0, 8, 2, ' ', 0)
 	fmt.Fprintf(w, "name\t%s\ndigest\t%s\n", e.Name, e.Digest)
-	fmt.Fprintf(w, "components\t%d tables of %d classes, %d x %d\n", e.Components, len(e.Classes), e.Context.Tokens, e.Context.Dim)
+	fmt.Fprintf(w, "components\t%d tables of %d classes, %d x %d\n", e.Components, len(e.Classes), e.Context.Tokens,
+		e.Context.Dim)
 	fmt.Fprintf(w, "latent\t%d x %d x %d\n", e.Latent.Channels, e.Latent.Height, e.Latent.Width)
 	fmt.Fprintf(w, "image\t%d x %d x %d\n", e.Image.Channels, e.Image.Height, e.Image.Width)
-	fmt.Fprintf(w, "backbone\t%s, %.1f MB, %s, opset %d\n", e.Files.UNet.Path, float64(e.Files.UNet.Size)/1e6, e.Precision, e.Opset)
-	fmt.Fprintf(w, "diffusion\t%s of %d timesteps, %s, %s spacing\n", e.Diffusion.BetaSchedule, e.Diffusion.TrainTimesteps, e.Diffusion.Prediction, e.Diffusion.TimestepSpacing)
+	fmt.Fprintf(w, "backbone\t%s, %.1f MB, %s, opset %d\n", e.Files.UNet.Path, float64(e.Files.UNet.Size)/1e6,
+		e.Precision, e.Opset)
+	fmt.Fprintf(w, "diffusion\t%s of %d timesteps, %s, %s spacing\n", e.Diffusion.BetaSchedule,
+		e.Diffusion.TrainTimesteps, e.Diffusion.Prediction, e.Diffusion.TimestepSpacing)
 	fmt.Fprintf(w, "noise\t%s\nregime\t%s: %s\nsettings\t%s\n", e.Noise, e.Regime, meaning, e.Profile.Settings())
 	if e.Profile.Reason != "" {
 		fmt.Fprintf(w, "reason\t%s\n", e.Profile.Reason)
 	}
 	for _, name := range schema.MeasurementNames() {
 		if r, ok := e.Reference[string(name)]; ok {
-			fmt.Fprintf(w, "reference %s\tmean %.4g, 99%% quantile %.4g, of %d scores of well-sampled classes\n", name, r.Mean, r.Quantiles["0.99"], r.N)
+			fmt.Fprintf(w, "reference %s\tmean %.4g, 99%% quantile %.4g, of %d scores of well-sampled classes\n", name, r.Mean,
+				r.Quantiles["0.99"], r.N)
 		}
 	}
 	fmt.Fprintf(w, "\nclass\tlabel\ttraining images\n")
@@ -72,13 +76,14 @@ type ensembleVerifyCmd struct {
 
 // runtimeConfig are the settings of app.ScoringConfig that say how a graph is run.
 type runtimeConfig struct {
-	Library string `name:"library" placeholder:"FILE" help:"ONNX Runtime's shared library. Defaults to where serve finds it."`
+	Library string `name:"library" placeholder:"FILE" help:"ONNX Runtime's library. Defaults to the one that serve finds."`
 	Device  string `name:"device" default:"cpu" help:"cpu, cuda:N or tensorrt:N. Defaults to cpu."`
-	Threads int    `name:"threads" default:"0" help:"Threads of a session within an operator; 0 shares the CPUs among the sessions. Defaults to 0."`
+	Threads int    `name:"threads" default:"0" help:"Threads of a session; 0 shares the CPUs among sessions."`
 }
 
 func (ensembleVerifyCmd) Help() string {
-	return `Exit code 1 where serve would refuse the ensemble, with the reason.
+	return `Checks bounds, digests, graphs and tables, and runs the graphs once. Exit code 1 if serve would refuse the ` +
+		`ensemble, with the reason.
 
 Example:
 
@@ -86,7 +91,8 @@ Example:
 }
 
 func (c *ensembleVerifyCmd) Run(s *streams, log *slog.Logger) error {
-	engine, err := scoring.Open(c.Path, scoring.Options{Library: c.Scoring.Library, Device: c.Scoring.Device, Threads: c.Scoring.Threads, Log: slog.New(slog.DiscardHandler)})
+	engine, err := scoring.Open(c.Path, scoring.Options{Library: c.Scoring.Library, Device: c.Scoring.Device,
+		Threads: c.Scoring.Threads, Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		return err
 	}
@@ -96,6 +102,7 @@ func (c *ensembleVerifyCmd) Run(s *streams, log *slog.Logger) error {
 		}
 	}()
 	e := engine.Ensemble()
-	_, err = fmt.Fprintf(s.out, "%s %s is sound: %d components, %d classes, %s\n", e.Name, e.Digest, e.Components, len(e.Classes), engine.Profile().Settings())
+	_, err = fmt.Fprintf(s.out, "%s %s is sound: %d components, %d classes, %s\n", e.Name, e.Digest, e.Components,
+		len(e.Classes), engine.Profile().Settings())
 	return err
 }

@@ -18,7 +18,7 @@ import (
 type replayCmd struct {
 	ID       string             `arg:"" help:"Id of the event."`
 	Source   string             `placeholder:"SOURCE" help:"Source of the event; required if several sources used the id."`
-	Model    string             `placeholder:"NAME" help:"Model of the event; required if several models have an event of the id."`
+	Model    string             `placeholder:"NAME" help:"Model of the event; required if several models used the id."`
 	JSON     bool               `name:"json" help:"Print the comparison as JSON."`
 	Scoring  app.ScoringConfig  `embed:"" prefix:"scoring." group:"Scoring"`
 	Postgres app.PostgresConfig `embed:"" prefix:"postgres." group:"Postgres"`
@@ -74,7 +74,8 @@ func printReplay(s *streams, r *replay.Replay) error {
 	w := tabwriter.NewWriter(s.out, 0, 8, 2, ' ', 0)
 	fmt.Fprintf(w, "event\t%s of %s\n", printable(r.ID), printable(r.Source))
 	fmt.Fprintf(w, "ensemble\t%s %s\n", r.Stored.Event.Data.Model, receipt.EnsembleDigest)
-	fmt.Fprintf(w, "settings\t%s, class %q, seed %d, carrier %d\n", receipt.Settings, r.Stored.ClassLabel, receipt.Seed, receipt.Carrier)
+	fmt.Fprintf(w, "settings\t%s, class %q, seed %d, carrier %d\n", receipt.Settings, r.Stored.ClassLabel, receipt.Seed,
+		receipt.Carrier)
 	fmt.Fprintf(w, "\t\nmeasurement\tstored\trecomputed\trelative difference\n")
 	for _, m := range r.Measurements() {
 		fmt.Fprintf(w, "%s\t%.9g\t%.9g\t%.2g\n", m.Name, m.Stored.Value, m.Recomputed.Value, m.Difference)

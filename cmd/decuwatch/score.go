@@ -18,11 +18,11 @@ import (
 
 // samplerFlags describe how a producer ran a request.
 type samplerFlags struct {
-	Noise    string            `placeholder:"NAME" help:"How the producer drew the first latent: torch-cpu, torch-cuda or decuwatch. Defaults to the ensemble's."`
-	Sampler  string            `placeholder:"NAME" help:"Sampler that the producer ran. Defaults to ddim where --steps, --guidance or --eta is given."`
-	Steps    *int              `placeholder:"N" help:"Steps that the producer ran. Defaults to 50 where a sampler is given."`
-	Guidance *float64          `placeholder:"G" help:"Guidance scale that the producer ran. Defaults to 1 where a sampler is given."`
-	Eta      *float64          `placeholder:"ETA" help:"Eta that the producer ran. Defaults to 0."`
+	Noise    string            `placeholder:"NAME" help:"torch-cpu, torch-cuda or decuwatch. Defaults to the ensemble's."`
+	Sampler  string            `placeholder:"NAME" help:"Sampler of the producer. Defaults to ddim if needed."`
+	Steps    *int              `placeholder:"N" help:"Steps of the producer. Defaults to 50 with a sampler."`
+	Guidance *float64          `placeholder:"G" help:"Guidance scale of the producer. Defaults to 1 with a sampler."`
+	Eta      *float64          `placeholder:"ETA" help:"Eta of the producer. Defaults to 0."`
 	Label    map[string]string `placeholder:"KEY=VALUE" help:"Label of the event; may be repeated."`
 }
 
@@ -60,19 +60,21 @@ type scoreCmd struct {
 	Class        string `required:"" placeholder:"CLASS" help:"Class: an index, or a label."`
 	Seed         uint64 `required:"" help:"Seed of the first latent."`
 	samplerFlags `embed:""`
-	Source       string            `default:"/decuwatch/score" help:"Source of the event. With the id it names the component that carries the shared path."`
+	Source       string            `default:"/decuwatch/score" help:"Source of the event."`
 	ID           string            `default:"offline" help:"Id of the event."`
 	Scoring      app.ScoringConfig `embed:"" prefix:"scoring." group:"Scoring"`
 }
 
 func (scoreCmd) Help() string {
-	return `Reruns one request and prints its score with the whole receipt as JSON. It needs neither NATS nor Postgres, and stores nothing.
+	return `Reruns one request and prints its score with the whole receipt as JSON. It needs neither NATS nor Postgres, ` +
+		`and stores nothing. Source and id choose the component that carries the shared path.
 
 Examples:
 
   decuwatch score -e ensembles/fashion-mnist --class 3 --seed 7
   decuwatch score -e ensembles/fashion-mnist --class "Ankle boot" --seed 7 | jq .class_gap.value
-  decuwatch score -e ensembles/fashion-mnist --class Bag --seed 7 --scoring.profile as-requested --steps 50 --guidance 2`
+  decuwatch score -e ensembles/fashion-mnist --class Bag --seed 7 --scoring.profile as-requested \
+      --steps 50 --guidance 2`
 }
 
 func (c *scoreCmd) Run(ctx context.Context, s *streams, log *slog.Logger) (err error) {
@@ -86,7 +88,8 @@ func (c *scoreCmd) Run(ctx context.Context, s *streams, log *slog.Logger) (err e
 		return err
 	}
 	for name := range engines {
-		ev := schema.Event{Source: c.Source, ID: c.ID, Time: time.Now().UTC().Truncate(time.Microsecond), Data: c.generation(name, class(c.Class), c.Seed)}
+		ev := schema.Event{Source: c.Source, ID: c.ID, Time: time.Now().UTC().Truncate(time.Microsecond),
+			Data: c.generation(name, class(c.Class), c.Seed)}
 		if _, _, err := schema.Encode(ev); err != nil { // the bounds of an event
 			return usage("%w", err)
 		}
@@ -95,7 +98,8 @@ func (c *scoreCmd) Run(ctx context.Context, s *streams, log *slog.Logger) (err e
 			return err
 		}
 		if skip != nil {
-			return writeJSON(s.out, map[string]any{"event": eventView(ev), "skip": map[string]string{"reason": string(skip.Reason), "detail": skip.Detail}})
+			return writeJSON(s.out, map[string]any{"event": eventView(ev),
+				"skip": map[string]string{"reason": string(skip.Reason), "detail": skip.Detail}})
 		}
 		return writeJSON(s.out, scoreView{eventView(ev), *score})
 	}

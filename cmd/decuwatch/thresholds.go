@@ -57,7 +57,8 @@ func printThresholds(s *streams, list []schema.Threshold) error {
 		return err
 	}
 	w := tabwriter.NewWriter(s.out, 0, 8, 2, ' ', 0)
-	fmt.Fprintln(w, "id\tmodel\tensemble\tmeasurement\tscope\tseverity\tvalue\tdistance\torigin\tn\tset by\tset at\treason")
+	fmt.Fprintln(w, "id\tmodel\tensemble\tmeasurement\tscope\tseverity\tvalue\tdistance\torigin\tn\tset by\tset "+
+		"at\treason")
 	for _, t := range list {
 		scope, distance := string(t.Scope), "-"
 		if t.Class != nil {

@@ -16,15 +16,15 @@ import (
 
 type thresholdsCalibrateCmd struct {
 	Ensemble    string                 `arg:"" help:"Ensemble whose scores are read: a directory, or a manifest."`
-	Measurement schema.MeasurementName `required:"" enum:"class_gap,request_risk" placeholder:"class_gap|request_risk" help:"Measurement that is compared with the thresholds."`
-	Alpha       float64                `required:"" help:"Desired false-alarm rate, between 0 and 1: the share of usual requests that may alert."`
+	Measurement schema.MeasurementName `required:"" enum:"class_gap,request_risk" help:"class_gap or request_risk."`
+	Alpha       float64                `required:"" help:"Share of usual requests that may alert, between 0 and 1."`
 	Severity    schema.Severity        `default:"warn" enum:"warn,critical" help:"warn or critical."`
 	Window      time.Duration          `default:"720h" help:"Length of the window of scores that ends at --to."`
-	To          *time.Time             `placeholder:"TIME" help:"End of the window of event time, RFC 3339. Defaults to now."`
-	Pool        string                 `default:"well-sampled" enum:"well-sampled,all" help:"Classes whose scores make the model's threshold: those with the most training images, or all."`
-	LimitAlpha  float64                `placeholder:"RATE" help:"Also set an absolute limit, which no class may pass, at this rate of the same pool. By default no limit is set."`
+	To          *time.Time             `placeholder:"TIME" help:"End of the window, RFC 3339. Defaults to now."`
+	Pool        string                 `default:"well-sampled" enum:"well-sampled,all" help:"well-sampled or all classes."`
+	LimitAlpha  float64                `placeholder:"RATE" help:"Also set an absolute limit at this rate of the pool."`
 	Manual      bool                   `name:"replace-manual" help:"Also replace thresholds that were set by hand."`
-	Settings    string                 `placeholder:"KEY" help:"Settings of the scores, as a receipt has them. Defaults to the ensemble's fixed profile."`
+	Settings    string                 `placeholder:"KEY" help:"Settings of the scores. Defaults to the ensemble's."`
 	Apply       bool                   `help:"Set the thresholds. Without it the plan is only printed."`
 	Reason      string                 `help:"Why, for the history. Required with --apply."`
 	By          string                 `placeholder:"NAME" help:"Who sets them. Defaults to the user who runs this."`
@@ -34,14 +34,17 @@ type thresholdsCalibrateCmd struct {
 }
 
 func (thresholdsCalibrateCmd) Help() string {
-	return `Reads stored scores and finds thresholds with a known false-alarm rate by conformal p-values. A class gets its own ` +
-		`threshold if it has enough scores: alpha needs 1/alpha - 1 of them. Otherwise it shares the threshold of its ` +
-		`cluster of classes with similar scores, or the model's. Prints the plan; nothing changes without --apply.
+	return `Reads stored scores and finds thresholds with a known false-alarm rate by conformal p-values. A class gets its ` +
+		`own threshold if it has enough scores: alpha needs 1/alpha - 1 of them. Otherwise it shares the threshold of its ` +
+		`cluster of classes with similar scores, or the model's. The model's threshold comes from the well-sampled ` +
+		`classes, those with the most training images; --pool all takes every class. No class may pass an absolute limit. ` +
+		`Prints the plan; nothing changes without --apply.
 
 Examples:
 
   decuwatch thresholds calibrate ensembles/fashion-mnist --measurement request_risk --alpha 0.01
-  decuwatch thresholds calibrate ensembles/fashion-mnist --measurement class_gap --alpha 0.01 --limit-alpha 0.001 --apply --reason "first month"`
+  decuwatch thresholds calibrate ensembles/fashion-mnist --measurement class_gap --alpha 0.01 --limit-alpha 0.001 \
+      --apply --reason "first month"`
 }
 
 func (c *thresholdsCalibrateCmd) check() error {
@@ -88,7 +91,8 @@ func (c *thresholdsCalibrateCmd) Run(ctx context.Context, s *streams, log *slog.
 }
 
 // plan reads the scores and the thresholds, and finds what would change.
-func (c *thresholdsCalibrateCmd) plan(ctx context.Context, store *postgres.Store, e *ensemble.Ensemble) (*calibration.Plan, error) {
+func (c *thresholdsCalibrateCmd) plan(ctx context.Context, store *postgres.Store,
+	e *ensemble.Ensemble) (*calibration.Plan, error) {
 	to := time.Now()
 	if c.To != nil {
 		to = *c.To
@@ -97,7 +101,8 @@ func (c *thresholdsCalibrateCmd) plan(ctx context.Context, store *postgres.Store
 	series := schema.Series{Model: e.Name, EnsembleDigest: e.Digest, Settings: cmp.Or(c.Settings, e.Profile.Settings())}
 	config := calibration.Config{
 		Key:   calibration.Key{Series: series, Measurement: c.Measurement, Severity: c.Severity},
-		Alpha: c.Alpha, LimitAlpha: c.LimitAlpha, From: to.Add(-c.Window), To: to, Labels: e.Labels(), ReplaceManual: c.Manual,
+		Alpha: c.Alpha, LimitAlpha: c.LimitAlpha, From: to.Add(-c.Window), To: to, Labels: e.Labels(),
+		ReplaceManual: c.Manual,
 	}
 	if c.Pool == "well-sampled" {
 		config.WellSampled = e.WellSampled()

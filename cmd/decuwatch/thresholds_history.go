@@ -77,7 +77,8 @@ func (c *thresholdsRollbackCmd) Run(ctx context.Context, s *streams, log *slog.L
 		if err != nil {
 			return err
 		}
-		_, err = fmt.Fprintf(s.out, "change %d takes back change %d: %d thresholds\n", change.ID, change.Undoes, len(change.Thresholds))
+		_, err = fmt.Fprintf(s.out, "change %d takes back change %d: %d thresholds\n", change.ID, change.Undoes,
+			len(change.Thresholds))
 		return err
 	})
 }

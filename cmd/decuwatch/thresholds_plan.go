@@ -42,7 +42,8 @@ func printPlan(out io.Writer, p *calibration.Plan, labels []string) error {
 	fmt.Fprintf(out, "\nAlerts on the %d scores of the last week: %d with the old thresholds, %d with the new.\n",
 		p.WeekScores, p.AlertsOld, p.AlertsNew)
 	if p.Applied != 0 {
-		_, err := fmt.Fprintf(out, "Applied as change %d; take it back with: decuwatch thresholds rollback --reason ...\n", p.Applied)
+		_, err := fmt.Fprintf(out, "Applied as change %d; take it back with: decuwatch thresholds rollback --reason ...\n",
+			p.Applied)
 		return err
 	}
 	_, err := fmt.Fprintln(out, "Nothing was changed. Apply with --apply --reason ...")

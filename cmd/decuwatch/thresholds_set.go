@@ -17,14 +17,14 @@ import (
 )
 
 type thresholdsSetCmd struct {
-	Ensemble    string                 `arg:"" help:"Ensemble that the threshold is for: a directory, or a manifest. A threshold belongs to its digest and settings."`
-	Measurement schema.MeasurementName `required:"" enum:"class_gap,request_risk" placeholder:"class_gap|request_risk" help:"Measurement that is compared with the threshold."`
+	Ensemble    string                 `arg:"" help:"Ensemble: a directory, or a manifest."`
+	Measurement schema.MeasurementName `required:"" enum:"class_gap,request_risk" help:"class_gap or request_risk."`
 	Value       float64                `required:"" help:"An alert fires at or above it."`
 	Severity    schema.Severity        `default:"warn" enum:"warn,critical" help:"warn or critical."`
-	Class       string                 `placeholder:"CLASS" help:"Class that the threshold is for: an index, or a label. Defaults to every class without one of its own."`
+	Class       string                 `placeholder:"CLASS" help:"Class: an index, or a label. Defaults to all others."`
 	Limit       bool                   `help:"An absolute limit that applies beside the other thresholds, to every class."`
-	Distance    *float64               `placeholder:"D" help:"Threshold of the mean distance, which decides if the measurement is saturated. By default a saturated measurement fires."`
-	Settings    string                 `placeholder:"KEY" help:"Settings that the threshold is for, as a receipt has them. Defaults to the ensemble's fixed profile."`
+	Distance    *float64               `placeholder:"D" help:"Threshold of the mean distance of saturated measurements."`
+	Settings    string                 `placeholder:"KEY" help:"Settings of the scores. Defaults to the ensemble's."`
 	Reason      string                 `required:"" help:"Why, for the history."`
 	By          string                 `placeholder:"NAME" help:"Who sets it. Defaults to the user who runs this."`
 
@@ -32,15 +32,20 @@ type thresholdsSetCmd struct {
 }
 
 func (thresholdsSetCmd) Help() string {
-	return `The most specific scope with any threshold decides: a class with a threshold of one severity no longer uses the ` +
-		`model's thresholds of either severity. The output names what no longer applies. A critical threshold below the ` +
-		`warn threshold of the same scope is refused.
+	return `A threshold belongs to the digest of the ensemble and the settings of its scores. Without --class it is for ` +
+		`every class that has no threshold of its own. The most specific scope with any threshold decides: a class with a ` +
+		`threshold of one severity no longer uses the model's thresholds of either severity. The output names what no ` +
+		`longer applies. A critical threshold below the warn threshold of the same scope is refused. A saturated ` +
+		`measurement is decided by its mean distance; without --distance it fires.
 
 Examples:
 
-  decuwatch thresholds set ensembles/fashion-mnist --measurement class_gap --value 0.04 --reason "99% of well-sampled classes"
-  decuwatch thresholds set ensembles/fashion-mnist --measurement request_risk --class Bag --severity critical --value 0.5 --reason "incident 12"
-  decuwatch thresholds set ensembles/fashion-mnist --measurement class_gap --limit --severity critical --value 0.2 --reason "no class may pass"`
+  decuwatch thresholds set ensembles/fashion-mnist --measurement class_gap --value 0.04 \
+      --reason "99% of well-sampled classes"
+  decuwatch thresholds set ensembles/fashion-mnist --measurement request_risk --class Bag \
+      --severity critical --value 0.5 --reason "incident 12"
+  decuwatch thresholds set ensembles/fashion-mnist --measurement class_gap --limit --severity critical \
+      --value 0.2 --reason "no class may pass"`
 }
 
 func (c *thresholdsSetCmd) Run(ctx context.Context, s *streams, log *slog.Logger) error {

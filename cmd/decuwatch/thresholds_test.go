@@ -15,7 +15,8 @@ import (
 func TestThresholdsSetSaysWhatItSetsAside(t *testing.T) {
 	url := pgtest.URL(t)
 	set := func(args ...string) (string, string, int) {
-		return verb(t, append([]string{"thresholds", "set", shippedEnsemble, "--measurement=request_risk", "--reason=test", "--postgres.url", url}, args...)...)
+		return verb(t, append([]string{"thresholds", "set", shippedEnsemble, "--measurement=request_risk", "--reason=test",
+			"--postgres.url", url}, args...)...)
 	}
 	for _, c := range []struct {
 		name string
@@ -34,18 +35,26 @@ func TestThresholdsSetSaysWhatItSetsAside(t *testing.T) {
 			name: "a model's threshold that does not reach every class", args: []string{"--value=5"},
 			says: []string{"the model's warn threshold 5 does not apply", "4 Coat, 8 Bag"}, not: "critical threshold 8.8",
 		},
-		{name: "a limit sets nothing aside", args: []string{"--value=3", "--limit", "--severity=critical"}, not: "does not apply"},
-		{name: "a class's critical below its warn", args: []string{"--value=103", "--class=Bag", "--severity=critical"}, fail: "scope class, class 8: critical value 103 is below warn value 104"},
-		{name: "the model's warn above its critical", args: []string{"--value=9"}, fail: "scope model: critical value 8.8 is below warn value 9"},
-		{name: "a limit's warn above its critical", args: []string{"--value=4", "--limit"}, fail: "scope limit: critical value 3 is below warn value 4"},
+		{name: "a limit sets nothing aside", args: []string{"--value=3", "--limit", "--severity=critical"},
+			not: "does not apply"},
+		{name: "a class's critical below its warn", args: []string{"--value=103", "--class=Bag", "--severity=critical"},
+			fail: "scope class, class 8: critical value 103 is below warn value 104"},
+		{name: "the model's warn above its critical", args: []string{"--value=9"},
+			fail: "scope model: critical value 8.8 is below warn value 9"},
+		{name: "a limit's warn above its critical", args: []string{"--value=4", "--limit"},
+			fail: "scope limit: critical value 3 is below warn value 4"},
 		{name: "a distance", args: []string{"--value=104", "--distance=40", "--class=Bag"}, says: []string{"8 Bag"}},
-		{name: "a critical distance below", args: []string{"--value=105", "--distance=39", "--class=Bag", "--severity=critical"}, fail: "critical distance 39 is below warn distance 40"},
-		{name: "a critical without a distance", args: []string{"--value=105", "--class=Bag", "--severity=critical"}, fail: "critical has no distance"},
-		{name: "a critical that agrees", args: []string{"--value=105", "--distance=41", "--class=Bag", "--severity=critical"}, says: []string{"8 Bag"}},
+		{name: "a critical distance below", args: []string{"--value=105", "--distance=39", "--class=Bag",
+			"--severity=critical"}, fail: "critical distance 39 is below warn distance 40"},
+		{name: "a critical without a distance", args: []string{"--value=105", "--class=Bag", "--severity=critical"},
+			fail: "critical has no distance"},
+		{name: "a critical that agrees", args: []string{"--value=105", "--distance=41", "--class=Bag",
+			"--severity=critical"}, says: []string{"8 Bag"}},
 	} {
 		stdout, stderr, code := set(c.args...)
 		if c.fail != "" {
-			if code != exitFailed || !strings.Contains(stderr, c.fail) || !strings.Contains(stderr, "request_risk of fashion-mnist") {
+			if code != exitFailed || !strings.Contains(stderr, c.fail) ||
+				!strings.Contains(stderr, "request_risk of fashion-mnist") {
 				t.Errorf("%s: code %d, %q, want a refusal that says %q", c.name, code, stderr, c.fail)
 			}
 			continue
@@ -76,14 +85,17 @@ func TestCalibrateSaysWhatItSetsAside(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	storeScores(t, store, e, []int{0, 0, 0, 40, 0, 0, 0, 40, 0, 0}, func(class int) float64 { return []float64{0, 0, 0, 10, 0, 0, 0, 50, 0, 0}[class] })
+	storeScores(t, store, e, []int{0, 0, 0, 40, 0, 0, 0, 40, 0, 0},
+		func(class int) float64 { return []float64{0, 0, 0, 10, 0, 0, 0, 50, 0, 0}[class] })
 	run := func(args ...string) (string, string, int) {
-		return verb(t, append([]string{"thresholds", args[0], shippedEnsemble, "--measurement=request_risk", "--reason=test", "--postgres.url", url}, args[1:]...)...)
+		return verb(t, append([]string{"thresholds", args[0], shippedEnsemble, "--measurement=request_risk", "--reason=test",
+			"--postgres.url", url}, args[1:]...)...)
 	}
 	if _, stderr, code := run("set", "--value=99", "--severity=critical"); code != exitOK {
 		t.Fatal(stderr)
 	}
-	aside := "the model's critical threshold 99 does not apply to classes with more specific thresholds: 3 Dress, 7 Sneaker"
+	aside := "the model's critical threshold 99 does not apply to classes with more specific thresholds: 3 Dress, 7 " +
+		"Sneaker"
 	for _, apply := range [][]string{nil, {"--apply"}} {
 		stdout, stderr, code := run(append([]string{"calibrate", "--alpha=0.05"}, apply...)...)
 		if code != exitOK || !strings.Contains(stdout, aside) {
@@ -95,13 +107,15 @@ func TestCalibrateSaysWhatItSetsAside(t *testing.T) {
 	if err := json.Unmarshal([]byte(stdout), &plan); err != nil {
 		t.Fatal(err)
 	}
-	if line := plan.Classes[4]; len(line.SetAside) != 2 || line.SetAside[0].Severity != "warn" || line.SetAside[1].Value != 99 {
+	if line := plan.Classes[4]; len(line.SetAside) != 2 || line.SetAside[0].Severity != "warn" ||
+		line.SetAside[1].Value != 99 {
 		t.Errorf("%+v", line)
 	}
 
 	// Too few scores for a critical threshold of a class: the plan shows that the model's does not reach it.
 	stdout, stderr, code := run("calibrate", "--alpha=0.0125", "--severity=critical", "--replace-manual")
-	if code != exitOK || strings.Count(stdout, "critical does not apply: the class's thresholds of another severity decide") != 2 {
+	if code != exitOK || strings.Count(stdout,
+		"critical does not apply: the class's thresholds of another severity decide") != 2 {
 		t.Errorf("%d %s%s", code, stdout, stderr)
 	}
 
@@ -118,7 +132,8 @@ func TestCalibrateSaysWhatItSetsAside(t *testing.T) {
 	}
 	for _, apply := range [][]string{nil, {"--apply"}} {
 		_, stderr, code := run(append([]string{"calibrate", "--alpha=0.05", "--replace-manual"}, apply...)...)
-		if code != exitFailed || !strings.Contains(stderr, "scope model: critical value 2 is below warn value") || !strings.Contains(stderr, "nothing was changed") {
+		if code != exitFailed || !strings.Contains(stderr, "scope model: critical value 2 is below warn value") ||
+			!strings.Contains(stderr, "nothing was changed") {
 			t.Errorf("%d %s", code, stderr)
 		}
 	}
