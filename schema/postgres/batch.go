@@ -67,10 +67,16 @@ func columnsOf(row reflect.Type) []string {
 	return columns
 }
 
-// collect reads one column of every row.
-func collect[T any](rows pgx.Rows, err error) ([]T, error) {
+// querier is a pool or a transaction.
+type querier interface {
+	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
+}
+
+// list returns the rows of a query, each read by to.
+func list[T any](ctx context.Context, q querier, to pgx.RowToFunc[T], sql string, args ...any) ([]T, error) {
+	rows, err := q.Query(ctx, sql, args...)
 	if err != nil {
 		return nil, err
 	}
-	return pgx.CollectRows(rows, pgx.RowTo[T])
+	return pgx.CollectRows(rows, to)
 }

@@ -13,7 +13,7 @@ import (
 	"github.com/decuwatch/decuwatch/schema/postgres/pgtest"
 )
 
-// BenchmarkRecord commits scores from so many goroutines at a time, on a server that flushes to disk.
+// BenchmarkRecord commits scores from several goroutines at a time, on a server that flushes to disk.
 func BenchmarkRecord(b *testing.B) {
 	ctx := testContext(b)
 	server, err := local.Start(ctx, local.Options{Dir: b.TempDir()})
@@ -79,7 +79,7 @@ var questions = []struct{ name, query string }{
 		AND e.event_id = 'event-3'`},
 }
 
-// BenchmarkViews asks the questions of a database with so many scores of 100 classes over 90 days.
+// BenchmarkViews asks the questions of databases of several sizes, with 100 classes over 90 days.
 func BenchmarkViews(b *testing.B) {
 	for _, scores := range []int{10_000, 100_000, 1_000_000} {
 		url := pgtest.URL(b)
@@ -105,8 +105,8 @@ func BenchmarkViews(b *testing.B) {
 	}
 }
 
-// BenchmarkRollups asks the rollups of a database with 10 million scores of 1000 classes over 90 days (the rollups
-// alone are filled: 2.16 million rows by hour, 90,000 by day) and prints the plans.
+// BenchmarkRollups asks the rollups of a database with 10 million scores of 1000 classes over 90 days, and prints the
+// plans. Only the rollups are filled: 2.16 million rows by hour, 90,000 by day.
 func BenchmarkRollups(b *testing.B) {
 	url := pgtest.URL(b)
 	conn := connect(b, url)
@@ -158,7 +158,7 @@ func BenchmarkRollups(b *testing.B) {
 	}
 }
 
-// TestQuestions holds that each question has an answer.
+// TestQuestions checks that each question has an answer.
 func TestQuestions(t *testing.T) {
 	url := pgtest.URL(t)
 	pgtest.Seed(t, url, 5000, 100, 30)

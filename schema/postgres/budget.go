@@ -19,8 +19,8 @@ const (
 )
 
 // Volume bounds how many alerts on scores are sent. An alert beyond it is stored, and enters review, all the same; a
-// summary of the hour counts it. Warnings and critical alerts have budgets of their own, so that the one cannot crowd
-// out the other. Monitors that commit at the same moment may exceed a budget by what they commit.
+// summary of the hour counts it. Warnings and critical alerts have budgets of their own, so that one cannot
+// crowd out the other. Monitors that commit at the same moment may exceed a budget by what they commit.
 // The zero value bounds nothing; fields with a name are settings.
 type Volume struct {
 	// Maximum alerts of a class and severity that are sent in an hour of the clock; 0 means no bound.

@@ -19,15 +19,8 @@ func (s *Store) Samples(
 	if !slices.Contains(schema.MeasurementNames(), measurement) {
 		return nil, fmt.Errorf("read scores: measurement %q is neither class_gap nor request_risk", measurement)
 	}
-	rows, err := s.pool.Query(ctx, samples,
+	samples, err := list(ctx, s.pool, pgx.RowToStructByPos[schema.Sample], samples,
 		of.Model, of.EnsembleDigest, of.Settings, from, to, measurement)
-	if err != nil {
-		return nil, fmt.Errorf("read scores: %w", err)
-	}
-	samples, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (s schema.Sample, err error) {
-		err = row.Scan(&s.Class, &s.Value, &s.Distance, &s.Saturated)
-		return s, err
-	})
 	if err != nil {
 		return nil, fmt.Errorf("read scores: %w", err)
 	}

@@ -19,7 +19,7 @@ const (
 	CanaryMissed CanaryOutcome = "missed"
 )
 
-// Canary is an event of a class that the ensemble is known to know too little, published to see whether an alert fires.
+// Canary is an event of an under-trained class, published to see whether an alert fires.
 type Canary struct {
 	Source      string
 	EventID     string
@@ -43,14 +43,10 @@ func (s *Store) AddCanary(ctx context.Context, c Canary) error {
 	return nil
 }
 
-// OpenCanaries returns the canaries that are not decided and on which an alert fired or whose time is over, the oldest
-// first; Outcome says what they are to be closed with.
+// OpenCanaries returns the canaries that can be closed, the oldest first: an alert fired on them, or their time is
+// over. Outcome is what to close them with.
 func (s *Store) OpenCanaries(ctx context.Context) ([]Canary, error) {
-	rows, err := s.pool.Query(ctx, canariesOpen)
-	if err != nil {
-		return nil, fmt.Errorf("read canaries: %w", err)
-	}
-	open, err := pgx.CollectRows(rows, pgx.RowToStructByPos[Canary])
+	open, err := list(ctx, s.pool, pgx.RowToStructByPos[Canary], canariesOpen)
 	if err != nil {
 		return nil, fmt.Errorf("read canaries: %w", err)
 	}

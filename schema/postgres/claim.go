@@ -74,7 +74,7 @@ func (s *Store) claimEvents(ctx context.Context, tx pgx.Tx, round []*call) error
 // readStanding gives each call that did not win the verdict that stands on its event, or on its message: a dead letter
 // may not claim its event.
 func readStanding(ctx context.Context, tx pgx.Tx, events []byte, calls map[schema.Identity]*call) error {
-	standing, err := collect[eventRow](tx.Query(ctx, eventsStanding, events))
+	standing, err := list(ctx, tx, pgx.RowTo[eventRow], eventsStanding, events)
 	if err != nil {
 		return err
 	}
@@ -162,7 +162,7 @@ func claimMessages(ctx context.Context, tx pgx.Tx, round []*call) error {
 			c.stands = &eventRow{Outcome: schema.OutcomeDeadLetter, Reason: string(c.deadLetter.Kind)}
 		}
 	}
-	standing, err := collect[eventRow](tx.Query(ctx, messagesStanding, input))
+	standing, err := list(ctx, tx, pgx.RowTo[eventRow], messagesStanding, input)
 	for _, row := range standing {
 		if c := calls[messageKey{row.Stream, row.Sequence, row.Digest}]; !c.won {
 			c.stands = &row

@@ -34,7 +34,7 @@ func TestContradictionsAreRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	// A version without the check has left a contradiction. It can be mended, but a rollback does not bring it back.
+	// A version without the check has left a contradiction. It can be corrected, but a rollback does not restore it.
 	if _, err := conn.Exec(ctx, `WITH c AS (INSERT INTO decuwatch.threshold_changes (kind, set_by, reason)
 		VALUES ('manual', 'old', 'old') RETURNING id)
 		INSERT INTO decuwatch.thresholds (change_id, model, ensemble_digest, settings, measurement, scope, class_index,
@@ -56,7 +56,7 @@ func TestContradictionsAreRefused(t *testing.T) {
 	}
 }
 
-// Two writers that each agree with what they saw cannot contradict each other.
+// Two writers at a time cannot contradict each other, even if each agrees with what it read.
 func TestWritersDoNotContradictEachOther(t *testing.T) {
 	s, _ := open(t, postgres.Config{MaxConns: 8})
 	ctx := testContext(t)

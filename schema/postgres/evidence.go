@@ -33,9 +33,8 @@ type EvidenceFile struct {
 	MadeAt      time.Time
 }
 
-// NextEvidence takes the oldest job that is due on one of the ensembles, and withholds it from every other caller for
-// the lease; false if none is due. The attempt counts from here on: a job whose worker died is taken again when
-// its lease ends.
+// NextEvidence leases the oldest job that is due on one of the ensembles. It returns false if no job is due. The
+// attempt counts from here on: if its worker dies, the job is due again when the lease ends.
 func (s *Store) NextEvidence(ctx context.Context, ensembleDigests []string, lease time.Duration) (EvidenceJob, bool,
 	error) {
 	var job EvidenceJob
@@ -60,7 +59,7 @@ func (s *Store) NextEvidence(ctx context.Context, ensembleDigests []string, leas
 }
 
 // StoreEvidence stores the files that a job's attempt made, and ends the job. It returns false, and stores nothing,
-// if the lease ended meanwhile and another attempt has the job or it is done.
+// if the lease has ended and another attempt took the job or finished it.
 func (s *Store) StoreEvidence(ctx context.Context, job EvidenceJob, files []EvidenceFile) (bool, error) {
 	stored := false
 	err := s.begin(ctx, "store evidence of "+job.ReviewID, func(tx pgx.Tx) error {
@@ -71,8 +70,7 @@ func (s *Store) StoreEvidence(ctx context.Context, job EvidenceJob, files []Evid
 		stored = true
 		b := &batch{}
 		for _, f := range files {
-			b.Queue(insertEvidence,
-				job.ReviewID, f.Name, f.ContentType, f.Body)
+			b.Queue(insertEvidence, job.ReviewID, f.Name, f.ContentType, f.Body)
 		}
 		b.notify(ChannelReviews)
 		return b.send(ctx, tx)
@@ -94,8 +92,8 @@ func (s *Store) FailEvidence(ctx context.Context, job EvidenceJob, reason string
 	return nil
 }
 
-// ReturnEvidence gives a job back that its worker did not bring to an end: it is due again at once, and the attempt
-// does not count.
+// ReturnEvidence gives back a job that its worker did not finish. It is due again at once, and the attempt does not
+// count.
 func (s *Store) ReturnEvidence(ctx context.Context, job EvidenceJob) error {
 	_, err := s.pool.Exec(ctx, returnEvidenceJob, job.ReviewID, job.Attempt)
 	if err != nil {
@@ -119,11 +117,7 @@ func (s *Store) RetryEvidence(ctx context.Context, reviewID string) error {
 
 // EvidenceFiles returns the files of a review in order of name, without their bodies.
 func (s *Store) EvidenceFiles(ctx context.Context, reviewID string) ([]EvidenceFile, error) {
-	rows, err := s.pool.Query(ctx, evidenceFiles, reviewID)
-	if err != nil {
-		return nil, fmt.Errorf("read evidence of %s: %w", reviewID, err)
-	}
-	files, err := pgx.CollectRows(rows, pgx.RowToStructByPos[EvidenceFile])
+	files, err := list(ctx, s.pool, pgx.RowToStructByPos[EvidenceFile], evidenceFiles, reviewID)
 	if err != nil {
 		return nil, fmt.Errorf("read evidence of %s: %w", reviewID, err)
 	}
@@ -148,7 +142,7 @@ func (s *Store) EvidenceFile(ctx context.Context, reviewID, name string) (Eviden
 type EvidenceStats struct {
 	Pending int
 	Failed  int
-	Oldest  time.Duration // since the oldest pending job's review was opened; 0 if none is pending
+	Oldest  time.Duration // since the oldest pending job's review was opened; 0 if no job is pending
 }
 
 // EvidenceStats returns how many jobs are not done.

@@ -30,7 +30,7 @@ func insertWon(ctx context.Context, tx pgx.Tx, round []*call, volume Volume) err
 			skips = append(skips, c.skip)
 		}
 		if c.deadLetter != nil && c.event != nil {
-			deadLetters = append(deadLetters, c.deadLetter) // written already if it claimed its message only: no change
+			deadLetters = append(deadLetters, c.deadLetter) // others are written already, by claimMessages
 		}
 		alerts = append(alerts, c.alerts...)
 		outbox = append(outbox, c.outbox...)

@@ -10,13 +10,12 @@ import (
 	"github.com/decuwatch/decuwatch/schema"
 )
 
-// Lookup returns the verdict that stands on an event, so that a redelivery need not be scored again; false if
-// it has none. The error is *schema.Invalid on the field id if the identifier has a verdict on an event of
-// another digest.
+// Lookup returns the verdict that stands on an event, so that a redelivery need not be scored again. It returns false
+// if the event has no verdict. The error is *schema.Invalid on the field id if the identifier has a verdict on an event
+// of another digest.
 func (s *Store) Lookup(ctx context.Context, of schema.Identity, digest string) (Recorded, bool, error) {
 	var row eventRow
-	err := s.pool.QueryRow(ctx, eventByIdentity,
-		of.Source, of.ID, of.Model).Scan(&row)
+	err := s.pool.QueryRow(ctx, eventByIdentity, of.Source, of.ID, of.Model).Scan(&row)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return Recorded{}, false, nil
 	}
@@ -33,7 +32,7 @@ func (s *Store) Lookup(ctx context.Context, of schema.Identity, digest string) (
 	return r, true, nil
 }
 
-// Known reports whether a message needs no work: it has its verdict, or it repeats an event that has. A repeat is
+// Known reports whether a message needs no work: it has a verdict, or it repeats an event that has one. A repeat is
 // recorded as settled first. The error is *schema.Invalid on the field id if the identity belongs to another event.
 func (s *Store) Known(ctx context.Context, of schema.Identity, d schema.Delivery) (bool, error) {
 	var settled bool
@@ -81,11 +80,7 @@ func (s *Store) standing(ctx context.Context, e eventRow) (Recorded, error) {
 	if err == nil {
 		r.Score = row.score()
 	}
-	rows, err := s.pool.Query(ctx, alertsOfEvent, e.Source, e.EventID, e.Model)
-	if err != nil {
-		return Recorded{}, err
-	}
-	r.AlertIDs, err = pgx.CollectRows(rows, pgx.RowTo[string])
+	r.AlertIDs, err = list(ctx, s.pool, pgx.RowTo[string], alertsOfEvent, e.Source, e.EventID, e.Model)
 	return r, err
 }
 
@@ -93,11 +88,7 @@ func (s *Store) standing(ctx context.Context, e eventRow) (Recorded, error) {
 // ErrNotFound if it does not exist. An empty source or model is left out of the search; the error says so if several
 // events are found.
 func (s *Store) ScoreByID(ctx context.Context, of schema.Identity) (*schema.Score, error) {
-	rows, err := s.pool.Query(ctx, eventsByID, of.ID, of.Source, of.Model)
-	if err != nil {
-		return nil, fmt.Errorf("read score of event %s: %w", of.ID, err)
-	}
-	found, err := pgx.CollectRows(rows, pgx.RowTo[eventRow])
+	found, err := list(ctx, s.pool, pgx.RowTo[eventRow], eventsByID, of.ID, of.Source, of.Model)
 	if err != nil {
 		return nil, fmt.Errorf("read score of event %s: %w", of.ID, err)
 	}
@@ -150,16 +141,8 @@ type SequenceVerdict struct {
 // VerdictsBySequence returns the verdicts that messages from <= sequence <= to of a stream got, in order of sequence.
 // The outcome of a message that repeats an event is schema.OutcomeRepeat: Lookup finds the event's own.
 func (s *Store) VerdictsBySequence(ctx context.Context, stream string, from, to uint64) ([]SequenceVerdict, error) {
-	rows, err := s.pool.Query(ctx, verdictsBySequence, stream, int64(from), int64(to))
-	if err != nil {
-		return nil, fmt.Errorf("read verdicts of stream %s: %w", stream, err)
-	}
-	verdicts, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (v SequenceVerdict, err error) {
-		var sequence int64
-		err = row.Scan(&sequence, &v.Digest, &v.Source, &v.ID, &v.Outcome, &v.Reason)
-		v.Sequence = uint64(sequence)
-		return v, err
-	})
+	verdicts, err := list(ctx, s.pool, pgx.RowToStructByPos[SequenceVerdict], verdictsBySequence,
+		stream, int64(from), int64(to))
 	if err != nil {
 		return nil, fmt.Errorf("read verdicts of stream %s: %w", stream, err)
 	}
@@ -169,8 +152,7 @@ func (s *Store) VerdictsBySequence(ctx context.Context, stream string, from, to 
 // Try adds to the attempts on a message, never below zero, and returns their sum. Adding nothing reads it.
 func (s *Store) Try(ctx context.Context, d schema.Delivery, add schema.Tries) (schema.Tries, error) {
 	var sum schema.Tries
-	query, args := tries,
-		[]any{d.Stream, int64(d.Sequence), d.Digest}
+	query, args := tries, []any{d.Stream, int64(d.Sequence), d.Digest}
 	if add != (schema.Tries{}) {
 		query = addTries
 		args = append(args, add.Failed, add.HandedBack, add.Watched, add.Alone)

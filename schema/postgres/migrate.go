@@ -181,8 +181,7 @@ func checkHashes(ctx context.Context, db *sql.DB, p *goose.Provider) error {
 		}
 		if ours, known := own[version]; known && ours != hash {
 			return fmt.Errorf("%w: %s had SHA-256 %.12s… when it was applied, and has %.12s… in this program",
-				ErrEdited, file,
-				hash, ours)
+				ErrEdited, file, hash, ours)
 		}
 	}
 	return rows.Err()

@@ -13,7 +13,8 @@ import (
 	"github.com/decuwatch/decuwatch/schema/postgres/pgtest"
 )
 
-// TestMigrationsAreFrozen holds the files against their hashes: what a database may have applied is never edited.
+// TestMigrationsAreFrozen compares the files with their hashes: a migration that a database may have applied is never
+// edited.
 func TestMigrationsAreFrozen(t *testing.T) {
 	sums, err := os.ReadFile("migrations/SHA256SUMS")
 	if err != nil {
@@ -104,8 +105,8 @@ func TestOlderProgram(t *testing.T) {
 	works(t, url)
 }
 
-// TestUnreleasedTables meets a database that an unreleased build made by migrations of the same numbers: it is told,
-// and unchanged.
+// TestUnreleasedTables meets a database that an unreleased build made by migrations of the same numbers: it is
+// refused, and unchanged.
 func TestUnreleasedTables(t *testing.T) {
 	url := pgtest.URL(t)
 	conn := connect(t, url)

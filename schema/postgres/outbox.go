@@ -14,14 +14,7 @@ import (
 // other caller for the lease.
 func (s *Store) OutboxNext(ctx context.Context, sink schema.Sink, limit int,
 	lease time.Duration) ([]schema.OutboxMessage, error) {
-	rows, err := s.pool.Query(ctx, leaseOutbox, sink, limit, lease)
-	if err != nil {
-		return nil, fmt.Errorf("read outbox of %s: %w", sink, err)
-	}
-	messages, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (m schema.OutboxMessage, err error) {
-		err = row.Scan(&m.ID, &m.Sink, &m.AlertID, &m.Subject, &m.Header, &m.Body, &m.Attempts, &m.CreatedAt)
-		return m, err
-	})
+	messages, err := list(ctx, s.pool, pgx.RowToStructByPos[schema.OutboxMessage], leaseOutbox, sink, limit, lease)
 	if err != nil {
 		return nil, fmt.Errorf("read outbox of %s: %w", sink, err)
 	}
@@ -48,14 +41,7 @@ func (s *Store) OutboxFailed(ctx context.Context, id int64, reason string, wait 
 
 // OutboxStats returns what is due by sink; a sink to which nothing is due is left out.
 func (s *Store) OutboxStats(ctx context.Context) ([]schema.OutboxStats, error) {
-	rows, err := s.pool.Query(ctx, outboxStats)
-	if err != nil {
-		return nil, fmt.Errorf("read outbox: %w", err)
-	}
-	stats, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (o schema.OutboxStats, err error) {
-		err = row.Scan(&o.Sink, &o.Pending, &o.Oldest)
-		return o, err
-	})
+	stats, err := list(ctx, s.pool, pgx.RowToStructByPos[schema.OutboxStats], outboxStats)
 	if err != nil {
 		return nil, fmt.Errorf("read outbox: %w", err)
 	}
@@ -95,7 +81,7 @@ func (s *Store) RaiseAlert(ctx context.Context, a schema.Alert) (bool, error) {
 
 // AlertByID returns an alert. The error is ErrNotFound if it does not exist.
 func (s *Store) AlertByID(ctx context.Context, id string) (schema.Alert, error) {
-	found, err := collectAlerts(s.pool.Query(ctx, alertByID, id))
+	found, err := listAlerts(ctx, s.pool, alertByID, id)
 	if err != nil {
 		return schema.Alert{}, fmt.Errorf("read alert %s: %w", id, err)
 	}
@@ -121,8 +107,8 @@ func (s *Store) Alerts(ctx context.Context, f AlertFilter) ([]schema.Alert, erro
 	if f.Limit == 0 {
 		f.Limit = 100
 	}
-	alerts, err := collectAlerts(s.pool.Query(ctx, alertsList,
-		f.Model, f.Severity, f.Class, f.Kind, f.NotKind, f.Since, f.Limit))
+	alerts, err := listAlerts(ctx, s.pool, alertsList,
+		f.Model, f.Severity, f.Class, f.Kind, f.NotKind, f.Since, f.Limit)
 	if err != nil {
 		return nil, fmt.Errorf("read alerts: %w", err)
 	}

@@ -12,20 +12,16 @@ import (
 
 // HeldBack counts the alerts recorded in [from, to) that were not sent, by hour, class and severity.
 func (s *Store) HeldBack(ctx context.Context, from, to time.Time) ([]schema.HeldBack, error) {
-	rows, err := s.pool.Query(ctx, alertsHeldBack, from, to)
-	if err != nil {
-		return nil, fmt.Errorf("count alerts that were not sent: %w", err)
-	}
-	held, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (h schema.HeldBack, err error) {
+	counts, err := list(ctx, s.pool, func(row pgx.CollectableRow) (h schema.HeldBack, err error) {
 		err = row.Scan(&h.Hour, &h.Model, &h.ClassIndex, &h.ClassLabel, &h.Severity, &h.ClassBudget, &h.ModelBudget,
 			&h.CoolDown)
 		h.Hour = h.Hour.UTC()
 		return h, err
-	})
+	}, alertsHeldBack, from, to)
 	if err != nil {
 		return nil, fmt.Errorf("count alerts that were not sent: %w", err)
 	}
-	return held, nil
+	return counts, nil
 }
 
 // ClassSequences returns the class gaps of each class's newest scores by one ensemble under one settings key, at most

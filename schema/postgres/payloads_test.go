@@ -15,8 +15,8 @@ func garbled(sequence uint64, kind schema.DeadLetterKind, payload []byte) schema
 		DeadLetter: &schema.DeadLetter{Kind: kind, Reason: "r", Payload: payload}}
 }
 
-// TestGarbageIsBounded sends a thousand messages of 60 kB: a few payloads are kept whole, of all others the beginning,
-// and of every message the row with its reason.
+// TestGarbageIsBounded sends a thousand messages of 60 kB: a few payloads are kept whole, the others are
+// cut, and every message has a row with its reason.
 func TestGarbageIsBounded(t *testing.T) {
 	s, conn := open(t, postgres.Config{BatchSize: 64})
 	ctx := testContext(t)
@@ -94,7 +94,7 @@ func TestPayloadsExpire(t *testing.T) {
 		AND payload_size = 1 AND reason = 'r' AND digest IS NOT NULL`); n != 3 {
 		t.Errorf("%d rows whose payload expired, want 3", n)
 	}
-	// Nothing but this change is possible, for nobody.
+	// No role may change anything else.
 	for _, sql := range []string{
 		`UPDATE decuwatch.dead_letters SET payload = ''`, `UPDATE decuwatch.dead_letters SET payload_state = 'expired'`,
 		`UPDATE decuwatch.dead_letters

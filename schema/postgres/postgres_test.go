@@ -21,7 +21,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// deadline bounds a test; it is far above what one needs.
+// deadline bounds a test; it is far above what a test needs.
 const deadline = 2 * time.Minute
 
 func testContext(t testing.TB) context.Context {
@@ -141,7 +141,7 @@ func TestFirstVerdictStands(t *testing.T) {
 		!reflect.DeepEqual(first.AlertIDs, []string{"alert-one"}) {
 		t.Fatalf("first: %+v", first)
 	}
-	// A redelivery that came to another score, and another outcome even, changes nothing.
+	// A redelivery that leads to another score, or even another outcome, changes nothing.
 	again := scoreVerdict(1, "one")
 	again.Score.ClassGap.Value = 0.6
 	for _, v := range []schema.Verdict{again, {Delivery: delivery(1, "one"),
@@ -285,7 +285,7 @@ func TestNotFinite(t *testing.T) {
 	if n := count(t, conn, `SELECT count(*) FROM decuwatch.events`); n != 0 {
 		t.Errorf("%d rows were written", n)
 	}
-	// The database refuses too, whoever writes.
+	// The database refuses it from any writer.
 	mustRecord(t, s, scoreVerdict(1, "good"))
 	for _, column := range []string{"class_gap", "request_risk", "class_gap_mean_distance", "guidance_scale"} {
 		for _, bad := range []string{"NaN", "Infinity", "-Infinity"} {

@@ -22,8 +22,8 @@ type Recorded struct {
 // Record commits a verdict and returns when it is durable. Calls that run at the same time share one transaction.
 //
 // The ledger claims source, id and model for the verdict on an event. A dead letter claims them only if its message
-// came on the subject of the event's own model, is not merely invalid, and was taken by a worker: nobody can settle the
-// events of others, a producer may send an event again, corrected, and events that nobody took may be sent again. A
+// came on the subject of the event's own model, is not merely invalid, and was taken by a worker. So a producer cannot
+// settle the events of another, may send an event again, corrected, and may resend events that no worker took. A
 // message that repeats an event is recorded as settled.
 //
 // The first verdict on an event stands: if the ledger holds one for the same source, id, model and digest, nothing
@@ -122,8 +122,8 @@ func (s *Store) prepare(ctx context.Context, v schema.Verdict) (*call, error) {
 		event = &v.Skip.Event
 		c.skip = &skipRow{
 			Source: event.Source, EventID: event.ID, EventTime: event.Time, Model: event.Data.Model,
-			Class:  event.Data.Class.String(),
-			Reason: v.Skip.Reason, Detail: clean(v.Skip.Detail), Labels: labels(event.Data.Labels),
+			Class: event.Data.Class.String(), Reason: v.Skip.Reason, Detail: clean(v.Skip.Detail),
+			Labels: labels(event.Data.Labels),
 		}
 		c.result = Recorded{First: true, Outcome: schema.OutcomeSkip, Reason: string(v.Skip.Reason)}
 	}
@@ -141,9 +141,8 @@ func (s *Store) prepare(ctx context.Context, v schema.Verdict) (*call, error) {
 	if event != nil {
 		c.event = &eventRow{
 			Source: event.Source, EventID: event.ID, Digest: v.Delivery.Digest, Outcome: c.result.Outcome,
-			Reason:    c.result.Reason,
-			EventTime: event.Time, Model: event.Data.Model, Stream: v.Delivery.Stream, Sequence: int64(v.Delivery.Sequence),
-			Delivered: v.Delivery.Delivered,
+			Reason: c.result.Reason, EventTime: event.Time, Model: event.Data.Model, Stream: v.Delivery.Stream,
+			Sequence: int64(v.Delivery.Sequence), Delivered: v.Delivery.Delivered,
 		}
 		if c.score != nil {
 			c.event.EnsembleDigest = &c.score.EnsembleDigest
@@ -176,7 +175,7 @@ func (s *Store) prepareScore(ctx context.Context, c *call, v schema.Verdict) err
 }
 
 // untaken are the kinds of dead letters of messages that no worker took. They say nothing about the event, so they do
-// not claim it: sent again when somebody scores its model, it gets its verdict.
+// not claim it: if it is sent again when a worker scores its model, it gets its verdict.
 var untaken = []schema.DeadLetterKind{schema.KindUnknownModel, schema.KindOrphaned}
 
 // ofItsModel reports whether a dead letter is about its event, not only about its message. Whoever may publish on one
@@ -204,8 +203,7 @@ func (c *call) addAlert(a schema.Alert, sinks []schema.Sink) error {
 	if c.score != nil {
 		c.reviews = append(c.reviews, reviewRow{
 			ID: a.ID, Kind: "alert", AlertID: &a.ID, Source: a.Source, EventID: a.EventID, EventTime: a.EventTime,
-			Model:          a.Model,
-			EnsembleDigest: a.Receipt.EnsembleDigest, ClassIndex: a.ClassIndex, ClassLabel: a.ClassLabel,
+			Model: a.Model, EnsembleDigest: a.Receipt.EnsembleDigest, ClassIndex: a.ClassIndex, ClassLabel: a.ClassLabel,
 		})
 	}
 	return nil
@@ -215,9 +213,9 @@ func newDeadLetterRow(v schema.Verdict) *deadLetterRow {
 	l := v.DeadLetter
 	row := &deadLetterRow{
 		Stream: v.Delivery.Stream, Sequence: int64(v.Delivery.Sequence), Digest: v.Delivery.Digest,
-		Delivered: v.Delivery.Delivered,
-		Subject:   clean(l.Subject), Payload: l.Payload[:min(len(l.Payload),
-			schema.MaxPayload)], Kind: l.Kind, Field: clean(l.Field), Reason: clean(l.Reason),
+		Delivered: v.Delivery.Delivered, Subject: clean(l.Subject),
+		Payload: l.Payload[:min(len(l.Payload), schema.MaxPayload)],
+		Kind:    l.Kind, Field: clean(l.Field), Reason: clean(l.Reason),
 		PayloadSize: len(l.Payload), PayloadState: payloadWhole,
 	}
 	if len(l.Payload) > len(row.Payload) {
@@ -234,7 +232,7 @@ func newDeadLetterRow(v schema.Verdict) *deadLetterRow {
 	return row
 }
 
-// clean makes text of a stranger's bytes: PostgreSQL refuses NUL and broken UTF-8.
+// clean replaces what PostgreSQL refuses in text: NUL and broken UTF-8.
 func clean(s string) string {
 	return strings.ReplaceAll(strings.ToValidUTF8(s, "\uFFFD"), "\x00", "\uFFFD")
 }

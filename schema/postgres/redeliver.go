@@ -58,28 +58,17 @@ func (s *Store) EachDeadLetter(ctx context.Context, q DeadLetterQuery, f func(St
 }
 
 func (s *Store) deadLetters(ctx context.Context, q DeadLetterQuery, after int64) ([]StoredDeadLetter, error) {
-	rows, err := s.pool.Query(ctx, deadLettersToRedeliver, after, q.Stream, q.Model,
-		append([]schema.DeadLetterKind{}, q.Kinds...), int64(q.From), int64(q.To), append([]int64{},
-			q.IDs...), deadLetterPage)
-	if err != nil {
-		return nil, err
-	}
-	return pgx.CollectRows(rows, func(row pgx.CollectableRow) (l StoredDeadLetter, err error) {
-		var sequence int64
-		err = row.Scan(&l.ID, &l.RecordedAt, &l.Stream, &sequence, &l.Digest, &l.Source, &l.EventID, &l.Model, &l.Subject,
-			&l.Kind, &l.Reason, &l.Payload, &l.PayloadState)
-		l.Sequence = uint64(sequence)
-		return l, err
-	})
+	return list(ctx, s.pool, pgx.RowToStructByPos[StoredDeadLetter], deadLettersToRedeliver, after, q.Stream, q.Model,
+		notNil(q.Kinds), int64(q.From), int64(q.To), notNil(q.IDs), deadLetterPage)
 }
 
 // Redeliver opens the event of a dead letter for a new verdict and returns the number of the redelivery. Asked again,
 // it returns the same number and changes nothing. The error says so if a message of the dead letter's kind would fail
 // again.
-func (s *Store) Redeliver(ctx context.Context, letter int64, by string) (int64, error) {
+func (s *Store) Redeliver(ctx context.Context, deadLetter int64, by string) (int64, error) {
 	var id int64
-	if err := s.pool.QueryRow(ctx, `SELECT decuwatch.redeliver($1, $2)`, letter, by).Scan(&id); err != nil {
-		return 0, fmt.Errorf("open dead letter %d: %w", letter, err)
+	if err := s.pool.QueryRow(ctx, `SELECT decuwatch.redeliver($1, $2)`, deadLetter, by).Scan(&id); err != nil {
+		return 0, fmt.Errorf("open dead letter %d: %w", deadLetter, err)
 	}
 	return id, nil
 }

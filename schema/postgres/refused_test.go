@@ -40,8 +40,8 @@ func TestRefused(t *testing.T) {
 	}
 }
 
-// TestDatabaseThatFails takes the database away in ways that a server reports by different errors. Not one is the
-// event's fault, and when it is back the same verdict is written.
+// TestDatabaseThatFails takes the database away in ways that a server reports by different errors. No error is the
+// event's fault, and when the database is back the same verdict is written.
 func TestDatabaseThatFails(t *testing.T) {
 	for name, c := range map[string]struct{ away, back string }{
 		"schema gone": {`ALTER SCHEMA decuwatch RENAME TO gone`, `ALTER SCHEMA gone RENAME TO decuwatch`},
@@ -100,8 +100,8 @@ func TestDatabaseThatFails(t *testing.T) {
 	}
 }
 
-// TestOneRowThatFails has the server fail on one row with an error that says nothing about it: the verdicts beside it
-// are written.
+// TestOneRowThatFails makes the server fail on one row with an error that does not name it: the other verdicts are
+// written.
 func TestOneRowThatFails(t *testing.T) {
 	s, conn := open(t, postgres.Config{Committers: 1})
 	for _, sql := range []string{

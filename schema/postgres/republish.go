@@ -14,11 +14,7 @@ import (
 // and that the outbox does not owe, and whatever else it delivered in that time. A time of 0 is no bound. Age is
 // measured on the server's clock.
 func (s *Store) Sent(ctx context.Context, within time.Duration) ([]string, error) {
-	rows, err := s.pool.Query(ctx, messagesSent, deliveryOwed, schema.SinkStream, within)
-	if err != nil {
-		return nil, fmt.Errorf("read messages that were sent: %w", err)
-	}
-	ids, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	ids, err := list(ctx, s.pool, pgx.RowTo[string], messagesSent, deliveryOwed, schema.SinkStream, within)
 	if err != nil {
 		return nil, fmt.Errorf("read messages that were sent: %w", err)
 	}
@@ -30,7 +26,7 @@ func (s *Store) Sent(ctx context.Context, within time.Duration) ([]string, error
 func (s *Store) OweAgain(ctx context.Context, ids []string) error {
 	return s.begin(ctx, "owe messages again", func(tx pgx.Tx) error {
 		// The outbox keeps deliveries for some days only.
-		forgotten, err := collectAlerts(tx.Query(ctx, alertsForgotten, ids, schema.SinkStream))
+		forgotten, err := listAlerts(ctx, tx, alertsForgotten, ids, schema.SinkStream)
 		if err != nil {
 			return err
 		}

@@ -9,8 +9,8 @@ import (
 	"github.com/decuwatch/decuwatch/schema/postgres"
 )
 
-// TestOweAgain owes alerts to their stream again: one whose delivery the outbox still knows, one whose delivery it has
-// forgotten. What is owed, held back or too old is not touched.
+// TestOweAgain owes alerts to their stream again, whether the outbox still has the delivery or not. An alert that is
+// owed already, over its budget or too old is not touched.
 func TestOweAgain(t *testing.T) {
 	s, conn := open(t, postgres.Config{Volume: postgres.Volume{ClassPerHour: 4}})
 	ctx := testContext(t)

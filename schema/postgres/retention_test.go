@@ -252,8 +252,8 @@ func TestRetentionWorksInChunks(t *testing.T) {
 	}
 }
 
-// TestLeastRetention holds the shortest retentions of the database against those that the program states, and shows
-// that no caller gets below them.
+// TestLeastRetention compares the shortest retentions in the database with the program's, and shows that no caller gets
+// below them.
 func TestLeastRetention(t *testing.T) {
 	s, conn := open(t, postgres.Config{})
 	fill(t, s, conn, at)
@@ -349,7 +349,7 @@ func TestEventsOlderThanScoresAreKept(t *testing.T) {
 			t.Error(accepted)
 		}
 	}
-	// It becomes a dead letter, and whoever asks for the score learns so.
+	// It becomes a dead letter, and a query for the score says so.
 	old := event("old")
 	old.Time = time.Now().UTC().Add(-31 * day).Truncate(time.Microsecond)
 	mustRecord(t, s, schema.Verdict{Delivery: delivery(1, "old"),

@@ -12,8 +12,7 @@ import (
 	"github.com/decuwatch/decuwatch/schema"
 )
 
-// ErrConflict is returned for a change of a review that was changed by somebody else since it was read. Nothing was
-// written.
+// ErrConflict is returned for a change of a review that has changed since it was read. Nothing was written.
 var ErrConflict = errors.New("somebody else changed it meanwhile")
 
 // ErrAmbiguous is returned for an id prefix that several reviews share.
@@ -90,11 +89,7 @@ func (s *Store) Reviews(ctx context.Context, f ReviewFilter) ([]Review, error) {
 	if f.After != nil {
 		at, id = &f.After.OpenedAt, &f.After.ID
 	}
-	rows, err := s.pool.Query(ctx, reviewsList, append(f.args(), at, id, f.Limit)...)
-	if err != nil {
-		return nil, fmt.Errorf("read reviews: %w", err)
-	}
-	found, err := pgx.CollectRows(rows, pgx.RowTo[Review])
+	found, err := list(ctx, s.pool, pgx.RowTo[Review], reviewsList, append(f.args(), at, id, f.Limit)...)
 	if err != nil {
 		return nil, fmt.Errorf("read reviews: %w", err)
 	}
@@ -126,24 +121,20 @@ type ReviewClass struct {
 
 // ReviewClasses returns the classes that have reviews, in order of model and label, at most 500.
 func (s *Store) ReviewClasses(ctx context.Context) ([]ReviewClass, error) {
-	rows, err := s.pool.Query(ctx, reviewClasses)
-	if err != nil {
-		return nil, fmt.Errorf("read classes of reviews: %w", err)
-	}
-	found, err := pgx.CollectRows(rows, pgx.RowToStructByPos[ReviewClass])
+	found, err := list(ctx, s.pool, pgx.RowToStructByPos[ReviewClass], reviewClasses)
 	if err != nil {
 		return nil, fmt.Errorf("read classes of reviews: %w", err)
 	}
 	return found, nil
 }
 
-// ReviewByID returns a review by its id, or by the beginning of its id (6 characters or more) if no other begins so.
+// ReviewByID returns a review by its id, or by a prefix of its id (6 characters or more) that no other review shares.
 // The error is ErrNotFound if it does not exist.
 func (s *Store) ReviewByID(ctx context.Context, id string) (Review, error) {
 	id = clean(id)
-	found, err := collect[Review](s.pool.Query(ctx, reviewByID, id))
+	found, err := list(ctx, s.pool, pgx.RowTo[Review], reviewByID, id)
 	if err == nil && len(found) == 0 && len(id) >= 6 {
-		found, err = collect[Review](s.pool.Query(ctx, reviewsByPrefix, id))
+		found, err = list(ctx, s.pool, pgx.RowTo[Review], reviewsByPrefix, id)
 	}
 	switch {
 	case err != nil:
@@ -170,11 +161,7 @@ type ReviewEntry struct {
 
 // ReviewHistory returns the changes of a review, the oldest first.
 func (s *Store) ReviewHistory(ctx context.Context, id string) ([]ReviewEntry, error) {
-	rows, err := s.pool.Query(ctx, reviewHistory, id)
-	if err != nil {
-		return nil, fmt.Errorf("read history of review %s: %w", id, err)
-	}
-	found, err := pgx.CollectRows(rows, pgx.RowToStructByPos[ReviewEntry])
+	found, err := list(ctx, s.pool, pgx.RowToStructByPos[ReviewEntry], reviewHistory, id)
 	if err != nil {
 		return nil, fmt.Errorf("read history of review %s: %w", id, err)
 	}
@@ -254,8 +241,7 @@ func (s *Store) TallyReviews(ctx context.Context, model string, class *int, from
 	var t ReviewTally
 	err := s.pool.QueryRow(ctx, tallyReviews, model, class, from, to).Scan(
 		&t.Scored, &t.Alerted, &t.AlertsConfirmed, &t.AlertsExpected, &t.AlertsFalse, &t.AlertsOpen, &t.EventsTrue,
-		&t.EventsFalse,
-		&t.Sampled, &t.SamplesTrue, &t.SamplesFalse)
+		&t.EventsFalse, &t.Sampled, &t.SamplesTrue, &t.SamplesFalse)
 	if err != nil {
 		return t, fmt.Errorf("count verdicts: %w", err)
 	}
@@ -263,17 +249,14 @@ func (s *Store) TallyReviews(ctx context.Context, model string, class *int, from
 }
 
 // ScoreValues returns the newest values of a measurement (class_gap or request_risk) of one ensemble and settings,
-// canaries left out: of one class, or of all classes if class is nil. At most limit of them, none older than since.
+// canaries left out: of one class, or of all classes if class is nil. At most limit values, not older than since.
 func (s *Store) ScoreValues(ctx context.Context, model, ensembleDigest, settings string,
 	measurement schema.MeasurementName, class *int, since time.Time, limit int) ([]float64, error) {
 	if !slices.Contains(schema.MeasurementNames(), measurement) {
 		return nil, fmt.Errorf("read scores: no measurement is named %q", measurement)
 	}
-	rows, err := s.pool.Query(ctx, scoreValues, model, ensembleDigest, settings, class, since, measurement, limit)
-	if err != nil {
-		return nil, fmt.Errorf("read scores: %w", err)
-	}
-	values, err := pgx.CollectRows(rows, pgx.RowTo[float64])
+	values, err := list(ctx, s.pool, pgx.RowTo[float64], scoreValues,
+		model, ensembleDigest, settings, class, since, measurement, limit)
 	if err != nil {
 		return nil, fmt.Errorf("read scores: %w", err)
 	}

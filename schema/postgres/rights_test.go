@@ -38,8 +38,8 @@ func login(t *testing.T, owner *pgx.Conn, url, role string) (*pgx.Conn, string) 
 	return conn, address
 }
 
-// TestRights holds every right in the database against the table of docs/security.md: there are no others, on no table,
-// view, sequence or function, and for no role.
+// TestRights compares every right in the database with the table in docs/security.md, for all tables, views, sequences,
+// functions and roles.
 func TestRights(t *testing.T) {
 	s, conn := open(t, postgres.Config{})
 	mustRecord(t, s, scoreVerdict(1, "one")) // a partition exists
@@ -114,8 +114,8 @@ func TestRights(t *testing.T) {
 	}
 }
 
-// TestWriterCannotErase tries to erase as the monitor's login: by statement on each table, and by each function with
-// the arguments that a thief of the password would give.
+// TestWriterCannotErase tries to erase data as the monitor's login: by a statement on each table, and by each function
+// with the arguments that an attacker would give.
 func TestWriterCannotErase(t *testing.T) {
 	s, conn := open(t, postgres.Config{})
 	fill(t, s, conn, at)

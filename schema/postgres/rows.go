@@ -1,6 +1,7 @@
 package postgres
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"math"
@@ -110,22 +111,20 @@ func newScoreRow(s *schema.Score) scoreRow {
 		EventTime: e.Time, Source: e.Source, EventID: e.ID, EnsembleDigest: receipt.EnsembleDigest,
 		Model: d.Model, Settings: receipt.Settings, ClassIndex: s.ClassIndex, ClassLabel: s.ClassLabel,
 
-		ClassGap: g.Value, ClassGapEstimator: g.Estimator, ClassGapUpperBound: g.UpperBound, ClassGapSaturated: g.Saturated,
-		ClassGapMeanDistance: g.MeanDistance, ClassGapDistances: notNil(g.Distances), ClassGapShares: notNil(g.Shares),
+		ClassGap: g.Value, ClassGapEstimator: g.Estimator, ClassGapUpperBound: g.UpperBound,
+		ClassGapSaturated: g.Saturated, ClassGapMeanDistance: g.MeanDistance,
+		ClassGapDistances: notNil(g.Distances), ClassGapShares: notNil(g.Shares),
 		ClassGapBranchStep: g.BranchStep, ClassGapRolloutSteps: g.RolloutSteps,
 
 		RequestRisk: r.Value, RequestRiskEstimator: r.Estimator, RequestRiskUpperBound: r.UpperBound,
-		RequestRiskSaturated:    r.Saturated,
-		RequestRiskMeanDistance: r.MeanDistance, RequestRiskDistances: notNil(r.Distances),
-		RequestRiskShares:     notNil(r.Shares),
+		RequestRiskSaturated: r.Saturated, RequestRiskMeanDistance: r.MeanDistance,
+		RequestRiskDistances: notNil(r.Distances), RequestRiskShares: notNil(r.Shares),
 		RequestRiskBranchStep: r.BranchStep, RequestRiskRolloutSteps: r.RolloutSteps,
 
 		Profile: receipt.Profile, Steps: receipt.Steps, GuidanceScale: receipt.GuidanceScale, Eta: receipt.Eta,
-		Seed:  receipt.Seed,
-		Noise: receipt.Noise, Carrier: receipt.Carrier, UNetRows: receipt.Rows, Runtime: receipt.Runtime,
-		Device:     receipt.Device,
-		Deviations: notNil(receipt.Deviations), Labels: labels(d.Labels), Requested: requested{d.Class, d.Noise,
-			d.NoiseDtype, d.BatchIndex, d.Sampler},
+		Seed: receipt.Seed, Noise: receipt.Noise, Carrier: receipt.Carrier, UNetRows: receipt.Rows,
+		Runtime: receipt.Runtime, Device: receipt.Device, Deviations: notNil(receipt.Deviations),
+		Labels: labels(d.Labels), Requested: requested{d.Class, d.Noise, d.NoiseDtype, d.BatchIndex, d.Sampler},
 		TraceParent: optional(e.TraceParent), TraceState: optional(e.TraceState), ScoredAt: s.ScoredAt,
 	}
 }
@@ -133,8 +132,8 @@ func newScoreRow(s *schema.Score) scoreRow {
 func (r scoreRow) score() *schema.Score {
 	return &schema.Score{
 		Event: schema.Event{
-			Source: r.Source, ID: r.EventID, Time: r.EventTime.UTC(), TraceParent: text(r.TraceParent),
-			TraceState: text(r.TraceState),
+			Source: r.Source, ID: r.EventID, Time: r.EventTime.UTC(),
+			TraceParent: text(r.TraceParent), TraceState: text(r.TraceState),
 			Data: schema.Generation{
 				Model: r.Model, Class: r.Requested.Class, Seed: r.Seed, Noise: r.Requested.Noise,
 				NoiseDtype: r.Requested.NoiseDtype, BatchIndex: r.Requested.BatchIndex, Sampler: r.Requested.Sampler,
@@ -144,21 +143,18 @@ func (r scoreRow) score() *schema.Score {
 		ClassIndex: r.ClassIndex, ClassLabel: r.ClassLabel,
 		ClassGap: schema.Measurement{
 			Estimator: r.ClassGapEstimator, Value: r.ClassGap, UpperBound: r.ClassGapUpperBound,
-			Saturated:    r.ClassGapSaturated,
-			MeanDistance: r.ClassGapMeanDistance, Distances: r.ClassGapDistances, Shares: r.ClassGapShares,
-			BranchStep: r.ClassGapBranchStep, RolloutSteps: r.ClassGapRolloutSteps,
+			Saturated: r.ClassGapSaturated, MeanDistance: r.ClassGapMeanDistance, Distances: r.ClassGapDistances,
+			Shares: r.ClassGapShares, BranchStep: r.ClassGapBranchStep, RolloutSteps: r.ClassGapRolloutSteps,
 		},
 		RequestRisk: schema.Measurement{
 			Estimator: r.RequestRiskEstimator, Value: r.RequestRisk, UpperBound: r.RequestRiskUpperBound,
-			Saturated:    r.RequestRiskSaturated,
-			MeanDistance: r.RequestRiskMeanDistance, Distances: r.RequestRiskDistances, Shares: r.RequestRiskShares,
-			BranchStep: r.RequestRiskBranchStep, RolloutSteps: r.RequestRiskRolloutSteps,
+			Saturated: r.RequestRiskSaturated, MeanDistance: r.RequestRiskMeanDistance, Distances: r.RequestRiskDistances,
+			Shares: r.RequestRiskShares, BranchStep: r.RequestRiskBranchStep, RolloutSteps: r.RequestRiskRolloutSteps,
 		},
 		Receipt: schema.Receipt{
 			EnsembleDigest: r.EnsembleDigest, Profile: r.Profile, Settings: r.Settings, Steps: r.Steps,
-			GuidanceScale: r.GuidanceScale, Eta: r.Eta,
-			Seed: r.Seed, Noise: r.Noise, Carrier: r.Carrier, Rows: r.UNetRows, Runtime: r.Runtime, Device: r.Device,
-			Deviations: nilIfNone(r.Deviations),
+			GuidanceScale: r.GuidanceScale, Eta: r.Eta, Seed: r.Seed, Noise: r.Noise, Carrier: r.Carrier,
+			Rows: r.UNetRows, Runtime: r.Runtime, Device: r.Device, Deviations: nilIfNone(r.Deviations),
 		},
 		ScoredAt: r.ScoredAt.UTC(),
 	}
@@ -231,7 +227,7 @@ func (r *deadLetterRow) ours() bool {
 	return r.Kind == schema.KindFailed || r.Kind == schema.KindGivenUp || r.Kind == schema.KindOrphaned
 }
 
-// How much of a dead letter's payload is kept; one that has expired is neither.
+// How much of a dead letter's payload is kept, until it expires.
 const (
 	payloadWhole = "whole"
 	payloadCut   = "cut"
@@ -252,9 +248,9 @@ func newAlertRow(a schema.Alert) alertRow {
 	return alertRow{a, labels(a.Labels), a.Count, a.Detail, a.Receipt.EnsembleDigest, a.Receipt.Settings, deliveryOwed}
 }
 
-// collectAlerts reads alerts, one as JSON in each row.
-func collectAlerts(rows pgx.Rows, err error) ([]schema.Alert, error) {
-	alerts, err := collect[schema.Alert](rows, err)
+// listAlerts returns the alerts that a query selects, each as JSON.
+func listAlerts(ctx context.Context, q querier, sql string, args ...any) ([]schema.Alert, error) {
+	alerts, err := list(ctx, q, pgx.RowTo[schema.Alert], sql, args...)
 	for i := range alerts {
 		a := &alerts[i]
 		a.EventTime, a.FiredAt, a.Labels = a.EventTime.UTC(), a.FiredAt.UTC(), nilIfEmpty(a.Labels)

@@ -36,8 +36,7 @@ func configure(c *pgx.ConnConfig, settings map[string]string) error {
 	for _, mode := range []pgx.QueryExecMode{pgx.QueryExecModeExec, pgx.QueryExecModeSimpleProtocol} {
 		if c.DefaultQueryExecMode == mode {
 			return fmt.Errorf("%w: the address sets default_query_exec_mode=%s; leave it out, or use cache_statement, "+
-				"cache_describe or describe_exec",
-				ErrSession, strings.ReplaceAll(mode.String(), " ", "_"))
+				"cache_describe or describe_exec", ErrSession, strings.ReplaceAll(mode.String(), " ", "_"))
 		}
 	}
 	all := maps.Clone(always)

@@ -59,15 +59,15 @@ func works(t testing.TB, address string) {
 	}
 	defer s.Close()
 	ctx, cancel := context.WithCancel(testContext(t))
-	told, ended := make(chan struct{}, 100), make(chan error, 1)
-	go func() { ended <- s.Listen(ctx, postgres.ChannelThresholds, func() { told <- struct{}{} }) }()
+	notified, ended := make(chan struct{}, 100), make(chan error, 1)
+	go func() { ended <- s.Listen(ctx, postgres.ChannelThresholds, func() { notified <- struct{}{} }) }()
 	defer func() { cancel(); <-ended }()
 	wait := func() {
 		t.Helper()
 		select {
-		case <-told:
+		case <-notified:
 		case <-ctx.Done():
-			t.Fatal("not told of a change")
+			t.Fatal("no notification of a change")
 		}
 	}
 	wait()

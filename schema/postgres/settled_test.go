@@ -36,7 +36,7 @@ func TestDeadLettersClaimOnlyTheirOwn(t *testing.T) {
 			if r := mustRecord(t, s, letter(1, "wrong", c.subject, c.kind, &ev)); !r.First {
 				t.Fatalf("dead letter: %+v", r)
 			}
-			// The server's advisory about the same message comes to another kind, and changes nothing.
+			// The server's advisory about the same message has another kind, and changes nothing.
 			if r := mustRecord(t, s, letter(1, "wrong", c.subject, "given_up", &ev)); r.First || r.Reason != string(c.kind) {
 				if r.First {
 					t.Errorf("the message has a second verdict: %+v", r)
@@ -130,7 +130,7 @@ func TestSettledSequences(t *testing.T) {
 	}
 }
 
-// A message that has its verdict gets no second one, whatever a later reading of it comes to.
+// A message that has a verdict gets no second one, however it is read later.
 func TestOneVerdictAMessage(t *testing.T) {
 	s, conn := open(t, postgres.Config{})
 	mustRecord(t, s, scoreVerdict(1, "one"))
@@ -173,8 +173,7 @@ func of(model string, v schema.Verdict) schema.Verdict {
 	return v
 }
 
-// Events of two models that share source and id each get their own verdict, and each is known
-// for itself alone.
+// Events of two models that share source and id each get a verdict of their own.
 func TestModelsDoNotShareIdentities(t *testing.T) {
 	s, conn := open(t, postgres.Config{})
 	ours, theirs := scoreVerdict(1, "one"), of("other", scoreVerdict(2, "one"))
@@ -223,8 +222,8 @@ func TestModelsDoNotShareIdentities(t *testing.T) {
 	}
 }
 
-// A dead letter of a message that nobody took is no verdict on its event: sent again, or redelivered, it is scored. The
-// redelivery takes the dead letter out of the counts, whatever hour they are of.
+// A dead letter of a message that no worker took is not a verdict on its event: sent again, or redelivered, the event
+// is scored. The redelivery takes the dead letter out of the counts of its hour.
 func TestUntakenEventsStayOpen(t *testing.T) {
 	for _, kind := range []schema.DeadLetterKind{"unknown_model", "orphaned"} {
 		s, conn := open(t, postgres.Config{})
@@ -251,7 +250,7 @@ func TestUntakenEventsStayOpen(t *testing.T) {
 		if r := mustRecord(t, s, scoreVerdict(2, "one")); !r.First {
 			t.Errorf("%s sent again: %+v", kind, r)
 		}
-		// Once more while nobody takes the model: it repeats the score.
+		// Once more while no worker takes the model: it repeats the score.
 		if r := mustRecord(t, s, letter(3, "one", "generation.requested.fashion-mnist", kind, &ev)); r.First ||
 			r.Outcome != schema.OutcomeScore {
 			t.Errorf("%s of an event that is scored: %+v", kind, r)
@@ -259,8 +258,7 @@ func TestUntakenEventsStayOpen(t *testing.T) {
 	}
 }
 
-// TestForgottenMessagesAreNotLost holds what reconcile takes for lost against retention: a message whose row was
-// deleted is none.
+// TestForgottenMessagesAreNotLost checks that reconcile does not count a message as lost if retention deleted its row.
 func TestForgottenMessagesAreNotLost(t *testing.T) {
 	s, conn := open(t, postgres.Config{})
 	var least string

@@ -11,30 +11,20 @@ import (
 	"github.com/decuwatch/decuwatch/schema"
 )
 
-// Settled returns the messages from <= sequence <= to of a stream that have their verdict, or repeat an event that has,
+// Settled returns the messages from <= sequence <= to of a stream that have a verdict, or repeat an event that has one,
 // in order of sequence.
 func (s *Store) Settled(ctx context.Context, stream string, from, to uint64) ([]schema.Settled, error) {
-	rows, err := s.pool.Query(ctx, settled, stream, int64(from), int64(to))
+	messages, err := list(ctx, s.pool, pgx.RowToStructByPos[schema.Settled], settled, stream, int64(from), int64(to))
 	if err != nil {
 		return nil, fmt.Errorf("read settled messages of stream %s: %w", stream, err)
 	}
-	list, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (m schema.Settled, err error) {
-		var sequence int64
-		err = row.Scan(&sequence, &m.Digest, &m.At)
-		m.Sequence = uint64(sequence)
-		return m, err
-	})
-	if err != nil {
-		return nil, fmt.Errorf("read settled messages of stream %s: %w", stream, err)
-	}
-	return list, nil
+	return messages, nil
 }
 
 // Position returns the sequence number up to which the stream that was made at the given moment has been swept. A
 // stream that is not known yet is begun after the message at.
 func (s *Store) Position(ctx context.Context, stream string, created time.Time, at uint64) (uint64, error) {
-	_, err := s.pool.Exec(ctx, beginPosition,
-		stream, created, int64(at))
+	_, err := s.pool.Exec(ctx, beginPosition, stream, created, int64(at))
 	if err != nil {
 		return 0, fmt.Errorf("begin the position of stream %s: %w", stream, err)
 	}
@@ -55,8 +45,8 @@ func (s *Store) SweptTo(ctx context.Context, stream string, created time.Time) (
 	return uint64(position), true, nil
 }
 
-// accountedFor is for how long a message that left the stream is held against the ledger: as long as no ledger row is
-// removed by retention, however short its setting.
+// accountedFor is how long a message that left the stream is compared with the ledger: the shortest retention that is
+// allowed, so that its row cannot have been removed.
 const accountedFor = 30 * 24 * time.Hour
 
 // AccountedFrom returns the first sequence number of a stream from which every message has a row in the ledger as soon
@@ -80,16 +70,10 @@ func (s *Store) Unsettled(ctx context.Context, stream string, created time.Time,
 		return nil, nil
 	}
 	// The clocks of server and database differ by less than a minute.
-	rows, err := s.pool.Query(ctx, unsettled,
-		stream, int64(from), int64(to), created.Add(-time.Minute))
-	if err != nil {
-		return nil, fmt.Errorf("read messages without a verdict of stream %s: %w", stream, err)
-	}
-	ranges, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (r [2]uint64, err error) {
-		var first, last int64
-		err = row.Scan(&first, &last)
-		return [2]uint64{uint64(first), uint64(last)}, err
-	})
+	ranges, err := list(ctx, s.pool, func(row pgx.CollectableRow) (r [2]uint64, err error) {
+		err = row.Scan(&r[0], &r[1])
+		return r, err
+	}, unsettled, stream, int64(from), int64(to), created.Add(-time.Minute))
 	if err != nil {
 		return nil, fmt.Errorf("read messages without a verdict of stream %s: %w", stream, err)
 	}
@@ -109,8 +93,7 @@ func (s *Store) Advance(ctx context.Context, stream string, created time.Time, f
 func (s *Store) SettledBefore(ctx context.Context, stream string, first, last uint64, age time.Duration) (uint64,
 	error) {
 	var young *int64
-	err := s.pool.QueryRow(ctx, settledBefore,
-		stream, int64(first), int64(last), age).Scan(&young)
+	err := s.pool.QueryRow(ctx, settledBefore, stream, int64(first), int64(last), age).Scan(&young)
 	if err != nil {
 		return 0, fmt.Errorf("read the age of verdicts of stream %s: %w", stream, err)
 	}
@@ -123,8 +106,7 @@ func (s *Store) SettledBefore(ctx context.Context, stream string, first, last ui
 // Orphans returns how many messages of a subject above a sequence are dead letters.
 func (s *Store) Orphans(ctx context.Context, stream, subject string, above uint64) (int, error) {
 	var n int
-	err := s.pool.QueryRow(ctx, countOrphans,
-		stream, int64(above), subject).Scan(&n)
+	err := s.pool.QueryRow(ctx, countOrphans, stream, int64(above), subject).Scan(&n)
 	if err != nil {
 		return 0, fmt.Errorf("count dead letters of %s: %w", subject, err)
 	}

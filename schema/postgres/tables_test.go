@@ -423,15 +423,15 @@ func TestThresholds(t *testing.T) {
 func TestListen(t *testing.T) {
 	s, conn := open(t, postgres.Config{})
 	ctx, cancel := context.WithCancel(testContext(t))
-	told := make(chan struct{}, 100)
+	notified := make(chan struct{}, 100)
 	ended := make(chan error)
-	go func() { ended <- s.Listen(ctx, postgres.ChannelThresholds, func() { told <- struct{}{} }) }()
+	go func() { ended <- s.Listen(ctx, postgres.ChannelThresholds, func() { notified <- struct{}{} }) }()
 	wait := func(what string) {
 		t.Helper()
 		select {
-		case <-told:
+		case <-notified:
 		case <-ctx.Done():
-			t.Fatalf("not told %s", what)
+			t.Fatalf("no notification %s", what)
 		}
 	}
 	wait("that it listens")
@@ -439,7 +439,7 @@ func TestListen(t *testing.T) {
 		t.Fatal(err)
 	}
 	wait("of the change")
-	// A connection that is cut is made again, and what was missed meanwhile is announced.
+	// A lost connection is made again, and notifies once for what was missed.
 	if _, err := conn.Exec(ctx, `SELECT pg_terminate_backend(pid) FROM pg_catalog.pg_stat_activity
 		WHERE datname = current_database() AND query LIKE 'LISTEN%'`); err != nil {
 		t.Fatal(err)
@@ -451,8 +451,7 @@ func TestListen(t *testing.T) {
 	}
 }
 
-// TestServerKilled kills the server in the middle of work: what was confirmed is there after, and work goes on by
-// itself.
+// TestServerKilled kills the server in the middle of work: what was confirmed is still there, and work goes on.
 func TestServerKilled(t *testing.T) {
 	ctx := testContext(t)
 	dir := filepath.Join(t.TempDir(), "server") // below a directory that is closed to other users

@@ -28,26 +28,17 @@ type ThresholdChange struct {
 	SetBy      string             `json:"set_by"`
 	Reason     string             `json:"reason"`
 	SetAt      time.Time          `json:"set_at"`
-	Thresholds []schema.Threshold `json:"thresholds"` // as set by the change
+	Thresholds []schema.Threshold `json:"thresholds" db:"-"` // as set by the change
 }
 
 // Thresholds returns the thresholds in force, in order of their id.
 func (s *Store) Thresholds(ctx context.Context) ([]schema.Threshold, error) {
-	return thresholdsInForce(ctx, s.pool)
+	return listThresholds(ctx, s.pool, inForce)
 }
 
-// querier is a connection, a pool or a transaction.
-type querier interface {
-	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
-}
-
-func thresholdsInForce(ctx context.Context, q querier) ([]schema.Threshold, error) {
-	return collectThresholds(q.Query(ctx, inForce))
-}
-
-// collectThresholds reads thresholds, one as JSON in each row.
-func collectThresholds(rows pgx.Rows, err error) ([]schema.Threshold, error) {
-	thresholds, err := collect[schema.Threshold](rows, err)
+// listThresholds returns the thresholds that a query selects, each as JSON.
+func listThresholds(ctx context.Context, q querier, sql string, args ...any) ([]schema.Threshold, error) {
+	thresholds, err := list(ctx, q, pgx.RowTo[schema.Threshold], sql, args...)
 	if err != nil {
 		return nil, fmt.Errorf("read thresholds: %w", err)
 	}
@@ -57,7 +48,7 @@ func collectThresholds(rows pgx.Rows, err error) ([]schema.Threshold, error) {
 	return thresholds, nil
 }
 
-// SetThreshold sets one threshold by hand and returns it as stored. It replaces the one of the same key.
+// SetThreshold sets one threshold by hand and returns it as stored. It replaces the threshold of the same key.
 func (s *Store) SetThreshold(ctx context.Context, t schema.Threshold) (schema.Threshold, error) {
 	kind := ChangeManual
 	if t.Origin == "reference" {
@@ -72,9 +63,9 @@ func (s *Store) SetThreshold(ctx context.Context, t schema.Threshold) (schema.Th
 }
 
 // SetThresholds sets thresholds that take effect together and returns the change as stored, its thresholds in their
-// order. Each replaces the one of the same key; one that is Withdrawn takes its key out of force. The monitors are
-// told by NOTIFY at the commit. The error wraps [schema.ErrContradiction] if a scope's critical threshold would stand
-// below its warn threshold; nothing is changed then.
+// order. Each replaces the threshold of the same key; a Withdrawn threshold takes its key out of force. The commit
+// notifies ChannelThresholds. The error wraps [schema.ErrContradiction] if a scope's critical threshold would be below
+// its warn threshold; nothing is changed then.
 func (s *Store) SetThresholds(ctx context.Context, c ThresholdChange) (ThresholdChange, error) {
 	if len(c.Thresholds) == 0 {
 		return c, errors.New("set thresholds: no threshold is given")
@@ -102,15 +93,14 @@ func insertChange(ctx context.Context, tx pgx.Tx, c ThresholdChange) (ThresholdC
 	if err := lockThresholds(ctx, tx); err != nil {
 		return c, err
 	}
-	inForce, err := thresholdsInForce(ctx, tx)
+	current, err := listThresholds(ctx, tx, inForce)
 	if err != nil {
 		return c, err
 	}
-	if err := schema.CheckChange(inForce, c.Thresholds); err != nil {
+	if err := schema.CheckChange(current, c.Thresholds); err != nil {
 		return c, err
 	}
-	err = tx.QueryRow(ctx, insertThresholdChange,
-		c.Kind, c.Undoes, c.SetBy, clean(c.Reason)).Scan(&c.ID, &c.SetAt)
+	err = tx.QueryRow(ctx, insertThresholdChange, c.Kind, c.Undoes, c.SetBy, clean(c.Reason)).Scan(&c.ID, &c.SetAt)
 	if err != nil {
 		return c, err
 	}
@@ -128,9 +118,9 @@ func insertChange(ctx context.Context, tx pgx.Tx, c ThresholdChange) (ThresholdC
 	return c, nil
 }
 
-// RollbackThresholds takes the newest change that still stands back, by setting what was in force before it; nothing
-// is deleted. Calling it again takes the change before that back. The error is ErrNotFound if there is none, and wraps
-// [schema.ErrContradiction] if what was in force contradicts itself, as versions without that check allowed.
+// RollbackThresholds undoes the newest change that was not undone yet, by setting what was in force before it. Nothing
+// is deleted. Calling it again undoes the change before that. The error is ErrNotFound if there is nothing to undo, and
+// wraps [schema.ErrContradiction] if what was in force contradicts itself, which older versions allowed.
 func (s *Store) RollbackThresholds(ctx context.Context, by, reason string) (ThresholdChange, error) {
 	var c ThresholdChange
 	err := s.begin(ctx, "roll back thresholds", func(tx pgx.Tx) error {
@@ -146,7 +136,7 @@ func (s *Store) RollbackThresholds(ctx context.Context, by, reason string) (Thre
 			return err
 		}
 		// For each key of the change: the newest row before it, or a withdrawal if there was none.
-		before, err := collectThresholds(tx.Query(ctx, thresholdsBeforeChange, undone))
+		before, err := listThresholds(ctx, tx, thresholdsBeforeChange, undone)
 		if err != nil {
 			return err
 		}
@@ -160,19 +150,12 @@ func (s *Store) RollbackThresholds(ctx context.Context, by, reason string) (Thre
 // ThresholdHistory returns the newest changes of a model's thresholds (of all models if model is empty) with the
 // thresholds that they set, the newest first, at most limit.
 func (s *Store) ThresholdHistory(ctx context.Context, model string, limit int) ([]ThresholdChange, error) {
-	rows, err := s.pool.Query(ctx, thresholdChanges, model, limit)
-	if err != nil {
-		return nil, fmt.Errorf("read history of thresholds: %w", err)
-	}
-	changes, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (c ThresholdChange, err error) {
-		err = row.Scan(&c.ID, &c.Kind, &c.Undoes, &c.SetBy, &c.Reason, &c.SetAt)
-		return c, err
-	})
+	changes, err := list(ctx, s.pool, pgx.RowToStructByPos[ThresholdChange], thresholdChanges, model, limit)
 	if err != nil {
 		return nil, fmt.Errorf("read history of thresholds: %w", err)
 	}
 	for i := range changes {
-		changes[i].Thresholds, err = collectThresholds(s.pool.Query(ctx, thresholdsOfChange, changes[i].ID))
+		changes[i].Thresholds, err = listThresholds(ctx, s.pool, thresholdsOfChange, changes[i].ID)
 		if err != nil {
 			return nil, err
 		}

@@ -75,7 +75,7 @@ func TestUpgrade(t *testing.T) {
 		AND payload_bytes = 3 AND payload_state = 'whole'`); n != 1 {
 		t.Errorf("%d old dead letters", n)
 	}
-	// Ids belong to one model each, and events that nobody took are open.
+	// Ids belong to one model each, and events that no worker took are open.
 	if got := list(t, conn, `SELECT event_id FROM decuwatch.events ORDER BY 1`); len(got) != 1 || got[0] != "old" {
 		t.Errorf("events are %v", got)
 	}
@@ -84,7 +84,7 @@ func TestUpgrade(t *testing.T) {
 		VALUES ('s', 'old', repeat('2', 64), 'skip', 'noise', now(), 'n', 's', 5, 1)`); err != nil {
 		t.Error(err)
 	}
-	// What a program of the first version still writes while workers are replaced.
+	// A program of the first version still writes while workers are replaced.
 	if _, err := conn.Exec(ctx, `INSERT INTO decuwatch.dead_letters (stream, sequence, digest, delivered, subject,
 		payload, kind, field, reason) VALUES ('s', 3, repeat('0', 64), 1, '', 'x', 'invalid', '', 'r')`); err != nil {
 		t.Error(err)

@@ -27,8 +27,7 @@ type Worker struct {
 // written are the tables that a verdict writes.
 var written = []string{
 	"events", "scores", "skips", "dead_letters", "alerts", "outbox", "reviews", "evidence_jobs", "class_hour_parts",
-	"class_day_parts", "outcome_hour_parts",
-	"repeats", "tries",
+	"class_day_parts", "outcome_hour_parts", "repeats", "tries",
 }
 
 // Beat commits a row for each model of the worker with the given id, and returns the other workers that score one of
@@ -57,25 +56,17 @@ func (s *Store) Beat(ctx context.Context, id, host string, models []WorkerModel,
 			return err
 		}
 		var seconds float64
-		if err := tx.QueryRow(ctx, workerUptime, id).
-			Scan(&seconds); err != nil {
+		if err := tx.QueryRow(ctx, workerUptime, id).Scan(&seconds); err != nil {
 			return err
 		}
 		up = time.Duration(seconds * float64(time.Second))
-		rows, err := tx.Query(ctx, otherWorkers, id, within)
-		if err != nil {
-			return err
-		}
-		others, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (o Worker, err error) {
-			err = row.Scan(&o.Model, &o.EnsembleDigest, &o.Settings, &o.Host, &o.StartedAt, &o.Older)
-			return o, err
-		})
+		others, err = list(ctx, tx, pgx.RowToStructByPos[Worker], otherWorkers, id, within)
 		return err
 	})
 	return others, up, err
 }
 
-// Leave removes what Beat wrote from what others see: a worker that ends is not taken for one that runs.
+// Leave hides what Beat wrote from other workers, so that they do not take a stopped worker for a running one.
 func (s *Store) Leave(ctx context.Context, id string) error {
 	_, err := s.pool.Exec(ctx, leaveWorker, id)
 	if err != nil {

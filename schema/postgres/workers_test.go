@@ -8,7 +8,7 @@ import (
 	"github.com/decuwatch/decuwatch/schema/postgres"
 )
 
-// Beat tells each worker of those that score its model otherwise, of nobody else, and which of them is older.
+// Beat returns only the workers that score a model otherwise, and which of them are older.
 func TestBeat(t *testing.T) {
 	s, conn := open(t, postgres.Config{})
 	ctx := testContext(t)
@@ -33,10 +33,10 @@ func TestBeat(t *testing.T) {
 	}
 	if others := beat("stranger", other); len(others) != 2 || !others[0].Older || others[0].Host != "host of first" ||
 		others[0].WorkerModel != a {
-		t.Errorf("the newer worker is told %+v", others)
+		t.Errorf("the newer worker sees %+v", others)
 	}
 	if others := beat("first", a, b); len(others) != 1 || others[0].Older || others[0].WorkerModel != other {
-		t.Errorf("the older worker is told %+v", others)
+		t.Errorf("the older worker sees %+v", others)
 	}
 	if _, err := conn.Exec(ctx, `UPDATE decuwatch.workers SET seen_at = seen_at - interval '2 minutes'
 		WHERE id = 'stranger'`); err != nil {

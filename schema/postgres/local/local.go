@@ -40,8 +40,7 @@ const (
 
 // Options of a server.
 type Options struct {
-	// holds everything: cluster, password, log. Created if missing; used again if it was made by Start
-	Dir      string
+	Dir      string            // of cluster, password and log. Created if missing; may be from an earlier Start
 	Port     int               // on 127.0.0.1. Defaults to the port of the last start if it is free, else to any free one
 	Settings map[string]string // of postgresql.conf, by -c
 	Log      *os.File          // of the server. Defaults to Dir/postgres.log
@@ -107,8 +106,8 @@ func Start(ctx context.Context, o Options) (*Server, error) {
 	return s, nil
 }
 
-// launchOnFreePort launches the server, and tries again while the processes of a killed server are still ending or if
-// somebody takes the port first.
+// launchOnFreePort launches the server, and tries again while the processes of a killed server are still ending, or
+// if another process takes the port first.
 func (s *Server) launchOnFreePort(ctx context.Context, bin string, attr *syscall.SysProcAttr) (err error) {
 	began := time.Now()
 	for attempt := 0; ; attempt++ {
@@ -255,7 +254,7 @@ func version(bin string) int {
 	return v
 }
 
-// environment is the child's: an unpacked installation in .tools has its libraries beside it.
+// environment returns the child's environment: an installation in .tools has its libraries beside it.
 func environment(bin string) []string {
 	env := append(os.Environ(), "LC_ALL=C", "TZ=UTC")
 	if i := strings.Index(bin, "/.tools/postgresql/"); i >= 0 {
@@ -309,7 +308,7 @@ func identity(dir string) (*syscall.SysProcAttr, error) {
 		}
 		stat := info.Sys().(*syscall.Stat_t)
 		if info.Mode()&0o001 == 0 && stat.Uid != uint32(uid) {
-			// A home of root's is closed to the user; the capability opens the way and nothing else.
+			// The user cannot enter root's home; the capability lets it pass, and nothing else.
 			attr.AmbientCaps = []uintptr{capDACOverride}
 		}
 		if parent == "/" {
@@ -373,8 +372,7 @@ func (s *Server) choosePort(attempt int) (int, error) {
 			}
 		}
 	}
-	// Below the range from which the system takes ports for outgoing connections, so that nobody takes it while the server
-	// is down.
+	// Below the range of ports for outgoing connections, so that the port stays free while the server is down.
 	for range 100 {
 		port := 12_000 + rand.N(20_000)
 		if l, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port))); err == nil {

@@ -7,10 +7,9 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// Seed fills the database at url with scores of one model ("fashion-mnist", M = 5) as they would stand after
-// that many events, evenly over the classes and the days before today, with the ledger, the rollups, and an alert and
-// its review on one score in a hundred. It is deterministic but for the time of day, and made by SQL: millions take
-// minutes, not hours.
+// Seed fills the database at url with scores of one model ("fashion-mnist", M = 5), evenly over the classes and the
+// days before today, with the ledger, the rollups, and an alert and its review on one score in a hundred. It is
+// deterministic except for the time of day. It works in SQL, so millions take minutes, not hours.
 func Seed(t testing.TB, url string, scores, classes, days int) {
 	t.Helper()
 	ctx := t.Context()

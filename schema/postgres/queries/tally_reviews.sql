@@ -4,11 +4,11 @@ WITH scored AS (
 ), alerted AS (
     SELECT count(DISTINCT (source, event_id, model)) AS n FROM decuwatch.production_alerts
     WHERE kind = 'score' AND event_time >= $3 AND event_time < $4 AND ($1 = '' OR model = $1)
-    AND ($2::integer IS NULL OR class_index = $2)
+        AND ($2::integer IS NULL OR class_index = $2)
 ), reviewed AS (
     SELECT * FROM decuwatch.reviews
     WHERE event_time >= $3 AND event_time < $4 AND ($1 = '' OR model = $1)
-    AND ($2::integer IS NULL OR class_index = $2)
+        AND ($2::integer IS NULL OR class_index = $2)
 ), events AS (
     SELECT bool_or(verdict IN ('confirmed', 'expected')) AS is_true FROM reviewed
     WHERE kind = 'alert' AND verdict IS NOT NULL GROUP BY source, event_id, model
