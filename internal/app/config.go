@@ -140,18 +140,18 @@ type LogConfig struct {
 
 // Logger returns a logger that writes to w.
 func (c LogConfig) Logger(w io.Writer) (*slog.Logger, error) {
+	if err := settings.Check("log", c); err != nil {
+		return nil, err
+	}
 	var level slog.Level
 	if err := level.UnmarshalText([]byte(c.Level)); err != nil {
 		return nil, settings.Errorf("log.level is %q, must be debug, info, warn or error", c.Level)
 	}
 	opts := &slog.HandlerOptions{Level: level}
-	switch c.Format {
-	case "text":
-		return slog.New(slog.NewTextHandler(w, opts)), nil
-	case "json":
+	if c.Format == "json" {
 		return slog.New(slog.NewJSONHandler(w, opts)), nil
 	}
-	return nil, settings.Errorf("log.format is %q, must be text or json", c.Format)
+	return slog.New(slog.NewTextHandler(w, opts)), nil
 }
 
 // Check returns an error that names the settings out of their bounds.
