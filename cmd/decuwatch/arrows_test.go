@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"os"
 	"os/exec"
 	"slices"
 	"strings"
@@ -35,7 +36,9 @@ var arrows = []struct {
 	}, "a score does not depend on how a request came or where the score goes"},
 	{"scoring/paide", nil, "estimators are numbers in, numbers out"},
 	{"scoring/diffusion", nil, "schedules and noise are numbers in, numbers out"},
-	{"scoring/evaluation", nil, "the judgement of scores is numbers in, numbers out"},
+	{"scoring/evaluation", []string{
+		"internal/settings", "schema", "scoring", "scoring/ensemble",
+	}, "an evaluation runs an engine, and needs neither events nor a database"},
 	{"scoring/ensemble", []string{
 		"internal/modelname", "scoring/diffusion",
 	}, "the ensemble directory is read without running anything"},
@@ -115,6 +118,19 @@ func TestImportArrows(t *testing.T) {
 		}
 		if len(p.CgoFiles) > 0 && name != "scoring/ort" && !strings.HasPrefix(name, "scoring/ort/") {
 			t.Errorf("%s uses cgo; only scoring/ort may", name)
+		}
+	}
+}
+
+// TestArchitectureNamesEveryPackage looks for each package in docs/architecture.md.
+func TestArchitectureNamesEveryPackage(t *testing.T) {
+	page, err := os.ReadFile("../../docs/architecture.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, arrow := range arrows {
+		if !strings.Contains(string(page), "`"+arrow.pkg+"`") {
+			t.Errorf("docs/architecture.md does not name %s", arrow.pkg)
 		}
 	}
 }
