@@ -47,7 +47,7 @@ func campaign(m *testing.M) int {
 		return 1
 	}
 	defer os.RemoveAll(dir)
-	// Whoever interrupts the campaign ends its children: they end with this process.
+	// An interrupt ends the campaign's children, too: they end with this process.
 	interrupted := make(chan os.Signal, 1)
 	signal.Notify(interrupted, os.Interrupt, syscall.SIGTERM)
 	go func() {
@@ -57,7 +57,7 @@ func campaign(m *testing.M) int {
 		undo := undone
 		reporting.Unlock()
 		for _, f := range undo {
-			_ = f() // there is nobody left to tell
+			_ = f() // nobody can be told any more
 		}
 		_ = errors.Join(summarize(), os.RemoveAll(dir))
 		os.Exit(1)
@@ -85,8 +85,8 @@ type scenario struct {
 	does string
 	// quick scenarios run in `go test`: they take seconds, and need neither root nor another binary.
 	quick bool
-	// kill scenarios are those whose faults hit at a moment that a seed draws: they are worth many seeds. The others run
-	// for a tenth of -seeds.
+	// kill scenarios have faults at a moment that a seed draws, so they are worth many seeds. The others run for a tenth
+	// of -seeds.
 	kill bool
 	// setup starts or finds the servers. t outlives the scenarios.
 	setup func(t *testing.T) *servers
@@ -161,7 +161,7 @@ type result struct {
 	Events      int      `json:"events"` // messages that the stream acknowledged
 	Alerts      int      `json:"alerts"`
 	Faults      []string `json:"faults"`
-	Redelivered int      `json:"redelivered"` // events whose verdict came with a later delivery than the first
+	Redelivered int      `json:"redelivered"` // events whose verdict came after the first delivery
 	Drain       float64  `json:"drain_seconds"`
 	Seconds     float64  `json:"seconds"`
 	Violations  []string `json:"violations"`
@@ -170,10 +170,10 @@ type result struct {
 var (
 	reporting sync.Mutex
 	results   []result
-	undone    []func() error // what an interruption must still undo; doing it twice does nothing
+	undone    []func() error // undoes faults after an interruption; may be called twice
 )
 
-// interruption has f called if the campaign is interrupted, which runs no cleanup of its tests.
+// interruption calls f if the campaign is interrupted. An interruption runs no cleanup of the tests.
 func interruption(f func() error) {
 	reporting.Lock()
 	defer reporting.Unlock()

@@ -127,7 +127,7 @@ func natsScenarios() []scenario {
 			run: func(r *run) {
 				full := r.limitStream(64 << 10)
 				refused := 0
-				for range 400 { // past the producer, which would try until it succeeds
+				for range 400 { // not by the producer, which would try until it succeeds
 					m := r.producer.message(r.producer.event())
 					m.Subject = schema.SubjectGeneration("filler")
 					ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
@@ -168,7 +168,7 @@ func natsScenarios() []scenario {
 				r.worker()
 				r.producer.publish(20)
 				answers := r.rng.IntN(2) == 0
-				var asked sync.Map // the subjects on which publishers wait for their answers
+				var asked sync.Map // subjects on which publishers wait for answers
 				r.natsProxy.setHook(func(f *frame) (bool, func()) {
 					if f.fromClient && strings.HasPrefix(f.text, "uncertainty.alert.") {
 						asked.Store(f.reply, true)
@@ -245,7 +245,7 @@ func (p *producer) orphan(n int) {
 	}
 }
 
-// limitStream bounds the stream of events, and returns what takes the bound away.
+// limitStream limits the size of the stream of events, and returns a function that removes the limit.
 func (r *run) limitStream(bytes int64) (unlimit func()) {
 	set := func(bytes int64) int64 {
 		var old int64
@@ -265,7 +265,7 @@ func (r *run) limitStream(bytes int64) (unlimit func()) {
 	return func() { set(old) }
 }
 
-// idle waits until nothing waits at the consumer, and no alert is owed.
+// idle waits until the consumer has no waiting events, and no alert is owed.
 func (r *run) idle() bool {
 	r.t.Helper()
 	return r.within(deadline, "nothing waits at the consumer", func() bool {
@@ -274,8 +274,8 @@ func (r *run) idle() bool {
 	})
 }
 
-// restoreNATS restores the server's store to a copy. What was acknowledged after the copy is gone from the stream,
-// and has its verdict if a worker came to it before.
+// restoreNATS restores the server's store to a copy. Events that were acknowledged after the copy are gone from the
+// stream. They have their verdict if a worker took them before.
 func restoreNATS(r *run) {
 	w := r.worker()
 	r.producer.publish(40)
@@ -307,7 +307,7 @@ func restoreNATS(r *run) {
 	}
 	r.nats.Restart()
 	r.broke("nats-server was restored from a copy from before the last 30 messages")
-	// Their alerts are in no stream any more.
+	// Their alerts are gone from the stream.
 	if code, said := r.reconcile(); code != 3 {
 		r.violate("alerts are gone from their stream, and reconcile has exit code %d: %s", code, said)
 	}
@@ -320,8 +320,8 @@ func restoreNATS(r *run) {
 	}
 }
 
-// flipBit flips one bit of a message block. The server may drop the message, or all after it; what has its verdict
-// keeps it, and what is gone without one must be named.
+// flipBit flips one bit of a message block. The server may drop that message, or all messages after it. Verdicts must
+// stay, and what is gone without a verdict must be reported.
 func flipBit(r *run) {
 	w := r.worker()
 	r.producer.publish(30)

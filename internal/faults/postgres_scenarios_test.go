@@ -143,7 +143,7 @@ func postgresScenarios() []scenario {
 				if err := os.Remove(ballast); err != nil {
 					r.t.Fatal(err)
 				}
-				// A server that could not write its log has stopped: its supervisor starts it again.
+				// A server that could not write its log has stopped. Its supervisor restarts it.
 				if r.database.try("SELECT 1") != nil {
 					r.database.server.Kill()
 					r.database.start()
@@ -193,7 +193,7 @@ func postgresScenarios() []scenario {
 	}
 }
 
-// holding runs f while a transaction of the run's own is open.
+// holding runs f while the run has a transaction open.
 func (r *run) holding(sql string, f func()) {
 	r.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), deadline)
@@ -209,13 +209,13 @@ func (r *run) holding(sql string, f func()) {
 	f()
 }
 
-// notReady expects a worker to say within a time that it is not ready.
+// notReady expects a worker to become not ready within a time.
 func (r *run) notReady(w *process) {
 	r.t.Helper()
 	r.within(30*time.Second, "the worker is not ready", func() bool { ready, _ := w.ready(); return !ready })
 }
 
-// readyAgain expects a worker that still runs to be ready.
+// readyAgain expects a running worker to become ready.
 func (r *run) readyAgain(w *process) {
 	r.t.Helper()
 	if !w.running() {
@@ -242,7 +242,7 @@ func tmpfs(t *testing.T, size string) string {
 	return dir
 }
 
-// fill takes all that is left of a file system, and returns the file that does.
+// fill fills a file system, and returns the file that does.
 func fill(t testing.TB, dir string) string {
 	t.Helper()
 	file, err := os.Create(filepath.Join(dir, "ballast"))
@@ -263,7 +263,7 @@ func fill(t testing.TB, dir string) string {
 	return file.Name()
 }
 
-// databaseName returns the name in an address.
+// databaseName returns the name of the database in an address.
 func databaseName(t testing.TB, address string) string {
 	t.Helper()
 	c, err := pgx.ParseConfig(address)
@@ -273,8 +273,8 @@ func databaseName(t testing.TB, address string) string {
 	return c.Database
 }
 
-// afterRestore takes the steps of docs/operating.md after Postgres was restored: the consumers are made anew, from
-// the first message on.
+// afterRestore follows docs/operating.md after Postgres was restored: the consumers are created again, from the first
+// message on.
 func (r *run) afterRestore() {
 	r.t.Helper()
 	r.eventually("delete the consumers", func(ctx context.Context) error {

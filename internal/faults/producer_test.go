@@ -18,12 +18,12 @@ import (
 // source is the CloudEvents source of the producer's events.
 const source = "//producer/faults"
 
-// kind is what a message of the producer is, and so what must become of it.
+// kind is what a message of the producer is, which decides its verdict.
 type kind string
 
 const (
 	good         kind = "good"          // a score
-	repeat       kind = "repeat"        // an event once more, as a message of its own: no further verdict
+	repeat       kind = "repeat"        // publishes an event again: no further verdict
 	clash        kind = "clash"         // two messages share an id: one score, one dead letter duplicate_id
 	broken       kind = "broken"        // breaks the format: a dead letter invalid
 	unknownClass kind = "unknown_class" // a dead letter unknown_class
@@ -34,17 +34,17 @@ const (
 // sent is one message that the stream acknowledged.
 type sent struct {
 	kind     kind
-	id       string // of the event; "" if there is none
+	id       string // of the event; "" if the message is not an event
 	field    string // that a broken message breaks
 	sequence uint64
 }
 
-// producer publishes, and keeps a log of what the stream acknowledged. The log is what a run is held against.
+// producer publishes, and keeps a log of what the stream acknowledged. A run is compared with that log.
 type producer struct {
 	t   testing.TB
 	js  jetstream.JetStream
 	rng *rand.Rand
-	// address is the server's, for messages that no client would write.
+	// address is the server's address, for messages that no client would write.
 	address string
 
 	publishing sync.Mutex
@@ -129,7 +129,7 @@ func (p *producer) good() {
 	p.send(p.latest, sent{kind: good, id: ev.ID})
 }
 
-// again publishes the latest event once more, past the stream's own deduplication.
+// again publishes the latest event once more. The stream does not recognize it as a duplicate.
 func (p *producer) again() {
 	p.next++
 	m := &nats.Msg{Subject: p.latest.Subject, Data: p.latest.Data, Header: nats.Header{}}
@@ -204,7 +204,7 @@ func breaking(old, new string) string {
 	return changed
 }
 
-// corpus are payloads that break the format, and the field that their dead letter names.
+// corpus has payloads that break the format, and the field that their dead letter names.
 var corpus = []struct{ payload, field string }{
 	{"", "payload"},
 	{"{", "payload"},

@@ -14,29 +14,29 @@ import (
 	"time"
 )
 
-// frame is one message of a protocol on its way through a proxy.
+// frame is one message of a protocol, on its way through a proxy.
 type frame struct {
 	fromClient bool
-	// kind is the first word or byte of the frame: PUB, HPUB, MSG ... of NATS, the type byte of PostgreSQL.
+	// kind is the first word or byte of the frame: PUB, HPUB, MSG and so on of NATS, the type byte of PostgreSQL.
 	kind string
-	// text is the subject of a NATS message, or the SQL that a PostgreSQL message is about: of the statement that it
-	// parses or binds, of a simple query, or the command tag that completes one.
+	// text is the subject of a NATS message, or the SQL of a PostgreSQL message: the statement that it parses or binds, a
+	// simple query, or the tag of the command that it completes.
 	text  string
-	reply string // subject that a NATS message asks its answer on
-	body  []byte // payload of a NATS message, with its headers; what follows the length of a PostgreSQL message
+	reply string // reply subject of a NATS message
+	body  []byte // payload of a NATS message with its headers, or of a PostgreSQL message
 	conn  *link
 }
 
 // link is one client's connection and what hooks remember about it.
 type link struct {
 	client, server net.Conn
-	statements     map[string]string // SQL by the name of its prepared statement; of the client's side only
+	statements     map[string]string // SQL by the name of its prepared statement
 
 	mu      sync.Mutex
 	touched string // SQL since the last begin
 }
 
-// wrote reports whether the transaction that is open, or the last one, has sent SQL that holds a text.
+// wrote reports whether the current transaction, or the last one, has sent SQL that contains a text.
 func (l *link) wrote(text string) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -48,11 +48,11 @@ func (l *link) close() {
 	_ = l.server.Close()
 }
 
-// hook sees each frame before it is forwarded. It returns whether to drop the frame, and what to do once it is
-// forwarded; nil is nothing.
+// hook sees each frame before it is forwarded. It returns whether to drop the frame, and what to do after it was
+// forwarded; nil does nothing.
 type hook func(f *frame) (drop bool, after func())
 
-// proxy stands between clients and one server.
+// proxy is between clients and one server.
 type proxy struct {
 	t        testing.TB
 	upstream string
@@ -64,16 +64,16 @@ type proxy struct {
 	links map[*link]bool
 	hook  hook
 	delay time.Duration // before each frame is forwarded
-	mute  map[bool]bool // directions that are swallowed, by frame.fromClient
+	mute  map[bool]bool // directions whose frames are dropped, by frame.fromClient
 	ended bool
 }
 
-// natsProxy returns a proxy before a nats-server.
+// natsProxy returns a proxy for a nats-server.
 func natsProxy(t testing.TB, upstream string) *proxy {
 	return newProxy(t, upstream, readNATS)
 }
 
-// postgresProxy returns a proxy before a PostgreSQL server.
+// postgresProxy returns a proxy for a PostgreSQL server.
 func postgresProxy(t testing.TB, upstream string) *proxy {
 	return newProxy(t, upstream, readPostgres)
 }
@@ -101,21 +101,21 @@ func (p *proxy) close() {
 	p.serving.Wait()
 }
 
-// setHook has h see each frame from here on; nil ends that.
+// setHook shows each frame to h from now on; nil ends that.
 func (p *proxy) setHook(h hook) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.hook = h
 }
 
-// setDelay has each frame wait before it is forwarded.
+// setDelay delays each frame.
 func (p *proxy) setDelay(d time.Duration) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.delay = d
 }
 
-// silence swallows what one side sends for a time, then cuts the connections: the stream of bytes has a hole.
+// silence drops what one side sends for a time, then cuts the connections, because bytes are missing.
 func (p *proxy) silence(fromClient bool, d time.Duration) {
 	set := func(on bool) {
 		p.mu.Lock()
@@ -173,7 +173,7 @@ func (p *proxy) serve(client net.Conn) {
 	both.Wait()
 }
 
-// relay forwards what one side of a link says, frame by frame.
+// relay forwards what one side of a link sends, frame by frame.
 func (p *proxy) relay(l *link, fromClient bool) {
 	from, to := l.server, l.client
 	if fromClient {
@@ -220,8 +220,7 @@ func readNATS(in *bufio.Reader, f *frame, _ bool) ([]byte, error) {
 		return line, nil
 	}
 	f.kind = strings.ToUpper(words[0])
-	// PUB subject [reply] size; MSG subject sid [reply] size; those that begin with H have the headers' size before the
-	// size.
+	// PUB subject [reply] size; MSG subject sid [reply] size. HPUB and HMSG have the size of the headers before the size.
 	words = words[1:]
 	fixed, replyAt := 2, 1
 	switch f.kind {

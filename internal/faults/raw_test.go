@@ -11,8 +11,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 )
 
-// publishRaw publishes a message with the given header block, as bytes on the wire, and returns the sequence that the
-// stream gave it.
+// publishRaw publishes a message with the given header block, as bytes on the wire, and returns its sequence number.
 func publishRaw(address, subject, header string, payload []byte) (uint64, error) {
 	conn, err := net.DialTimeout("tcp", address, 5*time.Second)
 	if err != nil {

@@ -30,25 +30,25 @@ const (
 	smallStream = 8 << 20 // bytes of each stream on a small disk
 )
 
-// servers are what the runs of one scenario share.
+// servers are shared by the runs of one scenario.
 type servers struct {
 	nats     *natstest.Server
 	cluster  *natstest.Cluster // instead of nats
 	database *database
-	shim     *ortfault.Shim // of scenarios that break the device
+	shim     *ortfault.Shim // for scenarios that break the device
 	small    bool           // NATS has a small disk
 }
 
-// shared are the servers that scenarios share because they never break them for longer than a run. TestFaults resets
-// it.
+// shared has the servers that several scenarios share, because none of them breaks them for longer than a run.
+// TestFaults resets it.
 var shared struct {
 	nats     *natstest.Server // inside this process
-	process  *natstest.Server // a child, which flushes before it acknowledges, as deploy/nats has it
+	process  *natstest.Server // a child that flushes before it acknowledges, as in deploy/nats
 	database *database
 	shim     *ortfault.Shim
 }
 
-// plain returns servers that no scenario kills. They end with the test t, which outlives the scenarios.
+// plain returns servers that no scenario kills. They end with the test t, after the scenarios.
 func plain(t *testing.T) *servers {
 	t.Helper()
 	if shared.nats == nil {
@@ -57,7 +57,7 @@ func plain(t *testing.T) *servers {
 	return &servers{nats: shared.nats, database: anyDatabase(t)}
 }
 
-// killable returns a nats-server to kill and restart.
+// killable returns a nats-server that can be killed and restarted.
 func killable(t *testing.T) *servers {
 	t.Helper()
 	if shared.process == nil {
@@ -77,7 +77,7 @@ func shimmed(t *testing.T) *servers {
 	return s
 }
 
-// anyDatabase returns the database server that is never killed.
+// anyDatabase returns the database server, which is never killed.
 func anyDatabase(t *testing.T) *database {
 	t.Helper()
 	if shared.database == nil {
@@ -93,8 +93,8 @@ type run struct {
 	seed uint64
 	rng  *rand.Rand // of the faults
 
-	natsURL, postgresURL     string // past any proxy
-	natsProxy, postgresProxy *proxy // what workers connect to; natsProxy is nil with a cluster
+	natsURL, postgresURL     string // without a proxy
+	natsProxy, postgresProxy *proxy // for the workers; natsProxy is nil with a cluster
 	js                       jetstream.JetStream
 	pool                     *pgxpool.Pool
 	ensemble                 string
@@ -156,7 +156,7 @@ func (r *run) connect(address string) {
 	r.t.Cleanup(pool.Close)
 }
 
-// wipe removes the streams of the run before.
+// wipe removes the streams of an earlier run.
 func (r *run) wipe() {
 	r.t.Helper()
 	for _, name := range []string{eventStream, alertStream, consumers.AdvisoryStream(eventStream)} {
@@ -169,7 +169,7 @@ func (r *run) wipe() {
 	}
 }
 
-// makeStream makes the stream of events as a worker would.
+// makeStream creates the stream of events as a worker would.
 func (r *run) makeStream() {
 	r.t.Helper()
 	r.eventually("make the stream", func(ctx context.Context) error {
@@ -182,7 +182,7 @@ func (r *run) makeStream() {
 	})
 }
 
-// eventually tries until something that a healthy server does is done.
+// eventually retries what succeeds on a healthy server.
 func (r *run) eventually(what string, try func(ctx context.Context) error) {
 	r.t.Helper()
 	var err error
@@ -223,7 +223,7 @@ func verb(t testing.TB, want int, args ...string) {
 	}
 }
 
-// broke notes a fault.
+// broke records a fault.
 func (r *run) broke(format string, args ...any) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -231,16 +231,16 @@ func (r *run) broke(format string, args ...any) {
 	r.mended = time.Now()
 }
 
-// mend notes that the last fault is over, if it took a time.
+// mend records that the last fault is over, if it lasted for a time.
 func (r *run) mend() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.mended = time.Now()
 }
 
-const maxViolations = 12 // that are spelled out
+const maxViolations = 12 // that are described
 
-// violate notes that something does not hold that must.
+// violate records a violation.
 func (r *run) violate(format string, args ...any) {
 	r.t.Helper()
 	r.mu.Lock()
@@ -252,8 +252,8 @@ func (r *run) violate(format string, args ...any) {
 	}
 }
 
-// within waits for a condition, and reports whether it came true in time. A run does not go on without it: if not, it
-// is a violation.
+// within waits for a condition, and reports whether it became true in time. If not, that is a violation, and the run
+// does not go on.
 func (r *run) within(atMost time.Duration, what string, condition func() bool) bool {
 	r.t.Helper()
 	for end := time.Now().Add(atMost); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
@@ -270,10 +270,10 @@ func (r *run) between(least, most time.Duration) time.Duration {
 	return least + time.Duration(r.rng.Int64N(int64(most-least)+1))
 }
 
-// sleep lets a fault last, or the load run before one.
+// sleep is the duration of a fault, or of the load before it.
 func (r *run) sleep(least, most time.Duration) { time.Sleep(r.between(least, most)) }
 
-// scored returns how many scores there are, or -1 if Postgres does not answer.
+// scored returns the number of scores, or -1 if Postgres does not answer.
 func (r *run) scored() int {
 	rows, err := r.query("SELECT count(*)::text FROM decuwatch.scores")
 	if err != nil || len(rows) != 1 {
@@ -284,7 +284,7 @@ func (r *run) scored() int {
 	return n
 }
 
-// working waits until n more scores are there than now.
+// working waits until there are n more scores than now.
 func (r *run) working(n int) bool {
 	r.t.Helper()
 	before := r.scored()
@@ -302,8 +302,8 @@ func (r *run) query(sql string) ([]string, error) {
 	return pgx.CollectRows(rows, pgx.RowTo[string])
 }
 
-// load publishes in the background until the returned function is called, at most about a hundred events ahead of the
-// verdicts.
+// load publishes in the background until the returned function is called. It is at most about a hundred events ahead of
+// the verdicts.
 func (r *run) load() (stop func()) {
 	end, ended := make(chan struct{}), make(chan struct{})
 	go func() {

@@ -15,10 +15,10 @@ import (
 	"github.com/decuwatch/decuwatch/schema/postgres/local"
 )
 
-// deadline bounds what a healthy machine does in seconds.
+// deadline bounds what takes seconds on a healthy machine.
 const deadline = 2 * time.Minute
 
-// database is a PostgreSQL server of the campaign's own, which each run gets a fresh database on.
+// database is a PostgreSQL server of the campaign. Each run gets a new database on it.
 type database struct {
 	t       testing.TB
 	options local.Options
@@ -33,15 +33,15 @@ func throwaway() map[string]string {
 	return map[string]string{"fsync": "off", "full_page_writes": "off", "shared_buffers": "64MB", "max_connections": "100"}
 }
 
-// durable are settings for servers that are.
+// durable are settings for servers that are killed.
 func durable() map[string]string {
 	return map[string]string{
 		"shared_buffers": "64MB", "max_connections": "100", "wal_level": "minimal", "max_wal_senders": "0",
 	}
 }
 
-// startDatabase starts a server in dir, or in a temporary directory if dir is "", with a migrated template whose
-// thresholds make every score an alert.
+// startDatabase starts a server in dir, or in a temporary directory if dir is "". Its migrated template has thresholds
+// that make every score an alert.
 func startDatabase(t testing.TB, dir string, settings map[string]string) *database {
 	t.Helper()
 	if dir == "" {
@@ -88,7 +88,7 @@ func (d *database) fresh(t testing.TB) string {
 	return d.server.DatabaseURL(name)
 }
 
-// clone copies a database, whose connections are closed.
+// clone copies a database. Its connections must be closed.
 func (d *database) clone(name, from string) {
 	d.t.Helper()
 	d.admin("SELECT pg_catalog.pg_terminate_backend(pid) FROM pg_catalog.pg_stat_activity WHERE datname = '" + from + "'")
@@ -122,7 +122,7 @@ func (d *database) try(statement string) error {
 	return err
 }
 
-// through returns an address with another host and port: a proxy's.
+// through returns an address with the host and port of a proxy.
 func through(t testing.TB, address, host string) string {
 	t.Helper()
 	u, err := url.Parse(address)

@@ -6,12 +6,12 @@ import (
 	"time"
 )
 
-// stage is a moment in the life of an event, seen at the worker's connections.
+// stage is a moment in the life of an event, as a frame on the worker's connections.
 type stage struct {
 	name string
-	// nats says whether the stage is a frame of the connection to NATS, else of the one to Postgres.
+	// nats says whether the frame is on the connection to NATS or to Postgres.
 	nats bool
-	// passes is how often it passes in a small backlog: once an event, or once a batch.
+	// passes is how often the stage occurs in a small backlog: once for each event, or once for each batch.
 	passes int64
 	is     func(f *frame) bool
 }
@@ -21,7 +21,7 @@ func deliveredEvent(f *frame) bool {
 	return !f.fromClient && strings.HasPrefix(f.reply, "$JS.ACK.") && strings.Contains(f.reply, "."+eventStream+".")
 }
 
-// settles returns a stage's question: whether a frame acknowledges an event by a word.
+// settles returns a function that reports whether a frame acknowledges an event with a word.
 func settles(word string) func(*frame) bool {
 	return func(f *frame) bool {
 		return f.fromClient && f.kind == "PUB" && strings.HasPrefix(f.text, "$JS.ACK.") &&
@@ -57,7 +57,7 @@ var stages = []stage{
 	}},
 }
 
-// strike calls what when the n-th frame of a stage passes: before it is forwarded, or after.
+// strike calls what when the n-th frame of a stage passes, before or after it is forwarded.
 func (r *run) strike(s stage, n int64, after bool, what func()) {
 	p := r.postgresProxy
 	if s.nats {
@@ -78,11 +78,11 @@ func (r *run) strike(s stage, n int64, after bool, what func()) {
 	})
 }
 
-// killAt kills a worker at a stage that the seed draws, or at a random time, and returns when it has ended.
+// killAt kills a worker at a stage or a time that the seed draws, and returns when it has ended.
 func (r *run) killAt(w *process) {
 	r.t.Helper()
 	draw := r.rng.IntN(len(stages) + 3)
-	if draw >= len(stages) { // at a time: within the start, or during a computation, or whenever
+	if draw >= len(stages) { // at a time: during the start, during a computation, or later
 		most := []time.Duration{150 * time.Millisecond, 600 * time.Millisecond, 1500 * time.Millisecond}[draw-len(stages)]
 		d := r.between(0, most)
 		time.Sleep(d) // the moment of the fault
@@ -99,7 +99,7 @@ func (r *run) killAt(w *process) {
 	select {
 	case <-w.ended:
 		r.broke("SIGKILL %s %s, pass %d", when, s.name, n)
-	case <-time.After(5 * time.Second): // the backlog was too small for so many passes
+	case <-time.After(5 * time.Second): // the backlog was too small
 		w.kill()
 		r.broke("SIGKILL at rest, %s did not pass %d times", s.name, n)
 	}

@@ -137,7 +137,7 @@ func streamScenarios() []scenario {
 					return err
 				})
 				r.broke("an event for a durable that nobody pulls from")
-				// Reported, or a dead letter: never in silence.
+				// An orphaned event is reported or becomes a dead letter.
 				r.within(deadline, "reconcile reports the orphaned event, or it has a dead letter", func() bool {
 					letters, err := r.query("SELECT kind FROM decuwatch.dead_letters WHERE subject LIKE '%.gone'")
 					if err != nil {
@@ -197,15 +197,15 @@ func streamScenarios() []scenario {
 	}
 }
 
-// hostileMessage is a message whose headers are made to mislead whoever reads it.
+// hostileMessage is a message whose headers mislead readers.
 type hostileMessage struct {
-	header    string // the block as it goes over the wire
+	header    string // the header block, byte by byte
 	valid     bool   // the payload is a good event, and the headers do not matter to it
 	empty     bool   // no payload
 	malformed bool   // no client can read the block
 }
 
-// hostile are headers that clients read as words of the server, and blocks that they cannot read.
+// hostile has headers that clients take for a status of the server, and header blocks that they cannot read.
 var hostile = func() []hostileMessage {
 	var list []hostileMessage
 	for _, h := range []string{

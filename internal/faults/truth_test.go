@@ -17,8 +17,8 @@ import (
 	"github.com/decuwatch/decuwatch/schema"
 )
 
-// settle waits until the backlog has drained by itself, then holds the producer's log against Postgres and the stream
-// of alerts, and asks reconcile whether it sees the same.
+// settle waits until the backlog has drained by itself. Then it compares the producer's log with Postgres and the
+// stream of alerts, and checks that reconcile finds the same.
 func (r *run) settle() {
 	r.t.Helper()
 	r.settleWithin(deadline)
@@ -27,7 +27,7 @@ func (r *run) settle() {
 func (r *run) settleWithin(atMost time.Duration) {
 	r.t.Helper()
 	if !r.drained(atMost) {
-		return // without that, every further question has the same answer
+		return // all further checks would fail, too
 	}
 	r.exactlyOne()
 	r.watch.stop()
@@ -37,7 +37,8 @@ func (r *run) settleWithin(atMost time.Duration) {
 	}
 }
 
-// drained waits until all that the log asks for is there, nothing waits at the consumer, and every alert is sent.
+// drained waits until everything that the log asks for is there, the consumer has no waiting events, and every alert
+// was sent.
 func (r *run) drained(atMost time.Duration) bool {
 	r.t.Helper()
 	var missing []string
@@ -69,23 +70,23 @@ func (r *run) drained(atMost time.Duration) bool {
 	return false
 }
 
-// found is what Postgres and the stream of alerts hold.
+// found is the content of Postgres and of the stream of alerts.
 type found struct {
-	verdicts  map[string][]string // what became of an event, by its id
-	letters   map[uint64][]string // kinds and fields of dead letters, by sequence
-	scored    map[string]string   // digest of the ensemble, by the event's id
-	alerts    map[string]bool     // of Postgres, by id: about one score or not
-	published map[string]int      // copies in the stream, by id
+	verdicts    map[string][]string // outcomes of an event, by its id
+	deadLetters map[uint64][]string // kinds and fields of dead letters, by sequence
+	scored      map[string]string   // digest of the ensemble, by the event's id
+	alerts      map[string]bool     // alerts of Postgres by id; true if it is about one score
+	published   map[string]int      // copies in the stream, by id
 }
 
 func (r *run) look() (*found, error) {
 	f := &found{
-		verdicts: map[string][]string{}, letters: map[uint64][]string{}, scored: map[string]string{},
+		verdicts: map[string][]string{}, deadLetters: map[uint64][]string{}, scored: map[string]string{},
 		alerts: map[string]bool{},
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
-	// A dead letter that does not settle the identity of an event is the message's, not the event's.
+	// A dead letter that does not settle an event's identity belongs to the message, not to the event.
 	rows, err := r.pool.Query(ctx, `
 		SELECT 'v', event_id, 'score', ensemble_digest FROM decuwatch.scores
 		UNION ALL SELECT 'v', event_id, 'skip', reason FROM decuwatch.skips
@@ -112,7 +113,7 @@ func (r *run) look() (*found, error) {
 			if _, err := fmt.Sscan(key, &sequence); err != nil {
 				return nil, err
 			}
-			f.letters[sequence] = append(f.letters[sequence], what+" "+detail)
+			f.deadLetters[sequence] = append(f.deadLetters[sequence], what+" "+detail)
 		case "a":
 			f.alerts[key] = what == "score"
 		}
@@ -129,7 +130,7 @@ func (r *run) publishedAlerts(ctx context.Context) (map[string]int, error) {
 	found := map[string]int{}
 	stream, err := r.js.Stream(ctx, alertStream)
 	if errors.Is(err, jetstream.ErrStreamNotFound) {
-		return found, nil // it is made with the first alert
+		return found, nil // it is created with the first alert
 	}
 	if err != nil {
 		return nil, err
@@ -155,13 +156,13 @@ func (r *run) publishedAlerts(ctx context.Context) (map[string]int, error) {
 	return found, nil
 }
 
-// missing returns what the log asks for and is not there yet.
+// missing returns what the log asks for and is not there.
 func (r *run) missing(f *found) []string {
 	var list []string
 	add := func(format string, args ...any) { list = append(list, fmt.Sprintf(format, args...)) }
 	clashes := map[string]int{}
 	for _, s := range r.producer.sent() {
-		letters := f.letters[s.sequence]
+		deadLetters := f.deadLetters[s.sequence]
 		switch s.kind {
 		case good, unknownClass, poison:
 			if len(f.verdicts[s.id]) == 0 {
@@ -172,15 +173,15 @@ func (r *run) missing(f *found) []string {
 			if len(f.verdicts[s.id]) == 0 {
 				add("event %s, message %d, has no verdict", s.id, s.sequence)
 			}
-			clashes[s.id] += len(letters)
+			clashes[s.id] += len(deadLetters)
 		case broken, unknownModel:
-			if len(letters) == 0 {
+			if len(deadLetters) == 0 {
 				add("message %d (%s %s) has no dead letter", s.sequence, s.kind, s.field)
 			}
 		}
 	}
-	for id, letters := range clashes {
-		if letters == 0 {
+	for id, deadLetters := range clashes {
+		if deadLetters == 0 {
 			add("event %s: two messages share the id, and neither has a dead letter", id)
 		}
 	}
@@ -197,7 +198,7 @@ func (r *run) missing(f *found) []string {
 	return list
 }
 
-// waiting says what still waits at the consumer of the model.
+// waiting describes what still waits at the model's consumer.
 func (r *run) waiting() (string, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
@@ -215,7 +216,7 @@ func (r *run) waiting() (string, error) {
 	return fmt.Sprintf("alerts are owed: %v", owed), nil
 }
 
-// lookUntil looks until the servers answer: a leader may just have changed.
+// lookUntil looks until the servers answer, because a leader may just have changed.
 func (r *run) lookUntil() *found {
 	r.t.Helper()
 	var f *found
@@ -226,13 +227,13 @@ func (r *run) lookUntil() *found {
 	return f
 }
 
-// exactlyOne holds what is found against the log in the other direction: one verdict, the right one, and no
-// strangers.
+// exactlyOne compares what is found with the log: each event has one verdict, the right one, and there are no other
+// events.
 func (r *run) exactlyOne() {
 	r.t.Helper()
 	f := r.lookUntil()
 	want := map[string]string{} // outcome by id
-	letters := map[uint64][]string{}
+	deadLetters := map[uint64][]string{}
 	clashes := map[string]map[uint64]bool{}
 	for _, s := range r.producer.sent() {
 		switch s.kind {
@@ -240,15 +241,15 @@ func (r *run) exactlyOne() {
 			want[s.id] = "score"
 		case unknownClass:
 			want[s.id] = "dead_letter"
-			letters[s.sequence] = []string{"unknown_class data.class"}
+			deadLetters[s.sequence] = []string{"unknown_class data.class"}
 		case broken:
-			letters[s.sequence] = []string{"invalid " + s.field}
+			deadLetters[s.sequence] = []string{"invalid " + s.field}
 		case poison:
 			want[s.id] = "dead_letter"
-			letters[s.sequence] = []string{"given_up "}
+			deadLetters[s.sequence] = []string{"given_up "}
 		case unknownModel:
 			want[s.id] = "dead_letter"
-			letters[s.sequence] = []string{"unknown_model data.model"}
+			deadLetters[s.sequence] = []string{"unknown_model data.model"}
 		case repeat:
 		}
 		if s.kind == clash {
@@ -274,21 +275,21 @@ func (r *run) exactlyOne() {
 	for id, sequences := range clashes {
 		n := 0
 		for sequence := range sequences {
-			for _, l := range f.letters[sequence] {
+			for _, l := range f.deadLetters[sequence] {
 				n++
 				if l != "duplicate_id id" {
 					r.violate("message %d of the id %s used twice has the dead letter %s", sequence, id, l)
 				}
 			}
-			delete(f.letters, sequence)
+			delete(f.deadLetters, sequence)
 		}
 		if n != 1 {
 			r.violate("the id %s was used twice, and has %d dead letters, must be 1", id, n)
 		}
 	}
-	for sequence, got := range f.letters {
-		if !slices.Equal(got, letters[sequence]) {
-			r.violate("message %d has the dead letters %q, want %q", sequence, got, letters[sequence])
+	for sequence, got := range f.deadLetters {
+		if !slices.Equal(got, deadLetters[sequence]) {
+			r.violate("message %d has the dead letters %q, want %q", sequence, got, deadLetters[sequence])
 		}
 	}
 	known := map[string]bool{}
@@ -314,14 +315,14 @@ func (r *run) exactlyOne() {
 	_, _ = fmt.Sscan(again[0], &r.redelivered) // a number, by its query
 }
 
-// perhaps reports whether an event was published without an acknowledgement: it may have a verdict, or none.
+// perhaps reports whether an event was published without an acknowledgement. It may have a verdict or not.
 func (p *producer) perhaps(id string) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.maybe[id]
 }
 
-// reconcile runs the verb and returns its exit code and the end of what it says.
+// reconcile runs the verb and returns its exit code and the end of its output.
 func (r *run) reconcile() (code int, said string) {
 	r.t.Helper()
 	p := start(r.t, decuwatch, nil, "reconcile", "--nats.url="+r.natsURL, "--postgres.url="+r.postgresURL)
@@ -331,8 +332,8 @@ func (r *run) reconcile() (code int, said string) {
 	return code, p.tail(1000)
 }
 
-// objects changes something behind decuwatch's back and expects reconcile to see it. It ends a run: nothing is
-// mended.
+// objects changes data behind decuwatch's back and expects reconcile to notice. It ends a run, because nothing is
+// repaired.
 func (r *run) objects() {
 	r.t.Helper()
 	if len(r.violations) > 0 {
@@ -373,8 +374,7 @@ func (r *run) deleteVerdict(ctx context.Context) error {
 	return nil
 }
 
-// deleteAlert purges the alerts of one class, but not the first in the stream: what is missing before it may have
-// left by age.
+// deleteAlert purges the alerts of one class, but not the first in the stream: earlier alerts may have expired.
 func (r *run) deleteAlert(ctx context.Context) error {
 	stream, err := r.js.Stream(ctx, alertStream)
 	if err != nil {
@@ -415,7 +415,7 @@ func (r *run) forgeAlert(ctx context.Context) error {
 	return err
 }
 
-// watcher sees to it that no verdict ever changes: it remembers the first state of each that it sees.
+// watcher checks that no verdict changes. It remembers the first state of each verdict that it sees.
 type watcher struct {
 	r    *run
 	quit chan struct{}
@@ -442,7 +442,7 @@ func (r *run) newWatcher() *watcher {
 	return w
 }
 
-// stop looks once more and ends.
+// stop checks once more and ends.
 func (w *watcher) stop() {
 	w.end()
 	w.look()
@@ -453,7 +453,7 @@ func (w *watcher) end() {
 	w.wait.Wait()
 }
 
-// forget has verdicts count as new: Postgres was restored from a backup.
+// forget makes the watcher start again, after Postgres was restored from a backup.
 func (w *watcher) forget() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -470,7 +470,7 @@ func (w *watcher) look() {
 		UNION ALL SELECT 'message ' || sequence || '=' || kind || ' ' || field || ' ' || recorded_at
 			FROM decuwatch.dead_letters`)
 	if err != nil {
-		return // Postgres is away: that is the fault
+		return // Postgres is away, which is the fault
 	}
 	now := map[string]string{}
 	for _, row := range rows {

@@ -151,7 +151,7 @@ func workerScenarios() []scenario {
 	}
 }
 
-// crashLoop publishes one event among others that ends each worker as soon as its score would be written.
+// crashLoop publishes one event among others that kills each worker as soon as its score would be written.
 func crashLoop(r *run) {
 	r.producer.publishGood(20 + r.rng.IntN(10))
 	poison := r.producer.poison()
@@ -244,10 +244,10 @@ func twoEnsembles(r *run) {
 	r.readyAgain(first)
 }
 
-// inFlight is the consumers.max-in-flight of workerFlags.
+// inFlight is the value of consumers.max-in-flight in workerFlags.
 const inFlight = 16
 
-// terminate asks a worker to end, and expects it to within the drain timeout of workerFlags and a margin.
+// terminate stops a worker, and expects it to end within the drain timeout of workerFlags and a margin.
 func (r *run) terminate(w *process) {
 	r.t.Helper()
 	began := time.Now()

@@ -26,7 +26,7 @@ func build(dir string) (string, error) {
 	return path, nil
 }
 
-// process is a child that runs decuwatch. It ends with this process, whatever happens to that.
+// process is a child that runs decuwatch. It ends with this process.
 type process struct {
 	t     testing.TB
 	cmd   *exec.Cmd
@@ -51,7 +51,7 @@ func start(t testing.TB, binary string, env []string, args ...string) *process {
 		t.Fatal(err)
 	}
 	go func() {
-		_ = p.cmd.Wait() // its state is read after
+		_ = p.cmd.Wait() // its state is read afterwards
 		close(p.ended)
 	}()
 	t.Cleanup(func() {
@@ -88,14 +88,14 @@ func (p *process) signal(s syscall.Signal) {
 	}
 }
 
-// kill ends the process as a power failure would, and waits until it has ended. A frozen process dies, too.
+// kill ends the process as a power failure would, and waits until it has ended. A stopped process dies, too.
 func (p *process) kill() {
 	p.signal(syscall.SIGKILL)
 	<-p.ended
 }
 
-// exit waits until the process has ended and returns its exit code, or -1 if it was killed, or -2 if it still runs
-// after a time.
+// exit waits until the process has ended and returns its exit code, -1 if it was killed, or -2 if it still runs after a
+// time.
 func (p *process) exit(atMost time.Duration) int {
 	select {
 	case <-p.ended:
@@ -107,7 +107,7 @@ func (p *process) exit(atMost time.Duration) int {
 
 var servingLine = regexp.MustCompile(`msg=serving .*metrics=http://([^/ ]+)/metrics`)
 
-// address returns where a worker answers /readyz, or "" if it does not serve yet.
+// address returns the address of a worker's /readyz, or "" if it does not serve yet.
 func (p *process) address() string {
 	if m := servingLine.FindStringSubmatch(p.tail(1 << 20)); m != nil {
 		return m[1]
@@ -115,7 +115,7 @@ func (p *process) address() string {
 	return ""
 }
 
-// ready asks a worker whether it is ready, and returns what it says if not. An error is an answer, too: "not ready".
+// ready asks a worker whether it is ready, and returns its answer if not. An error is an answer, too: "not ready".
 func (p *process) ready() (bool, string) {
 	address := p.address()
 	if address == "" {
@@ -146,12 +146,12 @@ func workerFlags() []string {
 		"--consumers.ack-wait=1s", "--consumers.max-in-flight=16", "--consumers.retry-delay=50ms",
 		"--consumers.retry-max-delay=500ms", "--consumers.drain-timeout=10s",
 		"--postgres.commit-timeout=2s", "--postgres.lock-timeout=1s",
-		// Every alert is sent, and there are no others than those on scores.
+		// Every alert is sent, and every alert is about a score.
 		"--volume.class-per-hour=0", "--volume.model-per-hour=0", "--patrol.run-length=1e300",
 	}
 }
 
-// with returns flags in which some have another value.
+// with returns flags with other values for some of them.
 func with(flags []string, changed ...string) []string {
 	flags = slices.Clone(flags)
 	for _, c := range changed {
