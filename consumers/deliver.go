@@ -247,17 +247,6 @@ func (r *Runner) writeDeadLetter(work context.Context, in incoming, d decision) 
 // deadLetterPrefix begins the reason with which this program terminates a message after it committed the dead letter.
 const deadLetterPrefix = "dead letter: "
 
-// deadLetterStored reads a message from the stream and writes its dead letter.
-func (r *Runner) deadLetterStored(
-	work context.Context, sequence uint64, delivered int, subject string, d decision,
-) error {
-	in, _, err := r.load(work, sequence, delivered, subject)
-	if err != nil {
-		return err
-	}
-	return r.deadLetter(work, in, d)
-}
-
 // load reads a message from the stream by its sequence number. If the message is gone, only its subject is known.
 // Invalid says why its event cannot be handled.
 func (r *Runner) load(
@@ -265,7 +254,7 @@ func (r *Runner) load(
 ) (in incoming, invalid, err error) {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	stored, err := ReadStored(ctx, r.js, r.cfg.Stream.Name, sequence, false)
+	stored, err := ReadStored(ctx, r.js, r.cfg.Stream.Name, sequence)
 	if errors.Is(err, jetstream.ErrMsgNotFound) {
 		stored, err = Stored{Subject: subject, Sequence: sequence}, nil
 	}

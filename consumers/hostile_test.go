@@ -189,7 +189,7 @@ func TestHostileMessagesStored(t *testing.T) {
 	sequences := s.PublishAllRaw(t, schema.SubjectGeneration(model), corpus)
 	next := uint64(1)
 	for i, m := range corpus {
-		stored, err := consumers.ReadStored(t.Context(), js, "GENERATION", next, true)
+		stored, err := consumers.ReadNext(t.Context(), js, "GENERATION", next, ">")
 		if err != nil || stored.Sequence != sequences[i] || string(stored.Payload) != string(m.Payload) {
 			t.Fatalf("%s: read %d with %d bytes, %v; want %d with %d", m.Name, stored.Sequence, len(stored.Payload), err,
 				sequences[i], len(m.Payload))
@@ -199,7 +199,7 @@ func TestHostileMessagesStored(t *testing.T) {
 		}
 		next = stored.Sequence + 1
 	}
-	if _, err := consumers.ReadStored(t.Context(), js, "GENERATION", next, true); !errors.Is(err,
+	if _, err := consumers.ReadNext(t.Context(), js, "GENERATION", next, ">"); !errors.Is(err,
 		jetstream.ErrMsgNotFound) {
 		t.Errorf("after the last message: %v", err)
 	}

@@ -256,7 +256,7 @@ func TestIsolationOf(t *testing.T) {
 		{"stops", 15, schema.Tries{HandedBack: 14}, ordinary, false},
 		{"stops and failures", 19, schema.Tries{HandedBack: 14, Failed: 4}, ordinary, false},
 		{"stops, and two silent ends", 17, schema.Tries{HandedBack: 14}, watched, false},
-		{"a consumer that was made anew", 3, schema.Tries{HandedBack: 14}, ordinary, false},
+		{"a consumer that was created again", 3, schema.Tries{HandedBack: 14}, ordinary, false},
 		{"ended while watched", 4, schema.Tries{Watched: 1}, alone, false},
 		{"ended alone", 5, schema.Tries{Watched: 1, Alone: 2}, alone, false},
 		{"ended alone three times", 6, schema.Tries{Watched: 1, Alone: 3}, alone, true},

@@ -207,7 +207,7 @@ func (k *keeper) check(ctx context.Context, v *View, advisories *jetstream.Strea
 	}
 	for _, name := range v.Missing {
 		if k.changed("missing "+name, errors.New(name)) {
-			k.log.Warn("the server cannot tell the state of a consumer", "consumer", name)
+			k.log.Warn("the server does not know the state of a consumer", "consumer", name)
 		}
 	}
 }
@@ -238,7 +238,7 @@ func (k *keeper) checkConsumers(ctx context.Context, v *View) error {
 			continue
 		}
 		if _, restored := k.model(model).open(ctx); restored != nil {
-			errs = append(errs, fmt.Errorf("%w (delete the consumer, and it is made anew: %w)", err, restored))
+			errs = append(errs, fmt.Errorf("%w (delete the consumer, and the worker creates it again: %w)", err, restored))
 			continue
 		}
 		k.log.Warn("the settings of a consumer were changed, and are restored", "err", err)

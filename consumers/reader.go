@@ -50,8 +50,7 @@ type source interface {
 // puller pulls from a durable consumer through a core NATS subscription.
 //
 // The readers of package jetstream recognize a status of the server by its headers, but a producer controls the headers
-// of a message. The puller looks at the reply subject: that of a stored message starts with $JS.ACK., that of a status
-// does not.
+// of a message. The puller looks at the reply subject instead, which starts with $JS.ACK. for stored messages only.
 type puller struct {
 	nc       *nats.Conn
 	stream   string

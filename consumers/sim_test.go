@@ -63,7 +63,7 @@ type world struct {
 
 	mu       sync.Mutex
 	messages []*simMessage
-	changed  chan struct{} // closed and made anew when a message becomes available
+	changed  chan struct{} // closed and replaced when a message becomes available
 	tries    map[uint64]schema.Tries
 }
 

@@ -27,19 +27,12 @@ type Stored struct {
 // Digest returns the message's digest, see [schema.Digest]. An unreadable header does not count.
 func (s Stored) Digest() string { return schema.Digest(s.Header, s.Payload) }
 
-// ReadStored reads the message with the given sequence number, or, if next is set, the first message from that number
-// on. The error is [jetstream.ErrMsgNotFound] if there is no such message.
+// ReadStored reads the message with the given sequence number. The error is [jetstream.ErrMsgNotFound] if there is none.
 //
 // It asks the stream's leader and reads the answer as JSON. Readers that deliver the message itself (pull consumers,
 // ordered consumers, direct gets) mix the server's status lines with the headers, which a producer controls.
-func ReadStored(
-	ctx context.Context, js jetstream.JetStream, stream string, sequence uint64, next bool,
-) (Stored, error) {
-	following := ""
-	if next {
-		following = ">"
-	}
-	return readStored(ctx, js, stream, sequence, following)
+func ReadStored(ctx context.Context, js jetstream.JetStream, stream string, sequence uint64) (Stored, error) {
+	return ReadNext(ctx, js, stream, sequence, "")
 }
 
 // ReadNext reads the first message from a sequence number on whose subject matches the given one, which may have
@@ -47,16 +40,10 @@ func ReadStored(
 func ReadNext(
 	ctx context.Context, js jetstream.JetStream, stream string, sequence uint64, subject string,
 ) (Stored, error) {
-	return readStored(ctx, js, stream, sequence, subject)
-}
-
-func readStored(
-	ctx context.Context, js jetstream.JetStream, stream string, sequence uint64, following string,
-) (Stored, error) {
 	request := struct {
 		Sequence uint64 `json:"seq"`
 		NextFor  string `json:"next_by_subj,omitempty"`
-	}{Sequence: sequence, NextFor: following}
+	}{Sequence: sequence, NextFor: subject}
 	body, err := json.Marshal(request)
 	if err != nil {
 		return Stored{}, err

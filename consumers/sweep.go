@@ -132,7 +132,11 @@ func (s *sweeper) deadLetterMessage(work context.Context, v *View, m Stored, d d
 			return err
 		}
 	}
-	return s.deadLetterStored(work, m.Sequence, 1, m.Subject, d)
+	in, _, err := s.load(work, m.Sequence, 1, m.Subject)
+	if err != nil {
+		return err
+	}
+	return s.deadLetter(work, in, d)
 }
 
 // position returns the sequence number up to which the stream has been swept.

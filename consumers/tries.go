@@ -82,7 +82,7 @@ func isolationOf(delivered int, sum schema.Tries) (isolation, error) {
 type endedAlone int
 
 func (n endedAlone) Error() string {
-	return fmt.Sprintf("%d workers ended without a word while they handled it alone", int(n))
+	return fmt.Sprintf("%d workers ended while they handled it alone", int(n))
 }
 
 // DeadLetterKind makes the message a dead letter.

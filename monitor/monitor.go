@@ -93,7 +93,7 @@ func New(models map[string]Model, decider Decider, recorder Recorder, c Config) 
 // DeadLetterKind() schema.DeadLetterKind.
 func (m *Monitor) Plan(ev schema.Event) (rows int, handle func(context.Context, schema.Delivery) error) {
 	p := plan{event: ev}
-	p.err = permanent(schema.KindUnknownModel, "data.model", "no ensemble stands for %s here", ev.Data.Model)
+	p.err = permanent(schema.KindUnknownModel, "data.model", "there is no ensemble for %s", ev.Data.Model)
 	if model, known := m.models[ev.Data.Model]; known {
 		p = model.plan(ev)
 	}

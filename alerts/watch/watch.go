@@ -108,7 +108,7 @@ func (c Config) first(ctx context.Context, js jetstream.JetStream) (uint64, erro
 	from := time.Now().Add(-c.Since)
 	for first < end { // messages are stored in order of time
 		middle := first + (end-first)/2
-		m, err := consumers.ReadStored(ctx, js, c.Stream, middle, true)
+		m, err := consumers.ReadNext(ctx, js, c.Stream, middle, ">")
 		switch {
 		case errors.Is(err, jetstream.ErrMsgNotFound):
 			end = middle

@@ -137,7 +137,7 @@ func (r *run) publishedAlerts(ctx context.Context) (map[string]int, error) {
 	}
 	state := stream.CachedInfo().State
 	for sequence := state.FirstSeq; state.Msgs > 0 && sequence <= state.LastSeq; sequence++ {
-		stored, err := consumers.ReadStored(ctx, r.js, alertStream, sequence, false)
+		stored, err := consumers.ReadStored(ctx, r.js, alertStream, sequence)
 		if errors.Is(err, jetstream.ErrMsgNotFound) {
 			continue // deleted by the run itself
 		}
@@ -380,13 +380,13 @@ func (r *run) deleteAlert(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	first, err := consumers.ReadStored(ctx, r.js, alertStream, 1, true)
+	first, err := consumers.ReadNext(ctx, r.js, alertStream, 1, ">")
 	if err != nil {
 		return err
 	}
 	state := stream.CachedInfo().State
 	for sequence := state.LastSeq; sequence > state.FirstSeq; sequence-- {
-		last, err := consumers.ReadStored(ctx, r.js, alertStream, sequence, false)
+		last, err := consumers.ReadStored(ctx, r.js, alertStream, sequence)
 		if err != nil {
 			return err
 		}
@@ -398,7 +398,7 @@ func (r *run) deleteAlert(ctx context.Context) error {
 }
 
 func (r *run) forgeAlert(ctx context.Context) error {
-	stored, err := consumers.ReadStored(ctx, r.js, alertStream, 1, true)
+	stored, err := consumers.ReadNext(ctx, r.js, alertStream, 1, ">")
 	if err != nil {
 		return err
 	}

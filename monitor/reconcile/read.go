@@ -89,7 +89,7 @@ func readChunk(
 ) ([]consumers.Stored, uint64, error) {
 	var messages []consumers.Stored
 	for from <= to {
-		m, err := consumers.ReadStored(ctx, js, stream, from, true)
+		m, err := consumers.ReadNext(ctx, js, stream, from, ">")
 		if errors.Is(err, jetstream.ErrMsgNotFound) {
 			return messages, 1 << 63, nil
 		}

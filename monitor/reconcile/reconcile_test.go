@@ -64,7 +64,7 @@ func (s *sides) publish(model, prefix string, n int) {
 func (s *sides) settle(from, to uint64) {
 	s.t.Helper()
 	for seq := from; seq <= to; seq++ {
-		m, err := consumers.ReadStored(s.t.Context(), s.js, "GENERATION", seq, false)
+		m, err := consumers.ReadStored(s.t.Context(), s.js, "GENERATION", seq)
 		if err != nil {
 			s.t.Fatal(err)
 		}

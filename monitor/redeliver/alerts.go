@@ -31,7 +31,7 @@ func Unpublished(
 	}
 	there := map[string]bool{}
 	for next := uint64(1); ; {
-		m, err := consumers.ReadStored(ctx, js, stream, next, true)
+		m, err := consumers.ReadNext(ctx, js, stream, next, ">")
 		var refusal *jetstream.APIError
 		if errors.Is(err, jetstream.ErrMsgNotFound) ||
 			errors.As(err, &refusal) && refusal.ErrorCode == jetstream.JSErrCodeStreamNotFound {

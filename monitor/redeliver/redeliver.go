@@ -79,7 +79,7 @@ func message(
 	if !strings.HasPrefix(l.Subject, schema.SubjectGeneration("")) {
 		return nil, fmt.Sprintf("its subject is %q, must begin with %s", l.Subject, schema.SubjectGeneration("")), nil
 	}
-	stored, err := consumers.ReadStored(ctx, js, l.Stream, l.Sequence, false)
+	stored, err := consumers.ReadStored(ctx, js, l.Stream, l.Sequence)
 	if err != nil && !errors.Is(err, jetstream.ErrMsgNotFound) {
 		return nil, "", err
 	}
