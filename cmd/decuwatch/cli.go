@@ -1,12 +1,12 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
-	"strings"
 
 	"github.com/alecthomas/kong"
 	"github.com/schollz/progressbar/v3"
@@ -85,28 +85,28 @@ Exit codes: 0 done, 1 failed, 2 wrong flag, setting or argument, 3 a check found
 func run(ctx context.Context, args []string, getenv func(string) string, stdin io.Reader, stdout, stderr io.Writer,
 ) int {
 	var c cli
-	exit := -1
+	helped := false
 	sources := &app.Sources{Getenv: getenv}
 	parser, err := kong.New(&c,
 		kong.Name("decuwatch"), kong.Description(description), kong.UsageOnError(),
 		kong.ConfigureHelp(kong.HelpOptions{Compact: true, NoExpandSubcommands: true, WrapUpperBound: 110}),
-		kong.Writers(stdout, stderr), kong.Exit(func(code int) { exit = code; panic(exited{}) }),
-		sources.Option(), app.Documented(),
+		kong.Writers(stdout, stderr), kong.Exit(func(int) { helped = true }), sources.Option(), app.Documented(),
 		kong.Groups{"Logging": "Logging", "NATS": "NATS", "Postgres": "Postgres", "Scoring": "Scoring"},
 	)
 	if err != nil {
 		fmt.Fprintf(stderr, "decuwatch: %v\n", err)
 		return exitFailed
 	}
-	parsed, ended, err := parse(parser, args)
-	if ended { // --help was printed
-		return exit
+	parsed, err := parser.Parse(args)
+	if helped {
+		return exitOK
 	}
 	if err != nil {
 		fmt.Fprintf(stderr, "decuwatch: %s\n", sources.Explain(err))
-		var perr *kong.ParseError
-		if errors.As(err, &perr) && perr.Context != nil {
-			fmt.Fprintf(stderr, "Run \"%s --help\" for its flags.\n", strings.TrimSpace("decuwatch "+commandPath(perr.Context)))
+		var wrong *kong.ParseError
+		if errors.As(err, &wrong) && wrong.Context != nil {
+			verb := cmp.Or(wrong.Context.Selected(), parser.Model.Node)
+			fmt.Fprintf(stderr, "Run \"%s --help\" for its flags.\n", verb.FullPath())
 		}
 		return exitUsage
 	}
@@ -114,16 +114,14 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdin i
 	if err == nil {
 		err = app.CheckGroups(parsed.Selected().Target)
 	}
-	if err != nil {
-		fmt.Fprintf(stderr, "decuwatch: %s\n", sources.Explain(err))
-		return exitUsage
+	if err == nil {
+		slog.SetDefault(log) // libraries that log by default
+		parsed.BindTo(ctx, (*context.Context)(nil))
+		parsed.Bind(log, &streams{
+			in: stdin, out: stdout, err: stderr, terminal: terminal.Is(stdout), progress: terminal.Is(stderr),
+		})
+		err = parsed.Run()
 	}
-	slog.SetDefault(log) // libraries that log by default
-	parsed.BindTo(ctx, (*context.Context)(nil))
-	parsed.Bind(log, &streams{
-		in: stdin, out: stdout, err: stderr, terminal: terminal.Is(stdout), progress: terminal.Is(stderr),
-	})
-	err = parsed.Run()
 	var wrong settings.Error
 	switch {
 	case err == nil:
@@ -135,35 +133,8 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdin i
 		return exitUsage
 	case errors.Is(err, context.Canceled) && ctx.Err() != nil:
 		fmt.Fprintln(stderr, "decuwatch: interrupted")
-		return exitFailed
 	default:
 		fmt.Fprintf(stderr, "decuwatch: %v\n", err)
-		return exitFailed
 	}
-}
-
-// exited unwinds the parser after it printed help.
-type exited struct{}
-
-func parse(parser *kong.Kong, args []string) (k *kong.Context, ended bool, err error) {
-	defer func() {
-		if p := recover(); p != nil {
-			if _, ok := p.(exited); !ok {
-				panic(p)
-			}
-			ended = true
-		}
-	}()
-	k, err = parser.Parse(args)
-	return k, false, err
-}
-
-func commandPath(k *kong.Context) string {
-	var names []string
-	for _, p := range k.Path {
-		if p.Command != nil {
-			names = append(names, p.Command.Name)
-		}
-	}
-	return strings.Join(names, " ")
+	return exitFailed
 }
