@@ -59,7 +59,7 @@ var arrows = []struct {
 	}, "the one sequence knows neither JetStream nor Postgres; cmd hands them over"},
 	{"monitor/reconcile", []string{"schema", "schema/postgres", "consumers"}, "both sides are read, and nobody writes"},
 	{"monitor/redeliver", []string{
-		"schema", "schema/postgres", "consumers",
+		"internal/terminal", "schema", "schema/postgres", "consumers",
 	}, "an operator's act, between the two sides"},
 	{"monitor/replay", []string{"schema", "scoring", "monitor"}, "the one way from a receipt back to a request"},
 	{"monitor/canary", []string{

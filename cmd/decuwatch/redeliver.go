@@ -68,33 +68,24 @@ func (c *redeliverCmd) Run(ctx context.Context, s *streams, log *slog.Logger) er
 }
 
 func (c *redeliverCmd) redeliver(ctx context.Context, s *streams, js jetstream.JetStream, store *postgres.Store) error {
-	kinds := c.Kind
-	if len(kinds) == 0 {
-		kinds = redeliver.Kinds()
+	if len(c.Kind) == 0 {
+		c.Kind = redeliver.Kinds()
 	}
 	can, cannot := 0, 0
 	left := slices.Clone(c.IDs)
 	err := redeliver.Run(ctx, redeliver.Options{
 		JetStream: js, Store: store, By: cmp.Or(c.By, app.UserName()), Apply: c.Apply,
 		Query: postgres.DeadLetterQuery{
-			Stream: c.Stream.Name, Model: c.Model, Kinds: kinds, From: c.From, To: c.To, IDs: c.IDs,
+			Stream: c.Stream.Name, Model: c.Model, Kinds: c.Kind, From: c.From, To: c.To, IDs: c.IDs,
 		},
 	}, func(r redeliver.Result) error {
-		l := r.DeadLetter
-		left = slices.DeleteFunc(left, func(id int64) bool { return id == l.ID })
-		what := "can be published again"
-		switch {
-		case r.Refused != "":
+		left = slices.DeleteFunc(left, func(id int64) bool { return id == r.DeadLetter.ID })
+		if r.Refused != "" {
 			cannot++
-			what = "CANNOT be published again: " + r.Refused
-		case c.Apply:
-			what = fmt.Sprintf("was published again as message %d", r.Sequence)
-			fallthrough
-		default:
+		} else {
 			can++
 		}
-		_, err := fmt.Fprintf(s.out, "%d\t%s\t%s\tmessage %d\t%s %s\t%s\n",
-			l.ID, l.Kind, printable(l.Model), l.Sequence, printable(l.Source), printable(l.EventID), what)
+		_, err := fmt.Fprintln(s.out, r)
 		return err
 	})
 	if err != nil {

@@ -13,6 +13,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/decuwatch/decuwatch/consumers"
+	"github.com/decuwatch/decuwatch/internal/terminal"
 	"github.com/decuwatch/decuwatch/schema"
 	"github.com/decuwatch/decuwatch/schema/postgres"
 )
@@ -27,6 +28,20 @@ type Result struct {
 	DeadLetter postgres.StoredDeadLetter
 	Refused    string // why its message cannot be published again; "" if it can
 	Sequence   uint64 // of the message that was published; 0 if Options.Apply is false
+}
+
+// String returns the result in one line for a terminal.
+func (r Result) String() string {
+	what := "can be published again"
+	switch {
+	case r.Refused != "":
+		what = "CANNOT be published again: " + r.Refused
+	case r.Sequence > 0:
+		what = fmt.Sprintf("was published again as message %d", r.Sequence)
+	}
+	l := r.DeadLetter
+	return fmt.Sprintf("%d\t%s\t%s\tmessage %d\t%s %s\t%s", l.ID, l.Kind, terminal.Printable(l.Model), l.Sequence,
+		terminal.Printable(l.Source), terminal.Printable(l.EventID), what)
 }
 
 // Options say what to redeliver.
