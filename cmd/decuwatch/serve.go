@@ -12,9 +12,9 @@ type serveCmd struct {
 }
 
 func (serveCmd) Help() string {
-	return `Takes generation events from JetStream, reruns each through its model's ensemble, stores the score, and publishes an
-alert if the score exceeds its threshold. On SIGTERM or Ctrl-C it stops pulling, finishes what is in flight within
-consumers.drain-timeout, and gives the rest back.
+	return `Takes generation events from JetStream, reruns each through its model's ensemble, stores the score, and
+publishes an alert if the score exceeds its threshold. On SIGTERM or Ctrl-C it stops pulling, finishes what is in
+flight within consumers.drain-timeout, and gives the rest back.
 
 Examples:
 
