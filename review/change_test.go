@@ -205,8 +205,9 @@ func TestQueue(t *testing.T) {
 	if len(seen) != 8 || !seen[sample] {
 		t.Errorf("the pages hold %d reviews, want 8", len(seen))
 	}
-	values, err := b.store.ScoreValues(t.Context(), "tiny", b.engine.Ensemble().Digest, b.engine.Profile().Settings(),
-		schema.ClassGap, nil, time.Now().Add(-time.Hour), 100)
+	of := schema.Series{Model: "tiny", EnsembleDigest: b.engine.Ensemble().Digest,
+		Settings: b.engine.Profile().Settings()}
+	values, err := b.store.ScoreValues(t.Context(), of, schema.ClassGap, nil, time.Now().Add(-time.Hour), 100)
 	if err != nil || len(values) != 8 {
 		t.Errorf("the distribution holds %d values, want 8 without the canary's, %v", len(values), err)
 	}

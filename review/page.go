@@ -533,8 +533,7 @@ func (p *Page) measures(ctx context.Context, c *reviewPage) error {
 		const most = 5000
 		since := time.Now().Add(-p.config.Window)
 		values := func(class *int) ([]float64, error) {
-			return p.store.ScoreValues(ctx, s.Event.Data.Model, s.Receipt.EnsembleDigest, s.Receipt.Settings, m.Name, class,
-				since, most)
+			return p.store.ScoreValues(ctx, s.Series(), m.Name, class, since, most)
 		}
 		class, err := values(&s.ClassIndex)
 		if err != nil {

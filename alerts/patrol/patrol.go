@@ -27,11 +27,11 @@ type History interface {
 	HeldBack(ctx context.Context, from, to time.Time) ([]schema.HeldBack, error)
 	// ClassSequences returns the class gaps of each class's newest scores, at most limit, with event times after since,
 	// and after quiet has passed since the class's last alert of kind class_drift.
-	ClassSequences(ctx context.Context, model, ensembleDigest, settings string, since time.Time, quiet time.Duration,
+	ClassSequences(ctx context.Context, of schema.Series, since time.Time, quiet time.Duration,
 		limit int) ([]schema.ClassSequence, error)
 	// Tail returns the value that a share alpha of the scores of some classes since a moment reach, and their number.
-	Tail(ctx context.Context, model, ensembleDigest, settings string, measurement schema.MeasurementName, classes []int,
-		since time.Time, alpha float64) (float64, int, error)
+	Tail(ctx context.Context, of schema.Series, measurement schema.MeasurementName, classes []int, since time.Time,
+		alpha float64) (float64, int, error)
 }
 
 // Raiser commits an alert; false if an alert with its id exists already, so that several monitors may patrol.
@@ -232,8 +232,7 @@ func (p *Patrol) ClassDrift(ctx context.Context, now time.Time) error {
 		if m.Reference.Empty() {
 			continue
 		}
-		sequences, err := p.history.ClassSequences(ctx, m.Name, m.EnsembleDigest, m.Settings, now.Add(-window),
-			p.config.Quiet, p.config.Newest)
+		sequences, err := p.history.ClassSequences(ctx, m.Series(), now.Add(-window), p.config.Quiet, p.config.Newest)
 		errs = append(errs, err)
 		for _, q := range sequences {
 			pvalues := make([]float64, len(q.Values))
@@ -284,8 +283,7 @@ func (p *Patrol) Shadow(ctx context.Context, now time.Time) error {
 					t.Scope != schema.ScopeModel || t.Severity != schema.SeverityWarn || t.Alpha == nil || t.Value <= 0 {
 					continue
 				}
-				value, n, err := p.history.Tail(ctx, m.Name, m.EnsembleDigest, m.Settings, measurement, m.WellSampled,
-					now.Add(-window), *t.Alpha)
+				value, n, err := p.history.Tail(ctx, m.Series(), measurement, m.WellSampled, now.Add(-window), *t.Alpha)
 				if errs = append(errs, err); err == nil && float64(n)**t.Alpha >= 1 {
 					ratio = value / t.Value
 				}

@@ -35,22 +35,19 @@ type EvidenceFile struct {
 
 // NextEvidence leases the oldest job that is due on one of the ensembles. It returns false if no job is due. The
 // attempt counts from here on: if its worker dies, the job is due again when the lease ends.
-func (s *Store) NextEvidence(ctx context.Context, ensembleDigests []string, lease time.Duration) (EvidenceJob, bool,
-	error) {
-	var job EvidenceJob
-	var source, eventID, model string
-	var eventTime time.Time
-	var digest string
-	err := s.pool.QueryRow(ctx, takeEvidenceJob,
-		notNil(ensembleDigests), lease).Scan(&job.ReviewID, &job.Attempt, &source, &eventID, &model, &eventTime, &digest)
+func (s *Store) NextEvidence(
+	ctx context.Context, ensembleDigests []string, lease time.Duration,
+) (job EvidenceJob, found bool, err error) {
+	e := eventRow{Outcome: schema.OutcomeScore}
+	err = s.pool.QueryRow(ctx, takeEvidenceJob, notNil(ensembleDigests), lease).Scan(
+		&job.ReviewID, &job.Attempt, &e.Source, &e.EventID, &e.Model, &e.EventTime, &e.EnsembleDigest)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return job, false, nil
 	}
 	if err != nil {
 		return job, false, fmt.Errorf("take an evidence job: %w", err)
 	}
-	r, err := s.standing(ctx, eventRow{Source: source, EventID: eventID, Model: model, EventTime: eventTime,
-		EnsembleDigest: &digest, Outcome: schema.OutcomeScore})
+	r, err := s.standing(ctx, e)
 	if err != nil {
 		return job, true, fmt.Errorf("read the score of evidence job %s: %w", job.ReviewID, err)
 	}
@@ -79,8 +76,9 @@ func (s *Store) StoreEvidence(ctx context.Context, job EvidenceJob, files []Evid
 }
 
 // FailEvidence records why an attempt failed. The job is due again after the wait, or failed for good if final is set.
-func (s *Store) FailEvidence(ctx context.Context, job EvidenceJob, reason string, wait time.Duration,
-	final bool) error {
+func (s *Store) FailEvidence(
+	ctx context.Context, job EvidenceJob, reason string, wait time.Duration, final bool,
+) error {
 	state := EvidencePending
 	if final {
 		state = EvidenceFailed

@@ -24,12 +24,12 @@ func (s *Store) HeldBack(ctx context.Context, from, to time.Time) ([]schema.Held
 	return counts, nil
 }
 
-// ClassSequences returns the class gaps of each class's newest scores by one ensemble under one settings key, at most
-// limit of them with event times after since, and after quiet has passed since the class's last alert of a drift.
-// Canaries are left out.
-func (s *Store) ClassSequences(ctx context.Context, model, ensembleDigest, settings string, since time.Time,
-	quiet time.Duration, limit int) ([]schema.ClassSequence, error) {
-	rows, err := s.pool.Query(ctx, classSequences, model, ensembleDigest, settings, since, quiet, limit)
+// ClassSequences returns the class gaps of each class's newest scores of a series, at most limit of them with event
+// times after since, and after quiet has passed since the class's last alert of a drift. Canaries are left out.
+func (s *Store) ClassSequences(
+	ctx context.Context, of schema.Series, since time.Time, quiet time.Duration, limit int,
+) ([]schema.ClassSequence, error) {
+	rows, err := s.pool.Query(ctx, classSequences, of.Model, of.EnsembleDigest, of.Settings, since, quiet, limit)
 	if err != nil {
 		return nil, fmt.Errorf("read sequences of scores: %w", err)
 	}
@@ -53,16 +53,17 @@ func (s *Store) ClassSequences(ctx context.Context, model, ensembleDigest, setti
 	return sequences, nil
 }
 
-// Tail returns the value that at most a share alpha of the scores of some classes since a moment reach, for one
-// measurement, and how many scores there were, canaries left out. The value means nothing if there were fewer than
-// 1/alpha.
-func (s *Store) Tail(ctx context.Context, model, ensembleDigest, settings string, measurement schema.MeasurementName,
-	classes []int, since time.Time, alpha float64) (value float64, n int, err error) {
+// Tail returns the value of a measurement that at most a share alpha of the scores of some classes since a moment
+// reach, and the number of scores. Canaries are left out. The value means nothing if the number is below 1/alpha.
+func (s *Store) Tail(
+	ctx context.Context, of schema.Series, measurement schema.MeasurementName, classes []int, since time.Time,
+	alpha float64,
+) (value float64, n int, err error) {
 	if measurement != schema.ClassGap && measurement != schema.RequestRisk {
 		return 0, 0, fmt.Errorf("read tail of scores: measurement %q is neither class_gap nor request_risk", measurement)
 	}
 	err = s.pool.QueryRow(ctx, scoresTail,
-		model, ensembleDigest, settings, classes, since, alpha, measurement).Scan(&value, &n)
+		of.Model, of.EnsembleDigest, of.Settings, classes, since, alpha, measurement).Scan(&value, &n)
 	if err != nil {
 		return 0, 0, fmt.Errorf("read tail of scores: %w", err)
 	}

@@ -55,20 +55,17 @@ func TestCanariesAreLeftOutOfStatistics(t *testing.T) {
 		mustRecord(t, s, schema.Verdict{Score: x, Delivery: schema.Delivery{Stream: "GENERATION",
 			Digest: strings.Repeat("0", 64)}})
 	}
-	of := schema.Series{Model: plain.Event.Data.Model, EnsembleDigest: plain.Receipt.EnsembleDigest,
-		Settings: plain.Receipt.Settings}
+	of := plain.Series()
 	from, to := plain.Event.Time.Add(-time.Hour), plain.Event.Time.Add(time.Hour)
 	samples, err := s.Samples(testContext(t), of, schema.ClassGap, from, to)
 	if err != nil || len(samples) != 2 {
 		t.Errorf("%d samples, want 2: %v", len(samples), err)
 	}
-	values, err := s.ScoreValues(testContext(t), of.Model, of.EnsembleDigest, of.Settings, schema.RequestRisk, nil, from,
-		10)
+	values, err := s.ScoreValues(testContext(t), of, schema.RequestRisk, nil, from, 10)
 	if err != nil || len(values) != 2 {
 		t.Errorf("%d values, want 2: %v", len(values), err)
 	}
-	_, n, err := s.Tail(testContext(t), of.Model, of.EnsembleDigest, of.Settings, schema.ClassGap,
-		[]int{plain.ClassIndex}, from, 0.5)
+	_, n, err := s.Tail(testContext(t), of, schema.ClassGap, []int{plain.ClassIndex}, from, 0.5)
 	if err != nil || n != 2 {
 		t.Errorf("a tail of %d scores, want 2: %v", n, err)
 	}

@@ -190,16 +190,13 @@ func (c *call) addAlert(a schema.Alert, sinks []schema.Sink) error {
 	if err := checkAlert(a); err != nil {
 		return err
 	}
-	header, body, err := schema.EncodeAlert(a)
+	outbox, err := outboxRows(a, sinks...)
 	if err != nil {
 		return err
 	}
 	c.alerts = append(c.alerts, newAlertRow(a))
 	c.result.AlertIDs = append(c.result.AlertIDs, a.ID)
-	for _, sink := range sinks {
-		c.outbox = append(c.outbox, outboxRow{Sink: sink, MessageID: a.ID, Subject: schema.AlertSubject(a), Headers: header,
-			Body: body})
-	}
+	c.outbox = append(c.outbox, outbox...)
 	if c.score != nil {
 		c.reviews = append(c.reviews, reviewRow{
 			ID: a.ID, Kind: "alert", AlertID: &a.ID, Source: a.Source, EventID: a.EventID, EventTime: a.EventTime,

@@ -32,12 +32,11 @@ func (s *Store) OweAgain(ctx context.Context, ids []string) error {
 		}
 		var outbox []outboxRow
 		for _, a := range forgotten {
-			header, body, err := schema.EncodeAlert(a)
+			rows, err := outboxRows(a, schema.SinkStream)
 			if err != nil {
 				return err
 			}
-			outbox = append(outbox, outboxRow{Sink: schema.SinkStream, MessageID: a.ID, Subject: schema.AlertSubject(a),
-				Headers: header, Body: body})
+			outbox = append(outbox, rows...)
 		}
 		b := &batch{}
 		b.Queue(oweAgain, ids, schema.SinkStream)

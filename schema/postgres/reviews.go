@@ -248,15 +248,16 @@ func (s *Store) TallyReviews(ctx context.Context, model string, class *int, from
 	return t, nil
 }
 
-// ScoreValues returns the newest values of a measurement (class_gap or request_risk) of one ensemble and settings,
-// canaries left out: of one class, or of all classes if class is nil. At most limit values, not older than since.
-func (s *Store) ScoreValues(ctx context.Context, model, ensembleDigest, settings string,
-	measurement schema.MeasurementName, class *int, since time.Time, limit int) ([]float64, error) {
+// ScoreValues returns the newest values of a measurement (class_gap or request_risk) of a series, canaries left out: of
+// one class, or of all classes if class is nil. At most limit values, not older than since.
+func (s *Store) ScoreValues(
+	ctx context.Context, of schema.Series, measurement schema.MeasurementName, class *int, since time.Time, limit int,
+) ([]float64, error) {
 	if !slices.Contains(schema.MeasurementNames(), measurement) {
 		return nil, fmt.Errorf("read scores: no measurement is named %q", measurement)
 	}
 	values, err := list(ctx, s.pool, pgx.RowTo[float64], scoreValues,
-		model, ensembleDigest, settings, class, since, measurement, limit)
+		of.Model, of.EnsembleDigest, of.Settings, class, since, measurement, limit)
 	if err != nil {
 		return nil, fmt.Errorf("read scores: %w", err)
 	}

@@ -267,6 +267,19 @@ type outboxRow struct {
 	Body      bytea               `json:"body"`
 }
 
+// outboxRows returns what is owed to sinks for an alert.
+func outboxRows(a schema.Alert, sinks ...schema.Sink) ([]outboxRow, error) {
+	header, body, err := schema.EncodeAlert(a)
+	if err != nil {
+		return nil, err
+	}
+	rows := make([]outboxRow, len(sinks))
+	for i, sink := range sinks {
+		rows[i] = outboxRow{sink, a.ID, schema.AlertSubject(a), header, body}
+	}
+	return rows, nil
+}
+
 // reviewRow is a row of reviews as it is opened.
 type reviewRow struct {
 	ID             string    `json:"id"`

@@ -65,8 +65,8 @@ func setUp(ctx context.Context, conn *pgconn.PgConn, settings map[string]string)
 	if _, err := query(ctx, conn, "SELECT "+strings.Join(set, ", ")); err != nil {
 		return fmt.Errorf("set up session: %w", err)
 	}
-	rows, err := query(ctx, conn, `SELECT name, setting FROM pg_catalog.pg_settings WHERE name IN (`+strings.Join(read,
-		", ")+`)
+	rows, err := query(ctx, conn, `
+		SELECT name, setting FROM pg_catalog.pg_settings WHERE name IN (`+strings.Join(read, ", ")+`)
 		UNION ALL SELECT 'server_version_num', pg_catalog.current_setting('server_version_num')
 		UNION ALL SELECT 'server_encoding', pg_catalog.current_setting('server_encoding')
 		UNION ALL SELECT 'in recovery', pg_catalog.pg_is_in_recovery()::text

@@ -90,8 +90,9 @@ func (s *Store) Advance(ctx context.Context, stream string, created time.Time, f
 }
 
 // SettledBefore returns the highest sequence from first to last up to which no verdict is younger than age, or first-1.
-func (s *Store) SettledBefore(ctx context.Context, stream string, first, last uint64, age time.Duration) (uint64,
-	error) {
+func (s *Store) SettledBefore(
+	ctx context.Context, stream string, first, last uint64, age time.Duration,
+) (uint64, error) {
 	var young *int64
 	err := s.pool.QueryRow(ctx, settledBefore, stream, int64(first), int64(last), age).Scan(&young)
 	if err != nil {
