@@ -27,7 +27,7 @@ type Stored struct {
 // Digest returns the message's digest, see [schema.Digest]. An unreadable header does not count.
 func (s Stored) Digest() string { return schema.Digest(s.Header, s.Payload) }
 
-// ReadStored reads the message with the given sequence number. The error is [jetstream.ErrMsgNotFound] if there is none.
+// ReadStored reads the message with the given sequence number. It fails with [jetstream.ErrMsgNotFound].
 //
 // It asks the stream's leader and reads the answer as JSON. Readers that deliver the message itself (pull consumers,
 // ordered consumers, direct gets) mix the server's status lines with the headers, which a producer controls.

@@ -17,7 +17,7 @@ type Stage struct{ histogram prometheus.Histogram }
 func New(reg prometheus.Registerer, name string) Stage {
 	return Stage{promauto.With(reg).NewHistogram(prometheus.HistogramOpts{
 		Name:        "decuwatch_stage_seconds",
-		Help:        "Seconds by stage of an event's way.",
+		Help:        "Seconds that each stage of an event takes.",
 		ConstLabels: prometheus.Labels{"stage": name},
 		Buckets:     prometheus.ExponentialBuckets(50e-6, 2.5, 16),
 	})}
