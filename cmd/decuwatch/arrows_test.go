@@ -51,6 +51,7 @@ var arrows = []struct {
 	{"alerts", []string{
 		"internal/backoff", "internal/settings", "internal/stage", "schema",
 	}, "the decision is pure; the outbox is an interface"},
+	{"alerts/calibration", []string{"internal/terminal", "schema", "alerts"}, "samples and thresholds in, a plan out"},
 	{"alerts/watch", []string{
 		"internal/backoff", "internal/terminal", "schema", "consumers",
 	}, "a subscriber reads the stream of alerts and nothing else"},
@@ -61,7 +62,9 @@ var arrows = []struct {
 	{"monitor/redeliver", []string{
 		"internal/terminal", "schema", "schema/postgres", "consumers",
 	}, "an operator's act, between the two sides"},
-	{"monitor/replay", []string{"schema", "scoring", "monitor"}, "the one way from a receipt back to a request"},
+	{"monitor/replay", []string{
+		"internal/terminal", "schema", "scoring", "monitor",
+	}, "the one way from a receipt back to a request"},
 	{"monitor/canary", []string{
 		"schema", "schema/postgres", "scoring/ensemble",
 	}, "a watchdog knows neither how events are scored nor who reviews them"},
@@ -86,10 +89,9 @@ var arrows = []struct {
 	{"deploy", nil, "files, held against the code by tests"},
 	{"cmd/decuwatch", []string{
 		"internal/app", "internal/demo", "internal/settings", "internal/terminal", "schema", "schema/postgres",
-		"scoring",
-		"scoring/ensemble", "scoring/ort", "scoring/diffusion", "scoring/evaluation", "consumers", "alerts",
-		"alerts/watch", "monitor", "monitor/canary", "monitor/reconcile", "monitor/redeliver", "monitor/replay",
-		"review",
+		"scoring", "scoring/ensemble", "scoring/ort", "scoring/diffusion", "scoring/evaluation", "consumers", "alerts",
+		"alerts/calibration", "alerts/watch", "monitor", "monitor/canary", "monitor/reconcile", "monitor/redeliver",
+		"monitor/replay", "review",
 	}, "wires everything, tests' helpers excepted"},
 }
 

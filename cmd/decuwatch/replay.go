@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"text/tabwriter"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -61,32 +60,10 @@ func (c *replayCmd) compare(ctx context.Context, s *streams, log *slog.Logger, s
 	if c.JSON {
 		err = writeJSON(s.out, r)
 	} else {
-		err = printReplay(s, r)
+		err = r.Print(s.out)
 	}
 	if err == nil && !r.Agrees {
 		err = errDifference
 	}
-	return err
-}
-
-func printReplay(s *streams, r *replay.Replay) error {
-	receipt := r.Stored.Receipt
-	w := tabwriter.NewWriter(s.out, 0, 8, 2, ' ', 0)
-	fmt.Fprintf(w, "event\t%s of %s\n", printable(r.ID), printable(r.Source))
-	fmt.Fprintf(w, "ensemble\t%s %s\n", r.Stored.Event.Data.Model, receipt.EnsembleDigest)
-	fmt.Fprintf(w, "settings\t%s, class %q, seed %d, carrier %d\n", receipt.Settings, r.Stored.ClassLabel, receipt.Seed,
-		receipt.Carrier)
-	fmt.Fprintf(w, "\t\nmeasurement\tstored\trecomputed\trelative difference\n")
-	for _, m := range r.Measurements() {
-		fmt.Fprintf(w, "%s\t%.9g\t%.9g\t%.2g\n", m.Name, m.Stored.Value, m.Recomputed.Value, m.Difference)
-	}
-	if err := w.Flush(); err != nil {
-		return err
-	}
-	verdict := "agrees"
-	if !r.Agrees {
-		verdict = "does NOT agree"
-	}
-	_, err := fmt.Fprintf(s.out, "\nThe score %s within %g relative or %g absolute.\n", verdict, r.Tolerance, r.Floor)
 	return err
 }

@@ -86,7 +86,7 @@ func (c *thresholdsCalibrateCmd) Run(ctx context.Context, s *streams, log *slog.
 		if c.JSON {
 			return writeJSON(s.out, plan)
 		}
-		return printPlan(s.out, plan, e.Labels())
+		return plan.Print(s.out)
 	})
 }
 

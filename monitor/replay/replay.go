@@ -4,9 +4,12 @@ package replay
 import (
 	"context"
 	"fmt"
+	"io"
 	"math"
 	"slices"
+	"text/tabwriter"
 
+	"github.com/decuwatch/decuwatch/internal/terminal"
 	"github.com/decuwatch/decuwatch/monitor"
 	"github.com/decuwatch/decuwatch/schema"
 	"github.com/decuwatch/decuwatch/scoring"
@@ -110,4 +113,27 @@ func compare(a, b schema.Measurement) (agrees bool, difference float64) {
 
 func numbers(m schema.Measurement) []float64 {
 	return append([]float64{m.Value, m.MeanDistance}, slices.Concat(m.Distances...)...)
+}
+
+// Print writes the comparison as text.
+func (r *Replay) Print(out io.Writer) error {
+	receipt := r.Stored.Receipt
+	w := tabwriter.NewWriter(out, 0, 8, 2, ' ', 0)
+	fmt.Fprintf(w, "event\t%s of %s\n", terminal.Printable(r.ID), terminal.Printable(r.Source))
+	fmt.Fprintf(w, "ensemble\t%s %s\n", r.Stored.Event.Data.Model, receipt.EnsembleDigest)
+	fmt.Fprintf(w, "settings\t%s, class %q, seed %d, carrier %d\n", receipt.Settings, r.Stored.ClassLabel, receipt.Seed,
+		receipt.Carrier)
+	fmt.Fprintf(w, "\t\nmeasurement\tstored\trecomputed\trelative difference\n")
+	for _, m := range r.Measurements() {
+		fmt.Fprintf(w, "%s\t%.9g\t%.9g\t%.2g\n", m.Name, m.Stored.Value, m.Recomputed.Value, m.Difference)
+	}
+	if err := w.Flush(); err != nil {
+		return err
+	}
+	verdict := "agrees"
+	if !r.Agrees {
+		verdict = "does NOT agree"
+	}
+	_, err := fmt.Fprintf(out, "\nThe score %s within %g relative or %g absolute.\n", verdict, r.Tolerance, r.Floor)
+	return err
 }

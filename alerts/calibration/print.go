@@ -1,4 +1,4 @@
-package main
+package calibration
 
 import (
 	"fmt"
@@ -7,23 +7,24 @@ import (
 	"text/tabwriter"
 	"time"
 
-	"github.com/decuwatch/decuwatch/alerts/calibration"
+	"github.com/decuwatch/decuwatch/internal/terminal"
 	"github.com/decuwatch/decuwatch/schema"
 )
 
-func printPlan(out io.Writer, p *calibration.Plan, labels []string) error {
+// Print writes the plan as text: a row for each class, then the limit, what is set aside, and the alerts it changes.
+func (p *Plan) Print(out io.Writer) error {
 	fmt.Fprintf(out, "%s of %s (ensemble %.12s), %s at a false-alarm rate of %g, from %d scores of %s to %s\n\n",
 		p.Measurement, p.Model, p.EnsembleDigest, p.Severity, p.Alpha, p.Scores,
 		p.WindowFrom.Format(time.DateTime), p.WindowTo.Format(time.DateTime))
 	w := tabwriter.NewWriter(out, 0, 8, 2, ' ', 0)
 	fmt.Fprintln(w, "class\tscores\told\tfrom\tnew\tfrom\tn\trate\talerts last week: old\tnew\tremark")
 	for _, l := range p.Classes {
-		name := printable(l.Label)
+		name := terminal.Printable(l.Label)
 		if l.Class != nil {
 			name = fmt.Sprintf("%d %s", *l.Class, name)
 		}
 		fmt.Fprintf(w, "%s\t%d\t%s\t%s\t%d\t%.3g\t%d\t%d\t%s\n", name, l.Scores, valueAndScope(l.Old, l.OldScope),
-			valueAndScope(l.New, l.NewScope), l.N, l.Achieved, l.AlertsOld, l.AlertsNew, remark(p, l))
+			valueAndScope(l.New, l.NewScope), l.N, l.Achieved, l.AlertsOld, l.AlertsNew, p.remark(l))
 	}
 	if err := w.Flush(); err != nil {
 		return err
@@ -37,7 +38,7 @@ func printPlan(out io.Writer, p *calibration.Plan, labels []string) error {
 		if i == 0 {
 			fmt.Fprintln(out)
 		}
-		fmt.Fprintln(out, printable(aside.Text(labels)))
+		fmt.Fprintln(out, terminal.Printable(aside.Text(p.labels())))
 	}
 	fmt.Fprintf(out, "\nAlerts on the %d scores of the last week: %d with the old thresholds, %d with the new.\n",
 		p.WeekScores, p.AlertsOld, p.AlertsNew)
@@ -57,7 +58,7 @@ func valueAndScope(value *float64, scope schema.Scope) string {
 	return fmt.Sprintf("%.5g\t%s", *value, scope)
 }
 
-func remark(p *calibration.Plan, l calibration.Line) string {
+func (p *Plan) remark(l Line) string {
 	switch {
 	case l.New == nil && l.Deciding != "":
 		return fmt.Sprintf("%s does not apply: the %s's thresholds of another severity decide", p.Severity, l.Deciding)
@@ -70,4 +71,12 @@ func remark(p *calibration.Plan, l calibration.Line) string {
 		return fmt.Sprintf("the model's; %d more scores for one of its own", l.Missing)
 	}
 	return ""
+}
+
+func (p *Plan) labels() []string {
+	var labels []string
+	for _, l := range p.Classes[1:] { // the model is first
+		labels = append(labels, l.Label)
+	}
+	return labels
 }
