@@ -49,7 +49,7 @@ func (c command) run(code int, args ...string) (stdout, stderr string) {
 	return c.feed("", code, args...)
 }
 
-// feed is run with stdin. The verb runs within the test's process, from its arguments to its exit code.
+// feed is run with stdin. The verb runs within the test's process.
 func (c command) feed(stdin string, code int, args ...string) (stdout, stderr string) {
 	c.t.Helper()
 	getenv := func(name string) string {
@@ -63,7 +63,7 @@ func (c command) feed(stdin string, code int, args ...string) (stdout, stderr st
 	defer slog.SetDefault(slog.Default())
 	var out, errs bytes.Buffer
 	if got := run(c.t.Context(), args, getenv, strings.NewReader(stdin), &out, &errs); got != code {
-		c.t.Fatalf("decuwatch %s: exit code %d, want %d\n%s%s", strings.Join(args, " "), got, code, out.String(), errs.String())
+		c.t.Fatalf("decuwatch %s: exit code %d, want %d\n%s%s", strings.Join(args, " "), got, code, &out, &errs)
 	}
 	return out.String(), errs.String()
 }
@@ -81,12 +81,12 @@ func (c command) process(code int, args ...string) (stdout, stderr string) {
 	cmd.Stdout, cmd.Stderr = &out, &errs
 	_ = cmd.Run() // its exit code is read below
 	if got := cmd.ProcessState.ExitCode(); got != code {
-		c.t.Fatalf("decuwatch %s: exit code %d, want %d\n%s%s", strings.Join(args, " "), got, code, out.String(), errs.String())
+		c.t.Fatalf("decuwatch %s: exit code %d, want %d\n%s%s", strings.Join(args, " "), got, code, &out, &errs)
 	}
 	return out.String(), errs.String()
 }
 
-// holds fails unless text holds each of the words.
+// holds fails unless text contains each of the words.
 func holds(t *testing.T, text string, words ...string) {
 	t.Helper()
 	for _, w := range words {
@@ -209,7 +209,7 @@ func notReady(t *testing.T, mux string, words ...string) {
 	})
 }
 
-// The whole way of a user from an empty database to alerts, through every verb.
+// A user goes from an empty database to alerts, through every verb.
 func TestEventsBecomeAlerts(t *testing.T) {
 	nats := natstest.Start(t)
 	db := pgtest.EmptyURL(t)
@@ -227,7 +227,9 @@ func TestEventsBecomeAlerts(t *testing.T) {
 
 	// Two models at once.
 	collector, spans := collect(t)
-	serve := start(t, user.env, "serve", "--tracing.endpoint="+collector, "-e", shipped, "-e", faultEnsemble, "--metrics.address=127.0.0.1:0", "--review.address=127.0.0.1:0", "--metrics.pprof", "--scoring.threads=1", "--review.share=0")
+	serve := start(t, user.env, "serve", "--tracing.endpoint="+collector, "-e", shipped, "-e", faultEnsemble,
+		"--metrics.address=127.0.0.1:0", "--review.address=127.0.0.1:0", "--metrics.pprof", "--scoring.threads=1",
+		"--review.share=0")
 	mux := metricsAddress(t, serve)
 	holds(t, serve.tail(), "no threshold applies")
 	isReady(t, mux)
@@ -238,11 +240,14 @@ func TestEventsBecomeAlerts(t *testing.T) {
 	}
 	_, metrics := get(t, mux+"/metrics")
 	holds(t, metrics,
-		`decuwatch_events_total{model="fashion-mnist",outcome="score",reason="none"} 0`, `decuwatch_events_total{model="tiny",outcome="score",reason="none"} 0`,
+		`decuwatch_events_total{model="fashion-mnist",outcome="score",reason="none"} 0`,
+		`decuwatch_events_total{model="tiny",outcome="score",reason="none"} 0`,
 		`decuwatch_ready{part="ensemble"} `, `decuwatch_ready{part="nats"} `, `decuwatch_ready{part="pulling"} `,
-		`decuwatch_sampler_rows_total{kind="live",model="tiny"} 0`, `decuwatch_outbox_pending{sink="nats"} 0`, `decuwatch_redeliveries_total{model="tiny"} 0`,
-		`decuwatch_threshold_age_seconds{model="fashion-mnist"} 0`, `decuwatch_dead_letters_total{kind="invalid"} 0`, "decuwatch_build_info{",
-		`decuwatch_score_count{class="Bag",measurement="class_gap",model="fashion-mnist"} 0`, `decuwatch_saturated_scores_total{measurement="class_gap",model="tiny"} 0`)
+		`decuwatch_sampler_rows_total{kind="live",model="tiny"} 0`, `decuwatch_outbox_pending{sink="nats"} 0`,
+		`decuwatch_redeliveries_total{model="tiny"} 0`, `decuwatch_threshold_age_seconds{model="fashion-mnist"} 0`,
+		`decuwatch_dead_letters_total{kind="invalid"} 0`, "decuwatch_build_info{",
+		`decuwatch_score_count{class="Bag",measurement="class_gap",model="fashion-mnist"} 0`,
+		`decuwatch_saturated_scores_total{measurement="class_gap",model="tiny"} 0`)
 	for _, stage := range []string{"decode", "queue", "score", "decide", "commit", "ack", "publish"} {
 		holds(t, metrics, fmt.Sprintf(`decuwatch_stage_seconds_count{stage=%q} 0`, stage))
 	}
@@ -258,7 +263,8 @@ func TestEventsBecomeAlerts(t *testing.T) {
 	user.run(exitOK, append(set, "--value=1e-9", "--severity=critical", "--class=Coat")...)
 	out, _ = user.run(exitOK, "thresholds", "list", "--model=fashion-mnist")
 	holds(t, out, "class 4", "critical", "1e-09", "manual", "tester", "a test")
-	if list := decode[[]schema.Threshold](t, first(user.run(exitOK, "thresholds", "list", "--json"))); len(list) != 1 || list[0].Reason != "a test" {
+	list := decode[[]schema.Threshold](t, first(user.run(exitOK, "thresholds", "list", "--json")))
+	if len(list) != 1 || list[0].Reason != "a test" {
 		t.Errorf("thresholds %+v", list)
 	}
 	natstest.Until(t, "the monitor follows the thresholds", func() bool {
@@ -269,16 +275,20 @@ func TestEventsBecomeAlerts(t *testing.T) {
 	// Events: one by flags, the same again, a file of others, and broken ones that never leave.
 	_, errs = user.run(exitUsage, "publish", "--model=fashion-mnist", "--class=Coat", "--seed=1", "--steps=100000")
 	holds(t, errs, "data.sampler.steps")
-	out, _ = user.run(exitOK, "publish", "--model=fashion-mnist", "--class=Coat", "--seed=1", "--id=coat", "--source=/tests", "--label=tenant=acme")
+	out, _ = user.run(exitOK, "publish", "--model=fashion-mnist", "--class=Coat", "--seed=1", "--id=coat",
+		"--source=/tests", "--label=tenant=acme")
 	holds(t, out, "published coat of /tests")
-	_, errs = user.feed("{\"class\":3,\"seed\":1}\n\n{\"class\":3,\"sed\":1}\n", exitUsage, "publish", "-", "--model=fashion-mnist")
+	_, errs = user.feed("{\"class\":3,\"seed\":1}\n\n{\"class\":3,\"sed\":1}\n",
+		exitUsage, "publish", "-", "--model=fashion-mnist")
 	holds(t, errs, "stdin:3", "data.sed")
 	file := filepath.Join(t.TempDir(), "events.jsonl")
 	lines := `{"class":"Bag","seed":2}
 {"model":"tiny","class":1,"seed":18446744073709551615}
 {"class":99,"seed":3}
 {"class":"Bag","seed":4,"sampler":{"name":"euler","steps":30,"guidance_scale":7.5,"eta":0}}
-{"specversion":"1.0","type":"io.decuwatch.generation.requested.v1","source":"/tests","id":"whole","time":"2026-05-01T00:00:00Z","traceparent":"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01","data":{"model":"fashion-mnist","class":4,"seed":5}}
+{"specversion":"1.0","type":"io.decuwatch.generation.requested.v1","source":"/tests","id":"whole",` +
+		`"time":"2026-05-01T00:00:00Z","traceparent":"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",` +
+		`"data":{"model":"fashion-mnist","class":4,"seed":5}}
 `
 	if err := os.WriteFile(file, []byte(lines), 0o600); err != nil {
 		t.Fatal(err)
@@ -297,14 +307,15 @@ func TestEventsBecomeAlerts(t *testing.T) {
 	out, _ = user.run(exitOK, "reconcile")
 	holds(t, out, "Both sides agree.", "2 alerts, 2 published, 0 held back, 0 owed, 0 lost, 0 unknown")
 
-	// A dead letter that no fault of its own made comes back, and ends in the same way; an invalid one does not.
+	// A dead letter of an unknown model can be redelivered, and becomes a dead letter again.
 	user.run(exitOK, "publish", "--model=nobody", "--class=1", "--seed=1", "--id=homeless")
 	natstest.Until(t, "the event of an unknown model is a dead letter", func() bool {
 		out, _ := user.run(exitOK, "redeliver", "--model=nobody")
 		return strings.Contains(out, "1 events can be published again")
 	})
 	out, _ = user.run(exitOK, "redeliver", "--kind=unknown_model", "--apply", "--by=alice")
-	holds(t, out, "unknown_model", "homeless", "was published again as message", "1 events were published again, 0 cannot be")
+	holds(t, out, "unknown_model", "homeless", "was published again as message",
+		"1 events were published again, 0 cannot be")
 	natstest.Until(t, "it has its new verdict", func() bool {
 		out, _ := user.run(exitOK, "redeliver", "--model=nobody")
 		return strings.Contains(out, "1 events can be published again")
@@ -316,7 +327,10 @@ func TestEventsBecomeAlerts(t *testing.T) {
 	// Alerts.
 	out, _ = user.run(exitOK, "watch", "--all", "--no-follow")
 	holds(t, out, "critical", "Coat", "class_gap", "class_threshold", "coat")
-	for filter, want := range map[string]int{"--class=coat": 2, "--class=4": 2, "--class=Bag": 0, "--severity=critical": 2, "--severity=warn": 0, "--model=tiny": 0, "--since=1h": 2} {
+	for filter, want := range map[string]int{
+		"--class=coat": 2, "--class=4": 2, "--class=Bag": 0, "--severity=critical": 2, "--severity=warn": 0,
+		"--model=tiny": 0, "--since=1h": 2,
+	} {
 		args := []string{"watch", "--no-follow", "--json", filter}
 		if !strings.HasPrefix(filter, "--since") {
 			args = append(args, "--all")
@@ -326,7 +340,8 @@ func TestEventsBecomeAlerts(t *testing.T) {
 			t.Errorf("watch %s: %d alerts, want %d:\n%s", filter, got, want, out)
 		}
 		if want > 0 {
-			if a := decode[schema.Alert](t, strings.SplitN(out, "\n", 2)[0]); a.ClassLabel != "Coat" || a.Threshold != 1e-9 || a.Receipt.EnsembleDigest == "" {
+			a := decode[schema.Alert](t, strings.SplitN(out, "\n", 2)[0])
+			if a.ClassLabel != "Coat" || a.Threshold != 1e-9 || a.Receipt.EnsembleDigest == "" {
 				t.Errorf("alert %+v", a)
 			}
 		}
@@ -339,7 +354,8 @@ func TestEventsBecomeAlerts(t *testing.T) {
 	if !r.Agrees || r.Stored.Receipt.Carrier != r.Recomputed.Receipt.Carrier || r.Difference > 1e-3 {
 		t.Errorf("replayed %+v", r)
 	}
-	offline := decode[scoreView](t, first(user.run(exitOK, "score", "-e", shipped, "--class=Coat", "--seed=1", "--id=coat", "--source=/tests")))
+	offline := decode[scoreView](t, first(user.run(exitOK, "score", "-e", shipped, "--class=Coat", "--seed=1", "--id=coat",
+		"--source=/tests")))
 	if d := math.Abs(offline.ClassGap.Value-r.Stored.ClassGap.Value) / r.Stored.ClassGap.Value; d > 1e-3 {
 		t.Errorf("scored offline: %v, stored %v", offline.ClassGap.Value, r.Stored.ClassGap.Value)
 	}
@@ -447,7 +463,7 @@ func openMetrics(t *testing.T, url string) string {
 	return string(body)
 }
 
-// falsify stores the score of "coat" again as that of "false", with another value.
+// falsify stores the score of "coat" again as the score of "false", with another value.
 func falsify(t *testing.T, conn *pgx.Conn) {
 	t.Helper()
 	for _, statement := range []string{
@@ -469,10 +485,14 @@ func first(stdout, _ string) string { return stdout }
 func TestDemo(t *testing.T) {
 	user := command{t: t}
 	dir := filepath.Join(t.TempDir(), "demo")
-	args := []string{"demo", "--dir", dir, "--ensemble", shipped, "--requests=20", "--nats-port=0", "--metrics-port=0", "--review-port=0"}
+	args := []string{
+		"demo", "--dir", dir, "--ensemble", shipped, "--requests=20",
+		"--nats-port=0", "--metrics-port=0", "--review-port=0",
+	}
 	out, _ := user.process(exitOK, args...)
-	holds(t, out, "published  20 requests over 10 classes", "training images", "mean PaiDE", "Ankle boot", "The last alerts:",
-		"Reconciled: 20 messages in the stream = 20 scores + 0 skips + 0 dead letters + 0 repeats", "psql 'postgres://", "nats://127.0.0.1:", "/readyz")
+	holds(t, out, "published  20 requests over 10 classes", "training images", "mean PaiDE", "Ankle boot",
+		"The last alerts:", "Reconciled: 20 messages in the stream = 20 scores + 0 skips + 0 dead letters + 0 repeats",
+		"psql 'postgres://", "nats://127.0.0.1:", "/readyz")
 	out, _ = user.process(exitOK, args...)
 	holds(t, out, "as they stood", "Reconciled: 40 messages in the stream = 40 scores")
 }
@@ -485,13 +505,22 @@ func TestScoreOffline(t *testing.T) {
 		args  []string
 		words []string
 	}{
-		{"by index", exitOK, []string{"--class=0", "--seed=1"}, []string{`"class_label": "T-shirt/top"`, `"profile": "fixed"`, `"runtime": "onnxruntime`}},
-		{"as requested", exitOK, []string{"--class=0", "--seed=1", "--scoring.profile=as-requested", "--steps=8", "--guidance=3"}, []string{`"profile": "as-requested"`, "ddim s=8 g=3"}},
-		{"another sampler", exitOK, []string{"--class=0", "--seed=1", "--sampler=euler"}, []string{"euler was replaced by ddim"}},
-		{"another sampler, skipped", exitOK, []string{"--class=0", "--seed=1", "--sampler=euler", "--scoring.unreproducible=skip"}, []string{`"skip"`, `"reason": "sampler"`}},
-		{"another generator, skipped", exitOK, []string{"--class=0", "--seed=1", "--noise=jax", "--scoring.unreproducible=skip"}, []string{`"reason": "noise"`}},
+		{"by index", exitOK, []string{"--class=0", "--seed=1"},
+			[]string{`"class_label": "T-shirt/top"`, `"profile": "fixed"`, `"runtime": "onnxruntime`}},
+		{"as requested", exitOK,
+			[]string{"--class=0", "--seed=1", "--scoring.profile=as-requested", "--steps=8", "--guidance=3"},
+			[]string{`"profile": "as-requested"`, "ddim s=8 g=3"}},
+		{"another sampler", exitOK, []string{"--class=0", "--seed=1", "--sampler=euler"},
+			[]string{"euler was replaced by ddim"}},
+		{"another sampler, skipped", exitOK,
+			[]string{"--class=0", "--seed=1", "--sampler=euler", "--scoring.unreproducible=skip"},
+			[]string{`"skip"`, `"reason": "sampler"`}},
+		{"another generator, skipped", exitOK,
+			[]string{"--class=0", "--seed=1", "--noise=jax", "--scoring.unreproducible=skip"},
+			[]string{`"reason": "noise"`}},
 		{"unknown class", exitFailed, []string{"--class=Submarine", "--seed=1"}, []string{"data.class", "Submarine"}},
-		{"out of bounds", exitUsage, []string{"--class=0", "--seed=1", "--steps=5000"}, []string{"data.sampler.steps", "1000"}},
+		{"out of bounds", exitUsage, []string{"--class=0", "--seed=1", "--steps=5000"},
+			[]string{"data.sampler.steps", "1000"}},
 		{"negative seed", exitUsage, []string{"--class=0", "--seed=-1"}, []string{"seed"}},
 		{"no class", exitUsage, []string{"--seed=1"}, []string{"--class"}},
 	} {
@@ -511,7 +540,8 @@ func TestEnsembleVerbs(t *testing.T) {
 	user := command{t: t}
 	out, _ := user.run(exitOK, "ensemble", "inspect", shipped)
 	holds(t, out, "fashion-mnist", "5 tables of 10 classes", "Ankle boot", "5000", "reference class_gap")
-	if v := decode[map[string]json.RawMessage](t, first(user.run(exitOK, "ensemble", "inspect", "--json", shipped))); v["digest"] == nil || v["manifest"] == nil {
+	v := decode[map[string]json.RawMessage](t, first(user.run(exitOK, "ensemble", "inspect", "--json", shipped)))
+	if v["digest"] == nil || v["manifest"] == nil {
 		t.Errorf("inspect --json has the fields %v", v)
 	}
 	out, _ = user.run(exitOK, "ensemble", "verify", shipped)
@@ -531,7 +561,10 @@ func TestEnsembleVerbs(t *testing.T) {
 	if err := os.WriteFile(graph, content, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	for _, args := range [][]string{{"ensemble", "verify", broken}, {"ensemble", "inspect", broken}, {"score", "-e", broken, "--class=0", "--seed=1"}, {"serve", "-e", broken, "--metrics.address=127.0.0.1:0"}} {
+	for _, args := range [][]string{
+		{"ensemble", "verify", broken}, {"ensemble", "inspect", broken}, {"score", "-e", broken, "--class=0", "--seed=1"},
+		{"serve", "-e", broken, "--metrics.address=127.0.0.1:0"},
+	} {
 		_, errs := user.run(exitFailed, args...)
 		holds(t, errs, "unet.onnx", "SHA-256")
 	}
@@ -556,11 +589,14 @@ func TestWrongCallsAreExplained(t *testing.T) {
 		{exitUsage, []string{"publish"}, []string{"--model"}},
 		{exitUsage, []string{"demo", "--requests=0"}, []string{"--requests"}},
 		{exitUsage, []string{"version", "--config=/no/such/file"}, []string{"/no/such/file"}},
-		{exitUsage, []string{"redeliver", "--kind=invalid"}, []string{"--kind is \"invalid\", must be orphaned, unknown_model, given_up, failed"}},
+		{exitUsage, []string{"redeliver", "--kind=invalid"},
+			[]string{`--kind is "invalid", must be orphaned, unknown_model, given_up, failed`}},
 		{exitUsage, []string{"redeliver", "--apply"}, []string{"--apply needs a selection"}},
 		{exitUsage, []string{"redeliver", "--from=9", "--to=3"}, []string{"--to is 3, must be at least --from, 9"}},
-		{exitFailed, []string{"reconcile", "--nats.url=nats://127.0.0.1:1"}, []string{"connect to NATS at nats://127.0.0.1:1"}},
-		{exitFailed, []string{"watch", "--nats.url=nats://user:secret@127.0.0.1:1"}, []string{"connect to NATS at nats://127.0.0.1:1"}},
+		{exitFailed, []string{"reconcile", "--nats.url=nats://127.0.0.1:1"},
+			[]string{"connect to NATS at nats://127.0.0.1:1"}},
+		{exitFailed, []string{"watch", "--nats.url=nats://user:secret@127.0.0.1:1"},
+			[]string{"connect to NATS at nats://127.0.0.1:1"}},
 		{exitFailed, []string{"migrate", "--postgres.url=postgres://127.0.0.1:1/x"}, []string{"127.0.0.1:1"}},
 		{exitFailed, []string{"score", "-e", "/no/such/ensemble", "--class=0", "--seed=1"}, []string{"/no/such/ensemble"}},
 	} {
@@ -571,7 +607,10 @@ func TestWrongCallsAreExplained(t *testing.T) {
 		}
 	}
 	// Each verb's help has an example.
-	for _, verb := range []string{"serve", "demo", "publish", "watch", "score", "replay", "reconcile", "thresholds list", "thresholds set", "ensemble inspect", "ensemble verify", "migrate"} {
+	for _, verb := range []string{
+		"serve", "demo", "publish", "watch", "score", "replay", "reconcile", "thresholds list", "thresholds set",
+		"ensemble inspect", "ensemble verify", "migrate",
+	} {
 		out, _ := user.run(exitOK, append(strings.Fields(verb), "--help")...)
 		holds(t, out, "decuwatch "+verb, "xample")
 	}
@@ -594,7 +633,8 @@ func TestServeWaitsForNATS(t *testing.T) {
 	nats := natstest.Start(t)
 	user := command{t, []string{"DECUWATCH_NATS_URL=" + nats.URL(), "DECUWATCH_POSTGRES_URL=" + pgtest.URL(t)}}
 	nats.Stop()
-	serve := start(t, user.env, "serve", "-e", faultEnsemble, "--metrics.address=127.0.0.1:0", "--review.address=127.0.0.1:0", "--scoring.threads=1")
+	serve := start(t, user.env, "serve", "-e", faultEnsemble, "--metrics.address=127.0.0.1:0",
+		"--review.address=127.0.0.1:0", "--scoring.threads=1")
 	mux := metricsAddress(t, serve)
 	natstest.Until(t, "it says that NATS is away", func() bool {
 		status, body := get(t, mux+"/readyz")
