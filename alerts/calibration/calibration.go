@@ -14,8 +14,8 @@ import (
 	"github.com/decuwatch/decuwatch/schema"
 )
 
-// compare orders samples by how uncertain they are: saturated ones, which are alike in their value, stand above the
-// others and among each other by their distance.
+// compare orders samples by how uncertain they are. Saturated samples, whose values are equal, come above all others,
+// in the order of their distances.
 func compare(a, b schema.Sample) int {
 	switch {
 	case a.Saturated && b.Saturated:
@@ -55,14 +55,14 @@ func Needed(alpha float64) int {
 // Bound is the value at which an alert fires.
 type Bound struct {
 	Value    float64  // an unsaturated measurement at or above it alerts
-	Distance *float64 // a saturated one whose distance is at or above it alerts; nil: every saturated one does
+	Distance *float64 // a saturated measurement whose distance is at or above it alerts; if nil, all of them do
 	N        int      // reference samples
 	Achieved float64  // p-value of the least uncertain measurement that alerts: the false-alarm rate that holds
 }
 
-// Find returns the bound at which exactly those samples alert whose conformal p-value is at most alpha. The reference
-// is sorted in place. The second result is false if it is too small: Needed(alpha) says how many it takes.
-// Numbers of the reference must be finite. Find panics unless 0 < alpha < 1.
+// Find returns the bound at which a sample alerts exactly if its conformal p-value is at most alpha. The second result
+// is false if the reference has fewer than Needed(alpha) samples. The reference must be finite; it is sorted in place.
+// Find panics unless 0 < alpha < 1.
 func Find(reference []schema.Sample, alpha float64) (Bound, bool) {
 	n := len(reference)
 	if n < Needed(alpha) {
@@ -85,13 +85,13 @@ func Find(reference []schema.Sample, alpha float64) (Bound, bool) {
 	return b, true
 }
 
-// minimal is the least number of scores from which a class's distribution is compared with others'.
+// minimal is the number of scores that a class needs to be compared with other classes.
 const minimal = 8
 
-// Clusters groups classes with similar distributions of scores. Classes are ordered by their median, and the two
-// neighbors that are most alike are joined, by the two-sample Kolmogorov-Smirnov statistic in units of its critical
-// value at 5%, until no neighbors agree at that level. Classes of fewer than 8 scores stay out. The result maps each
-// class of a cluster to the cluster's classes, in ascending order.
+// Clusters groups classes with similar distributions of scores. It orders the classes by their medians and joins the
+// two most similar neighbors until no neighbors agree at the 5% level of the two-sample Kolmogorov-Smirnov test.
+// Classes with fewer than 8 scores stay out. The result maps each class of a cluster to the cluster's classes, in
+// ascending order.
 func Clusters(samples map[int][]schema.Sample) map[int][]int {
 	clusters := ordered(samples)
 	gaps := make([]float64, 0, len(clusters))
@@ -195,9 +195,9 @@ func (e *TooFewError) Error() string {
 		e.Alpha, e.Needed, e.Given, e.Needed-e.Given, 1/float64(e.Given+1))
 }
 
-// Calibrate finds the threshold of the model and of each class that has scores enough, itself or in its cluster; a
-// class that has them in neither way is left to the model's. The model's stands first, then classes in order. The error
-// is *TooFewError if the model itself has too few: nothing can be said at that rate then.
+// Calibrate finds the threshold of the model and of each class that has enough scores, alone or together with its
+// cluster. Other classes have no result: the model's threshold applies to them. The model's result comes first, then
+// the classes in order. The error is a *TooFewError if the model itself has too few scores.
 func Calibrate(samples []schema.Sample, o Options) ([]Result, error) {
 	if !(o.Alpha > 0 && o.Alpha < 1) {
 		return nil, fmt.Errorf("alpha is %g, must lie between 0 and 1", o.Alpha)

@@ -20,7 +20,7 @@ func normal(r *rand.Rand, class, n int, mean float64) []schema.Sample {
 	return samples
 }
 
-// alert tells whether a bound alerts on a sample, as alerts.Decide does.
+// alert reports whether a bound alerts on a sample, as alerts.Decide does.
 func (b Bound) alert(s schema.Sample) bool {
 	if s.Saturated && b.Distance != nil {
 		return s.Distance >= *b.Distance
@@ -47,7 +47,7 @@ func TestNeeded(t *testing.T) {
 	}
 }
 
-// TestFindAgreesWithPValue holds the bound against its definition: what alerts is exactly what has p <= alpha.
+// A sample alerts exactly if its p-value is at most alpha.
 func TestFindAgreesWithPValue(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 2))
 	for trial := range 300 {
@@ -83,8 +83,8 @@ func TestFindAgreesWithPValue(t *testing.T) {
 	}
 }
 
-// TestFalseAlarmRate calibrates and holds fresh scores of the same distribution against the threshold, 400 times: the
-// mean rate is at most alpha, and not far below the rate that is claimed.
+// TestFalseAlarmRate calibrates 400 times and decides on fresh scores of the same distribution: the mean rate of alerts
+// is at most alpha, and close to the rate that is claimed.
 func TestFalseAlarmRate(t *testing.T) {
 	const trials, fresh = 400, 500
 	r := rand.New(rand.NewPCG(3, 4))

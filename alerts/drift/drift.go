@@ -10,14 +10,14 @@ import (
 	"strconv"
 )
 
-// Reference is the frozen distribution that scores are held against. Its zero value knows nothing: every p-value is 1.
+// Reference is the frozen distribution that scores are compared with. Its zero value is empty: every p-value is 1.
 type Reference struct {
 	sorted []float64 // all samples, or nil
 	bounds []float64 // else quantiles, ascending,
 	tails  []float64 // and the share of the reference at or above each
 }
 
-// NewReference returns the reference of the given samples, which it keeps a sorted copy of. They must be finite.
+// NewReference returns the reference of a copy of the samples. They must be finite.
 func NewReference(samples []float64) Reference {
 	sorted := slices.Clone(samples)
 	slices.Sort(sorted)
@@ -48,7 +48,7 @@ func Quantiles(n int, quantiles map[string]float64) (Reference, error) {
 	return r, nil
 }
 
-// Empty tells whether the reference knows nothing.
+// Empty reports whether the reference has neither samples nor quantiles.
 func (r Reference) Empty() bool { return len(r.sorted) == 0 && len(r.bounds) == 0 }
 
 // PValue returns the conformal p-value of x: (1 + #{reference >= x}) / (n + 1), or an upper bound of it.
@@ -66,9 +66,9 @@ func (r Reference) PValue(x float64) float64 {
 	return p
 }
 
-// Bet returns how a gambler's capital is multiplied who bets against a p-value being uniform, by the mixture of all
-// powers k p^(k-1), 0 < k < 1: (1 - p + p ln p) / (p ln^2 p). Its mean is 1 if p is uniform, and at most 1 if p
-// is conservative. It is above 1 for p below about 0.18, and 1/2 at p = 1. p must lie in (0, 1].
+// Bet returns the e-value of a p-value, the mixture of all powers k p^(k-1), 0 < k < 1: (1 - p + p ln p) / (p ln^2 p).
+// Its mean is 1 if p is uniform, and at most 1 if p is conservative. It is above 1 for p below about 0.18, and 1/2 at
+// p = 1. p must lie in (0, 1].
 //
 // Reference: V. Vovk, R. Wang, "E-values: Calibration, combination and applications", Annals of Statistics 2021,
 // equation (2).
@@ -89,11 +89,10 @@ type Rise struct {
 	Evidence float64 // the detector's value there, at least the run length
 }
 
-// Scan looks for the first moment at which a sequence of p-values, in order of time, says that observations have risen
-// above the reference, by the Shiryaev-Roberts e-detector R = (1 + R) Bet(p); the alarm goes off when R reaches
-// runLength. As long as nothing has risen the expected number of observations until a false alarm is at least
-// runLength, whatever the distribution (the p-values must be independent and not smaller than uniform). The second
-// result is false if there was no alarm.
+// Scan finds the first moment at which a sequence of p-values, in order of time, shows a rise above the reference. It
+// raises the alarm when the Shiryaev-Roberts e-detector R = (1 + R) Bet(p) reaches runLength. Without a rise, the
+// expected number of observations until a false alarm is at least runLength, whatever the distribution. The p-values
+// must be independent and not smaller than uniform. The second result is false if there was no alarm.
 //
 // Reference: J. Shin, A. Ramdas, A. Rinaldo, "E-detectors: a nonparametric framework for sequential change detection",
 // New England Journal of Statistics in Data Science 2024, theorem 2.4.

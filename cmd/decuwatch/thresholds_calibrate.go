@@ -34,9 +34,9 @@ type thresholdsCalibrateCmd struct {
 }
 
 func (thresholdsCalibrateCmd) Help() string {
-	return `Reads stored scores and finds thresholds with a known false-alarm rate by conformal p-values. A class gets its ` +
-		`own threshold if it has enough scores: alpha needs 1/alpha - 1 of them. Otherwise it shares the threshold of its ` +
-		`cluster of classes with similar scores, or the model's. The model's threshold comes from the well-sampled ` +
+	return `Reads stored scores and finds thresholds with a known false-alarm rate by conformal p-values. A class gets ` +
+		`its own threshold if it has enough scores: alpha needs 1/alpha - 1 of them. Otherwise it shares the threshold of ` +
+		`its cluster of classes with similar scores, or the model's. The model's threshold comes from the well-sampled ` +
 		`classes, those with the most training images; --pool all takes every class. No class may pass an absolute limit. ` +
 		`Prints the plan; nothing changes without --apply.
 

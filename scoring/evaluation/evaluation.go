@@ -1,6 +1,6 @@
-// Package evaluation judges scores: do they find under-sampled classes, and do they rank the requests of one class by
-// their error? Numbers in, numbers out. Independent samples are cells, a class in a rotation, not requests: intervals
-// are 95%, from resampling cells.
+// Package evaluation runs requests through an ensemble and judges the scores: do they find under-sampled classes, and
+// do they rank the requests of one class by their error? Intervals are 95%. They resample cells (a class in a
+// rotation), because the requests of one cell are not independent.
 package evaluation
 
 import (
@@ -13,7 +13,7 @@ import (
 	"gonum.org/v1/gonum/stat"
 )
 
-// Replicates is how often an interval resamples the cells.
+// Replicates is the number of times an interval resamples the cells.
 const Replicates = 400
 
 // Cell is one class in one rotation.
@@ -124,7 +124,7 @@ func pooled(cells []Cell, values [][]float64, bin float64) (groups [][]float64) 
 	return groups
 }
 
-// random returns the generator of an interval: equal input gives an equal interval.
+// random returns a generator with a fixed seed: equal input gives an equal interval.
 func random() *rand.Rand { return rand.New(rand.NewPCG(0, 0)) } //nolint:gosec // resampling, not a secret
 
 // interval returns the value with the 2.5% and 97.5% quantiles of the draws.
@@ -143,8 +143,8 @@ func resampled(r *rand.Rand, groups [][]float64) []float64 {
 	return values
 }
 
-// AUROCByBin returns the AUROC of the requests of a bin against those of the largest; the interval resamples the cells
-// of each. Scores are [cells][seeds].
+// AUROCByBin returns the AUROC of the requests of a bin against the requests of the largest bin. The interval resamples
+// the cells of each. Scores are [cells][seeds].
 func AUROCByBin(cells []Cell, scores [][]float64, bin float64) Estimate {
 	bins := Bins(cells)
 	rare, well := pooled(cells, scores, bin), pooled(cells, scores, bins[len(bins)-1])
@@ -155,8 +155,9 @@ func AUROCByBin(cells []Cell, scores [][]float64, bin float64) Estimate {
 	return interval(AUROC(slices.Concat(rare...), slices.Concat(well...)), draws)
 }
 
-// SameClass returns the mean over classes of the AUROC of a class's own requests in one bin against its own in the
-// largest, in how many classes it is 0.99 or more, and of how many; NaN if no class is in both.
+// SameClass compares the requests of each class in one bin with the same class's requests in the largest bin. It
+// returns the mean AUROC over the classes that are in both, how many of them reach 0.99, and their number. The mean is
+// NaN if there are no such classes.
 func SameClass(cells []Cell, scores [][]float64, bin float64) (mean float64, high, classes int) {
 	bins := Bins(cells)
 	rare, well := map[int][]float64{}, map[int][]float64{}
@@ -183,7 +184,7 @@ func SameClass(cells []Cell, scores [][]float64, bin float64) (mean float64, hig
 	return sum / float64(classes), high, classes
 }
 
-// Against is how well scores tell one bin from the largest.
+// Against is how well scores separate one bin from the largest.
 type Against struct {
 	Bin       float64  `json:"bin"` // training images
 	AUROC     Estimate `json:"auroc"`
