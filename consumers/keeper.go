@@ -11,6 +11,7 @@ import (
 
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/decuwatch/decuwatch/internal/backoff"
 	"github.com/decuwatch/decuwatch/internal/modelname"
 	"github.com/decuwatch/decuwatch/schema"
 )
@@ -108,12 +109,7 @@ func (k *keeper) run(ctx, work context.Context) {
 	for ctx.Err() == nil {
 		start := time.Now()
 		looked := k.once(ctx, rounds)
-		wait := time.NewTimer(untilNextLook(k.cfg.Stream.CheckInterval, time.Since(start), looked))
-		select {
-		case <-wait.C:
-		case <-ctx.Done():
-		}
-		wait.Stop()
+		backoff.Sleep(ctx, untilNextLook(k.cfg.Stream.CheckInterval, time.Since(start), looked))
 	}
 }
 
