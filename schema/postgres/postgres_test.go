@@ -47,8 +47,8 @@ func event(id string) schema.Event {
 		Source: "//studio/render", ID: id, Time: at, TraceParent: "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
 		Data: schema.Generation{
 			Model: "fashion-mnist", Class: schema.ClassLabel("Trouser"), Seed: math.MaxUint64, Noise: "torch-cpu",
-			NoiseDtype: "float16", BatchIndex: &index, Sampler: &schema.Sampler{Name: "ddim", Steps: 50,
-				GuidanceScale: 7.5}, Labels: map[string]string{"tenant": "acme", "region": "eu"},
+			NoiseDtype: "float16", BatchIndex: &index, Labels: map[string]string{"tenant": "acme", "region": "eu"},
+			Sampler: &schema.Sampler{Name: "ddim", Steps: 50, GuidanceScale: 7.5},
 		},
 	}
 }
@@ -65,9 +65,8 @@ func score(id string, gap, risk float64) *schema.Score {
 		Event: event(id), ClassIndex: 1, ClassLabel: "Trouser", ClassGap: measurement(gap), RequestRisk: measurement(risk),
 		Receipt: schema.Receipt{
 			EnsembleDigest: ensembleDigest, Profile: "fixed", Settings: seriesSettings, Steps: 20, GuidanceScale: 2,
-			Seed:  math.MaxUint64,
-			Noise: "torch-cpu", Carrier: 1, Rows: 40, Runtime: "onnxruntime " +
-				"1.27.0", Device: "cpu", Deviations: []string{"sampler: 50 steps were replaced by 20"},
+			Seed: math.MaxUint64, Noise: "torch-cpu", Carrier: 1, Rows: 40, Runtime: "onnxruntime 1.27.0", Device: "cpu",
+			Deviations: []string{"sampler: 50 steps were replaced by 20"},
 		},
 		ScoredAt: at.Add(time.Second),
 	}
@@ -76,10 +75,9 @@ func score(id string, gap, risk float64) *schema.Score {
 func alert(s *schema.Score, id string) schema.Alert {
 	return schema.Alert{
 		ID: id, Kind: "score", Source: s.Event.Source, EventID: s.Event.ID, EventTime: s.Event.Time,
-		Model:      s.Event.Data.Model,
-		ClassIndex: s.ClassIndex, ClassLabel: s.ClassLabel, Labels: s.Event.Data.Labels, Severity: schema.SeverityWarn,
-		Reason:      "class_threshold",
-		Measurement: schema.ClassGap, Value: s.ClassGap.Value, Decided: s.ClassGap.Value, Threshold: 0.1, ThresholdID: 7,
+		Model: s.Event.Data.Model, ClassIndex: s.ClassIndex, ClassLabel: s.ClassLabel, Labels: s.Event.Data.Labels,
+		Severity: schema.SeverityWarn, Reason: "class_threshold", Measurement: schema.ClassGap,
+		Value: s.ClassGap.Value, Decided: s.ClassGap.Value, Threshold: 0.1, ThresholdID: 7,
 		ClassGap: s.ClassGap.Value, RequestRisk: s.RequestRisk.Value, Receipt: s.Receipt, FiredAt: s.ScoredAt,
 	}
 }

@@ -49,15 +49,15 @@ func TestRights(t *testing.T) {
 			FROM pg_catalog.pg_class c, pg_catalog.aclexplode(c.relacl) a
 			WHERE c.relnamespace = 'decuwatch'::regnamespace AND a.grantee <> c.relowner
 			UNION ALL
-			SELECT c.relname, a.grantee, a.privilege_type || ' (' || string_agg(attname, ', '
-			ORDER BY attname) || ')', a.is_grantable
+			SELECT c.relname, a.grantee, a.privilege_type || ' (' || string_agg(attname, ', ' ORDER BY attname) || ')',
+				a.is_grantable
 			FROM pg_catalog.pg_class c JOIN pg_catalog.pg_attribute t ON t.attrelid = c.oid, pg_catalog.aclexplode(t.attacl) a
-			WHERE c.relnamespace = 'decuwatch'::regnamespace AND a.grantee <> c.relowner GROUP BY 1, 2, a.privilege_type, 4
+			WHERE c.relnamespace = 'decuwatch'::regnamespace AND a.grantee <> c.relowner
+			GROUP BY 1, 2, a.privilege_type, 4
 		)
 		SELECT format('| %s%s | %s%s |', '`+"`"+`' || relname || '`+"`"+`',
-		CASE WHEN grantee <> 'decuwatch_writer'::regrole THEN ' as ' || coalesce(r.rolname, 'PUBLIC') END,
-			string_agg(privilege, ', '
-			ORDER BY array_position(ARRAY['SELECT', 'INSERT'], privilege), privilege),
+			CASE WHEN grantee <> 'decuwatch_writer'::regrole THEN ' as ' || coalesce(r.rolname, 'PUBLIC') END,
+			string_agg(privilege, ', ' ORDER BY array_position(ARRAY['SELECT', 'INSERT'], privilege), privilege),
 			CASE WHEN bool_or(is_grantable) THEN ' WITH GRANT OPTION' END)
 		FROM rights LEFT JOIN pg_catalog.pg_roles r ON r.oid = grantee GROUP BY relname, grantee, r.rolname ORDER BY relname`)
 	for _, line := range list(t, conn,
@@ -65,8 +65,8 @@ func TestRights(t *testing.T) {
 			FROM pg_catalog.pg_class c, pg_catalog.aclexplode(c.relacl) a
 		LEFT JOIN pg_catalog.pg_roles r ON r.oid = a.grantee
 		WHERE c.relnamespace = 'decuwatch_views'::regnamespace AND a.grantee <> c.relowner
-		AND (a.privilege_type <> 'SELECT' OR r.rolname NOT IN ('decuwatch_reader',
-		'decuwatch_writer') OR r.rolname IS NULL)`) {
+			AND (a.privilege_type <> 'SELECT' OR r.rolname NOT IN ('decuwatch_reader', 'decuwatch_writer')
+				OR r.rolname IS NULL)`) {
 		t.Errorf("a view may be more than read: %s", line)
 	}
 	functions := list(t, conn, `

@@ -346,9 +346,8 @@ func threshold(value float64) schema.Threshold {
 	class, alpha := 1, 0.01
 	return schema.Threshold{
 		Model: "fashion-mnist", EnsembleDigest: ensembleDigest, Settings: seriesSettings, Measurement: schema.ClassGap,
-		Scope: "class", Class: &class,
-		Severity: schema.SeverityWarn, Value: value, Origin: "calibrated", N: 200, Alpha: &alpha, SetBy: "ada",
-		Reason: "first",
+		Scope: "class", Class: &class, Severity: schema.SeverityWarn, Value: value, Origin: "calibrated", N: 200,
+		Alpha: &alpha, SetBy: "ada", Reason: "first",
 	}
 }
 
