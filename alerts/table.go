@@ -1,6 +1,7 @@
 package alerts
 
 import (
+	"context"
 	"fmt"
 	"math"
 	"slices"
@@ -29,6 +30,17 @@ type key struct {
 type known struct {
 	model       string
 	measurement schema.MeasurementName
+}
+
+// ReadTable returns the table of the thresholds in force.
+func ReadTable(ctx context.Context, source interface {
+	Thresholds(ctx context.Context) ([]schema.Threshold, error)
+}) (*Table, error) {
+	thresholds, err := source.Thresholds(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return NewTable(thresholds)
 }
 
 // NewTable returns the table of the given thresholds. If two have the same scope and severity, the one with the

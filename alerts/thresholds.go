@@ -98,11 +98,7 @@ func (t *Thresholds) Run(ctx context.Context) error {
 func (t *Thresholds) read(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
-	list, err := t.source.Thresholds(ctx)
-	if err != nil {
-		return fmt.Errorf("read thresholds: %w", err)
-	}
-	table, err := NewTable(list)
+	table, err := ReadTable(ctx, t.source)
 	if err != nil {
 		return fmt.Errorf("read thresholds: %w", err)
 	}

@@ -520,11 +520,7 @@ func keys[V any](m map[string]V) func(func(string) bool) {
 // measures adds the two measurements of the score, each among those of its class.
 func (p *Page) measures(ctx context.Context, c *reviewPage) error {
 	s := c.Score
-	thresholds, err := p.store.Thresholds(ctx)
-	if err != nil {
-		return err
-	}
-	table, err := alerts.NewTable(thresholds)
+	table, err := alerts.ReadTable(ctx, p.store)
 	if err != nil {
 		return err
 	}

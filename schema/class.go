@@ -18,6 +18,14 @@ func ClassIndex(i int) Class { return Class{Index: i} }
 // ClassLabel returns the class with the given label.
 func ClassLabel(label string) Class { return Class{Index: -1, Label: label} }
 
+// ParseClass returns the class that a person means: an index if the text is a number, else a label.
+func ParseClass(text string) Class {
+	if i, err := strconv.Atoi(text); err == nil {
+		return ClassIndex(i)
+	}
+	return ClassLabel(text)
+}
+
 // String returns the label in quotes, or the index.
 func (c Class) String() string {
 	if c.Label != "" {

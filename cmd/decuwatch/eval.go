@@ -1,8 +1,8 @@
 package main
 
 import (
+	"bytes"
 	"context"
-	"encoding/json"
 	"os"
 	"path/filepath"
 
@@ -52,25 +52,22 @@ func (c *evalCmd) Run(ctx context.Context, s *streams) error {
 		return err
 	}
 	_ = bar.Exit()
+	var content bytes.Buffer
+	if err := writeJSON(&content, results); err != nil {
+		return err
+	}
 	if c.Out != "" {
-		if err := writeResults(c.Out, results); err != nil {
+		if err := os.MkdirAll(c.Out, 0o755); err != nil { //nolint:gosec // results are no secret
+			return err
+		}
+		//nolint:gosec // likewise
+		if err := os.WriteFile(filepath.Join(c.Out, "results.json"), content.Bytes(), 0o644); err != nil {
 			return err
 		}
 	}
-	if c.JSON {
-		return writeJSON(s.out, results)
+	if !c.JSON {
+		return results.Print(s.out)
 	}
-	return results.Print(s.out)
-}
-
-// writeResults writes results.json.
-func writeResults(dir string, results *evaluation.Results) error {
-	if err := os.MkdirAll(dir, 0o755); err != nil { //nolint:gosec // results are no secret
-		return err
-	}
-	content, err := json.MarshalIndent(results, "", "  ")
-	if err != nil {
-		return err
-	}
-	return os.WriteFile(filepath.Join(dir, "results.json"), append(content, '\n'), 0o644) //nolint:gosec // likewise
+	_, err = content.WriteTo(s.out)
+	return err
 }

@@ -79,7 +79,7 @@ func (c *publishCmd) events(stdin io.Reader) ([]schema.Event, error) {
 		if c.Model == "" || c.Class == "" {
 			return nil, usage("--model and --class are required without a file")
 		}
-		e := schema.NewEvent(c.Source, c.generation(c.Model, class(c.Class), c.Seed))
+		e := schema.NewEvent(c.Source, c.generation(c.Model, schema.ParseClass(c.Class), c.Seed))
 		if c.ID != "" {
 			e.ID = c.ID
 		}

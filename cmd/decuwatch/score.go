@@ -1,11 +1,11 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"io"
 	"log/slog"
-	"strconv"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -13,7 +13,6 @@ import (
 	"github.com/decuwatch/decuwatch/internal/app"
 	"github.com/decuwatch/decuwatch/monitor"
 	"github.com/decuwatch/decuwatch/schema"
-	"github.com/decuwatch/decuwatch/scoring"
 )
 
 // samplerFlags describe how a producer ran a request.
@@ -26,34 +25,23 @@ type samplerFlags struct {
 	Label    map[string]string `placeholder:"KEY=VALUE" help:"Label of the event; may be repeated."`
 }
 
-// class reads an index or a label.
-func class(text string) schema.Class {
-	if i, err := strconv.Atoi(text); err == nil {
-		return schema.ClassIndex(i)
-	}
-	return schema.ClassLabel(text)
-}
-
 // generation returns a request as an event's data.
 func (f samplerFlags) generation(model string, c schema.Class, seed uint64) schema.Generation {
 	g := schema.Generation{Model: model, Class: c, Seed: seed, Noise: f.Noise, Labels: f.Label}
 	if f.Sampler != "" || f.Steps != nil || f.Guidance != nil || f.Eta != nil {
-		s := schema.Sampler{Name: f.Sampler, Steps: 50, GuidanceScale: 1}
-		if s.Name == "" {
-			s.Name = monitor.Sampler
-		}
-		if f.Steps != nil {
-			s.Steps = *f.Steps
-		}
-		if f.Guidance != nil {
-			s.GuidanceScale = *f.Guidance
-		}
-		if f.Eta != nil {
-			s.Eta = *f.Eta
-		}
-		g.Sampler = &s
+		g.Sampler = &schema.Sampler{Name: cmp.Or(f.Sampler, monitor.Sampler), Steps: 50, GuidanceScale: 1}
+		set(&g.Sampler.Steps, f.Steps)
+		set(&g.Sampler.GuidanceScale, f.Guidance)
+		set(&g.Sampler.Eta, f.Eta)
 	}
 	return g
+}
+
+// set sets what a flag was given for.
+func set[T any](field, flag *T) {
+	if flag != nil {
+		*field = *flag
+	}
 }
 
 type scoreCmd struct {
@@ -89,7 +77,7 @@ func (c *scoreCmd) Run(ctx context.Context, s *streams, log *slog.Logger) (err e
 	}
 	for name := range engines {
 		ev := schema.Event{Source: c.Source, ID: c.ID, Time: time.Now().UTC().Truncate(time.Microsecond),
-			Data: c.generation(name, class(c.Class), c.Seed)}
+			Data: c.generation(name, schema.ParseClass(c.Class), c.Seed)}
 		if _, _, err := schema.Encode(ev); err != nil { // the bounds of an event
 			return usage("%w", err)
 		}
@@ -128,5 +116,3 @@ func writeJSON(w io.Writer, v any) error {
 	out.SetEscapeHTML(false)
 	return out.Encode(v)
 }
-
-var _ monitor.Scorer = (*scoring.Engine)(nil)

@@ -63,11 +63,7 @@ func (c *thresholdsSetCmd) Run(ctx context.Context, s *streams, log *slog.Logger
 			return err
 		}
 		fmt.Fprintf(s.out, "threshold %d: %s of %s alerts as %s from %g\n", t.ID, t.Measurement, t.Model, t.Severity, t.Value)
-		list, err := store.Thresholds(ctx)
-		if err != nil {
-			return fmt.Errorf("the threshold is set, but what it sets aside is unknown: %w", err)
-		}
-		table, err := alerts.NewTable(list)
+		table, err := alerts.ReadTable(ctx, store)
 		if err != nil {
 			return fmt.Errorf("the threshold is set, but what it sets aside is unknown: %w", err)
 		}
@@ -110,7 +106,7 @@ func (c *thresholdsSetCmd) threshold(e *ensemble.Ensemble) (schema.Threshold, er
 
 // classIndex returns the index of a class that a flag names by its index or its label.
 func classIndex(e *ensemble.Ensemble, text string) (int, error) {
-	index := class(text).Index
+	index := schema.ParseClass(text).Index
 	if index < 0 {
 		var ok bool
 		if index, ok = e.ClassIndex(text); !ok {

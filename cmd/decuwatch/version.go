@@ -1,11 +1,10 @@
 package main
 
 import (
-	"cmp"
 	"fmt"
 	"runtime"
-	"runtime/debug"
 
+	"github.com/decuwatch/decuwatch/internal/app"
 	"github.com/decuwatch/decuwatch/scoring/ort"
 )
 
@@ -14,18 +13,7 @@ import (
 var version, revision string
 
 // built returns the version and the revision of the program, or "unknown".
-func built() (string, string) {
-	recorded, commit := "", ""
-	if info, ok := debug.ReadBuildInfo(); ok {
-		recorded = info.Main.Version
-		for _, setting := range info.Settings {
-			if setting.Key == "vcs.revision" {
-				commit = setting.Value
-			}
-		}
-	}
-	return cmp.Or(version, recorded, "unknown"), cmp.Or(revision, commit, "unknown")
-}
+func built() (string, string) { return app.Built(version, revision) }
 
 type versionCmd struct{}
 

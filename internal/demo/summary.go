@@ -34,11 +34,7 @@ func (d *demo) summary(ctx context.Context, events []schema.Event, took time.Dur
 	if err != nil {
 		return err
 	}
-	thresholds, err := d.store.Thresholds(ctx)
-	if err != nil {
-		return err
-	}
-	table, err := alerts.NewTable(thresholds)
+	table, err := alerts.ReadTable(ctx, d.store)
 	if err != nil {
 		return err
 	}
