@@ -70,7 +70,7 @@ func TestEval(t *testing.T) {
 	}
 }
 
-// Without the fully trained table there is no error to hold scores against, and the verb says so.
+// Without the fully trained table no error can be compared with scores, and the verb says so.
 func TestEvalWithoutReference(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "ensemble")
 	if err := os.CopyFS(dir, os.DirFS(faultEnsemble)); err != nil {

@@ -154,7 +154,7 @@ func TestThresholdsCalibrate(t *testing.T) {
 		t.Errorf("%+v", line)
 	}
 
-	// What the model's threshold was calibrated from is what a class's drift is held against.
+	// A class's drift is measured against the scores that calibrated the model's threshold.
 	series := schema.Series{Model: e.Name, EnsembleDigest: e.Digest, Settings: e.Profile.Settings()}
 	if reference, err := drift.Calibrated(t.Context(), series, e.WellSampled(), now, store); err != nil ||
 		!reference.Empty() {

@@ -52,7 +52,7 @@ func Run(ctx context.Context, engines map[string]*scoring.Engine, stored *schema
 			if err != nil {
 				return nil, err
 			}
-			return hold(stored, result), nil
+			return newReplay(stored, result), nil
 		}
 		given = append(given, fmt.Sprintf("%s %s", name, engine.Ensemble().Digest))
 	}
@@ -61,7 +61,7 @@ func Run(ctx context.Context, engines map[string]*scoring.Engine, stored *schema
 		stored.Event.Data.Model, stored.Receipt.EnsembleDigest, given)
 }
 
-func hold(stored *schema.Score, result scoring.Result) *Replay {
+func newReplay(stored *schema.Score, result scoring.Result) *Replay {
 	again := monitor.Compose(stored.Event, stored.ClassIndex, stored.ClassLabel, result, stored.Receipt.Deviations,
 		stored.ScoredAt)
 	r := &Replay{
