@@ -27,8 +27,7 @@ func (s *Store) ensureMonth(ctx context.Context, t time.Time) error {
 		return nil
 	}
 	var oldest *time.Time
-	err := s.pool.QueryRow(ctx, `SELECT CASE WHEN $1::timestamptz < now() - $2::interval THEN now() - $2::interval
-		WHEN decuwatch.ensure_partition($1) THEN NULL END`, t, s.config.Maintenance.Scores).Scan(&oldest)
+	err := s.pool.QueryRow(ctx, ensurePartition, t, s.config.Maintenance.Scores).Scan(&oldest)
 	var e *pgconn.PgError
 	if errors.As(err, &e) && e.Code == "23514" {
 		return &schema.Invalid{Field: "time", Reason: e.Message}
@@ -71,16 +70,12 @@ func days(d time.Duration) string {
 // EnsurePartitions creates the partitions of the present month and of the given number of months after it, on the
 // server's clock.
 func (s *Store) EnsurePartitions(ctx context.Context, ahead int) error {
-	rows, err := s.pool.Query(ctx, `SELECT m FROM (
-			SELECT date_trunc('month', now(), 'UTC') + make_interval(months => i) AS m FROM generate_series(0, $1::integer) i
-		) months, decuwatch.ensure_partition(m)`, ahead)
+	months, err := list(ctx, s.pool, pgx.RowTo[time.Time], ensurePartitions, ahead)
 	if err != nil {
 		return fmt.Errorf("create partitions: %w", err)
 	}
-	var month time.Time
-	_, err = pgx.ForEachRow(rows, []any{&month}, func() error { s.months.Store(monthOf(month), struct{}{}); return nil })
-	if err != nil {
-		return fmt.Errorf("create partitions: %w", err)
+	for _, month := range months {
+		s.months.Store(monthOf(month), struct{}{})
 	}
 	return nil
 }

@@ -2,7 +2,8 @@ package postgres
 
 import _ "embed"
 
-// The queries on the tables, each in a file of its own.
+// The queries on the tables, each in a file of its own. What takes one call of a function, and what sessions and
+// migrations ask, stays with its code.
 var (
 	//go:embed queries/accounted_from.sql
 	accountedFrom string
@@ -50,6 +51,10 @@ var (
 	deadLettersStanding string
 	//go:embed queries/dead_letters_to_redeliver.sql
 	deadLettersToRedeliver string
+	//go:embed queries/ensure_partition.sql
+	ensurePartition string
+	//go:embed queries/ensure_partitions.sql
+	ensurePartitions string
 	//go:embed queries/event_by_identity.sql
 	eventByIdentity string
 	//go:embed queries/event_digests.sql
