@@ -30,10 +30,17 @@ type Details struct {
 
 // Load reads the review with the given id, or with the only id that starts with it. The error wraps
 // postgres.ErrNotFound if there is no such review.
-func Load(ctx context.Context, store *postgres.Store, id string) (d Details, err error) {
-	if d.Review, err = store.ReviewByID(ctx, id); err != nil {
-		return d, err
+func Load(ctx context.Context, store *postgres.Store, id string) (Details, error) {
+	r, err := store.ReviewByID(ctx, id)
+	if err != nil {
+		return Details{}, err
 	}
+	return details(ctx, store, r)
+}
+
+// details reads what belongs to a review.
+func details(ctx context.Context, store *postgres.Store, r postgres.Review) (d Details, err error) {
+	d.Review = r
 	if d.History, err = store.ReviewHistory(ctx, d.ID); err != nil {
 		return d, err
 	}

@@ -376,11 +376,8 @@ func with(q url.Values, pairs ...string) url.Values {
 
 // reviewPage is the content of review.html.
 type reviewPage struct {
-	Review     postgres.Review
+	Details
 	Resolved   bool
-	Alert      *schema.Alert
-	Others     []string // ids of other alerts on the same event
-	Score      *schema.Score
 	Images     []string // addresses
 	Map        string
 	Numbers    *Numbers
@@ -388,7 +385,6 @@ type reviewPage struct {
 	Measures   []measurePage
 	Labels     []pair
 	Receipt    []pair
-	History    []postgres.ReviewEntry
 	Waiting    bool // for evidence
 	Expired    bool // evidence was dropped by retention
 }
@@ -455,19 +451,8 @@ func (p *Page) show(w http.ResponseWriter, r *http.Request, reviewer, id string,
 
 // load reads what a review's page shows.
 func (p *Page) load(ctx context.Context, v postgres.Review) (c reviewPage, err error) {
-	c = reviewPage{Review: v, Resolved: v.State == schema.ReviewResolved}
-	if c.History, err = p.store.ReviewHistory(ctx, v.ID); err != nil {
-		return c, err
-	}
-	if v.AlertID != "" {
-		alert, err := p.store.AlertByID(ctx, v.AlertID)
-		if err != nil {
-			return c, err
-		}
-		c.Alert = &alert
-	}
-	c.Score, err = p.store.ScoreByID(ctx, v.Identity())
-	if err != nil && !errors.Is(err, postgres.ErrNotFound) {
+	c.Resolved = v.State == schema.ReviewResolved
+	if c.Details, err = details(ctx, p.store, v); err != nil {
 		return c, err
 	}
 	if c.Score != nil {
@@ -479,11 +464,7 @@ func (p *Page) load(ctx context.Context, v postgres.Review) (c reviewPage, err e
 			return c, err
 		}
 	}
-	list, err := p.store.EvidenceFiles(ctx, v.ID)
-	if err != nil {
-		return c, err
-	}
-	for _, f := range list {
+	for _, f := range c.files {
 		address := "/review/" + url.PathEscape(v.ID) + "/evidence/" + url.PathEscape(f.Name)
 		switch {
 		case strings.HasPrefix(f.Name, "image-"):
@@ -503,7 +484,7 @@ func (p *Page) load(ctx context.Context, v postgres.Review) (c reviewPage, err e
 		}
 	}
 	c.Waiting = v.Evidence == postgres.EvidencePending
-	c.Expired = v.Evidence == postgres.EvidenceDone && len(list) == 0
+	c.Expired = v.Evidence == postgres.EvidenceDone && len(c.files) == 0
 	return c, nil
 }
 
