@@ -32,12 +32,12 @@ clean-demo: ## remove the demo's data
 test: setup review-tools lint ## everything in Go: race detector, real NATS, Postgres and ensemble
 	$(RUN) go test -race -timeout 30m ./...
 
-lint: setup ## gofmt, vet, staticcheck and the analyzers of scripts/lint
+lint: setup ## gofmt, vet, staticcheck, and what scripts/lint checks
 	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); \
 	[ -z "$$unformatted" ] || { echo "gofmt would change: $$unformatted" >&2; exit 1; }
 	$(RUN) go vet ./...
 	$(RUN) go tool staticcheck ./...
-	cd scripts/lint && go vet ./... && go test ./... && go build -o ../../.tools/lint .
+	cd scripts/lint && go vet ./... && go test -count=1 ./... && go build -o ../../.tools/lint .
 	$(RUN) go vet -vettool=.tools/lint ./...
 
 fmt: ## format the Go code
