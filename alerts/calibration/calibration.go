@@ -28,21 +28,6 @@ func compare(a, b schema.Sample) int {
 	return cmp.Compare(a.Value, b.Value)
 }
 
-// PValue returns the conformal p-value of s among reference samples, (1 + #{reference >= s}) / (n + 1): if s is
-// exchangeable with the reference, the chance that it is at most alpha is at most alpha, whatever the distribution.
-//
-// Reference: V. Vovk, A. Gammerman, G. Shafer, "Algorithmic Learning in a Random World", Springer 2005, chapter 2;
-// for outlier detection S. Bates et al., "Testing for outliers with conformal p-values", Annals of Statistics 2023.
-func PValue(reference []schema.Sample, s schema.Sample) float64 {
-	n := 0
-	for _, r := range reference {
-		if compare(r, s) >= 0 {
-			n++
-		}
-	}
-	return float64(1+n) / float64(len(reference)+1)
-}
-
 // Needed returns how many reference samples a false-alarm rate needs: the least n with 1 / (n + 1) <= alpha.
 // It panics unless 0 < alpha < 1.
 func Needed(alpha float64) int {

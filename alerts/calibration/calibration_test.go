@@ -28,12 +28,27 @@ func (b Bound) alert(s schema.Sample) bool {
 	return s.Value >= b.Value
 }
 
+// pvalue returns the conformal p-value of s among reference samples, (1 + #{reference >= s}) / (n + 1): if s is
+// exchangeable with the reference, the chance that it is at most alpha is at most alpha, whatever the distribution.
+//
+// Reference: V. Vovk, A. Gammerman, G. Shafer, "Algorithmic Learning in a Random World", Springer 2005, chapter 2;
+// for outlier detection S. Bates et al., "Testing for outliers with conformal p-values", Annals of Statistics 2023.
+func pvalue(reference []schema.Sample, s schema.Sample) float64 {
+	n := 0
+	for _, r := range reference {
+		if compare(r, s) >= 0 {
+			n++
+		}
+	}
+	return float64(1+n) / float64(len(reference)+1)
+}
+
 func TestPValue(t *testing.T) {
 	reference := []schema.Sample{{Value: 1}, {Value: 2}, {Value: 2}, {Value: 3}}
 	for _, c := range []struct {
 		value, want float64
 	}{{0, 1}, {2, 4.0 / 5}, {2.5, 2.0 / 5}, {3, 2.0 / 5}, {4, 1.0 / 5}} {
-		if got := PValue(reference, schema.Sample{Value: c.value}); got != c.want {
+		if got := pvalue(reference, schema.Sample{Value: c.value}); got != c.want {
 			t.Errorf("p(%g) = %g, want %g", c.value, got, c.want)
 		}
 	}
@@ -76,7 +91,7 @@ func TestFindAgreesWithPValue(t *testing.T) {
 		}
 		for range 200 {
 			s := draw()
-			if p := PValue(reference, s); bound.alert(s) != (p <= alpha+1e-9) {
+			if p := pvalue(reference, s); bound.alert(s) != (p <= alpha+1e-9) {
 				t.Fatalf("n = %d, alpha = %g: p of %+v is %g, the bound is %+v", n, alpha, s, p, bound)
 			}
 		}

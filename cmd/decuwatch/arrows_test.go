@@ -58,7 +58,9 @@ var arrows = []struct {
 	{"monitor", []string{
 		"internal/stage", "schema", "scoring", "alerts",
 	}, "the one sequence knows neither JetStream nor Postgres; cmd hands them over"},
-	{"monitor/reconcile", []string{"schema", "schema/postgres", "consumers"}, "both sides are read, and nobody writes"},
+	{"monitor/reconcile", []string{
+		"internal/terminal", "schema", "schema/postgres", "consumers",
+	}, "both sides are read, and nobody writes"},
 	{"monitor/redeliver", []string{
 		"internal/terminal", "schema", "schema/postgres", "consumers",
 	}, "an operator's act, between the two sides"},

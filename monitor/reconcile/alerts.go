@@ -8,6 +8,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/decuwatch/decuwatch/consumers"
+	"github.com/decuwatch/decuwatch/internal/terminal"
 	"github.com/decuwatch/decuwatch/schema"
 	"github.com/decuwatch/decuwatch/schema/postgres"
 )
@@ -86,7 +87,7 @@ func (r *run) findUnknownAlerts(ctx context.Context, sent, published map[string]
 		_, err := r.Store.AlertByID(ctx, id)
 		if errors.Is(err, postgres.ErrNotFound) {
 			r.report.UnknownAlerts++
-			r.report.differ("alert %s of the stream is unknown to Postgres", printable(id))
+			r.report.differ("alert %s of the stream is unknown to Postgres", terminal.Printable(id))
 		} else if err != nil {
 			return err
 		}

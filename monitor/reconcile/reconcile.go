@@ -6,13 +6,13 @@ import (
 	"context"
 	"fmt"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/decuwatch/decuwatch/consumers"
+	"github.com/decuwatch/decuwatch/internal/terminal"
 	"github.com/decuwatch/decuwatch/schema"
 	"github.com/decuwatch/decuwatch/schema/postgres"
 )
@@ -193,7 +193,7 @@ func (r *run) messages(ctx context.Context, messages []consumers.Stored) error {
 		}
 		e := event{Stored: m, name: "not an event"}
 		if ev, err := m.Decode(); err == nil {
-			e.id, e.name = ev.Identity(), fmt.Sprintf("%s of %s", printable(ev.ID), printable(ev.Source))
+			e.id, e.name = ev.Identity(), fmt.Sprintf("%s of %s", terminal.Printable(ev.ID), terminal.Printable(ev.Source))
 			ids = append(ids, e.id)
 		}
 		open = append(open, e)
@@ -259,15 +259,15 @@ func (r *run) unsettled(ctx context.Context, m consumers.Stored, id string) erro
 	case owner == consumers.Owned:
 		r.report.Missing++
 		r.report.differ("message %d on %s (%s) is acknowledged and has no verdict",
-			m.Sequence, printable(m.Subject), id)
+			m.Sequence, terminal.Printable(m.Subject), id)
 	case owner == consumers.Orphaned:
 		r.report.Orphaned++
 		r.report.differ("message %d on %s (%s) is orphaned: nobody pulls from the consumer %s",
-			m.Sequence, printable(m.Subject), id, c.Name)
+			m.Sequence, terminal.Printable(m.Subject), id, c.Name)
 	default:
 		r.report.Orphaned++
 		r.report.differ("message %d on %s (%s) has no verdict, and its model has no consumer",
-			m.Sequence, printable(m.Subject), id)
+			m.Sequence, terminal.Printable(m.Subject), id)
 	}
 	return nil
 }
@@ -292,14 +292,4 @@ func (r *run) owner(ctx context.Context, subject string) (consumers.Ownership, e
 	}
 	r.owners[subject] = owner
 	return owner, nil
-}
-
-// printable replaces what a terminal would not print by question marks.
-func printable(s string) string {
-	return strings.Map(func(r rune) rune {
-		if !strconv.IsPrint(r) {
-			return '?'
-		}
-		return r
-	}, s)
 }

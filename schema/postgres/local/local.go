@@ -146,9 +146,6 @@ func (s *Server) Address() string { return net.JoinHostPort("127.0.0.1", strconv
 // Port returns the server's port on 127.0.0.1.
 func (s *Server) Port() int { return s.port }
 
-// PID returns the process id of the server's first process.
-func (s *Server) PID() int { return s.cmd.Process.Pid }
-
 // Stop ends the server in an orderly way, cutting connections, and waits for it. After a minute it kills.
 func (s *Server) Stop() error {
 	if s.ended {
