@@ -252,9 +252,8 @@ func (p *Patrol) ClassDrift(ctx context.Context, now time.Time) error {
 				ID: schema.ID(string(schema.AlertClassDrift), m.Name, m.EnsembleDigest, m.Settings, fmt.Sprint(q.ClassIndex),
 					at.Truncate(p.config.Quiet).Format(time.RFC3339)), Kind: schema.AlertClassDrift,
 				Model: m.Name, ClassIndex: q.ClassIndex, ClassLabel: q.ClassLabel, Severity: schema.SeverityWarn,
-				Measurement: schema.ClassGap,
-				Value:       mean, Decided: math.Min(rise.Evidence,
-					math.MaxFloat64), Threshold: p.config.RunLength, ClassGap: mean, Count: rise.At + 1,
+				Measurement: schema.ClassGap, Value: mean, Decided: math.Min(rise.Evidence, math.MaxFloat64),
+				Threshold: p.config.RunLength, ClassGap: mean, Count: rise.At + 1,
 				EventTime: at, FiredAt: now.UTC().Truncate(time.Microsecond),
 				Receipt: schema.Receipt{EnsembleDigest: m.EnsembleDigest, Settings: m.Settings},
 				Detail: fmt.Sprintf("%d requests of the class have a mean class gap of %.4g, above what the model's "+

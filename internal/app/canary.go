@@ -18,21 +18,22 @@ import (
 
 // Canary are the settings of a process that publishes canaries.
 type Canary struct {
-	Ensembles []string
-	Every     time.Duration         // between two canaries of a model
-	Deadline  time.Duration         // within which an alert must fire
-	Listen    string                // address of /metrics, or NoPage
-	Once      func(postgres.Canary) // if set, publish one canary of each model, and report to it
+	Ensembles []string `name:"scoring.ensembles" short:"e" required:"" placeholder:"PATH" help:"Directories or manifests."`
 
-	NATS     NATSConfig
-	Stream   consumers.StreamConfig
-	Alerts   alerts.Config
-	Postgres PostgresConfig
+	Every    time.Duration `default:"5m" help:"Time between two canaries of a model."`
+	Deadline time.Duration `default:"1m" help:"Time within which an alert must fire."`
+	Once     bool          `help:"Publish one canary of each model and wait for its alert; exit code 3 if it is missed."`
+	Listen   string        `default:"127.0.0.1:9465" help:"Address of /metrics, or none; port 0 is any free port."`
+
+	NATS     NATSConfig             `embed:"" prefix:"nats." group:"NATS"`
+	Stream   consumers.StreamConfig `embed:"" prefix:"stream." group:"Stream of events"`
+	Alerts   alerts.Config          `embed:"" prefix:"alerts." group:"Alerts"`
+	Postgres PostgresConfig         `embed:"" prefix:"postgres." group:"Postgres"`
 }
 
-// WatchCanaries publishes canaries until ctx ends. With Once, it ends when each canary is decided; the error is then
-// canary.ErrMissed if no alert fired on one of them.
-func WatchCanaries(ctx context.Context, c Canary, o Options) (err error) {
+// WatchCanaries publishes canaries until ctx ends. With Once, it reports each canary and ends when all are decided; the
+// error is then canary.ErrMissed if no alert fired on one of them.
+func WatchCanaries(ctx context.Context, c Canary, report func(postgres.Canary), o Options) (err error) {
 	var manifests []*ensemble.Manifest
 	for _, path := range c.Ensembles {
 		e, err := ensemble.Open(path)
@@ -43,7 +44,7 @@ func WatchCanaries(ctx context.Context, c Canary, o Options) (err error) {
 	}
 	life, ctx := NewLifecycle(ctx, o.Log)
 	defer life.End(&err)
-	nc, err := c.NATS.Connect("canary", c.Once == nil, o.Log)
+	nc, err := c.NATS.Connect("canary", !c.Once, o.Log)
 	if err != nil {
 		return err
 	}
@@ -72,8 +73,8 @@ func WatchCanaries(ctx context.Context, c Canary, o Options) (err error) {
 	if err != nil {
 		return err
 	}
-	if c.Once != nil {
-		return watchdog.Once(ctx, c.Once)
+	if c.Once {
+		return watchdog.Once(ctx, report)
 	}
 	if c.Listen != NoPage {
 		listener, err := Listen("--listen", c.Listen)
