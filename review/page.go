@@ -11,6 +11,7 @@ import (
 	"html/template"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"net/url"
@@ -456,7 +457,7 @@ func (p *Page) load(ctx context.Context, v postgres.Review) (c reviewPage, err e
 		return c, err
 	}
 	if c.Score != nil {
-		for _, name := range slices.Sorted(keys(c.Score.Event.Data.Labels)) {
+		for _, name := range slices.Sorted(maps.Keys(c.Score.Event.Data.Labels)) {
 			c.Labels = append(c.Labels, pair{name, c.Score.Event.Data.Labels[name]})
 		}
 		c.Receipt = receipt(c.Score.Receipt)
@@ -486,16 +487,6 @@ func (p *Page) load(ctx context.Context, v postgres.Review) (c reviewPage, err e
 	c.Waiting = v.Evidence == postgres.EvidencePending
 	c.Expired = v.Evidence == postgres.EvidenceDone && len(c.files) == 0
 	return c, nil
-}
-
-func keys[V any](m map[string]V) func(func(string) bool) {
-	return func(yield func(string) bool) {
-		for k := range m {
-			if !yield(k) {
-				return
-			}
-		}
-	}
 }
 
 // measures adds the two measurements of the score, each among those of its class.
