@@ -362,10 +362,7 @@ func queueFilter(q url.Values) (postgres.ReviewFilter, error) {
 
 // with returns values with some of them replaced.
 func with(q url.Values, pairs ...string) url.Values {
-	c := url.Values{}
-	for name, v := range q {
-		c[name] = v
-	}
+	c := maps.Clone(q)
 	for i := 0; i < len(pairs); i += 2 {
 		c.Del(pairs[i])
 		if pairs[i+1] != "" {
