@@ -58,11 +58,11 @@ func TestSettingsRenderAsText(t *testing.T) {
 		value any
 		want  string
 	}{
-		{8388608, "8388608"}, {"8388608", "8388608"}, {85899345920, "85899345920"}, {0, "0"}, {-1, "-1"}, {1e6,
-			"1000000"}, {1e14, "100000000000000"}, {0.01, "0.01"}, {2.5, "2.5"}, {1e-7, "1e-07"},
+		{8388608, "8388608"}, {"8388608", "8388608"}, {85899345920, "85899345920"}, {0, "0"}, {-1, "-1"},
+		{1e6, "1000000"}, {1e14, "100000000000000"}, {0.01, "0.01"}, {2.5, "2.5"}, {1e-7, "1e-07"},
 		{true, "true"}, {false, "false"}, {"", ""}, {"20s", "20s"}, {"true", "true"}, {"1e6", "1e6"}, {"0x10", "0x10"},
-		{"null", "null"}, {"a: b #c", "a: b #c"}, {`"quoted" \ $HOME`, `"quoted" \ $HOME`}, {"{{ .Values }}",
-			"{{ .Values }}"},
+		{"null", "null"}, {"a: b #c", "a: b #c"}, {`"quoted" \ $HOME`, `"quoted" \ $HOME`},
+		{"{{ .Values }}", "{{ .Values }}"},
 		{"line\nbreak", "line\nbreak"}, {" space ", " space "},
 	} {
 		env := environment(t, renderChart(t, c, at("settings.DECUWATCH_STREAM_MAX_BYTES", s.value)))
@@ -198,6 +198,24 @@ func TestWrongValuesAreRefused(t *testing.T) {
 	if image := d.Spec.Template.Spec.Containers[0].Image; image != "decuwatch@"+digest {
 		t.Errorf("image %s", image)
 	}
+}
+
+// TestNullsRenderOrAreNamed takes every value away, as null does in Helm: the chart renders without it, or names it.
+func TestNullsRenderOrAreNamed(t *testing.T) {
+	c := loadChart(t)
+	var sweep func(path string, values map[string]any)
+	sweep = func(path string, values map[string]any) {
+		for _, name := range slices.Sorted(maps.Keys(values)) {
+			_, err := tryChart(c, at(path+name, nil))
+			if err != nil && (strings.Contains(err.Error(), "template") || !strings.Contains(err.Error(), name)) {
+				t.Errorf("%s: null: %v", path+name, err)
+			}
+			if group, ok := values[name].(map[string]any); ok {
+				sweep(path+name+".", group)
+			}
+		}
+	}
+	sweep("", c.Values)
 }
 
 // TestResourcesOfAnyShapeTakeTheGPU renders quantities that are left out; the GPU joins what is left.
