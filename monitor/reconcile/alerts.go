@@ -14,16 +14,6 @@ import (
 )
 
 func (r *run) compareAlerts(ctx context.Context) error {
-	// The outbox is read before the stream: an alert that has left the outbox is in the stream.
-	stats, err := r.Store.OutboxStats(ctx)
-	if err != nil {
-		return err
-	}
-	for _, st := range stats {
-		if st.Sink == schema.SinkStream {
-			r.report.OwedAlerts = int(st.Pending)
-		}
-	}
 	state, err := r.alertStream(ctx)
 	if err != nil {
 		return err
@@ -32,16 +22,20 @@ func (r *run) compareAlerts(ctx context.Context) error {
 	if state.FirstSeq > 1 {
 		since = state.FirstTime // older alerts have left the stream
 	}
-	sent, err := r.Store.AlertsSent(ctx, since)
+	// Postgres is read at one moment, and the stream after it: an alert that was sent by then is in the stream.
+	alerts, err := r.Store.AlertDeliveries(ctx, since)
 	if err != nil {
+		return err
+	}
+	if state, err = r.alertStream(ctx); err != nil {
 		return err
 	}
 	published, err := r.publishedAlerts(ctx, state)
 	if err != nil {
 		return err
 	}
-	r.countAlerts(sent, published)
-	return r.findUnknownAlerts(ctx, sent, published)
+	r.countAlerts(alerts, published)
+	return r.findUnknownAlerts(ctx, alerts, published)
 }
 
 // publishedAlerts returns the ids of the alerts in the stream.
@@ -58,30 +52,32 @@ func (r *run) publishedAlerts(ctx context.Context, state jetstream.StreamState) 
 	return published, err
 }
 
-// countAlerts counts the alerts of Postgres. Sent says whether each of them goes to the stream.
-func (r *run) countAlerts(sent, published map[string]bool) {
-	absent := 0
-	for id, goes := range sent {
+// countAlerts counts the alerts of Postgres.
+func (r *run) countAlerts(alerts map[string]postgres.AlertDelivery, published map[string]bool) {
+	for id, delivery := range alerts {
 		r.report.Alerts++
 		switch {
 		case published[id]:
 			r.report.Published++
-		case !goes:
+		case delivery == postgres.AlertHeldBack:
 			r.report.HeldBack++
+		case delivery == postgres.AlertOwed:
+			r.report.OwedAlerts++
 		default:
-			absent++
+			r.report.LostAlerts++
 		}
 	}
-	if absent > r.report.OwedAlerts {
-		r.report.LostAlerts = absent - r.report.OwedAlerts
+	if r.report.LostAlerts > 0 {
 		r.report.differ("%d alerts are neither in the stream nor owed to it", r.report.LostAlerts)
 	}
 }
 
 // findUnknownAlerts counts the alerts of the stream that Postgres does not know.
-func (r *run) findUnknownAlerts(ctx context.Context, sent, published map[string]bool) error {
+func (r *run) findUnknownAlerts(
+	ctx context.Context, alerts map[string]postgres.AlertDelivery, published map[string]bool,
+) error {
 	for id := range published {
-		if _, known := sent[id]; known {
+		if _, known := alerts[id]; known {
 			continue
 		}
 		_, err := r.Store.AlertByID(ctx, id)

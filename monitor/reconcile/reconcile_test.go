@@ -3,12 +3,15 @@ package reconcile_test
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/decuwatch/decuwatch/alerts"
 	"github.com/decuwatch/decuwatch/consumers"
 	"github.com/decuwatch/decuwatch/consumers/natstest"
 	"github.com/decuwatch/decuwatch/monitor/reconcile"
@@ -253,4 +256,54 @@ func BenchmarkRun(b *testing.B) {
 		}
 	}
 	b.ReportMetric(n*float64(b.N)/b.Elapsed().Seconds(), "messages/s")
+}
+
+// Alerts that are raised and published while both sides are read are not lost.
+func TestAlertsOfALiveMonitor(t *testing.T) {
+	s := newSides(t)
+	relay, err := alerts.NewRelay(s.store, alerts.RelayConfig{Logger: slog.New(slog.DiscardHandler)},
+		alerts.NewStreamSink(s.js, alerts.StreamConfig{}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	var parts sync.WaitGroup
+	parts.Go(func() {
+		if err := relay.Run(ctx); err != nil {
+			t.Error(err)
+		}
+	})
+	const most = 400
+	raised := 0
+	parts.Go(func() {
+		for ; raised < most && ctx.Err() == nil; raised++ {
+			id := schema.ID("live", fmt.Sprint(raised))
+			if _, err := s.store.RaiseAlert(context.Background(), schema.Alert{
+				ID: id, Kind: schema.AlertCanaryMissed, Source: "/tests", EventID: id, EventTime: time.Now().UTC(),
+				Model: model, ClassIndex: 1, ClassLabel: "Bag", Severity: schema.SeverityCritical,
+				Reason: schema.Reason(schema.AlertCanaryMissed), FiredAt: time.Now().UTC(),
+			}); err != nil {
+				t.Error(err)
+				return
+			}
+		}
+	})
+	seen := 0
+	for range 40 {
+		r := s.run(0)
+		if r.LostAlerts != 0 || r.UnknownAlerts != 0 {
+			t.Fatalf("of %d alerts %d are lost and %d unknown: %q", r.Alerts, r.LostAlerts, r.UnknownAlerts, r.Differences)
+		}
+		seen = max(seen, r.Published)
+	}
+	natstest.Until(t, "every alert is published", func() bool {
+		r := s.run(0)
+		seen = r.Published
+		return r.Published == r.Alerts && r.OwedAlerts == 0 && r.Alerts == most
+	})
+	stop()
+	parts.Wait()
+	if seen != most {
+		t.Errorf("%d alerts are published, want %d", seen, most)
+	}
 }

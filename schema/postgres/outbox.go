@@ -115,20 +115,30 @@ func (s *Store) Alerts(ctx context.Context, f AlertFilter) ([]schema.Alert, erro
 	return alerts, nil
 }
 
-// AlertsSent returns the ids of the alerts that were recorded at or after a moment, and whether each goes to the sinks:
-// one beyond the bounds of Volume is not sent.
-func (s *Store) AlertsSent(ctx context.Context, since time.Time) (map[string]bool, error) {
-	rows, err := s.pool.Query(ctx, alertsSent, deliveryOwed, since)
+// AlertDelivery is how far an alert is on its way to the stream.
+type AlertDelivery string
+
+// Deliveries of an alert.
+const (
+	AlertHeldBack AlertDelivery = "held_back" // beyond the bounds of Volume
+	AlertOwed     AlertDelivery = "owed"      // the outbox has it
+	AlertSent     AlertDelivery = "sent"      // the stream has taken it
+)
+
+// AlertDeliveries returns, for one moment, how far each alert is that was recorded at or after since, and each alert
+// that is owed.
+func (s *Store) AlertDeliveries(ctx context.Context, since time.Time) (map[string]AlertDelivery, error) {
+	rows, err := s.pool.Query(ctx, alertsSent, schema.SinkStream, since)
 	if err != nil {
 		return nil, fmt.Errorf("read alerts: %w", err)
 	}
-	sent := map[string]bool{}
+	found := map[string]AlertDelivery{}
 	var id string
-	var goes bool
-	if _, err := pgx.ForEachRow(rows, []any{&id, &goes}, func() error { sent[id] = goes; return nil }); err != nil {
+	var d AlertDelivery
+	if _, err := pgx.ForEachRow(rows, []any{&id, &d}, func() error { found[id] = d; return nil }); err != nil {
 		return nil, fmt.Errorf("read alerts: %w", err)
 	}
-	return sent, nil
+	return found, nil
 }
 
 // SampleID returns the id of the review of an event that was drawn at random: it looks like an alert's.
