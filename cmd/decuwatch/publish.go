@@ -8,6 +8,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"reflect"
 
 	"github.com/nats-io/nats.go/jetstream"
 
@@ -19,11 +20,11 @@ import (
 type publishCmd struct {
 	File string `arg:"" optional:"" help:"JSONL file, or - for stdin. Without it, the flags describe one event."`
 
-	Model        string `placeholder:"NAME" help:"Model of the event, and of lines that name none."`
-	ID           string `placeholder:"ID" help:"Id of the event. Defaults to a new one."`
-	Source       string `default:"/decuwatch/publish" help:"Source of the event."`
-	Class        string `placeholder:"CLASS" help:"Class: an index, or a label."`
-	Seed         uint64 `help:"Seed of the first latent."`
+	Model        string  `placeholder:"NAME" help:"Model of the event, and of lines without a model."`
+	ID           string  `placeholder:"ID" help:"Id of the event. Defaults to a new one."`
+	Source       string  `default:"/decuwatch/publish" help:"Source of the event."`
+	Class        string  `placeholder:"CLASS" help:"Class: an index, or a label."`
+	Seed         *uint64 `placeholder:"N" help:"Seed of the first latent."`
 	samplerFlags `embed:""`
 	Concurrency  int                    `default:"64" help:"Maximum number of events in flight."`
 	NATS         app.NATSConfig         `embed:"" prefix:"nats." group:"NATS"`
@@ -76,10 +77,10 @@ func (c *publishCmd) Run(ctx context.Context, s *streams, log *slog.Logger) erro
 func (c *publishCmd) events(stdin io.Reader) ([]schema.Event, error) {
 	switch c.File {
 	case "":
-		if c.Model == "" || c.Class == "" {
-			return nil, usage("--model and --class are required without a file")
+		if c.Model == "" || c.Class == "" || c.Seed == nil {
+			return nil, usage("--model, --class and --seed are required without a file")
 		}
-		e := schema.NewEvent(c.Source, c.generation(c.Model, schema.ParseClass(c.Class), c.Seed))
+		e := schema.NewEvent(c.Source, c.generation(c.Model, schema.ParseClass(c.Class), *c.Seed))
 		if c.ID != "" {
 			e.ID = c.ID
 		}
@@ -87,7 +88,11 @@ func (c *publishCmd) events(stdin io.Reader) ([]schema.Event, error) {
 			return nil, usage("%w", err)
 		}
 		return []schema.Event{e}, nil
-	case "-":
+	}
+	if c.ID != "" || c.Class != "" || c.Seed != nil || !reflect.ValueOf(c.samplerFlags).IsZero() {
+		return nil, usage("a file's lines say what they are: with a file, only --model and --source describe events")
+	}
+	if c.File == "-" {
 		return c.lines(stdin, "stdin")
 	}
 	f, err := os.Open(c.File)

@@ -46,7 +46,7 @@ func set[T any](field, flag *T) {
 
 type scoreCmd struct {
 	Class        string `required:"" placeholder:"CLASS" help:"Class: an index, or a label."`
-	Seed         uint64 `required:"" help:"Seed of the first latent."`
+	Seed         uint64 `required:"" placeholder:"N" help:"Seed of the first latent."`
 	samplerFlags `embed:""`
 	Source       string            `default:"/decuwatch/score" help:"Source of the event."`
 	ID           string            `default:"offline" help:"Id of the event."`

@@ -16,8 +16,8 @@ import (
 
 type thresholdsCalibrateCmd struct {
 	Ensemble    string                 `arg:"" help:"Ensemble whose scores are read: a directory, or a manifest."`
-	Measurement schema.MeasurementName `required:"" enum:"class_gap,request_risk" help:"class_gap or request_risk."`
-	Alpha       float64                `required:"" help:"Share of usual requests that may alert, between 0 and 1."`
+	Measurement schema.MeasurementName `required:"" enum:"class_gap,request_risk" placeholder:"NAME" help:"class_gap, request_risk."`
+	Alpha       float64                `required:"" placeholder:"RATE" help:"Share of usual requests that may alert."`
 	Severity    schema.Severity        `default:"warn" enum:"warn,critical" help:"warn or critical."`
 	Window      time.Duration          `default:"720h" help:"Length of the window of scores that ends at --to."`
 	To          *time.Time             `placeholder:"TIME" help:"End of the window, RFC 3339. Defaults to now."`
@@ -26,7 +26,7 @@ type thresholdsCalibrateCmd struct {
 	Manual      bool                   `name:"replace-manual" help:"Also replace thresholds that were set by hand."`
 	Settings    string                 `placeholder:"KEY" help:"Settings of the scores. Defaults to the ensemble's."`
 	Apply       bool                   `help:"Set the thresholds. Without it the plan is only printed."`
-	Reason      string                 `help:"Why, for the history. Required with --apply."`
+	Reason      string                 `placeholder:"TEXT" help:"Why, for the history. Required with --apply."`
 	By          string                 `placeholder:"NAME" help:"Who sets them. Defaults to the user who runs this."`
 	JSON        bool                   `name:"json" help:"Print the plan as JSON."`
 

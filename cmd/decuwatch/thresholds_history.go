@@ -53,7 +53,7 @@ func (c *thresholdsHistoryCmd) Run(ctx context.Context, s *streams, log *slog.Lo
 }
 
 type thresholdsRollbackCmd struct {
-	Reason   string             `required:"" help:"Why, for the history."`
+	Reason   string             `required:"" placeholder:"TEXT" help:"Why, for the history."`
 	By       string             `placeholder:"NAME" help:"Who does it. Defaults to the user who runs this."`
 	Postgres app.PostgresConfig `embed:"" prefix:"postgres." group:"Postgres"`
 }

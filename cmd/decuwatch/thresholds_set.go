@@ -18,14 +18,14 @@ import (
 
 type thresholdsSetCmd struct {
 	Ensemble    string                 `arg:"" help:"Ensemble: a directory, or a manifest."`
-	Measurement schema.MeasurementName `required:"" enum:"class_gap,request_risk" help:"class_gap or request_risk."`
-	Value       float64                `required:"" help:"An alert fires at or above it."`
+	Measurement schema.MeasurementName `required:"" enum:"class_gap,request_risk" placeholder:"NAME" help:"class_gap, request_risk."`
+	Value       float64                `required:"" placeholder:"X" help:"An alert fires at or above it."`
 	Severity    schema.Severity        `default:"warn" enum:"warn,critical" help:"warn or critical."`
 	Class       string                 `placeholder:"CLASS" help:"Class: an index, or a label. Defaults to all others."`
 	Limit       bool                   `help:"An absolute limit that applies beside the other thresholds, to every class."`
 	Distance    *float64               `placeholder:"D" help:"Threshold of the mean distance of saturated measurements."`
 	Settings    string                 `placeholder:"KEY" help:"Settings of the scores. Defaults to the ensemble's."`
-	Reason      string                 `required:"" help:"Why, for the history."`
+	Reason      string                 `required:"" placeholder:"TEXT" help:"Why, for the history."`
 	By          string                 `placeholder:"NAME" help:"Who sets it. Defaults to the user who runs this."`
 
 	Postgres app.PostgresConfig `embed:"" prefix:"postgres." group:"Postgres"`

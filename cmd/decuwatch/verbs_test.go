@@ -22,12 +22,14 @@ import (
 	"testing"
 	"time"
 
+	"github.com/alecthomas/kong"
 	"github.com/jackc/pgx/v5"
 	collectorpb "go.opentelemetry.io/proto/otlp/collector/trace/v1"
 	tracepb "go.opentelemetry.io/proto/otlp/trace/v1"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/decuwatch/decuwatch/consumers/natstest"
+	"github.com/decuwatch/decuwatch/internal/app"
 	"github.com/decuwatch/decuwatch/monitor/reconcile"
 	"github.com/decuwatch/decuwatch/monitor/replay"
 	"github.com/decuwatch/decuwatch/schema"
@@ -587,6 +589,10 @@ func TestWrongCallsAreExplained(t *testing.T) {
 		{exitUsage, []string{"serve", "-e", shipped, "--log.level=loud"}, []string{"log.level"}},
 		{exitUsage, []string{"serve", "-e", shipped, "--metrics.address=nowhere"}, []string{"metrics.address"}},
 		{exitUsage, []string{"publish"}, []string{"--model"}},
+		{exitUsage, []string{"publish", "--model=m", "--class=1"}, []string{"--seed"}},
+		{exitUsage, []string{"publish", "-", "--seed=1"}, []string{"lines say what they are"}},
+		{exitUsage, []string{"publish", "-", "--steps=20"}, []string{"lines say what they are"}},
+		{exitUsage, []string{"publish", "-", "--id=one"}, []string{"lines say what they are"}},
 		{exitUsage, []string{"demo", "--requests=0"}, []string{"--requests"}},
 		{exitUsage, []string{"version", "--config=/no/such/file"}, []string{"/no/such/file"}},
 		{exitUsage, []string{"redeliver", "--kind=invalid"},
@@ -614,6 +620,13 @@ func TestWrongCallsAreExplained(t *testing.T) {
 		out, _ := user.run(exitOK, append(strings.Fields(verb), "--help")...)
 		holds(t, out, "decuwatch "+verb, "xample")
 	}
+	// No verb's help names a value by its Go type.
+	for _, verb := range leaves(t) {
+		out, _ := user.run(exitOK, append(verb, "--help")...)
+		if word := regexp.MustCompile(`=(FLOAT|U?INT|STRING|BOOL|[A-Z]+-NAME)\b.*`).FindString(out); word != "" {
+			t.Errorf("decuwatch %s --help names a value by its type: %s", strings.Join(verb, " "), word)
+		}
+	}
 	// A second demo in one directory is refused.
 	dir := t.TempDir()
 	lock, err := os.Create(filepath.Join(dir, "lock"))
@@ -626,6 +639,19 @@ func TestWrongCallsAreExplained(t *testing.T) {
 	}
 	_, errs = user.run(exitFailed, "demo", "--dir", dir, "--ensemble", shipped)
 	holds(t, errs, "another demo runs")
+}
+
+// leaves returns the words of every verb.
+func leaves(t *testing.T) (verbs [][]string) {
+	t.Helper()
+	parser, err := kong.New(&cli{}, app.Documented())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, leaf := range parser.Model.Leaves(true) {
+		verbs = append(verbs, strings.Fields(leaf.FullPath())[1:])
+	}
+	return verbs
 }
 
 // A monitor that starts before NATS is there is not ready, and goes to work once it comes.
