@@ -173,8 +173,9 @@ func (t *Table) Applicable(series schema.Series, measurement schema.MeasurementN
 		scope    schema.Scope
 		class    int
 		fallback Fallback
-	}{{schema.ScopeClass, class, ""}, {schema.ScopeCluster, class, FallbackCluster}, {schema.ScopeModel, -1,
-		FallbackModel}} {
+	}{
+		{schema.ScopeClass, class, ""}, {schema.ScopeCluster, class, FallbackCluster}, {schema.ScopeModel, -1, FallbackModel},
+	} {
 		if a.Thresholds = t.thresholds[key{series, measurement, s.scope, s.class}]; len(a.Thresholds) > 0 {
 			a.Fallback = s.fallback
 			return a

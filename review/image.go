@@ -31,8 +31,9 @@ func encodeImage(pixels []float32, shape ensemble.Image, side int) ([]byte, erro
 	}
 	full := image.NewRGBA(image.Rect(0, 0, shape.Width, shape.Height))
 	for i := range plane {
-		full.SetRGBA(i%shape.Width, i/shape.Width, color.RGBA{level(pixels[i]), level(pixels[plane+i]),
-			level(pixels[2*plane+i]), 255})
+		full.SetRGBA(i%shape.Width, i/shape.Width, color.RGBA{
+			level(pixels[i]), level(pixels[plane+i]), level(pixels[2*plane+i]), 255,
+		})
 	}
 	return encode(full, image.NewRGBA, side)
 }

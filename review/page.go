@@ -114,8 +114,9 @@ type view struct {
 }
 
 // page wraps a handler that takes the parameters and knows the reviewer; its error becomes an answer.
-func (p *Page) page(takes parameters, f func(w http.ResponseWriter, r *http.Request,
-	reviewer string) error) http.HandlerFunc {
+func (p *Page) page(
+	takes parameters, f func(w http.ResponseWriter, r *http.Request, reviewer string) error,
+) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		if err := p.access.single(r); err != nil {
 			p.refuse(w, r, err)
@@ -531,8 +532,9 @@ func bounds(table *alerts.Table, s *schema.Score, measurement schema.Measurement
 	var list []bound
 	for _, th := range table.Applicable(s.Series(), measurement, s.ClassIndex).All() {
 		_, at, byDistance := alerts.Compared(m, th)
-		list = append(list, bound{Value: th.Value, Compared: at, ByDistance: byDistance, Severity: th.Severity,
-			Scope: th.Scope})
+		list = append(list, bound{
+			Value: th.Value, Compared: at, ByDistance: byDistance, Severity: th.Severity, Scope: th.Scope,
+		})
 	}
 	slices.SortStableFunc(list, func(a, b bound) int { return -cmp.Compare(a.Severity, b.Severity) })
 	return list

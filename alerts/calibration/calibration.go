@@ -228,8 +228,9 @@ func Calibrate(samples []schema.Sample, o Options) ([]Result, error) {
 			}
 		}
 		if ok {
-			results = append(results, Result{Scope: schema.ScopeCluster, Class: class, Cluster: members, Own: len(own),
-				Bound: bound})
+			results = append(results, Result{
+				Scope: schema.ScopeCluster, Class: class, Cluster: members, Own: len(own), Bound: bound,
+			})
 		}
 	}
 	return results, nil

@@ -81,6 +81,10 @@ type runtimeConfig struct {
 	Threads int    `name:"threads" default:"0" help:"Threads of a session; 0 shares the CPUs among sessions."`
 }
 
+func (c runtimeConfig) options() scoring.Options {
+	return scoring.Options{Library: c.Library, Device: c.Device, Threads: c.Threads, Log: slog.New(slog.DiscardHandler)}
+}
+
 func (ensembleVerifyCmd) Help() string {
 	return `Checks bounds, digests, graphs and tables, and runs the graphs once. Exit code 1 if serve would refuse the ` +
 		`ensemble, with the reason.
@@ -91,8 +95,7 @@ Example:
 }
 
 func (c *ensembleVerifyCmd) Run(s *streams, log *slog.Logger) error {
-	engine, err := scoring.Open(c.Path, scoring.Options{Library: c.Scoring.Library, Device: c.Scoring.Device,
-		Threads: c.Scoring.Threads, Log: slog.New(slog.DiscardHandler)})
+	engine, err := scoring.Open(c.Path, c.Scoring.options())
 	if err != nil {
 		return err
 	}

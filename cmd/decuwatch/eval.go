@@ -6,7 +6,6 @@ import (
 	"os"
 	"path/filepath"
 
-	"github.com/decuwatch/decuwatch/scoring"
 	"github.com/decuwatch/decuwatch/scoring/evaluation"
 )
 
@@ -40,8 +39,7 @@ Keys of --profile: steps, guidance, eta, class_gap, request_risk; a measurement 
 
 func (c *evalCmd) Run(ctx context.Context, s *streams) error {
 	e, err := evaluation.New(evaluation.Config{
-		Ensemble: c.Path, Profiles: c.Profile, Seeds: c.Seeds, ErrorSteps: c.ErrorSteps,
-		Options: scoring.Options{Library: c.Scoring.Library, Device: c.Scoring.Device, Threads: c.Scoring.Threads},
+		Ensemble: c.Path, Profiles: c.Profile, Seeds: c.Seeds, ErrorSteps: c.ErrorSteps, Options: c.Scoring.options(),
 	})
 	if err != nil {
 		return err

@@ -72,8 +72,9 @@ func StartWith(t testing.TB, o Options) *Server {
 	if dir == "" {
 		dir = storeDir(t)
 	}
-	s := &Server{t: t, opts: options{Dir: dir, Port: FreePort(t), SyncAlways: o.SyncAlways, process: o.Process,
-		Name: "natstest"}}
+	s := &Server{t: t, opts: options{
+		Dir: dir, Port: FreePort(t), SyncAlways: o.SyncAlways, process: o.Process, Name: "natstest",
+	}}
 	s.start()
 	t.Cleanup(s.Stop)
 	return s

@@ -54,8 +54,9 @@ func (s *Store) SetThreshold(ctx context.Context, t schema.Threshold) (schema.Th
 	if t.Origin == "reference" {
 		kind = ChangeReference
 	}
-	c, err := s.SetThresholds(ctx, ThresholdChange{Kind: kind, SetBy: t.SetBy, Reason: t.Reason,
-		Thresholds: []schema.Threshold{t}})
+	c, err := s.SetThresholds(ctx, ThresholdChange{
+		Kind: kind, SetBy: t.SetBy, Reason: t.Reason, Thresholds: []schema.Threshold{t},
+	})
 	if err != nil {
 		return schema.Threshold{}, err
 	}
@@ -140,8 +141,9 @@ func (s *Store) RollbackThresholds(ctx context.Context, by, reason string) (Thre
 		if err != nil {
 			return err
 		}
-		c, err = insertChange(ctx, tx, ThresholdChange{Kind: ChangeRollback, Undoes: undone, SetBy: by, Reason: reason,
-			Thresholds: before})
+		c, err = insertChange(ctx, tx, ThresholdChange{
+			Kind: ChangeRollback, Undoes: undone, SetBy: by, Reason: reason, Thresholds: before,
+		})
 		return err
 	})
 	return c, err

@@ -287,9 +287,8 @@ func (e *Ensemble) checkDecoder(content []byte) error {
 	if err != nil {
 		return err
 	}
+	latent := []int64{-1, int64(e.Latent.Channels), int64(e.Latent.Height), int64(e.Latent.Width)}
+	image := []int64{-1, int64(e.Image.Channels), int64(e.Image.Height), int64(e.Image.Width)}
 	return g.check(e.Opset, e.Files.Decoder,
-		[]port{{e.Graph.Decoder.Latent, onnxFloat, []int64{-1, int64(e.Latent.Channels), int64(e.Latent.Height),
-			int64(e.Latent.Width)}}},
-		[]port{{e.Graph.Decoder.Output, onnxFloat, []int64{-1, int64(e.Image.Channels), int64(e.Image.Height),
-			int64(e.Image.Width)}}})
+		[]port{{e.Graph.Decoder.Latent, onnxFloat, latent}}, []port{{e.Graph.Decoder.Output, onnxFloat, image}})
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"math/rand/v2"
 	"path/filepath"
 	"slices"
@@ -177,9 +176,7 @@ func (e *Evaluation) Run(ctx context.Context, done func()) (*Results, error) {
 
 // rotation runs the requests of one manifest.
 func (t *trial) rotation(ctx context.Context, rotation int, path string) (err error) {
-	options := t.config.Options
-	options.Log = slog.New(slog.DiscardHandler)
-	engine, err := scoring.Open(path, options)
+	engine, err := scoring.Open(path, t.config.Options)
 	if err != nil {
 		return err
 	}
