@@ -202,6 +202,19 @@ func settled(t *testing.T, stream jetstream.Stream) {
 	})
 }
 
+// advisoriesStored waits until the named consumers of the server's advisories exist, so that no advisory is lost.
+func advisoriesStored(t *testing.T, js jetstream.JetStream, consumer ...string) {
+	t.Helper()
+	natstest.Until(t, "the advisories are stored", func() bool {
+		for _, name := range consumer {
+			if _, err := js.Consumer(t.Context(), consumers.AdvisoryStream("GENERATION"), name); err != nil {
+				return false
+			}
+		}
+		return true
+	})
+}
+
 func TestEachEventIsHandledOnceAndAcknowledged(t *testing.T) {
 	js := natstest.Start(t).JetStream()
 	stream := ensure(t, js)
@@ -425,6 +438,12 @@ func TestPoison(t *testing.T) {
 		{"NUL", edit(`"id":"good"`, `"id":"a\u0000b"`), "id"},
 		{"not UTF-8", []byte("{\"id\":\"\xff\"}"), "payload"},
 	}
+	r := newRecorder()
+	cfg := config()
+	reg := prometheus.NewRegistry()
+	cfg.Metrics = consumers.NewMetrics(reg, cfg.Models)
+	run(t, js, cfg, r)
+	advisoriesStored(t, js, "terminated-decuwatch")
 	for i, c := range corpus {
 		if _, err := js.Publish(t.Context(), schema.SubjectGeneration(model), c.payload); err != nil {
 			t.Fatalf("%s: %v", c.name, err)
@@ -435,11 +454,6 @@ func TestPoison(t *testing.T) {
 	if _, err := js.Publish(t.Context(), schema.SubjectGeneration(model), make([]byte, 1<<20-1024)); err == nil {
 		t.Error("the stream took a message of nearly 1 MiB")
 	}
-	r := newRecorder()
-	cfg := config()
-	reg := prometheus.NewRegistry()
-	cfg.Metrics = consumers.NewMetrics(reg, cfg.Models)
-	run(t, js, cfg, r)
 	settled(t, stream)
 	if done, deadLetters := r.count(); done != len(corpus) || deadLetters != len(corpus) {
 		t.Errorf("%d neighbours were handled and %d dead letters written, want %d of each", done, deadLetters, len(corpus))
@@ -462,12 +476,16 @@ func TestPoison(t *testing.T) {
 	}
 	// The server's advisories about the terminated messages create no further dead letters, and none is counted.
 	natstest.Until(t, "each advisory is acknowledged", func() bool {
-		c, err := js.Consumer(t.Context(), consumers.AdvisoryStream("GENERATION"), "terminated-decuwatch")
+		advisories, err := js.Stream(t.Context(), consumers.AdvisoryStream("GENERATION"))
 		if err != nil {
-			return false
+			t.Fatal(err)
 		}
-		info := c.CachedInfo()
-		return info.NumPending == 0 && info.NumAckPending == 0 && info.Delivered.Consumer == uint64(len(corpus))
+		c, err := advisories.Consumer(t.Context(), "terminated-decuwatch")
+		if err != nil {
+			t.Fatal(err)
+		}
+		stored := advisories.CachedInfo().State
+		return stored.Msgs >= uint64(len(corpus)) && c.CachedInfo().AckFloor.Stream >= stored.LastSeq
 	})
 	for kind, want := range map[schema.DeadLetterKind]int{schema.KindInvalid: len(corpus), schema.KindGivenUp: 0} {
 		if n := counter(t, reg, "decuwatch_dead_letters_total", "kind", string(kind)); n != float64(want) {
@@ -551,14 +569,7 @@ func TestServerGivesUp(t *testing.T) {
 	w := run(t, js, cfg, r)
 	publish(t, js, "first")
 	settled(t, stream)
-	natstest.Until(t, "the advisories are stored", func() bool {
-		for _, name := range []string{consumers.Durable(model), "terminated-decuwatch"} {
-			if _, err := js.Consumer(t.Context(), consumers.AdvisoryStream("GENERATION"), name); err != nil {
-				return false
-			}
-		}
-		return true
-	})
+	advisoriesStored(t, js, consumers.Durable(model), "terminated-decuwatch")
 	if err := w.wait(); err != nil {
 		t.Fatal(err)
 	}

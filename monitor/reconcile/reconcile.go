@@ -177,13 +177,9 @@ func (r *run) messages(ctx context.Context, messages []consumers.Stored) error {
 	if len(messages) == 0 {
 		return nil
 	}
-	verdicts, err := r.Store.VerdictsBySequence(ctx, r.Events, messages[0].Sequence, messages[len(messages)-1].Sequence)
+	bySequence, err := r.verdicts(ctx, messages[0].Sequence, messages[len(messages)-1].Sequence)
 	if err != nil {
 		return err
-	}
-	bySequence := map[uint64][]postgres.SequenceVerdict{}
-	for _, v := range verdicts {
-		bySequence[v.Sequence] = append(bySequence[v.Sequence], v)
 	}
 	var open []event
 	var ids []schema.Identity
@@ -206,13 +202,35 @@ func (r *run) messages(ctx context.Context, messages []consumers.Stored) error {
 		return err
 	}
 	for _, e := range open {
-		if digests[e.id] == e.Digest() {
-			r.report.Repeats++
-		} else if err := r.unsettled(ctx, e.Stored, e.name); err != nil {
+		if digests[e.id] != e.Digest() {
+			if err := r.unsettled(ctx, e.Stored, e.name); err != nil {
+				return err
+			}
+			continue
+		}
+		// The event's verdict is this message's own if it was written after the verdicts were read.
+		later, err := r.verdicts(ctx, e.Sequence, e.Sequence)
+		if err != nil {
 			return err
+		}
+		if !r.settled(e.Stored, later[e.Sequence]) {
+			r.report.Repeats++
 		}
 	}
 	return nil
+}
+
+// verdicts returns the verdicts of messages by their sequence numbers, from first to last.
+func (r *run) verdicts(ctx context.Context, first, last uint64) (map[uint64][]postgres.SequenceVerdict, error) {
+	verdicts, err := r.Store.VerdictsBySequence(ctx, r.Events, first, last)
+	if err != nil {
+		return nil, err
+	}
+	bySequence := map[uint64][]postgres.SequenceVerdict{}
+	for _, v := range verdicts {
+		bySequence[v.Sequence] = append(bySequence[v.Sequence], v)
+	}
+	return bySequence, nil
 }
 
 // event is a message that has no verdict of its own.

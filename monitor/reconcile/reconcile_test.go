@@ -258,6 +258,25 @@ func BenchmarkRun(b *testing.B) {
 	b.ReportMetric(n*float64(b.N)/b.Elapsed().Seconds(), "messages/s")
 }
 
+// A verdict that is written while both sides are read counts as a verdict or as none yet, never as a repeat.
+func TestVerdictsOfALiveMonitor(t *testing.T) {
+	s := newSides(t)
+	const n = 300
+	s.publish(model, "e", n)
+	s.consumer(model)
+	s.begin()
+	var writer sync.WaitGroup
+	writer.Go(func() { s.settle(1, n) })
+	defer writer.Wait()
+	natstest.Until(t, "each event has its verdict", func() bool {
+		r := s.run(0)
+		if r.Messages != n || r.Repeats != 0 || r.Skips+r.Waiting != n || !r.Agrees() {
+			t.Fatalf("%+v, want %d messages that are skips or wait", r, n)
+		}
+		return r.Skips == n
+	})
+}
+
 // Alerts that are raised and published while both sides are read are not lost.
 func TestAlertsOfALiveMonitor(t *testing.T) {
 	s := newSides(t)
