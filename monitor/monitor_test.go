@@ -22,6 +22,7 @@ import (
 	"github.com/decuwatch/decuwatch/monitor"
 	"github.com/decuwatch/decuwatch/schema"
 	"github.com/decuwatch/decuwatch/scoring"
+	"github.com/decuwatch/decuwatch/scoring/ensemble"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -98,9 +99,13 @@ type table struct{ *alerts.Table }
 func (t table) Decide(s schema.Score) alerts.Decision { return alerts.Decide(s, t.Table) }
 
 var profile = scoring.Profile{
-	Steps: 20, GuidanceScale: 2,
-	ClassGap:    scoring.Measure{BranchStep: 0, RolloutSteps: 1, Estimator: "paide-w2"},
-	RequestRisk: scoring.Measure{BranchStep: 10, RolloutSteps: 1, Estimator: "mean-w2"},
+	GuidanceScale: 2,
+	ClassGap: scoring.Measure{
+		Tables: "members", Guidance: "own", Steps: 20, BranchStep: 0, RolloutSteps: 1, Estimator: "paide-w2",
+	},
+	RequestRisk: scoring.Measure{
+		Tables: "members", Guidance: "own", Steps: 20, BranchStep: 10, RolloutSteps: 1, Estimator: "mean-w2",
+	},
 }
 
 func result(r scoring.Request) (scoring.Result, error) {
@@ -113,7 +118,7 @@ func result(r scoring.Request) (scoring.Result, error) {
 	risk := m
 	risk.Value, risk.Saturated = 1.6, true
 	return scoring.Result{ClassGap: m, RequestRisk: risk, Receipt: scoring.Receipt{
-		EnsembleDigest: strings.Repeat("a", 64), Settings: p.Settings(), Steps: p.Steps, Seed: r.Seed, Noise: r.Noise,
+		EnsembleDigest: strings.Repeat("a", 64), Settings: p.Settings(), Steps: p.RequestRisk.Steps, Seed: r.Seed, Noise: r.Noise,
 		Rows: 7,
 	}}, nil
 }
@@ -364,14 +369,14 @@ func TestWhatCannotBeRerunIsReplacedOrSkipped(t *testing.T) {
 	plain.Data.NoiseDtype = "float32"
 	refuse := func(r scoring.Request) error {
 		if r.Profile != (scoring.Profile{}) {
-			if err := r.Profile.Validate(trailing); err != nil {
+			if err := r.Profile.Validate(&ensemble.Manifest{Diffusion: trailing}); err != nil {
 				return fmt.Errorf("%w: %w", scoring.ErrSettings, err)
 			}
 		}
 		switch {
 		case r.Noise == "jax":
 			return fmt.Errorf("%w: jax", scoring.ErrNoise)
-		case r.Profile.Steps > 500:
+		case r.Profile.RequestRisk.Steps > 500:
 			return fmt.Errorf("%w: 900 steps", scoring.ErrTooLarge)
 		}
 		return nil
@@ -409,7 +414,7 @@ func TestWhatCannotBeRerunIsReplacedOrSkipped(t *testing.T) {
 			if err := f.Handle(t.Context(), c.event, first(1)); err != nil {
 				t.Fatal(err)
 			}
-			if got := f.scorer.requests[len(f.scorer.requests)-1].Profile.Steps; got != c.steps {
+			if got := f.scorer.requests[len(f.scorer.requests)-1].Profile.RequestRisk.Steps; got != c.steps {
 				t.Errorf("ran %d steps, want %d", got, c.steps)
 			}
 			deviations := f.recorder.order[0].Score.Receipt.Deviations

@@ -172,6 +172,11 @@ func Compose(
 		ClassGap: schema.Measurement(r.ClassGap), RequestRisk: schema.Measurement(r.RequestRisk),
 		Receipt: schema.Receipt(r.Receipt), ScoredAt: at,
 	}
+	if r.ImageRisk != nil {
+		risk := schema.Measurement(*r.ImageRisk)
+		s.ImageRisk = &risk
+	}
+	s.ImageRiskReason = schema.UnmeasuredReason(r.ImageRiskReason)
 	s.Receipt.Deviations = deviations
 	return s
 }

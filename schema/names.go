@@ -32,6 +32,16 @@ type MeasurementName string
 const (
 	ClassGap    MeasurementName = "class_gap"    // how little the ensemble knows this class
 	RequestRisk MeasurementName = "request_risk" // how risky is this request within its class
+	ImageRisk   MeasurementName = "image_risk"   // how likely is the image not of the class asked for
+)
+
+// UnmeasuredReason is why a score lacks a measurement.
+type UnmeasuredReason string
+
+// Reasons why a score lacks its image risk.
+const (
+	NoJudge         UnmeasuredReason = "no_judge"          // the ensemble or its profile has no judge
+	JudgeCannotTell UnmeasuredReason = "judge_cannot_tell" // the judge is not known to tell the class well enough
 )
 
 // MeasurementNames returns the names of the measurements of a score.

@@ -68,17 +68,28 @@ type Delivery struct {
 	Digest    string    // see [Digest]
 }
 
-// Measurement is one pairwise-distance measurement of a score.
+// Measurement is one measurement of a score: of the distances between tables, or of the judge.
 type Measurement struct {
-	Estimator    string      `json:"estimator"`     // paide-w2, paide-kl, paide-bhattacharyya, mean-w2, pixel-paide-w2
-	Value        float64     `json:"value"`         // nats for the paide estimators
-	UpperBound   float64     `json:"upper_bound"`   // ln M for the paide estimators, 0 if there is no bound
+	Estimator    string      `json:"estimator"`     // paide-w2, paide-kl, paide-bhattacharyya, mean-w2, pixel-paide-w2, judge
+	Value        float64     `json:"value"`         // nats for the paide estimators, 1 - probability for the judge
+	UpperBound   float64     `json:"upper_bound"`   // ln M for the paide estimators, 1 for the judge, 0 without a bound
 	Saturated    bool        `json:"saturated"`     // Value is at its upper bound, so MeanDistance decides
 	MeanDistance float64     `json:"mean_distance"` // mean pairwise distance, the companion that cannot saturate
 	Distances    [][]float64 `json:"distances"`     // M x M, zero diagonal
 	Shares       []float64   `json:"shares"`        // each component's share of the sum of distances; sums to 1
 	BranchStep   int         `json:"branch_step"`
 	RolloutSteps int         `json:"rollout_steps"`
+	Tables       string      `json:"tables"`   // members, posterior, producer
+	Guidance     string      `json:"guidance"` // own or shared
+	Steps        int         `json:"steps"`    // of the sampler
+	// Top are the judge's three most likely classes, most likely first; only of an image risk.
+	Top []ClassProbability `json:"top,omitempty"`
+}
+
+// ClassProbability is what a judge thinks of one class.
+type ClassProbability = struct {
+	Class       int     `json:"class"`
+	Probability float64 `json:"probability"`
 }
 
 // Receipt is what a score can be recomputed from.
@@ -86,7 +97,7 @@ type Receipt struct {
 	EnsembleDigest string   `json:"ensemble_digest"` // SHA-256 of the manifest, lower-case hex
 	Profile        string   `json:"profile"`         // fixed or as-requested
 	Settings       string   `json:"settings"`        // canonical key of the settings of sampler and measurements
-	Steps          int      `json:"steps"`
+	Steps          int      `json:"steps"`           // of the request risk
 	GuidanceScale  float64  `json:"guidance_scale"`
 	Eta            float64  `json:"eta"`
 	Seed           uint64   `json:"seed"`
@@ -96,6 +107,11 @@ type Receipt struct {
 	Runtime        string   `json:"runtime"`              // onnxruntime 1.27.0
 	Device         string   `json:"device"`               // cpu or cuda
 	Deviations     []string `json:"deviations,omitempty"` // "sampler: euler was replaced by ddim"
+
+	// What is known of the class's training data, on which the class gap stands; left out if unknown.
+	ClassImages int     `json:"class_images,omitempty"` // training images
+	ClassNEff   float64 `json:"class_n_eff,omitempty"`  // how many different images they are worth
+	ClassDraws  int     `json:"class_draws,omitempty"`  // training examples that the producer's row was drawn for
 }
 
 // Score is the verdict on one event that was rerun.
@@ -105,8 +121,11 @@ type Score struct {
 	ClassLabel  string      `json:"class_label"`
 	ClassGap    Measurement `json:"class_gap"`
 	RequestRisk Measurement `json:"request_risk"`
-	Receipt     Receipt     `json:"receipt"`
-	ScoredAt    time.Time   `json:"scored_at"`
+	// ImageRisk is nil if it was not measured. ImageRiskReason says why.
+	ImageRisk       *Measurement     `json:"image_risk"`
+	ImageRiskReason UnmeasuredReason `json:"image_risk_reason,omitempty"`
+	Receipt         Receipt          `json:"receipt"`
+	ScoredAt        time.Time        `json:"scored_at"`
 }
 
 // NamedMeasurement is a measurement of a score with its name.
@@ -115,9 +134,13 @@ type NamedMeasurement struct {
 	Measurement
 }
 
-// Measurements returns the score's measurements in the order of [MeasurementNames].
+// Measurements returns what the score measured, in the order of [MeasurementNames].
 func (s *Score) Measurements() []NamedMeasurement {
-	return []NamedMeasurement{{ClassGap, s.ClassGap}, {RequestRisk, s.RequestRisk}}
+	list := []NamedMeasurement{{ClassGap, s.ClassGap}, {RequestRisk, s.RequestRisk}}
+	if s.ImageRisk != nil {
+		list = append(list, NamedMeasurement{ImageRisk, *s.ImageRisk})
+	}
+	return list
 }
 
 // Skip is the verdict on an event that was left out on purpose.

@@ -291,7 +291,7 @@ func (e *Engine) plan(profile Profile) (*plan, error) {
 
 // compile returns the plan of measurements by a profile's sampler.
 func (e *Engine) compile(components int, profile Profile, measures ...Measure) (*plan, error) {
-	if err := profile.Validate(e.ensemble.Diffusion); err != nil {
+	if err := profile.Validate(&e.ensemble.Manifest); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrSettings, err)
 	}
 	p, err := newPlan(e.ensemble.Diffusion, components, profile, measures)
@@ -320,9 +320,10 @@ func (e *Engine) Score(ctx context.Context, r Request) (Result, error) {
 	defer e.sampler.release(t)
 	receipt.Settings = profile.Settings()
 	return Result{
-		ClassGap:    p.measure(p.measures[0], t.means[0], e.ensemble.Latent),
-		RequestRisk: p.measure(p.measures[1], t.means[1], e.ensemble.Latent),
-		Receipt:     receipt,
+		ClassGap:        p.measure(p.measures[0], t.means[0], e.ensemble.Latent),
+		RequestRisk:     p.measure(p.measures[1], t.means[1], e.ensemble.Latent),
+		ImageRiskReason: ReasonNoJudge,
+		Receipt:         receipt,
 	}, nil
 }
 
@@ -349,9 +350,14 @@ func (e *Engine) run(ctx context.Context, r Request, p *plan, profile Profile) (
 	}
 	receipt := Receipt{
 		EnsembleDigest: e.ensemble.Digest, Profile: ProfileAsRequested,
-		Steps: profile.Steps, GuidanceScale: profile.GuidanceScale, Eta: profile.Eta,
+		Steps: profile.RequestRisk.Steps, GuidanceScale: profile.GuidanceScale, Eta: profile.Eta,
 		Seed: r.Seed, Noise: e.generator(r), Carrier: t.carrier, Rows: p.rows, Runtime: ort.Runtime(),
 		Device: e.options.Device,
+	}
+	class := e.ensemble.Classes[r.Class]
+	receipt.ClassDraws = class.Draws
+	if class.Data != nil {
+		receipt.ClassImages, receipt.ClassNEff = class.Data.Images, class.Data.NEff
 	}
 	fixed := e.fixed
 	profile.Reason, fixed.Reason = "", ""

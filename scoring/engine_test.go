@@ -113,8 +113,8 @@ func TestCompVisTakesMoreStepsThanItIsAskedFor(t *testing.T) {
 		t.Fatal(err)
 	}
 	e := open(t, dir, Options{Threads: 1})
-	whole := Profile{Steps: 10, GuidanceScale: 1, ClassGap: at(0, 1, ensemble.PaiDEW2),
-		RequestRisk: at(0, 10, ensemble.MeanW2)}
+	whole := Profile{GuidanceScale: 1, ClassGap: at(10, 0, 1, ensemble.PaiDEW2),
+		RequestRisk: at(10, 0, 10, ensemble.MeanW2)}
 	r := Request{Key: "a\n1", Seed: 3, Profile: whole.WithSampler(e.Ensemble().Diffusion, 30, 1, 0)}
 	m := e.Ensemble().Components
 	result, err := e.Score(t.Context(), r)
@@ -155,8 +155,8 @@ func TestResultsAreInBounds(t *testing.T) {
 		ensemble.PixelPaiDEW2} {
 		for i, noise := range []string{"", "torch-cpu", "torch-cuda", "decuwatch"} {
 			for _, eta := range []float64{0, 0.7, 1} {
-				p := Profile{Steps: 8, GuidanceScale: float64(i), Eta: eta, ClassGap: at(0, 8, estimator),
-					RequestRisk: at(3, 2, estimator)}
+				p := Profile{GuidanceScale: float64(i), Eta: eta, ClassGap: at(8, 0, 8, estimator),
+					RequestRisk: at(8, 3, 2, estimator)}
 				result, err := e.Score(t.Context(), Request{Key: estimator, Class: i, Seed: uint64(i), Noise: noise, Profile: p})
 				if err != nil {
 					t.Fatal(err)
@@ -213,11 +213,11 @@ func TestScoreRefuses(t *testing.T) {
 		{"class below", with(func(r *Request) { r.Class = -1 }), ErrUnknownClass, "-1"},
 		{"class above", with(func(r *Request) { r.Class = 4 }), ErrUnknownClass, "0 to 3"},
 		{"generator", with(func(r *Request) { r.Noise = "numpy" }), ErrNoise, "numpy"},
-		{"steps", profile(func(p *Profile) { p.Steps = 1e9 }), ErrSettings, "steps is 1000000000"},
+		{"steps", profile(func(p *Profile) { p.ClassGap.Steps = 1e9 }), ErrSettings, "steps is 1000000000"},
 		{"guidance", profile(func(p *Profile) { p.GuidanceScale = math.NaN() }), ErrSettings, "guidance_scale is NaN"},
 		{"eta", profile(func(p *Profile) { p.Eta = 1.5 }), ErrSettings, "eta is 1.5"},
 		{"branch", profile(func(p *Profile) { p.RequestRisk.BranchStep = 10 }), ErrSettings, "request_risk.branch_step"},
-		{"timestep past training", profile(func(p *Profile) { p.Steps = 1000 }), ErrSettings, "timestep 1000"},
+		{"timestep past training", profile(func(p *Profile) { p.ClassGap.Steps = 1000 }), ErrSettings, "timestep 1000"},
 		{"rows", profile(func(p *Profile) { *p = p.WithSampler(Diffusion{}, 500, 2, 0) }), ErrTooLarge, "at most 500"},
 		{"priority", with(func(r *Request) { r.Priority = 7 }), ErrSettings, "priority"},
 	} {
@@ -250,7 +250,7 @@ func TestOpenRefuses(t *testing.T) {
 		"device":      {tiny, Options{Device: "tpu"}, "tpu"},
 		"batch":       {tiny, Options{MaxBatchRows: 1}, "scoring.max-batch-rows"},
 		"buckets":     {tiny, Options{MaxBatchRows: 8, Buckets: []int{4, 2, 8}}, "Buckets"},
-		"profile":     {tiny, Options{Profile: Profile{Steps: 3}}, "fixed profile"},
+		"profile":     {tiny, Options{Profile: Profile{GuidanceScale: 3}}, "fixed profile"},
 		// The CPU build of ONNX Runtime has no CUDA: the device is refused with its name, not passed over.
 		"cuda": {tiny, Options{Device: "cuda:0"}, "cuda:0"},
 	} {
@@ -273,7 +273,7 @@ func TestCancellationAndCloseUnderLoad(t *testing.T) {
 		t.Fatal(err)
 	}
 	roll := e.Profile()
-	roll.RequestRisk = at(0, roll.Steps, ensemble.MeanW2)
+	roll.RequestRisk = at(roll.RequestRisk.Steps, 0, roll.RequestRisk.Steps, ensemble.MeanW2)
 	var wg sync.WaitGroup
 	for i := range 12 {
 		ctx, cancel := context.WithCancel(t.Context())

@@ -37,16 +37,19 @@ type Evidence struct {
 const trajectoryPoints = 11
 
 // evidenceMeasures are the profile's two measurements, the roll-out of all components from the first latent, and the
-// points of the trajectory, for a sampler that takes the given steps.
-func evidenceMeasures(p Profile, steps int) []Measure {
-	measures := []Measure{p.ClassGap, p.RequestRisk, {BranchStep: 0, RolloutSteps: steps, Estimator: ensemble.MeanW2}}
+// points of the trajectory.
+func evidenceMeasures(p Profile, d Diffusion) []Measure {
+	whole := wholeRollout(d, p.RequestRisk.Steps)
+	measures, steps := []Measure{p.ClassGap, p.RequestRisk, whole}, whole.RolloutSteps
 	points := min(trajectoryPoints, steps)
 	for i := range points {
 		step := 0
 		if points > 1 {
 			step = int(math.Round(float64(i) * float64(steps-1) / float64(points-1)))
 		}
-		measures = append(measures, Measure{BranchStep: step, RolloutSteps: 1, Estimator: ensemble.PaiDEW2})
+		point := whole
+		point.BranchStep, point.RolloutSteps, point.Estimator = step, 1, ensemble.PaiDEW2
+		measures = append(measures, point)
 	}
 	return measures
 }
@@ -55,7 +58,7 @@ func evidenceMeasures(p Profile, steps int) []Measure {
 // Errors are the same as for Score.
 func (e *Engine) Evidence(ctx context.Context, r Request) (Evidence, error) {
 	profile := e.profile(r)
-	measures := evidenceMeasures(profile, e.ensemble.Diffusion.StepCount(profile.Steps))
+	measures := evidenceMeasures(profile, e.ensemble.Diffusion)
 	p, err := e.compile(e.ensemble.Components, profile, measures...)
 	if err != nil {
 		return Evidence{}, err
@@ -79,7 +82,7 @@ func (e *Engine) Evidence(ctx context.Context, r Request) (Evidence, error) {
 		return Evidence{}, err
 	}
 	evidence := Evidence{
-		Result:     Result{ClassGap: measured[0], RequestRisk: measured[1], Receipt: receipt},
+		Result:     Result{ClassGap: measured[0], RequestRisk: measured[1], ImageRiskReason: ReasonNoJudge, Receipt: receipt},
 		Images:     images,
 		LatentMap:  paide.Map(t.means[2], latent.Channels, latent.Height*latent.Width),
 		ImageMap:   paide.Map(images, image.Channels, image.Height*image.Width),

@@ -99,10 +99,10 @@ func TestGolden(t *testing.T) {
 			var first, means, final, given, own float64
 			for i, c := range cases {
 				measures := []Measure{
-					{BranchStep: c.Branch, RolloutSteps: c.Rollout, Estimator: ensemble.PaiDEW2},
-					{BranchStep: c.Steps - 1, RolloutSteps: 1, Estimator: ensemble.MeanW2}, // its carrier is the final latent
+					at(c.Steps, c.Branch, c.Rollout, ensemble.PaiDEW2),
+					at(c.Steps, c.Steps-1, 1, ensemble.MeanW2), // its carrier is the final latent
 				}
-				profile := Profile{Steps: c.Steps, GuidanceScale: c.Guidance, Eta: c.Eta}
+				profile := Profile{GuidanceScale: c.Guidance, Eta: c.Eta}
 				p, err := newPlan(e.ensemble.Diffusion, e.ensemble.Components, profile, measures)
 				if err != nil {
 					t.Fatal(err)

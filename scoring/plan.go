@@ -36,13 +36,14 @@ func newPlan(d Diffusion, components int, profile Profile, measures []Measure) (
 		p.width = 1
 	}
 	var err error
-	p.steps, err = diffusion.Steps(d, profile.Steps, profile.Eta)
+	p.steps, err = diffusion.Steps(d, measures[0].Steps, profile.Eta)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrSettings, err)
 	}
 	for _, measure := range measures {
-		if err := measure.Validate(len(p.steps)); err != nil {
-			return nil, fmt.Errorf("%w: %w", ErrSettings, err)
+		if measure.Steps != measures[0].Steps || measure.Tables != ensemble.TablesMembers ||
+			measure.Guidance != ensemble.GuidanceOwn || profile.ImageRisk != (Measure{}) {
+			return nil, fmt.Errorf("%w: %s is not supported yet", ErrSettings, measure)
 		}
 		if needsVariance(measure.Estimator) && p.sigma(measure) == 0 {
 			return nil, fmt.Errorf("%w: %s has no variance to divide by after step %d", ErrSettings, measure.Estimator,
@@ -91,6 +92,7 @@ func (p *plan) measure(m Measure, means [][]float32, latent ensemble.Latent) Mea
 	mean := paide.Mean(distances)
 	r := Measurement{
 		Estimator: m.Estimator, BranchStep: m.BranchStep, RolloutSteps: m.RolloutSteps,
+		Tables: m.Tables, Guidance: m.Guidance, Steps: m.Steps,
 		MeanDistance: mean, Shares: paide.Shares(distances), Distances: make([][]float64, len(means)),
 	}
 	for i := range means {

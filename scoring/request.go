@@ -10,7 +10,7 @@ import (
 	"github.com/decuwatch/decuwatch/scoring/ensemble"
 )
 
-// Profile is the sampler and the two measurements of a score.
+// Profile is the sampler and the measurements of a score.
 type Profile = ensemble.Profile
 
 // Measure is one measurement of a profile.
@@ -46,22 +46,41 @@ type Request struct {
 
 // Result is the score of one request.
 type Result struct {
-	ClassGap    Measurement
-	RequestRisk Measurement
-	Receipt     Receipt
+	ClassGap        Measurement
+	RequestRisk     Measurement
+	ImageRisk       *Measurement // nil if it was not measured
+	ImageRiskReason string       // why it was not: ReasonNoJudge or ReasonJudgeCannotTell
+	Receipt         Receipt
 }
 
-// Measurement is one pairwise-distance measurement of a score.
+// Reasons why an image risk was not measured.
+const (
+	ReasonNoJudge         = "no_judge"          // the profile does not measure it
+	ReasonJudgeCannotTell = "judge_cannot_tell" // the judge's accuracy on the class is too low, or unknown
+)
+
+// ClassProbability is what a judge thinks of one class.
+type ClassProbability = struct {
+	Class       int
+	Probability float64
+}
+
+// Measurement is one measurement of a score: of the distances between tables, or of the judge.
 type Measurement struct {
 	Estimator    string      // one of the estimators of package ensemble
-	Value        float64     // nats for the PaiDE estimators, squared latent units for mean-w2
-	UpperBound   float64     // ln M for the PaiDE estimators, 0 if there is no bound
+	Value        float64     // nats for the PaiDE estimators, squared latent units for mean-w2, 1 - p for the judge
+	UpperBound   float64     // ln M for the PaiDE estimators, 1 for the judge, 0 if there is no bound
 	Saturated    bool        // Value is at its upper bound and no longer ranks
 	MeanDistance float64     // mean of Distances over the pairs of components: cannot saturate
 	Distances    [][]float64 // M x M, zero diagonal, the estimator's distance summed over dimensions
 	Shares       []float64   // each component's share of the sum of Distances; sums to 1
 	BranchStep   int
 	RolloutSteps int
+	Tables       string // set of tables, by its name in package ensemble
+	Guidance     string // guidance mode
+	Steps        int    // S of the sampler
+	// Top are the judge's three most likely classes, most likely first; nil for other estimators.
+	Top []ClassProbability
 }
 
 // Receipt is what a score can be recomputed from.
@@ -69,7 +88,7 @@ type Receipt struct {
 	EnsembleDigest string   // SHA-256 of the manifest, lower-case hex
 	Profile        string   // ProfileFixed or ProfileAsRequested
 	Settings       string   // Profile.Settings of what ran
-	Steps          int      // S
+	Steps          int      // S of the request risk
 	GuidanceScale  float64  //
 	Eta            float64  //
 	Seed           uint64   // of the first latent
@@ -79,6 +98,9 @@ type Receipt struct {
 	Runtime        string   // onnxruntime 1.27.0
 	Device         string   // cpu, cuda:0, tensorrt:0
 	Deviations     []string // set by the caller: how the rerun differs from the event
+	ClassImages    int      // training images of the class by the manifest's data; 0 if unknown
+	ClassNEff      float64  // how many different images they are worth; 0 if unknown
+	ClassDraws     int      // training examples that the producer's row was drawn for; 0 if unknown
 }
 
 // Errors of a request. Retrying will not help.

@@ -19,11 +19,10 @@ type Rollout struct {
 // Evaluations compare scores with it. Errors are the same as for Score.
 func (e *Engine) Rollout(ctx context.Context, r Request) (Rollout, error) {
 	profile := e.profile(r)
-	whole := Measure{BranchStep: 0, RolloutSteps: e.ensemble.Diffusion.StepCount(profile.Steps),
-		Estimator: ensemble.MeanW2}
+	whole := wholeRollout(e.ensemble.Diffusion, profile.RequestRisk.Steps)
 	profile.ClassGap, profile.RequestRisk = whole, whole
 	components := e.ensemble.Components
-	if e.ensemble.ReferenceEmbedding(0) != nil {
+	if e.ensemble.Tables(ensemble.TablesReference) != nil {
 		components++ // the component after the last is the reference: see embedding
 	}
 	p, err := e.compile(components, profile, whole)
@@ -49,7 +48,13 @@ func (e *Engine) Rollout(ctx context.Context, r Request) (Rollout, error) {
 // embedding returns the class embedding of a component; the component after the last is the reference table.
 func (s *sampler) embedding(component, class int) []float32 {
 	if component == s.ensemble.Components {
-		return s.ensemble.ReferenceEmbedding(class)
+		return s.ensemble.Tables(ensemble.TablesReference).Row(0, class)
 	}
-	return s.ensemble.Embedding(component, class)
+	return s.ensemble.Members().Row(component, class)
+}
+
+// wholeRollout measures the members after all steps of a sampler that is asked for steps, each on its own path.
+func wholeRollout(d Diffusion, steps int) Measure {
+	return Measure{Tables: ensemble.TablesMembers, Steps: steps, Guidance: ensemble.GuidanceOwn,
+		RolloutSteps: d.StepCount(steps), Estimator: ensemble.MeanW2}
 }

@@ -14,15 +14,16 @@ func TestRollout(t *testing.T) {
 	e := open(t, shipped, Options{})
 	latent := e.Ensemble().Latent
 	profile := e.Profile()
-	whole := Measure{BranchStep: 0, RolloutSteps: profile.Steps, Estimator: ensemble.MeanW2}
+	steps := profile.RequestRisk.Steps
+	whole := at(steps, 0, steps, ensemble.MeanW2)
 	profile.ClassGap, profile.RequestRisk = whole, whole
 	r := Request{Key: "rollout\n1", Class: 3, Seed: 7, Profile: profile}
 	rollout, err := e.Rollout(t.Context(), r)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if m := e.Ensemble().Components; len(rollout.Latents) != m || rollout.Rows != 2*profile.Steps*(m+1) {
-		t.Fatalf("%d latents of %d rows, want %d of %d", len(rollout.Latents), rollout.Rows, m, 2*profile.Steps*(m+1))
+	if m := e.Ensemble().Components; len(rollout.Latents) != m || rollout.Rows != 2*steps*(m+1) {
+		t.Fatalf("%d latents of %d rows, want %d of %d", len(rollout.Latents), rollout.Rows, m, 2*steps*(m+1))
 	}
 	result, err := e.Score(t.Context(), r)
 	if err != nil {
@@ -45,7 +46,7 @@ func TestRollout(t *testing.T) {
 
 	// Give component 0 the reference's table: it ends where the reference ends.
 	for class := range len(e.ensemble.Classes) + 1 {
-		copy(e.ensemble.Embedding(0, class), e.ensemble.ReferenceEmbedding(class))
+		copy(e.ensemble.Members().Row(0, class), e.ensemble.Tables(ensemble.TablesReference).Row(0, class))
 	}
 	swapped, err := e.Rollout(t.Context(), r)
 	if err != nil {

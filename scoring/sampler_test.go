@@ -113,13 +113,14 @@ func (e *Engine) start(ctx context.Context, r Request) *inFlight {
 }
 
 func profileOf(steps int, guidance float64, gap, risk int) Profile {
-	return Profile{Steps: steps, GuidanceScale: guidance,
-		ClassGap:    Measure{BranchStep: gap, RolloutSteps: 1, Estimator: ensemble.PaiDEW2},
-		RequestRisk: Measure{BranchStep: risk, RolloutSteps: 1, Estimator: ensemble.MeanW2}}
+	return Profile{GuidanceScale: guidance, ClassGap: at(steps, gap, 1, ensemble.PaiDEW2),
+		RequestRisk: at(steps, risk, 1, ensemble.MeanW2)}
 }
 
-func at(branch, rollout int, estimator string) Measure {
-	return Measure{BranchStep: branch, RolloutSteps: rollout, Estimator: estimator}
+// at is a measurement of the members with their own guidance.
+func at(steps, branch, rollout int, estimator string) Measure {
+	return Measure{Tables: ensemble.TablesMembers, Steps: steps, Guidance: ensemble.GuidanceOwn, BranchStep: branch,
+		RolloutSteps: rollout, Estimator: estimator}
 }
 
 // The rows of a request are those that METHOD counts: R = w (s0 + M (S - s0)) of a roll-out, w (s0 + M) of a single
@@ -136,15 +137,15 @@ func TestRows(t *testing.T) {
 		measures []Measure
 		want     int
 	}{
-		{"first step", 2, []Measure{at(0, 1, "paide-w2")}, 2 * m},
-		{"first step without guidance", 1, []Measure{at(0, 1, "paide-w2")}, m},
-		{"middle", 2, []Measure{at(10, 1, "paide-w2")}, 2 * (10 + m)},
-		{"roll-out", 2, []Measure{at(5, 15, "paide-w2")}, 2 * (5 + m*15)},
-		{"two branches", 2, []Measure{at(0, 1, "paide-w2"), at(10, 1, "mean-w2")}, 2 * (11 + 2*(m-1))},
-		{"one branch read twice", 2, []Measure{at(3, 1, "paide-w2"), at(3, 4, "mean-w2")}, 2 * (3 + m*4)},
-		{"the same measurement twice", 2, []Measure{at(3, 2, "paide-w2"), at(3, 2, "mean-w2")}, 2 * (3 + m*2)},
+		{"first step", 2, []Measure{at(20, 0, 1, "paide-w2")}, 2 * m},
+		{"first step without guidance", 1, []Measure{at(20, 0, 1, "paide-w2")}, m},
+		{"middle", 2, []Measure{at(20, 10, 1, "paide-w2")}, 2 * (10 + m)},
+		{"roll-out", 2, []Measure{at(20, 5, 15, "paide-w2")}, 2 * (5 + m*15)},
+		{"two branches", 2, []Measure{at(20, 0, 1, "paide-w2"), at(20, 10, 1, "mean-w2")}, 2 * (11 + 2*(m-1))},
+		{"one branch read twice", 2, []Measure{at(20, 3, 1, "paide-w2"), at(20, 3, 4, "mean-w2")}, 2 * (3 + m*4)},
+		{"the same measurement twice", 2, []Measure{at(20, 3, 2, "paide-w2"), at(20, 3, 2, "mean-w2")}, 2 * (3 + m*2)},
 	} {
-		p, err := newPlan(verified.Diffusion, verified.Components, Profile{Steps: 20, GuidanceScale: c.guidance}, c.measures)
+		p, err := newPlan(verified.Diffusion, verified.Components, Profile{GuidanceScale: c.guidance}, c.measures)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -462,7 +463,7 @@ func TestNonFiniteOutput(t *testing.T) {
 		l.runner = spoiler{l, func(rows int) {
 			for r := range rows {
 				row := l.context[r*e.ensemble.Context.Size() : (r+1)*e.ensemble.Context.Size()]
-				if l.timestep[r] == timestep && slices.Equal(row, e.ensemble.Embedding(odd, 2)) {
+				if l.timestep[r] == timestep && slices.Equal(row, e.ensemble.Members().Row(odd, 2)) {
 					l.output[r*n+1] = bad
 				}
 			}

@@ -65,7 +65,7 @@ var arrows = []struct {
 		"internal/terminal", "schema", "schema/postgres", "consumers",
 	}, "an operator's act, between the two sides"},
 	{"monitor/replay", []string{
-		"internal/terminal", "schema", "scoring", "monitor",
+		"internal/terminal", "schema", "scoring", "scoring/ensemble", "monitor",
 	}, "the one way from a receipt back to a request"},
 	{"monitor/canary", []string{
 		"schema", "schema/postgres", "scoring/ensemble",

@@ -275,7 +275,7 @@ func rawSession(b *testing.B, config ort.Config) *ort.Session {
 	}
 	for i := range s.Timesteps() {
 		s.Timesteps()[i] = int64(1 + 50*(i%20))
-		copy(s.Input(2)[i*e.Context.Size():], e.Embedding(i%e.Components, i%len(e.Classes)))
+		copy(s.Input(2)[i*e.Context.Size():], e.Members().Row(i%e.Components, i%len(e.Classes)))
 	}
 	return s
 }
@@ -423,18 +423,19 @@ func samplerCells(b *testing.B) []*cell {
 	}
 	// A row costs the same under every profile.
 	p := e.Profile()
+	steps := p.RequestRisk.Steps
 	one := func(branch, rollout int) scoring.Profile {
 		q := p
-		q.ClassGap = scoring.Measure{BranchStep: branch, RolloutSteps: rollout, Estimator: ensemble.PaiDEW2}
-		q.RequestRisk = scoring.Measure{BranchStep: branch, RolloutSteps: rollout, Estimator: ensemble.MeanW2}
+		q.RequestRisk.BranchStep, q.RequestRisk.RolloutSteps = branch, rollout
+		q.ClassGap = q.RequestRisk
 		return q
 	}
 	for _, c := range []struct {
 		name    string
 		profile scoring.Profile
 	}{
-		{"first step", one(0, 1)}, {"branch in the middle", one(p.Steps/2, 1)},
-		{"roll-out from the middle", one(p.Steps/2, p.Steps-p.Steps/2)},
+		{"first step", one(0, 1)}, {"branch in the middle", one(steps/2, 1)},
+		{"roll-out from the middle", one(steps/2, steps-steps/2)},
 	} {
 		name := fmt.Sprintf("sampler, 64 in flight, %s (%d rows)", c.name, e.Rows(scoring.Request{Profile: c.profile}))
 		cells = append(cells, &cell{name: name, unit: "rows/s", measure: steady(64, c.profile)})

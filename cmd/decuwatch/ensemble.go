@@ -36,7 +36,7 @@ func (c *ensembleInspectCmd) Run(s *streams) error {
 	if c.JSON {
 		out := json.NewEncoder(s.out)
 		out.SetIndent("", "  ")
-		return out.Encode(map[string]any{"digest": e.Digest, "manifest": e.Manifest})
+		return out.Encode(map[string]any{"digest": e.Digest, "manifest": json.RawMessage(e.Document)})
 	}
 	meaning := map[string]string{
 		ensemble.RegimeExposure:     "a high class gap says: the class was hardly trained",

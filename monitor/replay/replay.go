@@ -2,6 +2,7 @@
 package replay
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -13,21 +14,28 @@ import (
 	"github.com/decuwatch/decuwatch/monitor"
 	"github.com/decuwatch/decuwatch/schema"
 	"github.com/decuwatch/decuwatch/scoring"
+	"github.com/decuwatch/decuwatch/scoring/ensemble"
 )
 
 // Request returns the request that reruns a stored score, behind live work. It reads nothing but the score.
 func Request(s *schema.Score) scoring.Request {
-	measure := func(m schema.Measurement) scoring.Measure {
-		return scoring.Measure{BranchStep: m.BranchStep, RolloutSteps: m.RolloutSteps, Estimator: m.Estimator}
-	}
 	r := s.Receipt
+	measure := func(m schema.Measurement) scoring.Measure {
+		return scoring.Measure{ // older scores name neither tables nor guidance, nor the steps of each measurement
+			Tables: cmp.Or(m.Tables, ensemble.TablesMembers), Guidance: cmp.Or(m.Guidance, ensemble.GuidanceOwn),
+			Steps: cmp.Or(m.Steps, r.Steps), BranchStep: m.BranchStep, RolloutSteps: m.RolloutSteps,
+			Estimator: m.Estimator,
+		}
+	}
+	profile := scoring.Profile{
+		GuidanceScale: r.GuidanceScale, Eta: r.Eta, ClassGap: measure(s.ClassGap), RequestRisk: measure(s.RequestRisk),
+	}
+	if s.ImageRisk != nil {
+		profile.ImageRisk = measure(*s.ImageRisk)
+	}
 	return scoring.Request{
 		Key: monitor.Key(s.Event.Source, s.Event.ID), Class: s.ClassIndex, Seed: r.Seed, Noise: r.Noise,
-		Profile: scoring.Profile{
-			Steps: r.Steps, GuidanceScale: r.GuidanceScale, Eta: r.Eta,
-			ClassGap: measure(s.ClassGap), RequestRisk: measure(s.RequestRisk),
-		},
-		Priority: scoring.Background,
+		Profile: profile, Priority: scoring.Background,
 	}
 }
 

@@ -34,9 +34,13 @@ func TestRequest(t *testing.T) {
 	want := scoring.Request{
 		Key: monitor.Key("/tests", "one"), Class: 3, Seed: 7, Noise: "torch-cpu", Priority: scoring.Background,
 		Profile: scoring.Profile{
-			Steps: 20, GuidanceScale: 2.5, Eta: 0.5,
-			ClassGap:    scoring.Measure{BranchStep: 1, RolloutSteps: 2, Estimator: "paide-w2"},
-			RequestRisk: scoring.Measure{BranchStep: 3, RolloutSteps: 4, Estimator: "mean-w2"},
+			GuidanceScale: 2.5, Eta: 0.5,
+			ClassGap: scoring.Measure{
+				Tables: "members", Steps: 20, Guidance: "own", BranchStep: 1, RolloutSteps: 2, Estimator: "paide-w2",
+			},
+			RequestRisk: scoring.Measure{
+				Tables: "members", Steps: 20, Guidance: "own", BranchStep: 3, RolloutSteps: 4, Estimator: "mean-w2",
+			},
 		},
 	}
 	if got := Request(stored()); got != want {

@@ -292,3 +292,14 @@ func (e *Ensemble) checkDecoder(content []byte) error {
 	return g.check(e.Opset, e.Files.Decoder,
 		[]port{{e.Graph.Decoder.Latent, onnxFloat, latent}}, []port{{e.Graph.Decoder.Output, onnxFloat, image}})
 }
+
+func (e *Ensemble) checkJudge(content []byte) error {
+	g, err := parseGraph(content)
+	if err != nil {
+		return err
+	}
+	j := e.Judge
+	return g.check(e.Opset, *e.Files.Judge,
+		[]port{{j.Input, onnxFloat, []int64{-1, int64(j.Channels), int64(j.Height), int64(j.Width)}}},
+		[]port{{j.Output, onnxFloat, []int64{-1, int64(len(j.Outputs))}}})
+}

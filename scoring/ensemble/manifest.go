@@ -16,17 +16,10 @@ import (
 	"github.com/decuwatch/decuwatch/scoring/diffusion"
 )
 
-// Format is the version of the ensemble directory that this package reads; any other is refused.
-const Format = "decuwatch-ensemble/1"
-
-// Estimators of a measurement. The first three are PaiDE in nats, at most ln M, over the named distance between the
-// components' predictive distributions.
+// Formats of the ensemble directory that this package reads; any other is refused.
 const (
-	PaiDEW2            = "paide-w2"            // squared 2-Wasserstein distance
-	PaiDEKL            = "paide-kl"            // Kullback-Leibler divergence
-	PaiDEBhattacharyya = "paide-bhattacharyya" // Bhattacharyya distance
-	MeanW2             = "mean-w2"             // the mean pairwise squared 2-Wasserstein distance itself: unbounded
-	PixelPaiDEW2       = "pixel-paide-w2"      // PaiDE of every latent position, averaged over the positions
+	Format1 = "decuwatch-ensemble/1" // members only, one number of steps for both measurements
+	Format2 = "decuwatch-ensemble/2"
 )
 
 // What a high score of an ensemble means.
@@ -42,7 +35,8 @@ const (
 	NoiseDecuwatch = "decuwatch"
 )
 
-// Manifest is the content of ensemble.json; docs/ensemble-format.md describes every field and its bounds.
+// Manifest is the content of ensemble.json; docs/ensemble-format.md describes every field and its bounds. A field with
+// the tag format is in manifests of that format only.
 type Manifest struct {
 	Format      string               `json:"format"`
 	Name        string               `json:"name"`
@@ -54,21 +48,24 @@ type Manifest struct {
 	Context     Context              `json:"context"`
 	Graph       Graph                `json:"graph"`
 	Diffusion   Diffusion            `json:"diffusion"`
-	Components  int                  `json:"components"` // M
+	Components  int                  `json:"components"`           // M
+	Posterior   int                  `json:"posterior" format:"2"` // P, or 0: no posterior tables
 	Classes     []Class              `json:"classes"`
 	Regime      string               `json:"regime"`
 	Noise       string               `json:"noise"`
 	Profile     Profile              `json:"profile"`
-	Reference   map[string]Reference `json:"reference,omitempty"` // by measurement: class_gap, request_risk
+	Judge       *Judge               `json:"judge,omitempty" format:"2"`
+	Reference   map[string]Reference `json:"reference,omitempty"` // by measurement
 	Provenance  json.RawMessage      `json:"provenance"`
 	Diagnostics json.RawMessage      `json:"diagnostics"`
 }
 
 // Files are the files beside the manifest.
 type Files struct {
-	UNet    File `json:"unet"`
-	Decoder File `json:"decoder"`
-	Tables  File `json:"tables"`
+	UNet    File  `json:"unet"`
+	Decoder File  `json:"decoder"`
+	Tables  File  `json:"tables"`
+	Judge   *File `json:"judge,omitempty" format:"2"` // of Manifest.Judge
 }
 
 // File is one file of the directory.
@@ -110,7 +107,7 @@ type Context struct {
 // Size returns the number of elements of a class embedding.
 func (c Context) Size() int { return c.Tokens * c.Dim }
 
-// Graph names the inputs and outputs of the two graphs.
+// Graph names the inputs and outputs of backbone and decoder.
 type Graph struct {
 	UNet struct {
 		Latent   string `json:"latent"`
@@ -130,7 +127,23 @@ type Diffusion = diffusion.Config
 // Class is one class, in index order.
 type Class struct {
 	Label  string `json:"label"`
-	Images []int  `json:"images"` // training images of the class that each component saw
+	Images []int  `json:"images"`           // training images of the class that each component saw
+	Draws  int    `json:"draws" format:"2"` // training examples that the producer's row was drawn for
+	// ClassGap is the closed form's mean pairwise squared distance at the profile's class_gap; nil if unknown.
+	ClassGap *float64   `json:"class_gap,omitempty" format:"2"`
+	Data     *ClassData `json:"data,omitempty" format:"2"` // nil if nobody inspected the images
+}
+
+// ClassData is what the data card says of the training images of a class.
+type ClassData struct {
+	Images              int     `json:"images"`
+	Distinct            int     `json:"distinct"`              // without exact duplicates
+	NEff                float64 `json:"n_eff"`                 // images as far as they differ, at most Images
+	NearDuplicates      int     `json:"near_duplicates"`       // images in a group of near duplicates
+	NearDuplicateGroups int     `json:"near_duplicate_groups"` //
+	NeighborLabelShare  float64 `json:"neighbor_label_share"`  // of nearest neighbors with the same label, 0 to 1
+	LikelyMislabeled    int     `json:"likely_mislabeled"`     // images whose neighbors have another label
+	Outliers            int     `json:"outliers"`              //
 }
 
 // ImageCount returns "5000", or "1 to 100" if the components saw different numbers of images.
@@ -145,105 +158,11 @@ func (c Class) ImageCount() string {
 	return fmt.Sprintf("%d to %d", least, most)
 }
 
-// Measure says at which step the components leave the shared path, how many steps they take, and how their distance is
-// estimated.
-type Measure struct {
-	BranchStep   int    `json:"branch_step"`   // b: the carrying component does the steps before it
-	RolloutSteps int    `json:"rollout_steps"` // r: steps that each component takes on its own path
-	Estimator    string `json:"estimator"`
-}
-
-// Profile is the sampler and the two measurements of a score. The zero value stands for "not given".
-type Profile struct {
-	Steps         int     `json:"steps"`          // S, as a sampler is asked for them: Diffusion.StepCount are taken
-	GuidanceScale float64 `json:"guidance_scale"` // at exactly 1 the unconditional rows are not computed
-	Eta           float64 `json:"eta"`
-	ClassGap      Measure `json:"class_gap"`
-	RequestRisk   Measure `json:"request_risk"`
-	Reason        string  `json:"reason"`
-}
-
 // Reference holds scores of well-sampled classes under the profile.
 type Reference struct {
 	N         int                `json:"n"`
 	Mean      float64            `json:"mean"`
 	Quantiles map[string]float64 `json:"quantiles"`
-}
-
-// Settings returns the canonical key of the sampler and of both measurements. Scores are comparable, and a threshold
-// applies, only if it is equal. Example: "ddim s=20 g=2 eta=0 class_gap=paide-w2@0+1 request_risk=mean-w2@10+1":
-// 10+1 stands for branch step 10 and one roll-out step.
-func (p Profile) Settings() string {
-	number := func(v float64) string { return strconv.FormatFloat(v, 'g', -1, 64) }
-	return fmt.Sprintf("ddim s=%d g=%s eta=%s class_gap=%s request_risk=%s",
-		p.Steps, number(p.GuidanceScale), number(p.Eta), p.ClassGap, p.RequestRisk)
-}
-
-// String returns estimator@branch+rollout.
-func (m Measure) String() string {
-	return fmt.Sprintf("%s@%d+%d", m.Estimator, m.BranchStep, m.RolloutSteps)
-}
-
-// WithSampler returns the profile with another sampler. The branch steps keep their relative place (rounded to the
-// nearest step), a roll-out to the end stays one, a single step stays single, any other keeps its share of the steps.
-// The ensemble's diffusion says how many steps both samplers take.
-func (p Profile) WithSampler(d Diffusion, steps int, guidanceScale, eta float64) Profile {
-	from, to := d.StepCount(p.Steps), d.StepCount(steps)
-	scale := func(m Measure) Measure {
-		if from < 1 || to < 1 {
-			return m
-		}
-		ratio := float64(to) / float64(from)
-		branch := min(int(math.Round(float64(m.BranchStep)*ratio)), to-1)
-		rollout := max(1, int(math.Round(float64(m.RolloutSteps)*ratio)))
-		switch m.RolloutSteps {
-		case 1:
-			rollout = 1
-		case from - m.BranchStep:
-			rollout = to - branch
-		}
-		m.BranchStep, m.RolloutSteps = branch, min(rollout, to-branch)
-		return m
-	}
-	q := p
-	q.Steps, q.GuidanceScale, q.Eta = steps, guidanceScale, eta
-	q.ClassGap, q.RequestRisk = scale(p.ClassGap), scale(p.RequestRisk)
-	return q
-}
-
-// Validate returns an error that names the field that is out of its bounds, or that a sampler of the ensemble's
-// diffusion cannot follow.
-func (p Profile) Validate(d Diffusion) error {
-	switch {
-	case p.Steps < 1 || p.Steps > 1000:
-		return fmt.Errorf("steps is %d, must be 1 to 1000", p.Steps)
-	case !(p.GuidanceScale >= 0 && p.GuidanceScale <= 30):
-		return fmt.Errorf("guidance_scale is %v, must be 0 to 30", p.GuidanceScale)
-	case !(p.Eta >= 0 && p.Eta <= 1):
-		return fmt.Errorf("eta is %v, must be 0 to 1", p.Eta)
-	}
-	steps, err := diffusion.Steps(d, p.Steps, p.Eta)
-	if err != nil {
-		return err
-	}
-	if err := p.ClassGap.Validate(len(steps)); err != nil {
-		return fmt.Errorf("class_gap.%w", err)
-	}
-	if err := p.RequestRisk.Validate(len(steps)); err != nil {
-		return fmt.Errorf("request_risk.%w", err)
-	}
-	return nil
-}
-
-// Validate returns an error that names the field which does not fit a sampler that takes the given steps.
-func (m Measure) Validate(steps int) error {
-	switch {
-	case m.BranchStep < 0 || m.BranchStep >= steps:
-		return fmt.Errorf("branch_step is %d, must be 0 to %d", m.BranchStep, steps-1)
-	case m.RolloutSteps < 1 || m.RolloutSteps > steps-m.BranchStep:
-		return fmt.Errorf("rollout_steps is %d, must be 1 to %d", m.RolloutSteps, steps-m.BranchStep)
-	}
-	return oneOf("estimator", m.Estimator, PaiDEW2, PaiDEKL, PaiDEBhattacharyya, MeanW2, PixelPaiDEW2)
 }
 
 var digestFormat = regexp.MustCompile(`^[0-9a-f]{64}$`)
@@ -253,9 +172,6 @@ const maxElements = 1 << 24
 
 // validate returns an error that names the first field out of its bounds.
 func (m *Manifest) validate() error {
-	if m.Format != Format {
-		return fmt.Errorf("format is %q, this reader knows %q", m.Format, Format)
-	}
 	if !modelname.Valid(m.Name) {
 		return fmt.Errorf("name is %q, must be %s", m.Name, modelname.Rule)
 	}
@@ -276,11 +192,19 @@ func (m *Manifest) validate() error {
 	if err := oneOf("noise", m.Noise, NoiseTorchCPU, NoiseTorchCUDA, NoiseDecuwatch); err != nil {
 		return err
 	}
-	if err := m.Profile.Validate(m.Diffusion); err != nil {
+	if err := m.validateJudge(); err != nil {
+		return err
+	}
+	if m.Format == Format1 { // which names the steps of all measurements at once
+		if _, err := stepsTaken(m.Diffusion, m.Profile.ClassGap.Steps, m.Profile.Eta); err != nil {
+			return fmt.Errorf("profile.%w", err)
+		}
+	}
+	if err := m.Profile.Validate(m); err != nil {
 		return fmt.Errorf("profile.%w", err)
 	}
 	for name, reference := range m.Reference {
-		if err := reference.validate(name); err != nil {
+		if err := reference.validate(name, m.Profile); err != nil {
 			return err
 		}
 	}
@@ -291,11 +215,18 @@ func (m *Manifest) validateFiles() error {
 	if len(m.Files.Tables.External) > 0 {
 		return errors.New("files.tables.external: only a graph has external data")
 	}
-	paths := map[string]bool{}
-	for _, f := range []struct {
+	type named struct {
 		name string
 		file File
-	}{{"files.unet", m.Files.UNet}, {"files.decoder", m.Files.Decoder}, {"files.tables", m.Files.Tables}} {
+	}
+	files := []named{
+		{"files.unet", m.Files.UNet}, {"files.decoder", m.Files.Decoder}, {"files.tables", m.Files.Tables},
+	}
+	if m.Files.Judge != nil {
+		files = append(files, named{"files.judge", *m.Files.Judge})
+	}
+	paths := map[string]bool{}
+	for _, f := range files {
 		if err := f.file.validate(f.name, paths); err != nil {
 			return err
 		}
@@ -327,6 +258,9 @@ func (m *Manifest) validateShapes() error {
 			return fmt.Errorf("%s is %d, must be %d to %d", bound.name, bound.value, bound.low, bound.high)
 		}
 	}
+	if m.Posterior != 0 && (m.Posterior < 2 || m.Posterior > 64) {
+		return fmt.Errorf("posterior is %d, must be 0 or 2 to 64", m.Posterior)
+	}
 	if m.Image.Channels != 1 && m.Image.Channels != 3 {
 		return fmt.Errorf("image.channels is %d, must be 1 or 3", m.Image.Channels)
 	}
@@ -345,9 +279,17 @@ func (m *Manifest) validateGraph() error {
 		{"graph.decoder.latent", m.Graph.Decoder.Latent},
 		{"graph.decoder.output", m.Graph.Decoder.Output},
 	} {
-		if port.value == "" || len(port.value) > 256 {
-			return fmt.Errorf("%s is %q, must be 1 to 256 characters", port.name, port.value)
+		if err := validatePort(port.name, port.value); err != nil {
+			return err
 		}
+	}
+	return nil
+}
+
+// validatePort checks the name of an input or output of a graph.
+func validatePort(field, name string) error {
+	if name == "" || len(name) > 256 {
+		return fmt.Errorf("%s is %q, must be 1 to 256 characters", field, name)
 	}
 	return nil
 }
@@ -369,12 +311,53 @@ func (m *Manifest) validateClasses() error {
 		if n := slices.Min(class.Images); n < 0 {
 			return fmt.Errorf("classes[%d].images has %d, must not be negative", i, n)
 		}
+		if err := class.validate(); err != nil {
+			return fmt.Errorf("classes[%d].%w", i, err)
+		}
 	}
 	return nil
 }
 
-func (r Reference) validate(measurement string) error {
-	if err := oneOf("reference", measurement, "class_gap", "request_risk"); err != nil {
+// validate checks what format 2 says of a class.
+func (c Class) validate() error {
+	if c.Draws < 0 {
+		return fmt.Errorf("draws is %d, must not be negative", c.Draws)
+	}
+	if c.ClassGap != nil && !(*c.ClassGap > 0 && *c.ClassGap <= math.MaxFloat64) {
+		return fmt.Errorf("class_gap is %v, must be positive", *c.ClassGap)
+	}
+	if c.Data == nil {
+		return nil
+	}
+	d := c.Data
+	if d.Images < 0 {
+		return fmt.Errorf("data.images is %d, must not be negative", d.Images)
+	}
+	for _, count := range []struct {
+		name        string
+		value, most float64
+	}{
+		{"distinct", float64(d.Distinct), float64(d.Images)},
+		{"n_eff", d.NEff, float64(d.Images) * (1 + 1e-9)}, // 1 / (1 / n) may round up
+		{"near_duplicates", float64(d.NearDuplicates), float64(d.Images)},
+		{"near_duplicate_groups", float64(d.NearDuplicateGroups), float64(d.NearDuplicates)},
+		{"neighbor_label_share", d.NeighborLabelShare, 1},
+		{"likely_mislabeled", float64(d.LikelyMislabeled), float64(d.Images)},
+		{"outliers", float64(d.Outliers), float64(d.Images)},
+	} {
+		if !(count.value >= 0 && count.value <= count.most) {
+			return fmt.Errorf("data.%s is %v, must be 0 to %v", count.name, count.value, count.most)
+		}
+	}
+	return nil
+}
+
+func (r Reference) validate(measurement string, p Profile) error {
+	allowed := []string{"class_gap", "request_risk"}
+	if p.ImageRisk != (Measure{}) {
+		allowed = append(allowed, "image_risk")
+	}
+	if err := oneOf("reference", measurement, allowed...); err != nil {
 		return err
 	}
 	if r.N < 1 {

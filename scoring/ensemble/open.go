@@ -21,16 +21,16 @@ const maxManifest = 64 << 20
 // Ensemble is a verified ensemble. It is read-only and safe for concurrent use.
 type Ensemble struct {
 	Manifest
-	Dir    string // that holds the manifest
-	Digest string // SHA-256 of the manifest's bytes, lower-case hex
+	Document []byte // the manifest's bytes
+	Dir      string // that holds the manifest
+	Digest   string // SHA-256 of the manifest's bytes, lower-case hex
 
-	tables    []float32 // [M, classes+1, tokens, dim]
-	reference []float32 // [classes+1, dim], or nil
-	byLabel   map[string]int
+	tables  map[string]*Tables
+	byLabel map[string]int
 }
 
 // Open reads an ensemble and verifies it: the bounds of the manifest, size and SHA-256 of every file, the inputs,
-// outputs, shapes, types and opset of both graphs, and the shape and finiteness of the tables. Path is a manifest, or
+// outputs, shapes, types and opset of the graphs, and the shape and finiteness of the tables. Path is a manifest, or
 // a directory with an ensemble.json. The error names what does not fit. Open reads only files inside the directory
 // that the manifest names, and follows no link.
 func Open(path string) (*Ensemble, error) {
@@ -63,21 +63,27 @@ func open(path string) (*Ensemble, error) {
 	if err != nil {
 		return nil, err
 	}
-	e := &Ensemble{Dir: filepath.Clean(dir), Digest: digest(document)}
-	if err := decodeStrict(document, &e.Manifest); err != nil {
+	m, err := decodeManifest(document)
+	if err != nil {
 		return nil, fmt.Errorf("%s: %w", name, err)
 	}
-	if err := e.validate(); err != nil {
+	if err := m.validate(); err != nil {
 		return nil, fmt.Errorf("%s: %w", name, err)
 	}
-	for _, part := range []struct {
+	e := &Ensemble{Manifest: *m, Document: document, Dir: filepath.Clean(dir), Digest: digest(document)}
+	type part struct {
 		file  File
 		check func(*Ensemble, []byte) error
-	}{
+	}
+	parts := []part{
 		{e.Files.UNet, (*Ensemble).checkUNet},
 		{e.Files.Decoder, (*Ensemble).checkDecoder},
 		{e.Files.Tables, (*Ensemble).readTables},
-	} {
+	}
+	if e.Files.Judge != nil {
+		parts = append(parts, part{*e.Files.Judge, (*Ensemble).checkJudge})
+	}
+	for _, part := range parts {
 		content, err := readVerified(root, part.file)
 		if err != nil {
 			return nil, err
@@ -125,24 +131,6 @@ func (e *Ensemble) Labels() []string {
 		labels[i] = c.Label
 	}
 	return labels
-}
-
-// Embedding returns the class embedding [tokens, dim] of a component, which must not be written to. Class len(Classes)
-// is the unconditional one of classifier-free guidance.
-func (e *Ensemble) Embedding(component, class int) []float32 {
-	n := e.Context.Size()
-	at := (component*(len(e.Classes)+1) + class) * n
-	return e.tables[at : at+n : at+n]
-}
-
-// ReferenceEmbedding returns the embedding of a class in the backbone's own, fully trained table, or nil if the
-// ensemble has no such table. Evaluation reads it, scoring never does.
-func (e *Ensemble) ReferenceEmbedding(class int) []float32 {
-	if e.reference == nil {
-		return nil
-	}
-	n := e.Context.Size()
-	return e.reference[class*n : (class+1)*n : (class+1)*n]
 }
 
 // WellSampled returns the classes of which the components saw the most images. The manifest's reference scores are

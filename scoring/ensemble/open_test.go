@@ -28,7 +28,7 @@ func TestOpenShipped(t *testing.T) {
 			t.Errorf("%v", err)
 			continue
 		}
-		last := e.Embedding(e.Components-1, len(e.Classes))
+		last := e.Members().Row(e.Components-1, len(e.Classes))
 		if len(last) != e.Context.Size() {
 			t.Errorf("%s: last embedding has %d numbers", path, len(last))
 		}
@@ -127,7 +127,7 @@ func TestOpenRefuses(t *testing.T) {
 		change change
 		want   string // in the error
 	}{
-		{"format", set("format", "decuwatch-ensemble/2"), `format is "decuwatch-ensemble/2"`},
+		{"format", set("format", "decuwatch-ensemble/3"), `format is "decuwatch-ensemble/3"`},
 		{"unknown field", set("colour", "red"), "field colour is unknown"},
 		{"unknown nested field", set("latent.depth", 1), "field latent.depth is unknown"},
 		{"field in another case", func(_ *testing.T, _ string, m manifest) {
@@ -141,7 +141,7 @@ func TestOpenRefuses(t *testing.T) {
 		{"missing field in a list", func(_ *testing.T, _ string, m manifest) {
 			delete(m["classes"].([]any)[1].(map[string]any), "label")
 		}, "field classes.1.label is missing"},
-		{"null in place of an object", set("latent", nil), "field latent."},
+		{"null in place of an object", set("latent", nil), "field latent is null"},
 		{"field twice", func(t *testing.T, dir string, m manifest) {
 			m.write(t, dir)
 			path := filepath.Join(dir, ManifestName)
@@ -354,9 +354,9 @@ func FuzzParseSafetensors(f *testing.F) {
 }
 
 func TestWithSampler(t *testing.T) {
-	p := Profile{Steps: 20, GuidanceScale: 2,
-		ClassGap:    Measure{0, 1, PaiDEW2},
-		RequestRisk: Measure{10, 10, MeanW2}}
+	p := Profile{GuidanceScale: 2,
+		ClassGap:    Measure{TablesMembers, 20, GuidanceOwn, 0, 1, PaiDEW2},
+		RequestRisk: Measure{TablesMembers, 20, GuidanceOwn, 10, 10, MeanW2}}
 	d := Diffusion{
 		TrainTimesteps: 1000, BetaSchedule: "linear", BetaStart: 0.0001, BetaEnd: 0.02, Prediction: "epsilon", StepsOffset: 1,
 	}
@@ -370,10 +370,10 @@ func TestWithSampler(t *testing.T) {
 				}
 			}
 			q := p.WithSampler(d, steps, 5, 0.5)
-			if err := q.Validate(d); err != nil {
+			if err := q.Validate(&Manifest{Diffusion: d}); err != nil {
 				t.Errorf("%s, %d steps: %v", d.TimestepSpacing, steps, err)
 			}
-			if q.ClassGap != p.ClassGap || q.RequestRisk.BranchStep+q.RequestRisk.RolloutSteps != taken {
+			if q.ClassGap.place() != p.ClassGap.place() || q.RequestRisk.BranchStep+q.RequestRisk.RolloutSteps != taken {
 				t.Errorf("%s, %d steps: %+v", d.TimestepSpacing, steps, q)
 			}
 		}

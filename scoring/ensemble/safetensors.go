@@ -43,7 +43,7 @@ func parseSafetensors(content []byte) (map[string]tensor, error) {
 	var spans []span
 	for name, raw := range header {
 		var e tensorEntry
-		err := decodeStrict(raw, &e)
+		err := decodeStrict(raw, &e, "")
 		if err == nil {
 			tensors[name], err = e.read(body)
 		}
@@ -102,50 +102,6 @@ func checkSpans(spans []span, length uint64) error {
 	}
 	if end != length {
 		return fmt.Errorf("safetensors: %d bytes belong to no tensor", length-end)
-	}
-	return nil
-}
-
-// readTables takes the class embeddings from the tables file.
-func (e *Ensemble) readTables(content []byte) error {
-	tensors, err := parseSafetensors(content)
-	if err != nil {
-		return err
-	}
-	rows := len(e.Classes) + 1
-	embedding := []int{e.Context.Dim}
-	if e.Context.Tokens > 1 {
-		embedding = []int{e.Context.Tokens, e.Context.Dim}
-	}
-	for name, want := range map[string][]int{
-		"tables":    append([]int{e.Components, rows}, embedding...),
-		"reference": append([]int{rows}, embedding...),
-	} {
-		t, ok := tensors[name]
-		if !ok {
-			if name == "reference" {
-				continue
-			}
-			return fmt.Errorf("tensor %q is missing", name)
-		}
-		if !slices.Equal(t.shape, want) {
-			return fmt.Errorf("tensor %q has shape %v, the manifest needs %v", name, t.shape, want)
-		}
-		for i, v := range t.data {
-			if math.IsNaN(float64(v)) || math.IsInf(float64(v), 0) {
-				n := e.Context.Size()
-				return fmt.Errorf("tensor %q holds %v at row %d, element %d", name, v, i/n, i%n)
-			}
-		}
-		delete(tensors, name)
-		if name == "tables" {
-			e.tables = t.data
-		} else {
-			e.reference = t.data
-		}
-	}
-	for name := range tensors {
-		return fmt.Errorf("tensor %q is unknown", name)
 	}
 	return nil
 }

@@ -1,6 +1,7 @@
 package ensemble
 
 import (
+	stdjson "encoding/json"
 	"errors"
 	"fmt"
 	"reflect"
@@ -12,9 +13,42 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 )
 
+// decodeManifest decodes a manifest of either format and fills in what format 1 leaves out.
+func decodeManifest(document []byte) (*Manifest, error) {
+	var head struct {
+		Format string `json:"format"`
+	}
+	if err := json.Unmarshal(document, &head, jsontext.AllowDuplicateNames(true)); err != nil {
+		return nil, err
+	}
+	format, known := map[string]string{Format1: "1", Format2: "2"}[head.Format]
+	if !known {
+		return nil, fmt.Errorf("format is %q, this reader knows %q and %q", head.Format, Format1, Format2)
+	}
+	var written struct {
+		Manifest
+		Profile struct { // takes the place of the manifest's
+			Profile
+			Steps int `json:"steps" format:"1"` // of both measurements
+		} `json:"profile"`
+	}
+	if err := decodeStrict(document, &written, format); err != nil {
+		return nil, err
+	}
+	m, p := &written.Manifest, written.Profile.Profile
+	if format == "1" {
+		for _, measure := range []*Measure{&p.ClassGap, &p.RequestRisk} {
+			measure.Tables, measure.Guidance, measure.Steps = TablesMembers, GuidanceOwn, written.Profile.Steps
+		}
+	}
+	m.Profile = p
+	return m, nil
+}
+
 // decodeStrict decodes one JSON document into the struct that v points to. It refuses a field that is unknown, missing
-// (unless tagged omitempty), written twice or in another case, and anything after the document.
-func decodeStrict(document []byte, v any) error {
+// (unless tagged omitempty or omitzero), null (unless it is a pointer or raw JSON), written twice or in another case,
+// and anything after the document. A field with a tag format is unknown in documents of other formats.
+func decodeStrict(document []byte, v any, format string) error {
 	err := json.Unmarshal(document, v, json.RejectUnknownMembers(true))
 	var syntax *jsontext.SyntacticError
 	var semantic *json.SemanticError
@@ -26,50 +60,72 @@ func decodeStrict(document []byte, v any) error {
 	case err != nil:
 		return err
 	}
-	return checkMissing(document, reflect.TypeOf(v).Elem(), "")
+	return strict{format}.object(document, reflect.TypeOf(v).Elem(), "")
 }
 
 // path writes a pointer as errors name fields: latent.depth.
 func path(p jsontext.Pointer) string { return strings.Join(slices.Collect(p.Tokens()), ".") }
 
-// checkMissing returns an error that names a field of the struct type t that the object at the pointer lacks.
-func checkMissing(object jsontext.Value, t reflect.Type, at jsontext.Pointer) error {
+// strict finds fields that a document lacks, or that documents of its format do not have.
+type strict struct{ format string }
+
+// object checks the object at the pointer, of the struct type t.
+func (s strict) object(object jsontext.Value, t reflect.Type, at jsontext.Pointer) error {
 	var members map[string]jsontext.Value
 	if err := json.Unmarshal(object, &members); err != nil {
 		return err
 	}
-	for f := range t.Fields() {
+	for _, f := range reflect.VisibleFields(t) {
 		name, options, _ := strings.Cut(f.Tag.Get("json"), ",")
-		value, found := members[name]
-		if !found && options != "omitempty" {
-			return fmt.Errorf("field %s is missing", path(at.AppendToken(name)))
+		if f.Anonymous || !f.IsExported() {
+			continue // its fields are listed, too
 		}
-		if found {
-			if err := checkStructs(value, f.Type, at.AppendToken(name)); err != nil {
+		value, found := members[name]
+		format, bound := f.Tag.Lookup("format")
+		has := !bound || s.format == format
+		field := at.AppendToken(name)
+		switch {
+		case found && !has:
+			return fmt.Errorf("field %s is unknown", path(field))
+		case found:
+			if err := s.value(value, f.Type, field); err != nil {
 				return err
 			}
+		case has && options == "":
+			return fmt.Errorf("field %s is missing", path(field))
 		}
 	}
 	return nil
 }
 
-// checkStructs checks a value that is a struct, or a list or a map of structs.
-func checkStructs(value jsontext.Value, t reflect.Type, at jsontext.Pointer) (err error) {
-	switch kind := t.Kind(); {
-	case kind == reflect.Struct:
-		return checkMissing(value, t, at)
-	case kind == reflect.Slice && t.Elem().Kind() == reflect.Struct:
+// value checks a value of type t: structs in it, and that nothing is null that has another value by that.
+func (s strict) value(value jsontext.Value, t reflect.Type, at jsontext.Pointer) (err error) {
+	if t == reflect.TypeFor[stdjson.RawMessage]() {
+		return nil
+	}
+	if value.Kind() == 'n' {
+		if t.Kind() == reflect.Pointer {
+			return nil
+		}
+		return fmt.Errorf("field %s is null", path(at))
+	}
+	switch t.Kind() {
+	case reflect.Pointer:
+		return s.value(value, t.Elem(), at)
+	case reflect.Struct:
+		return s.object(value, t, at)
+	case reflect.Slice, reflect.Array:
 		var list []jsontext.Value
 		err = json.Unmarshal(value, &list)
 		for i := 0; i < len(list) && err == nil; i++ {
-			err = checkMissing(list[i], t.Elem(), at.AppendToken(strconv.Itoa(i)))
+			err = s.value(list[i], t.Elem(), at.AppendToken(strconv.Itoa(i)))
 		}
-	case kind == reflect.Map && t.Elem().Kind() == reflect.Struct:
+	case reflect.Map:
 		var members map[string]jsontext.Value
 		err = json.Unmarshal(value, &members)
 		for name, element := range members {
 			if err == nil {
-				err = checkMissing(element, t.Elem(), at.AppendToken(name))
+				err = s.value(element, t.Elem(), at.AppendToken(name))
 			}
 		}
 	}

@@ -7,12 +7,15 @@ import (
 
 	"github.com/decuwatch/decuwatch/schema"
 	"github.com/decuwatch/decuwatch/scoring"
+	"github.com/decuwatch/decuwatch/scoring/ensemble"
 )
 
 // ParseProfile reads a profile such as "steps=10,guidance=2,class_gap=0+1:paide-w2". What the text does not name is
-// taken from base; if steps changes, a measurement keeps its relative place. The error names the key.
-func ParseProfile(text string, base scoring.Profile, d scoring.Diffusion) (scoring.Profile, error) {
-	steps, guidance, eta := base.Steps, base.GuidanceScale, base.Eta
+// taken from the manifest's profile; if steps is named, every measurement gets them and keeps its relative place. The
+// error names the key.
+func ParseProfile(text string, e *ensemble.Manifest) (scoring.Profile, error) {
+	p := e.Profile
+	steps := 0
 	measures, seen := map[schema.MeasurementName]scoring.Measure{}, map[string]bool{}
 	for field := range strings.SplitSeq(text, ",") {
 		key, value, ok := strings.Cut(field, "=")
@@ -25,9 +28,9 @@ func ParseProfile(text string, base scoring.Profile, d scoring.Diffusion) (scori
 		case ok && key == "steps":
 			steps, err = strconv.Atoi(value)
 		case ok && key == "guidance":
-			guidance, err = strconv.ParseFloat(value, 64)
+			p.GuidanceScale, err = strconv.ParseFloat(value, 64)
 		case ok && key == "eta":
-			eta, err = strconv.ParseFloat(value, 64)
+			p.Eta, err = strconv.ParseFloat(value, 64)
 		case ok && (name == schema.ClassGap || name == schema.RequestRisk):
 			measures[name], err = parseMeasure(value)
 		default:
@@ -37,15 +40,18 @@ func ParseProfile(text string, base scoring.Profile, d scoring.Diffusion) (scori
 			return scoring.Profile{}, fmt.Errorf("%s: %w", key, err)
 		}
 	}
-	p := base.WithSampler(d, steps, guidance, eta)
+	if seen["steps"] {
+		p = p.WithSampler(e.Diffusion, steps, p.GuidanceScale, p.Eta)
+	}
 	p.Reason = ""
-	if m, ok := measures[schema.ClassGap]; ok {
-		p.ClassGap = m
+	for name, given := range measures {
+		m := &p.ClassGap
+		if name == schema.RequestRisk {
+			m = &p.RequestRisk
+		}
+		m.BranchStep, m.RolloutSteps, m.Estimator = given.BranchStep, given.RolloutSteps, given.Estimator
 	}
-	if m, ok := measures[schema.RequestRisk]; ok {
-		p.RequestRisk = m
-	}
-	return p, p.Validate(d)
+	return p, p.Validate(e)
 }
 
 func parseMeasure(text string) (scoring.Measure, error) {

@@ -4,16 +4,23 @@ import (
 	"testing"
 
 	"github.com/decuwatch/decuwatch/scoring"
+	"github.com/decuwatch/decuwatch/scoring/ensemble"
 )
 
 func TestParseProfile(t *testing.T) {
-	base := scoring.Profile{
-		Steps: 10, GuidanceScale: 2, ClassGap: scoring.Measure{BranchStep: 0, RolloutSteps: 1, Estimator: "paide-w2"},
-		RequestRisk: scoring.Measure{BranchStep: 0, RolloutSteps: 8, Estimator: "mean-w2"}, Reason: "measured",
+	measure := func(rollout int, estimator string) scoring.Measure {
+		return scoring.Measure{
+			Tables: "members", Steps: 10, Guidance: "own", RolloutSteps: rollout, Estimator: estimator,
+		}
 	}
-	d := scoring.Diffusion{
-		TrainTimesteps: 1000, BetaSchedule: "linear", BetaStart: 0.0001, BetaEnd: 0.02, Prediction: "epsilon",
-		TimestepSpacing: "leading",
+	e := &ensemble.Manifest{
+		Profile: scoring.Profile{
+			GuidanceScale: 2, ClassGap: measure(1, "paide-w2"), RequestRisk: measure(8, "mean-w2"), Reason: "measured",
+		},
+		Diffusion: scoring.Diffusion{
+			TrainTimesteps: 1000, BetaSchedule: "linear", BetaStart: 0.0001, BetaEnd: 0.02, Prediction: "epsilon",
+			TimestepSpacing: "leading",
+		},
 	}
 	for text, want := range map[string]string{
 		"steps=10,guidance=2": "ddim s=10 g=2 eta=0 class_gap=paide-w2@0+1 request_risk=mean-w2@0+8",
@@ -21,14 +28,14 @@ func TestParseProfile(t *testing.T) {
 		"guidance=1,eta=0.5,class_gap=9+1:paide-kl,request_risk=5+2:pixel-paide-w2": "ddim s=10 g=1 eta=0.5 " +
 			"class_gap=paide-kl@9+1 request_risk=pixel-paide-w2@5+2",
 	} {
-		p, err := ParseProfile(text, base, d)
+		p, err := ParseProfile(text, e)
 		if err != nil || p.Settings() != want || p.Reason != "" {
 			t.Errorf("%q is %s (reason %q), %v; want %s", text, p.Settings(), p.Reason, err, want)
 		}
 	}
 	for _, text := range []string{"", "steps", "step=10", "steps=ten", "steps=0", "guidance=x", "guidance=31",
 		"steps=10,steps=20", "class_gap=1", "class_gap=0+1", "class_gap=0+1:w2", "request_risk=9+2:mean-w2"} {
-		if p, err := ParseProfile(text, base, d); err == nil {
+		if p, err := ParseProfile(text, e); err == nil {
 			t.Errorf("%q is taken as %s", text, p.Settings())
 		}
 	}

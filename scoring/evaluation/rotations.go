@@ -25,7 +25,7 @@ func rotations(path string) ([]string, error) {
 		return nil, err
 	}
 	if backbone == "" {
-		return nil, fmt.Errorf("%s is not a manifest of format %s", first, ensemble.Format)
+		return nil, fmt.Errorf("%s is not a manifest of an ensemble", first)
 	}
 	files, err := filepath.Glob(filepath.Join(path, "*.json"))
 	if err != nil {
@@ -57,7 +57,7 @@ func backboneOf(file string) (string, error) {
 		Format string         `json:"format"`
 		Files  ensemble.Files `json:"files"`
 	}
-	if err := json.Unmarshal(content, &m); err != nil || m.Format != ensemble.Format {
+	if err := json.Unmarshal(content, &m); err != nil || m.Format != ensemble.Format1 && m.Format != ensemble.Format2 {
 		return "", nil //nolint:nilerr // other JSON files may lie beside manifests
 	}
 	return m.Files.UNet.SHA256, nil

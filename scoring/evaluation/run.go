@@ -53,7 +53,7 @@ func New(c Config) (*Evaluation, error) {
 	}
 	e := &Evaluation{config: c, paths: paths, first: first}
 	for _, text := range c.Profiles {
-		p, err := ParseProfile(text, first.Profile, first.Diffusion)
+		p, err := ParseProfile(text, &first.Manifest)
 		if err != nil {
 			return nil, settings.Errorf("profile %q: %w", text, err)
 		}
@@ -63,14 +63,14 @@ func New(c Config) (*Evaluation, error) {
 		e.profiles = []scoring.Profile{first.Profile}
 	}
 	e.truth = first.Profile.WithSampler(first.Diffusion, c.ErrorSteps, first.Profile.GuidanceScale, 0)
-	if err := e.truth.Validate(first.Diffusion); err != nil {
+	if err := e.truth.Validate(&first.Manifest); err != nil {
 		return nil, settings.Errorf("error-steps: %w", err)
 	}
 	return e, nil
 }
 
 // withError reports whether the requests' errors can be measured.
-func (e *Evaluation) withError() bool { return e.first.ReferenceEmbedding(0) != nil }
+func (e *Evaluation) withError() bool { return e.first.Tables(ensemble.TablesReference) != nil }
 
 // Requests returns how many requests Run makes.
 func (e *Evaluation) Requests() int {
@@ -160,7 +160,7 @@ func (e *Evaluation) Run(ctx context.Context, done func()) (*Results, error) {
 				p, alone, matrix(n, e.config.Seeds), matrix(n, e.config.Seeds), matrix(n, e.config.Seeds),
 			})
 			t.results.Scores = append(t.results.Scores, Score{
-				Settings:    fmt.Sprintf("s=%d g=%g eta=%g %s", p.Steps, p.GuidanceScale, p.Eta, m),
+				Settings:    fmt.Sprintf("g=%g eta=%g %s", p.GuidanceScale, p.Eta, m),
 				Measurement: schema.MeasurementNames()[i],
 			})
 		}
@@ -182,7 +182,7 @@ func (t *trial) rotation(ctx context.Context, rotation int, path string) (err er
 	}
 	defer func() { err = errors.Join(err, engine.Close()) }()
 	e := engine.Ensemble()
-	if len(e.Classes) != len(t.first.Classes) || (e.ReferenceEmbedding(0) != nil) != t.withError() {
+	if len(e.Classes) != len(t.first.Classes) || (e.Tables(ensemble.TablesReference) != nil) != t.withError() {
 		return fmt.Errorf("%s has other classes than %s, or only one of them has a reference table", path, t.paths[0])
 	}
 	t.results.Manifests = append(t.results.Manifests, Manifest{filepath.Base(path), e.Digest})
@@ -269,7 +269,7 @@ func (t *trial) judge() {
 	}
 	r.Random = JudgeClasses(t.cells, control)
 	if t.withError() {
-		r.Error = &Error{t.truth.Steps, t.truth.GuidanceScale, JudgeClasses(t.cells, t.errors).Means}
+		r.Error = &Error{t.truth.RequestRisk.Steps, t.truth.GuidanceScale, JudgeClasses(t.cells, t.errors).Means}
 	}
 }
 

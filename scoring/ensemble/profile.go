@@ -1,0 +1,215 @@
+package ensemble
+
+import (
+	"fmt"
+	"math"
+	"strconv"
+
+	"github.com/decuwatch/decuwatch/scoring/diffusion"
+)
+
+// Estimators of a measurement. The first three are PaiDE in nats, at most ln M, over the named distance between the
+// tables' predictive distributions.
+const (
+	PaiDEW2            = "paide-w2"            // squared 2-Wasserstein distance
+	PaiDEKL            = "paide-kl"            // Kullback-Leibler divergence
+	PaiDEBhattacharyya = "paide-bhattacharyya" // Bhattacharyya distance
+	MeanW2             = "mean-w2"             // the mean pairwise squared 2-Wasserstein distance itself: unbounded
+	PixelPaiDEW2       = "pixel-paide-w2"      // PaiDE of every latent position, averaged over the positions
+	EstimatorJudge     = "judge"               // 1 - the judge's probability of the class; of image_risk alone
+)
+
+// Sets of tables, by the names that measurements give them.
+const (
+	TablesMembers   = "members"   // the M components
+	TablesPosterior = "posterior" // P tables drawn around the producer's
+	TablesProducer  = "producer"  // the one table that stands for the production model
+)
+
+// Guidance modes: where the unconditional prediction of classifier-free guidance comes from.
+const (
+	GuidanceOwn    = "own"    // each table's unconditional row, at its own latent
+	GuidanceShared = "shared" // one row for all tables, at their mean latent
+)
+
+// Measure says which tables a measurement runs, with how many steps and which guidance, at which step they leave the
+// shared path, how many steps they take, and how their distance is estimated. Format 1 leaves tables, steps and guidance
+// out of it.
+type Measure struct {
+	Tables       string `json:"tables" format:"2"`
+	Steps        int    `json:"steps" format:"2"` // S, as a sampler is asked for them: Diffusion.StepCount are taken
+	Guidance     string `json:"guidance" format:"2"`
+	BranchStep   int    `json:"branch_step"`   // b: the carrying table does the steps before it
+	RolloutSteps int    `json:"rollout_steps"` // r: steps that each table takes on its own path
+	Estimator    string `json:"estimator"`
+}
+
+// Profile is the sampler and the measurements of a score. The zero value stands for "not given".
+type Profile struct {
+	GuidanceScale float64 `json:"guidance_scale"` // at exactly 1 the unconditional rows are not computed
+	Eta           float64 `json:"eta"`
+	ClassGap      Measure `json:"class_gap"`
+	RequestRisk   Measure `json:"request_risk"`
+	ImageRisk     Measure `json:"image_risk,omitzero" format:"2"` // zero: not measured
+	Reason        string  `json:"reason"`
+}
+
+// Settings returns the canonical key of the sampler and of all measurements. Scores are comparable, and a threshold
+// applies, only if it is equal. Examples:
+//
+//	ddim s=20 g=2 eta=0 class_gap=paide-w2@0+1 request_risk=mean-w2@10+1
+//	ddim g=2 eta=0 class_gap=paide-w2@0+1/3:posterior:shared request_risk=mean-w2@0+2/3:members:shared
+//
+// 10+1/20 stands for branch step 10, one roll-out step and 20 steps. The first form is for a profile that format 1 can
+// express: two measurements of the members with one number of steps and each member's own guidance.
+func (p Profile) Settings() string {
+	number := func(v float64) string { return strconv.FormatFloat(v, 'g', -1, 64) }
+	gap, risk := p.ClassGap, p.RequestRisk
+	if plain := plainMeasure(gap.Steps); plain(gap) && plain(risk) && p.ImageRisk == (Measure{}) {
+		return fmt.Sprintf("ddim s=%d g=%s eta=%s class_gap=%s request_risk=%s",
+			gap.Steps, number(p.GuidanceScale), number(p.Eta), gap.place(), risk.place())
+	}
+	key := fmt.Sprintf("ddim g=%s eta=%s class_gap=%s request_risk=%s",
+		number(p.GuidanceScale), number(p.Eta), gap, risk)
+	if p.ImageRisk != (Measure{}) {
+		key += " image_risk=" + p.ImageRisk.String()
+	}
+	return key
+}
+
+// plainMeasure returns whether format 1 can express a measurement, in a profile of the given steps.
+func plainMeasure(steps int) func(Measure) bool {
+	return func(m Measure) bool {
+		return m.Steps == steps && m.Tables == TablesMembers && m.Guidance == GuidanceOwn
+	}
+}
+
+// String returns estimator@branch+rollout/steps:tables:guidance.
+func (m Measure) String() string {
+	return fmt.Sprintf("%s/%d:%s:%s", m.place(), m.Steps, m.Tables, m.Guidance)
+}
+
+func (m Measure) place() string {
+	return fmt.Sprintf("%s@%d+%d", m.Estimator, m.BranchStep, m.RolloutSteps)
+}
+
+// WithSampler returns the profile with another sampler, whose steps every measurement gets. A branch step keeps its
+// relative place (rounded to the nearest step), a roll-out to the end stays one, a single step stays single, any other
+// keeps its share of the steps. The ensemble's diffusion says how many steps both samplers take.
+func (p Profile) WithSampler(d Diffusion, steps int, guidanceScale, eta float64) Profile {
+	p.GuidanceScale, p.Eta = guidanceScale, eta
+	p.ClassGap, p.RequestRisk = p.ClassGap.withSteps(d, steps), p.RequestRisk.withSteps(d, steps)
+	if p.ImageRisk != (Measure{}) {
+		p.ImageRisk = p.ImageRisk.withSteps(d, steps)
+	}
+	return p
+}
+
+func (m Measure) withSteps(d Diffusion, steps int) Measure {
+	from, to := d.StepCount(m.Steps), d.StepCount(steps)
+	m.Steps = steps
+	if from < 1 || to < 1 {
+		return m
+	}
+	ratio := float64(to) / float64(from)
+	branch := min(int(math.Round(float64(m.BranchStep)*ratio)), to-1)
+	rollout := max(1, int(math.Round(float64(m.RolloutSteps)*ratio)))
+	switch m.RolloutSteps {
+	case 1:
+		rollout = 1
+	case from - m.BranchStep:
+		rollout = to - branch
+	}
+	m.BranchStep, m.RolloutSteps = branch, min(rollout, to-branch)
+	return m
+}
+
+// Validate returns an error that names the field that is out of its bounds, or that the ensemble of the manifest cannot
+// follow.
+func (p Profile) Validate(m *Manifest) error {
+	switch {
+	case !(p.GuidanceScale >= 0 && p.GuidanceScale <= 30):
+		return fmt.Errorf("guidance_scale is %v, must be 0 to 30", p.GuidanceScale)
+	case !(p.Eta >= 0 && p.Eta <= 1):
+		return fmt.Errorf("eta is %v, must be 0 to 1", p.Eta)
+	}
+	if err := p.ClassGap.validateDistance(m, p.Eta); err != nil {
+		return fmt.Errorf("class_gap.%w", err)
+	}
+	if err := p.RequestRisk.validateDistance(m, p.Eta); err != nil {
+		return fmt.Errorf("request_risk.%w", err)
+	}
+	if p.ImageRisk == (Measure{}) {
+		return nil
+	}
+	if err := p.ImageRisk.validateJudge(m, p.Eta); err != nil {
+		return fmt.Errorf("image_risk.%w", err)
+	}
+	return nil
+}
+
+// validateDistance checks a measurement of distances between tables.
+func (m Measure) validateDistance(e *Manifest, eta float64) error {
+	if err := oneOf("tables", m.Tables, TablesMembers, TablesPosterior); err != nil {
+		return err
+	}
+	if m.Tables == TablesPosterior && e.Posterior == 0 {
+		return fmt.Errorf("tables is %q, the ensemble has no such tables", m.Tables)
+	}
+	if err := oneOf("guidance", m.Guidance, GuidanceOwn, GuidanceShared); err != nil {
+		return err
+	}
+	if err := m.validateSteps(e.Diffusion, eta); err != nil {
+		return err
+	}
+	if m.Guidance == GuidanceShared && m.BranchStep != 0 {
+		return fmt.Errorf("branch_step is %d, must be 0 with shared guidance", m.BranchStep)
+	}
+	return oneOf("estimator", m.Estimator, PaiDEW2, PaiDEKL, PaiDEBhattacharyya, MeanW2, PixelPaiDEW2)
+}
+
+// validateJudge checks the measurement of the producer's image.
+func (m Measure) validateJudge(e *Manifest, eta float64) error {
+	if err := oneOf("tables", m.Tables, TablesProducer); err != nil {
+		return err
+	}
+	if err := oneOf("guidance", m.Guidance, GuidanceOwn); err != nil {
+		return err
+	}
+	if err := m.validateSteps(e.Diffusion, eta); err != nil {
+		return err
+	}
+	if m.BranchStep != 0 {
+		return fmt.Errorf("branch_step is %d, must be 0", m.BranchStep)
+	}
+	if err := oneOf("estimator", m.Estimator, EstimatorJudge); err != nil {
+		return err
+	}
+	if e.Judge == nil {
+		return fmt.Errorf("estimator is %q, the ensemble has no judge", m.Estimator)
+	}
+	return nil
+}
+
+// validateSteps checks that a sampler of the diffusion takes the steps of a measurement.
+func (m Measure) validateSteps(d Diffusion, eta float64) error {
+	taken, err := stepsTaken(d, m.Steps, eta)
+	switch {
+	case err != nil:
+		return err
+	case m.BranchStep < 0 || m.BranchStep >= taken:
+		return fmt.Errorf("branch_step is %d, must be 0 to %d", m.BranchStep, taken-1)
+	case m.RolloutSteps < 1 || m.RolloutSteps > taken-m.BranchStep:
+		return fmt.Errorf("rollout_steps is %d, must be 1 to %d", m.RolloutSteps, taken-m.BranchStep)
+	}
+	return nil
+}
+
+// stepsTaken returns how many steps a sampler takes that is asked for steps. The error names what is out of bounds.
+func stepsTaken(d Diffusion, steps int, eta float64) (int, error) {
+	if steps < 1 || steps > 1000 {
+		return 0, fmt.Errorf("steps is %d, must be 1 to 1000", steps)
+	}
+	taken, err := diffusion.Steps(d, steps, eta)
+	return len(taken), err
+}
