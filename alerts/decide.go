@@ -38,8 +38,8 @@ type Finding struct {
 
 // Decision is what was decided on a score.
 type Decision struct {
-	Alerts   []schema.Alert // one at most for each measurement: class_gap, then request_risk
-	Findings []Finding      // one for each measurement, in the same order
+	Alerts   []schema.Alert // one at most for each measurement, in the order of schema.MeasurementNames
+	Findings []Finding      // one for each measurement that the score has, in the same order
 }
 
 // Decide holds a score against the thresholds. It is pure: the same score and table give the same decision.
@@ -53,6 +53,8 @@ type Decision struct {
 // A saturated measurement stands at its upper bound like all others, so its mean distance is compared with the
 // threshold's distance. If a threshold has no distance, the value is compared, which fires: a saturated score is never
 // passed over.
+//
+// What was not measured has no finding and never alerts.
 //
 // A nil table holds no thresholds. Numbers of the score must be finite.
 func Decide(s schema.Score, t *Table) Decision {
@@ -113,7 +115,7 @@ func rank(severity schema.Severity) int {
 func alert(s schema.Score, name schema.MeasurementName, m schema.Measurement, th *schema.Threshold,
 	decided float64) schema.Alert {
 	_, bound, _ := Compared(m, th)
-	return schema.Alert{
+	a := schema.Alert{
 		ID:          ID(s.Event.Source, s.Event.ID, s.Receipt.EnsembleDigest, name),
 		Kind:        schema.AlertScore,
 		Source:      s.Event.Source,
@@ -137,6 +139,10 @@ func alert(s schema.Score, name schema.MeasurementName, m schema.Measurement, th
 		FiredAt:     s.ScoredAt,
 		TraceParent: s.Event.TraceParent,
 	}
+	if s.ImageRisk != nil {
+		a.ImageRisk = &s.ImageRisk.Value
+	}
+	return a
 }
 
 // ID returns the identifier of the alert on one measurement of one event by one ensemble: 32 hexadecimal digits, the

@@ -90,8 +90,8 @@ func check(th *schema.Threshold) error {
 	switch {
 	case reasons[th.Scope] == "":
 		return fmt.Errorf("scope %q is not class, cluster, model or limit", th.Scope)
-	case th.Measurement != schema.ClassGap && th.Measurement != schema.RequestRisk:
-		return fmt.Errorf("measurement %q is not %s or %s", th.Measurement, schema.ClassGap, schema.RequestRisk)
+	case !slices.Contains(schema.MeasurementNames(), th.Measurement):
+		return fmt.Errorf("measurement %q is not one of %s", th.Measurement, schema.List(schema.MeasurementNames()))
 	case th.Severity != schema.SeverityWarn && th.Severity != schema.SeverityCritical:
 		return fmt.Errorf("severity %q is not %s or %s", th.Severity, schema.SeverityWarn, schema.SeverityCritical)
 	case !finite(th.Value):

@@ -25,6 +25,7 @@ type metrics struct {
 	scores    *prometheus.HistogramVec
 	alerts    *prometheus.CounterVec
 	saturated *prometheus.CounterVec
+	missing   *prometheus.CounterVec
 	fallbacks *prometheus.CounterVec
 	score     stage.Stage
 	decide    stage.Stage
@@ -41,8 +42,9 @@ func newMetrics(reg prometheus.Registerer, models map[string]Model, maxClassSeri
 			Help: "Events that came to their verdict, by outcome (score, skip, dead_letter, known) and reason.",
 		}, []string{"model", "outcome", "reason"}),
 		scores: with.NewHistogramVec(prometheus.HistogramOpts{
-			Name:                           "decuwatch_score",
-			Help:                           "Measurements of scores, in the unit of their estimator (nats for PaiDE).",
+			Name: "decuwatch_score",
+			Help: "Measurements of scores, in the unit of their estimator (nats for PaiDE, a probability for " +
+				"image_risk).",
 			Buckets:                        prometheus.ExponentialBuckets(1e-4, 2, 18),
 			NativeHistogramBucketFactor:    1.1,
 			NativeHistogramMaxBucketNumber: 160,
@@ -55,6 +57,10 @@ func newMetrics(reg prometheus.Registerer, models map[string]Model, maxClassSeri
 			Name: "decuwatch_saturated_scores_total",
 			Help: "Measurements at their upper bound, which were decided on their mean distance.",
 		}, []string{"model", "measurement"}),
+		missing: with.NewCounterVec(prometheus.CounterOpts{
+			Name: "decuwatch_unmeasured_scores_total",
+			Help: "Scores without an image risk, by reason (no_judge, judge_cannot_tell).",
+		}, []string{"model", "reason"}),
 		fallbacks: with.NewCounterVec(prometheus.CounterOpts{
 			Name: "decuwatch_threshold_fallbacks_total",
 			Help: "Measurements that the class's own threshold did not decide, by the reason.",
@@ -91,6 +97,9 @@ func (m *metrics) create(model string, classes []string) {
 		} {
 			m.alerts.WithLabelValues(model, string(severity), string(reason))
 		}
+	}
+	for _, reason := range schema.UnmeasuredReasons() {
+		m.missing.WithLabelValues(model, string(reason))
 	}
 	for _, reason := range alerts.Fallbacks() {
 		m.fallbacks.WithLabelValues(model, string(reason))
@@ -150,6 +159,9 @@ func (m *metrics) scored(v schema.Verdict, findings []alerts.Finding) {
 		if measured.Saturated {
 			m.saturated.WithLabelValues(model, string(measured.Name)).Inc()
 		}
+	}
+	if s.ImageRisk == nil {
+		m.missing.WithLabelValues(model, string(s.ImageRiskReason)).Inc()
 	}
 	for _, f := range findings {
 		if f.Fallback != "" {

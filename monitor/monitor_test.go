@@ -213,6 +213,7 @@ decuwatch_alerts_total{model="m",reason="model_threshold",severity="warn"} 0
 # HELP decuwatch_saturated_scores_total Measurements at their upper bound, which were decided on their mean distance.
 # TYPE decuwatch_saturated_scores_total counter
 decuwatch_saturated_scores_total{measurement="class_gap",model="m"} 0
+decuwatch_saturated_scores_total{measurement="image_risk",model="m"} 0
 decuwatch_saturated_scores_total{measurement="request_risk",model="m"} 1
 # HELP decuwatch_threshold_fallbacks_total Measurements that the class's own threshold did not decide, by the reason.
 # TYPE decuwatch_threshold_fallbacks_total counter

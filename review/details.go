@@ -103,8 +103,12 @@ func (d Details) Print(out io.Writer) error {
 		line("alert", "%s: %s, %s %.4g >= %.4g", a.Severity, Words(a.Reason), a.Measurement, a.Decided, a.Threshold)
 	}
 	if s := d.Score; s != nil {
-		line("class gap", "%.4g (%s)", s.ClassGap.Value, s.ClassGap.Estimator)
-		line("request risk", "%.4g (%s)", s.RequestRisk.Value, s.RequestRisk.Estimator)
+		for _, m := range s.Measurements() {
+			line(Words(m.Name), "%.4g (%s)", m.Value, m.Estimator)
+		}
+		if s.ImageRisk == nil && s.ImageRiskReason != "" {
+			line(Words(schema.ImageRisk), "not measured: %s", Words(s.ImageRiskReason))
+		}
 		r := s.Receipt
 		line("receipt", "seed %d, %s, component %d carried, %s", r.Seed, r.Settings, r.Carrier, r.EnsembleDigest)
 	} else {

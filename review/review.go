@@ -191,6 +191,9 @@ func (c Change) message(
 	}
 	if score != nil {
 		event.ClassGap, event.RequestRisk = score.ClassGap.Value, score.RequestRisk.Value
+		if score.ImageRisk != nil {
+			event.ImageRisk = &score.ImageRisk.Value
+		}
 	}
 	header, body, err := schema.EncodeReview(event)
 	if err != nil {

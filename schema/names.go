@@ -45,7 +45,12 @@ const (
 )
 
 // MeasurementNames returns the names of the measurements of a score.
-func MeasurementNames() []MeasurementName { return []MeasurementName{ClassGap, RequestRisk} }
+func MeasurementNames() []MeasurementName {
+	return []MeasurementName{ClassGap, RequestRisk, ImageRisk}
+}
+
+// UnmeasuredReasons returns all reasons why a score lacks its image risk.
+func UnmeasuredReasons() []UnmeasuredReason { return []UnmeasuredReason{NoJudge, JudgeCannotTell} }
 
 // AlertKind is what an alert is about.
 type AlertKind string

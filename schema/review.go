@@ -29,6 +29,7 @@ type Review struct {
 	ClassLabel  string        `json:"class_label"`
 	ClassGap    float64       `json:"class_gap"`
 	RequestRisk float64       `json:"request_risk"`
+	ImageRisk   *float64      `json:"image_risk"` // nil if it was not measured
 	At          time.Time     `json:"at"`
 }
 

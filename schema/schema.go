@@ -233,6 +233,7 @@ type Alert struct {
 	Saturated   bool              `json:"saturated"`
 	ClassGap    float64           `json:"class_gap"`
 	RequestRisk float64           `json:"request_risk"`
+	ImageRisk   *float64          `json:"image_risk"` // nil if it was not measured
 	Receipt     Receipt           `json:"receipt"`
 	Count       int               `json:"count,omitempty"`  // alerts that a summary stands for
 	Detail      string            `json:"detail,omitempty"` // more, in words

@@ -257,12 +257,8 @@ func Count(samples []schema.Sample, k Key, t *alerts.Table) map[int]int {
 			Event: schema.Event{Data: schema.Generation{Model: k.Model}}, ClassIndex: s.Class,
 			Receipt: schema.Receipt{EnsembleDigest: k.EnsembleDigest, Settings: k.Settings},
 		}
-		m := schema.Measurement{Value: s.Value, MeanDistance: s.Distance, Saturated: s.Saturated}
-		if k.Measurement == schema.ClassGap {
-			score.ClassGap = m
-		} else {
-			score.RequestRisk = m
-		}
+		score.SetMeasurement(k.Measurement,
+			schema.Measurement{Value: s.Value, MeanDistance: s.Distance, Saturated: s.Saturated})
 		for _, a := range alerts.Decide(score, t).Alerts {
 			if a.Measurement == k.Measurement {
 				counts[s.Class]++

@@ -14,6 +14,7 @@ import (
 	"github.com/decuwatch/decuwatch/internal/app"
 	"github.com/decuwatch/decuwatch/internal/settings"
 	"github.com/decuwatch/decuwatch/internal/terminal"
+	"github.com/decuwatch/decuwatch/schema"
 )
 
 // Exit codes.
@@ -81,6 +82,9 @@ environment over the file.
 
 Exit codes: 0 done, 1 failed, 2 wrong flag, setting or argument, 3 a check found a difference.`
 
+// names are values that flags take.
+var names = kong.Vars{"measurements": schema.List(schema.MeasurementNames())}
+
 // run runs the verb that the arguments name, and returns its exit code.
 func run(ctx context.Context, args []string, getenv func(string) string, stdin io.Reader, stdout, stderr io.Writer,
 ) int {
@@ -91,7 +95,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdin i
 		kong.Name("decuwatch"), kong.Description(description), kong.UsageOnError(),
 		kong.ConfigureHelp(kong.HelpOptions{Compact: true, NoExpandSubcommands: true, WrapUpperBound: 110}),
 		kong.Writers(stdout, stderr), kong.Exit(func(int) { helped = true }), sources.Option(), app.Documented(),
-		kong.Groups{"Logging": "Logging", "NATS": "NATS", "Postgres": "Postgres", "Scoring": "Scoring"},
+		kong.Groups{"Logging": "Logging", "NATS": "NATS", "Postgres": "Postgres", "Scoring": "Scoring"}, names,
 	)
 	if err != nil {
 		fmt.Fprintf(stderr, "decuwatch: %v\n", err)

@@ -65,7 +65,7 @@ var wrongValues = map[string][]string{
 // Every setting in the reference is a flag of serve, under the same name.
 func TestServeReadsEverySetting(t *testing.T) {
 	var c cli
-	parser, err := kong.New(&c)
+	parser, err := kong.New(&c, names)
 	if err != nil {
 		t.Fatal(err)
 	}

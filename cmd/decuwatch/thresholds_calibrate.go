@@ -16,7 +16,7 @@ import (
 
 type thresholdsCalibrateCmd struct {
 	Ensemble    string                 `arg:"" help:"Ensemble whose scores are read: a directory, or a manifest."`
-	Measurement schema.MeasurementName `required:"" enum:"class_gap,request_risk" placeholder:"NAME" help:"Measurement."`
+	Measurement schema.MeasurementName `required:"" enum:"${measurements}" placeholder:"NAME" help:"${enum}."`
 	Alpha       float64                `required:"" placeholder:"RATE" help:"Share of usual requests that may alert."`
 	Severity    schema.Severity        `default:"warn" enum:"warn,critical" help:"warn or critical."`
 	Window      time.Duration          `default:"720h" help:"Length of the window of scores that ends at --to."`

@@ -18,7 +18,7 @@ import (
 
 type thresholdsSetCmd struct {
 	Ensemble    string                 `arg:"" help:"Ensemble: a directory, or a manifest."`
-	Measurement schema.MeasurementName `required:"" enum:"class_gap,request_risk" placeholder:"NAME" help:"Measurement."`
+	Measurement schema.MeasurementName `required:"" enum:"${measurements}" placeholder:"NAME" help:"${enum}."`
 	Value       float64                `required:"" placeholder:"X" help:"An alert fires at or above it."`
 	Severity    schema.Severity        `default:"warn" enum:"warn,critical" help:"warn or critical."`
 	Class       string                 `placeholder:"CLASS" help:"Class: an index, or a label. Defaults to all others."`

@@ -492,7 +492,7 @@ func TestDemo(t *testing.T) {
 		"--nats-port=0", "--metrics-port=0", "--review-port=0",
 	}
 	out, _ := user.process(exitOK, args...)
-	holds(t, out, "published  20 requests over 10 classes", "training images", "mean PaiDE", "Ankle boot",
+	holds(t, out, "published  20 requests over 10 classes", "training images", "mean class gap", "mean image risk", "Ankle boot",
 		"The last alerts:", "Reconciled: 20 messages in the stream = 20 scores + 0 skips + 0 dead letters + 0 repeats",
 		"psql 'postgres://", "nats://127.0.0.1:", "/readyz")
 	out, _ = user.process(exitOK, args...)
@@ -644,7 +644,7 @@ func TestWrongCallsAreExplained(t *testing.T) {
 // leaves returns the words of every verb.
 func leaves(t *testing.T) (verbs [][]string) {
 	t.Helper()
-	parser, err := kong.New(&cli{}, app.Documented())
+	parser, err := kong.New(&cli{}, app.Documented(), names)
 	if err != nil {
 		t.Fatal(err)
 	}

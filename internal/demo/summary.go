@@ -25,7 +25,18 @@ import (
 type classSummary struct {
 	index            int
 	requests, alerts int
-	gap, risk        float64 // means
+	sums, counts     map[schema.MeasurementName]float64
+}
+
+// mean returns the mean of a measurement; false if no request has it.
+func (c *classSummary) mean(of schema.MeasurementName) (float64, bool) {
+	return c.sums[of] / c.counts[of], c.counts[of] > 0
+}
+
+// gap returns the mean class gap, which every request has.
+func (c *classSummary) gap() float64 {
+	gap, _ := c.mean(schema.ClassGap)
+	return gap
 }
 
 // summary prints the table of the classes and the last alerts.
@@ -78,19 +89,20 @@ func (d *demo) classes(ctx context.Context, events []schema.Event) (list []class
 		c := &list[recorded.Score.ClassIndex]
 		c.index = recorded.Score.ClassIndex
 		c.requests++
-		c.gap += recorded.Score.ClassGap.Value
-		c.risk += recorded.Score.RequestRisk.Value
+		if c.sums == nil {
+			c.sums, c.counts = map[schema.MeasurementName]float64{}, map[schema.MeasurementName]float64{}
+		}
+		for _, m := range recorded.Score.Measurements() {
+			c.sums[m.Name] += m.Value
+			c.counts[m.Name]++
+		}
 		rows += recorded.Score.Receipt.Rows
 		if len(recorded.AlertIDs) > 0 {
 			c.alerts++
 		}
 	}
 	list = slices.DeleteFunc(list, func(c classSummary) bool { return c.requests == 0 })
-	for i := range list {
-		list[i].gap /= float64(list[i].requests)
-		list[i].risk /= float64(list[i].requests)
-	}
-	slices.SortStableFunc(list, func(a, b classSummary) int { return cmp.Compare(b.gap, a.gap) })
+	slices.SortStableFunc(list, func(a, b classSummary) int { return cmp.Compare(b.gap(), a.gap()) })
 	return list, rows, nil
 }
 
@@ -106,13 +118,23 @@ func (d *demo) printClasses(classes []classSummary, table *alerts.Table) error {
 		return fmt.Sprintf("%.4f", lowest.Value)
 	}
 	w := tabwriter.NewWriter(d.Out, 0, 8, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintf(w, "class\ttraining images\trequests\tmean PaiDE\tthreshold\tmean request risk\tthreshold\talerts\t  \n")
+	fmt.Fprint(w, "class\ttraining images\trequests\t")
+	for _, name := range schema.MeasurementNames() {
+		fmt.Fprintf(w, "mean %s\tthreshold\t", strings.ReplaceAll(string(name), "_", " "))
+	}
+	fmt.Fprintln(w, "alerts\t  ")
 	for _, c := range classes {
 		class := d.ensemble.Classes[c.index]
-		n := max(1, int(math.Round(c.gap/classes[0].gap*width)))
-		fmt.Fprintf(w, "%s\t%s\t%d\t%.4f\t%s\t%.4f\t%s\t%d\t  %s\n",
-			terminal.Printable(class.Label), class.ImageCount(), c.requests, c.gap, bound(schema.ClassGap, c.index),
-			c.risk, bound(schema.RequestRisk, c.index), c.alerts, strings.Repeat("█", n)+strings.Repeat(" ", width-n))
+		fmt.Fprintf(w, "%s\t%s\t%d\t", terminal.Printable(class.Label), class.ImageCount(), c.requests)
+		for _, name := range schema.MeasurementNames() {
+			value := "-"
+			if mean, measured := c.mean(name); measured {
+				value = fmt.Sprintf("%.4f", mean)
+			}
+			fmt.Fprintf(w, "%s\t%s\t", value, bound(name, c.index))
+		}
+		n := max(1, int(math.Round(c.gap()/classes[0].gap()*width)))
+		fmt.Fprintf(w, "%d\t  %s\n", c.alerts, strings.Repeat("█", n)+strings.Repeat(" ", width-n))
 	}
 	return w.Flush()
 }

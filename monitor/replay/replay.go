@@ -91,13 +91,19 @@ type Comparison struct {
 	Difference         float64 // the largest relative difference
 }
 
-// Measurements compares the measurements one by one, in the order of schema.Score.Measurements.
+// Measurements compares the measurements that were stored one by one, in the order of schema.Score.Measurements.
 func (r *Replay) Measurements() []Comparison {
+	again := map[schema.MeasurementName]schema.Measurement{}
+	for _, m := range r.Recomputed.Measurements() {
+		again[m.Name] = m.Measurement
+	}
 	var list []Comparison
-	again := r.Recomputed.Measurements()
-	for i, m := range r.Stored.Measurements() {
-		c := Comparison{Name: m.Name, Stored: m.Measurement, Recomputed: again[i].Measurement}
-		c.Agrees, c.Difference = compare(c.Stored, c.Recomputed)
+	for _, m := range r.Stored.Measurements() {
+		c := Comparison{Name: m.Name, Stored: m.Measurement, Difference: math.MaxFloat64} // JSON has no infinity
+		if other, measured := again[m.Name]; measured {
+			c.Recomputed = other
+			c.Agrees, c.Difference = compare(c.Stored, c.Recomputed)
+		}
 		list = append(list, c)
 	}
 	return list

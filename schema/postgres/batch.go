@@ -52,12 +52,16 @@ func insertStatement[T any](table string) string {
 		table, columns)
 }
 
-// columnsOf returns the columns of a row's type: its JSON names. A field with omitempty is set by the database.
+// columnsOf returns the columns of a row's type: its JSON names, and what its method columns adds. A field with omitempty
+// is set by the database.
 func columnsOf(row reflect.Type) []string {
 	if row.Kind() == reflect.Pointer {
 		row = row.Elem()
 	}
 	var columns []string
+	if more, ok := reflect.Zero(row).Interface().(interface{ columns() []string }); ok {
+		columns = more.columns()
+	}
 	for _, f := range reflect.VisibleFields(row) {
 		name, options, _ := strings.Cut(f.Tag.Get("json"), ",")
 		if name != "" && name != "-" && options != "omitempty" {

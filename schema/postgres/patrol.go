@@ -59,8 +59,8 @@ func (s *Store) Tail(
 	ctx context.Context, of schema.Series, measurement schema.MeasurementName, classes []int, since time.Time,
 	alpha float64,
 ) (value float64, n int, err error) {
-	if measurement != schema.ClassGap && measurement != schema.RequestRisk {
-		return 0, 0, fmt.Errorf("read tail of scores: measurement %q is neither class_gap nor request_risk", measurement)
+	if err := checkName(measurement); err != nil {
+		return 0, 0, err
 	}
 	err = s.pool.QueryRow(ctx, scoresTail,
 		of.Model, of.EnsembleDigest, of.Settings, classes, since, alpha, measurement).Scan(&value, &n)

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -248,13 +247,12 @@ func (s *Store) TallyReviews(ctx context.Context, model string, class *int, from
 	return t, nil
 }
 
-// ScoreValues returns the newest values of a measurement (class_gap or request_risk) of a series, canaries left out: of
-// one class, or of all classes if class is nil. At most limit values, not older than since.
+// ScoreValues returns the newest values of a measurement of a series, canaries left out: of one class, or of all classes if class is nil. At most limit values, not older than since.
 func (s *Store) ScoreValues(
 	ctx context.Context, of schema.Series, measurement schema.MeasurementName, class *int, since time.Time, limit int,
 ) ([]float64, error) {
-	if !slices.Contains(schema.MeasurementNames(), measurement) {
-		return nil, fmt.Errorf("read scores: no measurement is named %q", measurement)
+	if err := checkName(measurement); err != nil {
+		return nil, err
 	}
 	values, err := list(ctx, s.pool, pgx.RowTo[float64], scoreValues,
 		of.Model, of.EnsembleDigest, of.Settings, class, since, measurement, limit)

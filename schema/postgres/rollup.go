@@ -1,33 +1,78 @@
 package postgres
 
 import (
+	"encoding/json"
 	"slices"
 	"time"
 
 	"github.com/decuwatch/decuwatch/schema"
 )
 
-// classSums is what a row of class_hour_parts or class_day_parts sums, without its time.
+// sums is what is summed of a measurement.
+type sums struct {
+	n            int // scores that have it
+	sum, squares float64
+	min, max     *float64
+	saturated    int
+}
+
+var (
+	summed = []column[sums]{
+		{"_sum", func(s *sums) any { return &s.sum }},
+		{"_squares", func(s *sums) any { return &s.squares }},
+		{"_min", func(s *sums) any { return &s.min }},
+		{"_max", func(s *sums) any { return &s.max }},
+	}
+	saturated = []column[sums]{{"_saturated", func(s *sums) any { return &s.saturated }}}
+	// counted is for a measurement that some scores lack.
+	counted = []column[sums]{{"_n", func(s *sums) any { return &s.n }}}
+)
+
+// add counts one value.
+func (s *sums) add(m *schema.Measurement) {
+	if s.n == 0 {
+		s.min, s.max = &m.Value, &m.Value
+	}
+	least, greatest := min(*s.min, m.Value), max(*s.max, m.Value)
+	s.n++
+	s.sum += m.Value
+	s.squares += m.Value * m.Value
+	s.min, s.max = &least, &greatest
+	s.saturated += one(m.Saturated)
+}
+
+// classSums is what a row of class_hour_parts or class_day_parts sums.
 type classSums struct {
-	Model                string  `json:"model"`
-	EnsembleDigest       string  `json:"ensemble_digest"`
-	Settings             string  `json:"settings"`
-	ClassIndex           int     `json:"class_index"`
-	ClassLabel           string  `json:"class_label"`
-	N                    int     `json:"n"`
-	ClassGapSum          float64 `json:"class_gap_sum"`
-	ClassGapSquares      float64 `json:"class_gap_squares"`
-	ClassGapMin          float64 `json:"class_gap_min"`
-	ClassGapMax          float64 `json:"class_gap_max"`
-	ClassGapSaturated    int     `json:"class_gap_saturated"`
-	RequestRiskSum       float64 `json:"request_risk_sum"`
-	RequestRiskSquares   float64 `json:"request_risk_squares"`
-	RequestRiskMin       float64 `json:"request_risk_min"`
-	RequestRiskMax       float64 `json:"request_risk_max"`
-	RequestRiskSaturated int     `json:"request_risk_saturated"`
-	Warnings             int     `json:"warnings"`
-	Criticals            int     `json:"criticals"`
-	Folded               bool    `json:"folded"`
+	Model          string `json:"model"`
+	EnsembleDigest string `json:"ensemble_digest"`
+	Settings       string `json:"settings"`
+	ClassIndex     int    `json:"class_index"`
+	ClassLabel     string `json:"class_label"`
+	N              int    `json:"n"`
+	Warnings       int    `json:"warnings"`
+	Criticals      int    `json:"criticals"`
+	Folded         bool   `json:"folded"`
+
+	measured map[schema.MeasurementName]*sums // in columns of their own, see stored
+}
+
+// columns returns the columns that hold sums of measurements.
+func (*classSums) columns() []string {
+	var names []string
+	for _, m := range stored {
+		names = append(names, columnNames(m.name, m.sums)...)
+	}
+	return names
+}
+
+// appendTo adds these columns to the JSON of a row.
+func (s *classSums) appendTo(row []byte, err error) ([]byte, error) {
+	for _, m := range stored {
+		if err == nil {
+			row, err = appendColumns(row, m.name, m.sums, s.measured[m.name])
+		}
+	}
+	return row, err
 }
 
 // classHourRow is a row of class_hour_parts.
@@ -36,10 +81,22 @@ type classHourRow struct {
 	*classSums
 }
 
+// MarshalJSON writes the row.
+func (r classHourRow) MarshalJSON() ([]byte, error) {
+	type plain classHourRow
+	return r.appendTo(json.Marshal(plain(r)))
+}
+
 // classDayRow is a row of class_day_parts.
 type classDayRow struct {
 	Day time.Time `json:"day"`
 	*classSums
+}
+
+// MarshalJSON writes the row.
+func (r classDayRow) MarshalJSON() ([]byte, error) {
+	type plain classDayRow
+	return r.appendTo(json.Marshal(plain(r)))
 }
 
 // outcomeHourRow is a row of outcome_hour_parts.
@@ -103,27 +160,25 @@ func (r rollup) insert(b *batch) {
 	addRows(b, insertOutcomes, outcomes)
 }
 
-func addClass(sums map[classKey]*classSums, span time.Duration, s *scoreRow, alerts []alertRow) {
+func addClass(classes map[classKey]*classSums, span time.Duration, s *scoreRow, alerts []alertRow) {
 	of := schema.Series{Model: s.Model, EnsembleDigest: s.EnsembleDigest, Settings: s.Settings}
 	key := classKey{s.EventTime.UTC().Truncate(span), of, s.ClassIndex}
-	row := sums[key]
+	row := classes[key]
 	if row == nil {
 		row = &classSums{
 			Model: s.Model, EnsembleDigest: s.EnsembleDigest, Settings: s.Settings,
 			ClassIndex: s.ClassIndex, ClassLabel: s.ClassLabel,
-			ClassGapMin: s.ClassGap, ClassGapMax: s.ClassGap, RequestRiskMin: s.RequestRisk, RequestRiskMax: s.RequestRisk,
+			measured: map[schema.MeasurementName]*sums{},
 		}
-		sums[key] = row
+		for _, m := range stored {
+			row.measured[m.name] = &sums{}
+		}
+		classes[key] = row
 	}
 	row.N++
-	row.ClassGapSum += s.ClassGap
-	row.ClassGapSquares += s.ClassGap * s.ClassGap
-	row.ClassGapMin, row.ClassGapMax = min(row.ClassGapMin, s.ClassGap), max(row.ClassGapMax, s.ClassGap)
-	row.RequestRiskSum += s.RequestRisk
-	row.RequestRiskSquares += s.RequestRisk * s.RequestRisk
-	row.RequestRiskMin, row.RequestRiskMax = min(row.RequestRiskMin, s.RequestRisk), max(row.RequestRiskMax, s.RequestRisk)
-	row.ClassGapSaturated += one(s.ClassGapSaturated)
-	row.RequestRiskSaturated += one(s.RequestRiskSaturated)
+	for name, m := range s.measured {
+		row.measured[name].add(m)
+	}
 	has := func(of schema.Severity) bool {
 		return slices.ContainsFunc(alerts, func(a alertRow) bool { return a.Severity == of })
 	}

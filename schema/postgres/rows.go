@@ -67,26 +67,6 @@ type scoreRow struct {
 	ClassIndex     int       `json:"class_index"`
 	ClassLabel     string    `json:"class_label"`
 
-	ClassGap             float64     `json:"class_gap"`
-	ClassGapEstimator    string      `json:"class_gap_estimator"`
-	ClassGapUpperBound   float64     `json:"class_gap_upper_bound"`
-	ClassGapSaturated    bool        `json:"class_gap_saturated"`
-	ClassGapMeanDistance float64     `json:"class_gap_mean_distance"`
-	ClassGapDistances    [][]float64 `json:"class_gap_distances"`
-	ClassGapShares       []float64   `json:"class_gap_shares"`
-	ClassGapBranchStep   int         `json:"class_gap_branch_step"`
-	ClassGapRolloutSteps int         `json:"class_gap_rollout_steps"`
-
-	RequestRisk             float64     `json:"request_risk"`
-	RequestRiskEstimator    string      `json:"request_risk_estimator"`
-	RequestRiskUpperBound   float64     `json:"request_risk_upper_bound"`
-	RequestRiskSaturated    bool        `json:"request_risk_saturated"`
-	RequestRiskMeanDistance float64     `json:"request_risk_mean_distance"`
-	RequestRiskDistances    [][]float64 `json:"request_risk_distances"`
-	RequestRiskShares       []float64   `json:"request_risk_shares"`
-	RequestRiskBranchStep   int         `json:"request_risk_branch_step"`
-	RequestRiskRolloutSteps int         `json:"request_risk_rollout_steps"`
-
 	Profile       string            `json:"profile"`
 	Steps         int               `json:"steps"`
 	GuidanceScale float64           `json:"guidance_scale"`
@@ -103,34 +83,38 @@ type scoreRow struct {
 	TraceParent   *string           `json:"trace_parent"`
 	TraceState    *string           `json:"trace_state"`
 	ScoredAt      time.Time         `json:"scored_at"`
+	ClassImages   int               `json:"class_images"`
+	ClassNEff     float64           `json:"class_n_eff"`
+	ClassDraws    int               `json:"class_draws"`
+
+	ImageRiskReason *schema.UnmeasuredReason `json:"image_risk_reason"`
+
+	measured map[schema.MeasurementName]*schema.Measurement // in columns of their own, see stored
 }
 
 func newScoreRow(s *schema.Score) scoreRow {
-	e, d, g, r, receipt := s.Event, s.Event.Data, s.ClassGap, s.RequestRisk, s.Receipt
-	return scoreRow{
+	e, d, receipt := s.Event, s.Event.Data, s.Receipt
+	row := scoreRow{
 		EventTime: e.Time, Source: e.Source, EventID: e.ID, EnsembleDigest: receipt.EnsembleDigest,
 		Model: d.Model, Settings: receipt.Settings, ClassIndex: s.ClassIndex, ClassLabel: s.ClassLabel,
-
-		ClassGap: g.Value, ClassGapEstimator: g.Estimator, ClassGapUpperBound: g.UpperBound,
-		ClassGapSaturated: g.Saturated, ClassGapMeanDistance: g.MeanDistance,
-		ClassGapDistances: notNil(g.Distances), ClassGapShares: notNil(g.Shares),
-		ClassGapBranchStep: g.BranchStep, ClassGapRolloutSteps: g.RolloutSteps,
-
-		RequestRisk: r.Value, RequestRiskEstimator: r.Estimator, RequestRiskUpperBound: r.UpperBound,
-		RequestRiskSaturated: r.Saturated, RequestRiskMeanDistance: r.MeanDistance,
-		RequestRiskDistances: notNil(r.Distances), RequestRiskShares: notNil(r.Shares),
-		RequestRiskBranchStep: r.BranchStep, RequestRiskRolloutSteps: r.RolloutSteps,
 
 		Profile: receipt.Profile, Steps: receipt.Steps, GuidanceScale: receipt.GuidanceScale, Eta: receipt.Eta,
 		Seed: receipt.Seed, Noise: receipt.Noise, Carrier: receipt.Carrier, UNetRows: receipt.Rows,
 		Runtime: receipt.Runtime, Device: receipt.Device, Deviations: notNil(receipt.Deviations),
 		Labels: labels(d.Labels), Requested: requested{d.Class, d.Noise, d.NoiseDtype, d.BatchIndex, d.Sampler},
 		TraceParent: optional(e.TraceParent), TraceState: optional(e.TraceState), ScoredAt: s.ScoredAt,
+		ClassImages: receipt.ClassImages, ClassNEff: receipt.ClassNEff, ClassDraws: receipt.ClassDraws,
+		ImageRiskReason: optional(s.ImageRiskReason),
+		measured:        map[schema.MeasurementName]*schema.Measurement{},
 	}
+	for _, m := range s.Measurements() {
+		row.measured[m.Name] = &m.Measurement
+	}
+	return row
 }
 
 func (r scoreRow) score() *schema.Score {
-	return &schema.Score{
+	s := &schema.Score{
 		Event: schema.Event{
 			Source: r.Source, ID: r.EventID, Time: r.EventTime.UTC(),
 			TraceParent: text(r.TraceParent), TraceState: text(r.TraceState),
@@ -141,23 +125,21 @@ func (r scoreRow) score() *schema.Score {
 			},
 		},
 		ClassIndex: r.ClassIndex, ClassLabel: r.ClassLabel,
-		ClassGap: schema.Measurement{
-			Estimator: r.ClassGapEstimator, Value: r.ClassGap, UpperBound: r.ClassGapUpperBound,
-			Saturated: r.ClassGapSaturated, MeanDistance: r.ClassGapMeanDistance, Distances: r.ClassGapDistances,
-			Shares: r.ClassGapShares, BranchStep: r.ClassGapBranchStep, RolloutSteps: r.ClassGapRolloutSteps,
-		},
-		RequestRisk: schema.Measurement{
-			Estimator: r.RequestRiskEstimator, Value: r.RequestRisk, UpperBound: r.RequestRiskUpperBound,
-			Saturated: r.RequestRiskSaturated, MeanDistance: r.RequestRiskMeanDistance, Distances: r.RequestRiskDistances,
-			Shares: r.RequestRiskShares, BranchStep: r.RequestRiskBranchStep, RolloutSteps: r.RequestRiskRolloutSteps,
-		},
 		Receipt: schema.Receipt{
 			EnsembleDigest: r.EnsembleDigest, Profile: r.Profile, Settings: r.Settings, Steps: r.Steps,
 			GuidanceScale: r.GuidanceScale, Eta: r.Eta, Seed: r.Seed, Noise: r.Noise, Carrier: r.Carrier,
 			Rows: r.UNetRows, Runtime: r.Runtime, Device: r.Device, Deviations: nilIfNone(r.Deviations),
+			ClassImages: r.ClassImages, ClassNEff: r.ClassNEff, ClassDraws: r.ClassDraws,
 		},
 		ScoredAt: r.ScoredAt.UTC(),
 	}
+	if r.ImageRiskReason != nil {
+		s.ImageRiskReason = *r.ImageRiskReason
+	}
+	for name, m := range r.measured {
+		s.SetMeasurement(name, *m)
+	}
+	return s
 }
 
 // checkScore names the first number of a score that is not finite.
@@ -167,20 +149,27 @@ func checkScore(s *schema.Score) error {
 		for _, row := range m.Distances {
 			numbers = append(numbers, row...)
 		}
+		for _, c := range m.Top {
+			numbers = append(numbers, c.Probability)
+		}
 		for _, x := range numbers {
 			if !finite(x) {
 				return fmt.Errorf("%s holds %g: %w", m.Name, x, ErrNotFinite)
 			}
 		}
 	}
-	if !finite(s.Receipt.GuidanceScale) || !finite(s.Receipt.Eta) {
+	if !finite(s.Receipt.GuidanceScale) || !finite(s.Receipt.Eta) || !finite(s.Receipt.ClassNEff) {
 		return fmt.Errorf("receipt: %w", ErrNotFinite)
 	}
 	return nil
 }
 
 func checkAlert(a schema.Alert) error {
-	for _, x := range []float64{a.Value, a.Decided, a.Threshold, a.ClassGap, a.RequestRisk} {
+	numbers := []float64{a.Value, a.Decided, a.Threshold, a.ClassGap, a.RequestRisk}
+	if a.ImageRisk != nil {
+		numbers = append(numbers, *a.ImageRisk)
+	}
+	for _, x := range numbers {
 		if !finite(x) {
 			return fmt.Errorf("alert %s holds %g: %w", a.ID, x, ErrNotFinite)
 		}

@@ -132,8 +132,7 @@ def _run_shard(
     out: Path,
     batch_rows: int,
 ) -> None:
-    sets = read_tables(path.parent, manifest)
-    tables, reference = sets.members, sets.reference
+    tables, reference = read_tables(path.parent, manifest)
     components, classes = manifest["components"], len(manifest["classes"])
     requests = make_requests(range(classes), plan.seeds, components)
     shape = (manifest["latent"]["channels"], manifest["latent"]["height"], manifest["latent"]["width"])

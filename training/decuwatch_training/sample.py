@@ -53,8 +53,7 @@ def draw_grid(
 ) -> None:
     """One manifest's grid, by its ONNX graphs alone."""
     manifest = read_manifest(path)
-    sets = read_tables(path.parent, manifest)
-    tables, reference = sets.members, sets.reference
+    tables, reference = read_tables(path.parent, manifest)
     if with_reference:
         if reference is None:
             raise TrainingError(f"{path}: the tables file has no tensor 'reference'")
