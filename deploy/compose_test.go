@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -61,17 +62,15 @@ func TestCompose(t *testing.T) {
 	made := secrets(t)
 	known := settings(t)
 	for profile, worker := range map[string]string{"cpu": "decuwatch-cpu", "gpu": "decuwatch-gpu"} {
-		project := compose(t, profile)
-		for _, name := range []string{"nats", "postgres", "migrate", worker, "prometheus", "grafana"} {
+		project := compose(t, profile, "alerting", "canary")
+		for _, name := range []string{"nats", "postgres", "migrate", worker, "prometheus", "grafana", "alertmanager",
+			"canary"} {
 			if _, ok := project.Services[name]; !ok {
 				t.Errorf("%s: no service %s", profile, name)
 			}
 		}
 		for name, s := range project.Services {
-			if !regexp.MustCompile(`:v?\d+\.\d+\.\d+(-[a-z]+)?$|:v?\d+\.\d+-[a-z]+$|^decuwatch:(cpu|cuda)$`).
-				MatchString(s.Image) {
-				t.Errorf("%s: image %s is not pinned by version", name, s.Image)
-			}
+			checkHardened(t, name, s)
 			if s.HealthCheck == nil && name != "migrate" {
 				t.Errorf("%s has no health check", name)
 			}
@@ -101,6 +100,9 @@ func TestCompose(t *testing.T) {
 			}
 			mounted := map[string]bool{}
 			for _, secret := range s.Secrets {
+				if secret.Source == "alert-webhook" {
+					continue // the operator's own
+				}
 				file := project.Secrets[secret.Source].File
 				rest, ok := strings.CutPrefix(file, filepath.Join(root, "deploy/.secrets"))
 				if !ok {
@@ -134,15 +136,39 @@ func TestCompose(t *testing.T) {
 				}
 			}
 		}
-		if s := project.Services[worker]; !s.ReadOnly || len(s.CapDrop) != 1 || s.CapDrop[0] != "ALL" {
-			t.Errorf("%s: may write or has capabilities", worker)
+		if ports := project.Services[worker].Ports; len(ports) != 1 || !strings.Contains(ports[0].Published, "-") {
+			t.Errorf("%s: ports %v, must be a range, for more workers than one", worker, ports)
 		}
 		if _, ok := project.Services[worker].Networks["default"]; !ok {
 			t.Errorf("%s has no network", worker)
 		} else if aliases := project.Services[worker].Networks["default"].Aliases; len(aliases) != 1 ||
 			aliases[0] != "decuwatch" {
-			t.Errorf("%s: aliases %q, prometheus.yml scrapes decuwatch:9464", worker, aliases)
+			t.Errorf("%s: aliases %q, prometheus.yml looks up decuwatch", worker, aliases)
 		}
+	}
+}
+
+// pinned is an image by version and digest. The program's own are built here.
+var pinned = regexp.MustCompile(`:v?\d+\.\d+(\.\d+)?(-[a-z0-9]+)?@sha256:[0-9a-f]{64}$|^decuwatch:(cpu|cuda)$`)
+
+// undigested are images whose digest nobody has looked up yet.
+var undigested = []string{"nats:2.15.2-alpine"}
+
+// checkHardened wants every service to be pinned, bounded, and without rights that it does not need.
+func checkHardened(t *testing.T, name string, s types.ServiceConfig) {
+	t.Helper()
+	if !pinned.MatchString(s.Image) && !slices.Contains(undigested, s.Image) {
+		t.Errorf("%s: image %s is not pinned by version and digest", name, s.Image)
+	}
+	if !s.ReadOnly || !slices.Equal(s.CapDrop, []string{"ALL"}) || len(s.CapAdd) > 0 && name != "postgres" ||
+		!slices.Equal(s.SecurityOpt, []string{"no-new-privileges:true"}) || s.Privileged {
+		t.Errorf("%s: may write to its image, has capabilities, or may gain them", name)
+	}
+	if s.MemLimit <= 0 {
+		t.Errorf("%s: no memory limit", name)
+	}
+	if s.Logging == nil || s.Logging.Options["max-size"] == "" || s.Logging.Options["max-file"] == "" {
+		t.Errorf("%s: its log grows without bound: %+v", name, s.Logging)
 	}
 }
 
@@ -177,8 +203,14 @@ func TestDockerfile(t *testing.T) {
 		t.Fatal(err)
 	}
 	minor := regexp.MustCompile(`(?m)^go (\d+\.\d+)`).FindSubmatch(module)
-	if minor == nil || !strings.Contains(text, "golang:"+string(minor[1])+"-") {
+	if minor == nil || !strings.Contains(text, "golang:"+string(minor[1])+".") {
 		t.Errorf("the Dockerfile's Go is not the module's: %s", minor)
+	}
+	for _, m := range regexp.MustCompile(`(?m)^FROM (\S+)`).FindAllStringSubmatch(text, -1) {
+		name, ok := strings.CutPrefix(m[1], "$")
+		if !ok || !regexp.MustCompile(`(?m)^ARG `+name+`=\S+:\S+@sha256:[0-9a-f]{64}$`).MatchString(text) {
+			t.Errorf("FROM %s: the base image has no argument that pins it by digest", m[1])
+		}
 	}
 	for _, target := range []string{"cpu", "cuda"} {
 		_, stage, ok := strings.Cut(text, " AS "+target+"\n")
@@ -202,7 +234,8 @@ func TestPostgresLogins(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for range 2 {
+	run := func() {
+		t.Helper()
 		cmd := exec.CommandContext(t.Context(), "sh", "postgres/logins.sh")
 		cmd.Env = append(os.Environ(), "SECRETS="+dir, "PGHOST="+config.Host, "PGPORT="+itoa(config.Port),
 			"PGUSER="+config.User,
@@ -211,16 +244,34 @@ func TestPostgresLogins(t *testing.T) {
 			t.Fatalf("%v: %s", err, out)
 		}
 	}
-	if err := postgres.Migrate(t.Context(), url); err != nil {
-		t.Fatal(err)
-	}
-	login := func(user, file string) *pgx.Conn {
+	address := func(user, file string) string {
 		password, err := os.ReadFile(filepath.Join(dir, file))
 		if err != nil {
 			t.Fatal(err)
 		}
-		return connect(t, pgtest.As(t, url, user, strings.TrimSpace(string(password))))
+		return pgtest.As(t, url, user, strings.TrimSpace(string(password)))
 	}
+	run()
+	run()
+	// Tables that the administrator has made, as deployments of older versions did, become decuwatch_owner's. It can then
+	// do all that migrations do.
+	if err := postgres.Migrate(t.Context(), url); err != nil {
+		t.Fatal(err)
+	}
+	run()
+	owner := address("decuwatch_owner", "postgres-owner")
+	if err := postgres.MigrateDown(t.Context(), owner); err != nil {
+		t.Fatalf("tables of the administrator: %v", err)
+	}
+	if err := postgres.Migrate(t.Context(), owner); err != nil {
+		t.Fatal(err)
+	}
+	var super bool
+	if err := connect(t, owner).QueryRow(t.Context(), `SELECT rolsuper OR rolcreaterole OR rolcreatedb OR rolbypassrls
+		FROM pg_catalog.pg_roles WHERE rolname = current_user`).Scan(&super); err != nil || super {
+		t.Errorf("the owner of the tables is more than that: %t, %v", super, err)
+	}
+	login := func(user, file string) *pgx.Conn { return connect(t, address(user, file)) }
 	grafana, worker := login("decuwatch_grafana", "postgres-reader"), login("decuwatch_monitor", "postgres-writer")
 	for _, c := range []struct {
 		conn *pgx.Conn

@@ -247,7 +247,7 @@ func TestBackupAndRestore(t *testing.T) {
 	s.js = js
 	s.newPostgres()
 	s.must("operator", "sh postgres/logins.sh")
-	s.must("operator", "decuwatch migrate --postgres.url "+s.postgres.URL())
+	s.must("operator", "decuwatch migrate --postgres.url "+s.address("decuwatch_owner", "postgres-owner"))
 	s.must("operator",
 		"decuwatch thresholds set "+tiny+" --measurement=class_gap --limit --value=-1000 --reason=test --by=test")
 	s.start()

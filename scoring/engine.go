@@ -37,6 +37,9 @@ type Options struct {
 	MaxBatchRows int `name:"max-batch-rows" default:"0" min:"0" max:"4096"`
 	// Maximum rows of one request.
 	MaxRequestRows int `name:"max-request-rows" default:"20000" min:"2" max:"1073741824"`
+	// Least share of the rows that background work (evidence) gets while events wait, so that reviews get their evidence
+	// during a backlog.
+	BackgroundShare float64 `name:"background-share" default:"0.05" min:"0.01" max:"0.25"`
 	// Maximum GPU memory of a session in bytes; 0 means no bound.
 	MemoryLimit int64 `name:"memory-limit" default:"0" min:"0"`
 	// Let the threads of a session spin between operators: faster if nothing else needs the CPUs.
@@ -152,7 +155,7 @@ func New(verified *ensemble.Ensemble, o Options) (_ *Engine, err error) {
 	if err != nil {
 		return nil, err
 	}
-	e.sampler = newSampler(verified, workers, o.MaxBatchRows, o.Buckets, o.Registerer)
+	e.sampler = newSampler(verified, workers, o)
 	e.sampler.hang = max(hangLeast, hangFactor*e.longest)
 	if err := e.Check(context.Background(), 0); err != nil {
 		return nil, errors.Join(err, e.sampler.close())

@@ -1,14 +1,13 @@
 package scoring
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"slices"
 	"sync"
 	"time"
-
-	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/decuwatch/decuwatch/scoring/ensemble"
 	"github.com/decuwatch/decuwatch/scoring/ort"
@@ -71,7 +70,8 @@ type task struct {
 //
 // Each run takes one step of as many paths as fit, of any request, step or component. Live requests come before
 // background ones, which get the rest of the run. While a live request is in flight that is at most a quarter, so that
-// live requests are slowed down little. Among equals the request with the fewest rows since it joined goes first
+// live requests are slowed down little. It is also at least their share, over several runs, so that evidence does not
+// starve behind a backlog. Among equals the request with the fewest rows since it joined goes first
 // (start-time fair queueing: Goyal et al., 1996), so a large request neither starves nor delays small ones. A run has
 // room for one path of each request in flight; further requests wait in order.
 type sampler struct {
@@ -88,6 +88,8 @@ type sampler struct {
 	joined [2]int     // rows of one path of each active task
 	ready  [2]int     // rows of all open paths of active tasks
 	clock  [2]float64 // virtual time
+	share  float64    // of rows, which background requests get at least
+	owed   float64    // rows that background requests lack of their share
 	free   [][]float32
 	closed bool
 	owners sync.WaitGroup
@@ -97,15 +99,14 @@ type sampler struct {
 	probeTimestep int64
 }
 
-func newSampler(
-	e *ensemble.Ensemble, workers []*worker, maxRows int, buckets []int, reg prometheus.Registerer,
-) *sampler {
-	s := &sampler{ensemble: e, workers: workers, maxRows: maxRows, buckets: buckets, hang: hangLeast}
-	s.metrics = newMetrics(reg, e.Name, s.runAge)
+func newSampler(e *ensemble.Ensemble, workers []*worker, o Options) *sampler {
+	s := &sampler{ensemble: e, workers: workers, maxRows: o.MaxBatchRows, buckets: o.Buckets, share: o.BackgroundShare,
+		hang: hangLeast}
+	s.metrics = newMetrics(o.Registerer, e.Name, s.runAge)
 	s.wake.L = &s.mu
 	s.newProbe()
 	for _, w := range workers {
-		w.picked = make([]*path, 0, maxRows)
+		w.picked = make([]*path, 0, o.MaxBatchRows)
 		s.owners.Go(func() { s.own(w) })
 	}
 	return s
@@ -167,11 +168,15 @@ func (s *sampler) admit() {
 		for len(s.queue[priority]) > 0 {
 			t := s.queue[priority][0]
 			before := s.joined[Live]
-			if Priority(priority) == Background {
+			switch {
+			case Priority(priority) == Live:
+			case float64(s.joined[Background]) < s.share*float64(room):
+				before = 0 // however many live ones there are
+			default:
 				before += s.joined[Background]
 			}
 			if before+t.plan.width > room {
-				return
+				break
 			}
 			s.queue[priority] = slices.Delete(s.queue[priority], 0, 1)
 			t.served = s.clock[priority]
@@ -438,45 +443,63 @@ func (s *sampler) pick(w *worker) {
 	}
 	// Lanes that are idle share what waits; two rows is the least that any path needs.
 	room := min(s.maxRows, max(2, (waiting+idle-1)/idle))
-	rows := 0
-	for priority := range s.active {
-		if Priority(priority) == Background && len(s.active[Live]) > 0 {
-			room = min(room, max(2, rows, s.maxRows/4))
-		}
-		if len(s.active[priority]) == 0 {
+	reserved := s.take(w, Background, min(room, s.reserved()), 0)
+	live := s.take(w, Live, room, reserved)
+	if len(s.active[Live]) > 0 {
+		room = min(room, max(2, live, s.maxRows/4))
+	}
+	rows := s.take(w, Background, room, live)
+	s.owe(rows, reserved+rows-live)
+}
+
+// reserved returns the rows of the next run that background requests get before live ones.
+func (s *sampler) reserved() int {
+	if s.owed < 2 { // the least that any path needs
+		return 0
+	}
+	return int(s.owed)
+}
+
+// owe notes that background requests got a number of all rows of a run. What their share lacks, they get later; that
+// is at most a quarter of a run.
+func (s *sampler) owe(rows, background int) {
+	s.owed += s.share*float64(rows) - float64(background)
+	s.owed = max(0, min(s.owed, max(2, float64(s.maxRows/4))))
+	if len(s.active[Live]) == 0 || len(s.active[Background]) == 0 {
+		s.owed = 0
+	}
+}
+
+// take adds paths of a priority to a run that has rows already, up to room, and returns the rows that it has then. The
+// caller holds the mutex.
+func (s *sampler) take(w *worker, priority Priority, room, rows int) int {
+	active := s.active[priority]
+	if len(active) == 0 || rows >= room {
+		return rows
+	}
+	if rows+s.ready[priority] > room {
+		slices.SortStableFunc(active, func(a, b *task) int { return cmp.Compare(a.served, b.served) })
+	}
+	least := active[0].served
+	for _, t := range active {
+		least = min(least, t.served)
+		if t.err != nil {
 			continue
 		}
-		if rows+s.ready[priority] > room {
-			slices.SortStableFunc(s.active[priority], func(a, b *task) int {
-				switch {
-				case a.served < b.served:
-					return -1
-				case a.served > b.served:
-					return 1
-				}
-				return 0
-			})
-		}
-		least := s.active[priority][0].served
-		for _, t := range s.active[priority] {
-			least = min(least, t.served)
-			if t.err != nil {
+		for i := range t.paths {
+			p := &t.paths[i]
+			if p.running || p.step == p.end || rows+t.plan.width > room {
 				continue
 			}
-			for i := range t.paths {
-				p := &t.paths[i]
-				if p.running || p.step == p.end || rows+t.plan.width > room {
-					continue
-				}
-				rows += t.plan.width
-				t.served += float64(t.plan.width)
-				t.running++
-				p.running = true
-				w.picked = append(w.picked, p)
-			}
+			rows += t.plan.width
+			t.served += float64(t.plan.width)
+			t.running++
+			p.running = true
+			w.picked = append(w.picked, p)
 		}
-		s.clock[priority] = max(s.clock[priority], least)
 	}
+	s.clock[priority] = max(s.clock[priority], least)
+	return rows
 }
 
 // fill copies the rows of the picked paths into the worker's buffers: conditional, then unconditional with guidance.

@@ -67,7 +67,7 @@ func fakeSamplerOf(t testing.TB, dir string, maxRows, workers int, buckets []int
 		}
 		fakes, ls = append(fakes, f), append(ls, &f.worker)
 	}
-	e.sampler = newSampler(verified, ls, maxRows, buckets, nil)
+	e.sampler = newSampler(verified, ls, Options{MaxBatchRows: maxRows, Buckets: buckets, BackgroundShare: 0.05})
 	t.Cleanup(func() {
 		if err := e.sampler.close(); err != nil {
 			t.Error(err)
@@ -274,6 +274,54 @@ func TestLiveBeforeBackground(t *testing.T) {
 			}
 		}
 	})
+}
+
+// Background requests get their share of the rows while live requests fill every run, and no more.
+func TestBackgroundIsNotStarved(t *testing.T) {
+	for _, c := range []struct{ maxRows, workers int }{{64, 1}, {8, 1}, {2, 1}, {32, 2}} {
+		synctest.Test(t, func(t *testing.T) {
+			e, workers := fakeSampler(t, c.maxRows, c.workers, nil)
+			g := newGate()
+			for _, w := range workers {
+				w.before = g.before
+			}
+			p := profileOf(900, 2, 899, 899)
+			ctx, stop := context.WithCancel(t.Context())
+			var all []*inFlight
+			for i := range 4 * c.maxRows * c.workers {
+				all = append(all, e.start(ctx, Request{Key: fmt.Sprint(i), Profile: p}))
+			}
+			synctest.Wait()
+			for i := range 3 {
+				all = append(all, e.start(ctx, Request{Key: fmt.Sprint("background", i), Profile: p, Priority: Background}))
+			}
+			synctest.Wait()
+			rows := e.sampler.metrics.rows
+			for range c.workers {
+				<-g.entered
+			}
+			for range 400 {
+				g.next()
+			}
+			background, live := testutil.ToFloat64(rows[Background]), testutil.ToFloat64(rows[Live])
+			if share := background / (live + background); share < 0.04 || share > 0.06 {
+				t.Errorf("%d rows a run, %d sessions: %.0f background rows beside %.0f live ones, want a share of 0.05",
+					c.maxRows, c.workers, background, live)
+			}
+			stop()
+			for _, w := range workers {
+				w.before = nil
+			}
+			for range c.workers {
+				g.leave <- struct{}{}
+			}
+			for _, r := range all {
+				if <-r.done; r.err != nil && !errors.Is(r.err, context.Canceled) {
+					t.Error(r.err)
+				}
+			}
+		})
+	}
 }
 
 // A request of thousands of rows neither starves nor holds up small ones.

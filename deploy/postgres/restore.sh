@@ -11,7 +11,7 @@ ask() { psql --no-psqlrc --no-password --quiet --tuples-only --no-align --set ON
 there=$(ask "SELECT count(*) FROM pg_catalog.pg_namespace WHERE nspname IN ('decuwatch', 'decuwatch_views')")
 [ "$there" = 0 ] || fail "the database $PGDATABASE holds decuwatch's tables already; restore into an empty one"
 sh "$(dirname "$0")/logins.sh" </dev/null
-pg_restore --no-password --dbname "$PGDATABASE" --no-owner --exit-on-error --single-transaction
+pg_restore --no-password --dbname "$PGDATABASE" --no-owner --role=decuwatch_owner --exit-on-error --single-transaction
 ask "ANALYZE"
 may=$(ask "SELECT has_table_privilege('decuwatch_writer', 'decuwatch.events', 'INSERT')
 	AND has_table_privilege('decuwatch_reader', 'decuwatch_views.scores', 'SELECT')")

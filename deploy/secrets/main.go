@@ -29,7 +29,8 @@ import (
 var users = []string{"producer", "canary", "worker", "subscriber", "operator"}
 
 // passwords are the files that hold one password, or token, each.
-var passwords = []string{"postgres-owner", "postgres-writer", "postgres-reader", "grafana-admin", "review-token"}
+var passwords = []string{"postgres-superuser", "postgres-owner", "postgres-writer", "postgres-reader", "grafana-admin",
+	"review-token"}
 
 func main() {
 	if err := run(os.Args[1:], os.Stdout); err != nil {
@@ -147,7 +148,9 @@ func (m maker) passwords(postgres string) error {
 		}
 		secret[name] = strings.TrimSpace(s)
 	}
-	for user, name := range map[string]string{"decuwatch": "postgres-owner", "decuwatch_monitor": "postgres-writer"} {
+	for user, name := range map[string]string{
+		"decuwatch_owner": "postgres-owner", "decuwatch_monitor": "postgres-writer",
+	} {
 		// libpq ignores a password file that others can read; pgx does not mind.
 		line := fmt.Sprintf("%s:*:%s:%s\n", postgres, user, secret[name])
 		if err := m.write("pgpass-"+strings.TrimPrefix(name, "postgres-"), line); err != nil {

@@ -2,10 +2,13 @@ package app
 
 import (
 	"context"
+	"fmt"
+	"log/slog"
 	"net/http"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"github.com/decuwatch/decuwatch/alerts"
@@ -61,13 +64,18 @@ func WatchCanaries(ctx context.Context, c Canary, report func(postgres.Canary), 
 	for _, sink := range sinks {
 		names = append(names, sink.Name())
 	}
-	store, err := c.Postgres.Open(ctx, o.Log, names...)
+	reg := NewRegistry(o.Version, o.Revision)
+	if !c.Once {
+		if err := c.serveMetrics(reg, life, o.Log); err != nil {
+			return err
+		}
+	}
+	store, err := c.openStore(ctx, o.Log, names)
 	if err != nil {
-		return err
+		return life.Ended(err)
 	}
 	life.OnStop("Postgres", func() error { store.Close(); return nil })
 
-	reg := NewRegistry(o.Version, o.Revision)
 	watchdog, err := canary.New(store, c.publisher(js), manifests,
 		canary.Config{Every: c.Every, Deadline: c.Deadline, Registerer: reg, Log: o.Log})
 	if err != nil {
@@ -76,19 +84,34 @@ func WatchCanaries(ctx context.Context, c Canary, report func(postgres.Canary), 
 	if c.Once {
 		return watchdog.Once(ctx, report)
 	}
-	if c.Listen != NoPage {
-		listener, err := Listen("--listen", c.Listen)
-		if err != nil {
-			return err
-		}
-		mux := http.NewServeMux()
-		mux.Handle("GET /metrics", promhttp.HandlerFor(reg, promhttp.HandlerOpts{EnableOpenMetrics: true}))
-		life.Run("metrics", func(ctx context.Context) error { return ServeHTTP(ctx, listener, mux) })
-		o.Log.Info("publishing canaries", "every", c.Every, "deadline", c.Deadline,
-			"metrics", "http://"+listener.Addr().String()+"/metrics")
-	}
+	o.Log.Info("publishing canaries", "every", c.Every, "deadline", c.Deadline)
 	life.Run("canary", watchdog.Run)
 	return life.Wait()
+}
+
+// serveMetrics serves /metrics, and /healthz, unless they are switched off.
+func (c Canary) serveMetrics(reg *prometheus.Registry, life *Lifecycle, log *slog.Logger) error {
+	if c.Listen == NoPage {
+		return nil
+	}
+	listener, err := Listen("--listen", c.Listen)
+	if err != nil {
+		return err
+	}
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", promhttp.HandlerFor(reg, promhttp.HandlerOpts{EnableOpenMetrics: true}))
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "alive") })
+	life.Run("metrics", func(ctx context.Context) error { return ServeHTTP(ctx, listener, mux) })
+	log.Info("serving metrics", "metrics", "http://"+listener.Addr().String()+"/metrics")
+	return nil
+}
+
+// openStore opens the store, and waits while Postgres is away if the process keeps running.
+func (c Canary) openStore(ctx context.Context, log *slog.Logger, sinks []schema.Sink) (*postgres.Store, error) {
+	if c.Once {
+		return c.Postgres.Open(ctx, log, sinks...)
+	}
+	return openStore(ctx, c.Postgres, log, func(error) {}, sinks...)
 }
 
 // publisher returns a function that stores an event in the stream, which it creates if it does not exist.

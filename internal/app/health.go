@@ -75,6 +75,13 @@ func (h *health) set(name string, check func(context.Context) error) {
 	h.parts[name].check = check
 }
 
+// note sets the result of a part that cannot be checked yet.
+func (h *health) note(name string, err error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.parts[name].err = err
+}
+
 // run checks the parts until ctx ends, each part once at a time, however long that takes.
 func (h *health) run(ctx context.Context) error {
 	tick := time.NewTicker(100 * time.Millisecond)

@@ -94,6 +94,15 @@ func (l *Lifecycle) Wait() error {
 	return nil
 }
 
+// Ended returns err, the error of a start. If the start failed because the program must end, it returns what ended the
+// program instead, as Wait does.
+func (l *Lifecycle) Ended(err error) error {
+	if l.ctx.Err() != nil {
+		return l.Wait()
+	}
+	return err
+}
+
 // End stops everything, the last first, and joins the errors to *err. Defer it right after [NewLifecycle].
 func (l *Lifecycle) End(err *error) {
 	l.fail(nil)

@@ -15,6 +15,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promauto"
 
 	"github.com/decuwatch/decuwatch/alerts"
+	"github.com/decuwatch/decuwatch/alerts/patrol"
 	"github.com/decuwatch/decuwatch/consumers"
 	"github.com/decuwatch/decuwatch/internal/settings"
 	"github.com/decuwatch/decuwatch/monitor"
@@ -90,13 +91,11 @@ func Serve(ctx context.Context, c Config, o Options) (err error) {
 	for _, s := range sinks {
 		sinkNames = append(sinkNames, s.Name())
 	}
-	if err := c.Postgres.migrate(ctx, log); err != nil {
-		return err
-	}
+	away := func(err error) { health.note(partPostgres, err) }
 	c.Postgres.Volume, c.Postgres.Maintenance = c.Volume, c.Retention
-	store, err := c.Postgres.Open(ctx, log, sinkNames...)
+	store, err := openStore(ctx, c.Postgres, log, away, sinkNames...)
 	if err != nil {
-		return err
+		return life.Ended(err)
 	}
 	life.OnStop("Postgres", func() error { store.Close(); return nil })
 	ready := newReadiness(reg, c.Metrics.ClockTolerance, log)
@@ -105,22 +104,29 @@ func Serve(ctx context.Context, c Config, o Options) (err error) {
 	life.OnStop("registration", ready.leave)
 	ready.watch(health)
 	life.Run("health", health.run)
-	if err := store.EnsurePartitions(ctx, c.Retention.Ahead); err != nil {
-		return err
+	_, err = whenBack(ctx, log, away, func() (struct{}, error) {
+		return struct{}{}, store.EnsurePartitions(ctx, c.Retention.Ahead)
+	})
+	if err != nil {
+		return life.Ended(err)
 	}
 	life.Run("maintenance", func(ctx context.Context) error { store.Maintain(ctx); return nil })
 
 	// Thresholds and the patrol.
 	counts := alerts.NewMetrics(reg, names, sinkNames)
-	thresholds, err := alerts.NewThresholds(ctx, store, log, counts)
+	thresholds, err := whenBack(ctx, log, away, func() (*alerts.Thresholds, error) {
+		return alerts.NewThresholds(ctx, store, log, counts)
+	})
 	if err != nil {
-		return err
+		return life.Ended(err)
 	}
 	life.Run("thresholds", thresholds.Run)
 	warnWithoutThresholds(ctx, store, engines, log)
-	patrol, err := newPatrol(ctx, c.Patrol, engines, store, reg, log)
+	patrol, err := whenBack(ctx, log, away, func() (*patrol.Patrol, error) {
+		return newPatrol(ctx, c.Patrol, engines, store, reg, log)
+	})
 	if err != nil {
-		return err
+		return life.Ended(err)
 	}
 	life.Run("patrol", patrol.Run)
 

@@ -1,7 +1,12 @@
 package postgres_test
 
 import (
+	"context"
+	"errors"
 	"fmt"
+	"io"
+	"net"
+	"os"
 	"testing"
 	"time"
 
@@ -33,6 +38,32 @@ func TestRefused(t *testing.T) {
 	}
 	if postgres.Refused(&pgconn.PgError{Code: "23514", TableName: "scores", Message: "keine Partition"}) {
 		t.Error("a missing partition is an event's fault")
+	}
+}
+
+// TestAway sorts errors: those that waiting may help, and those that need a person.
+func TestAway(t *testing.T) {
+	for code, away := range map[string]bool{
+		"08006": true, "53300": true, "57P03": true, "57P01": true, "57P02": true, "58030": true, "25006": true,
+		"28P01": false, "28000": false, "3D000": false, "42501": false, "42P01": false, "22P02": false, "23505": false,
+		"": false, "0A000": false,
+	} {
+		err := fmt.Errorf("postgres: %w", &pgconn.PgError{Code: code})
+		if got := postgres.Away(err); got != away {
+			t.Errorf("SQLSTATE %q: away %t, want %t", code, got, away)
+		}
+	}
+	refused := &net.OpError{Op: "dial", Net: "tcp", Err: os.ErrDeadlineExceeded}
+	for _, err := range []error{refused, &net.DNSError{Name: "postgres"}, io.ErrUnexpectedEOF, context.DeadlineExceeded} {
+		if !postgres.Away(fmt.Errorf("postgres: %w", err)) {
+			t.Errorf("%v: not away", err)
+		}
+	}
+	for _, err := range []error{nil, postgres.ErrSession, postgres.ErrNotMigrated, postgres.ErrEdited, context.Canceled,
+		errors.New("server refused TLS connection")} {
+		if postgres.Away(err) {
+			t.Errorf("%v: away", err)
+		}
 	}
 }
 

@@ -1,6 +1,7 @@
 package postgres
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -8,6 +9,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -16,6 +18,12 @@ import (
 // ErrSession is returned by Open and Migrate for an address whose sessions are not as this program needs them. The text
 // says what was found and what is needed.
 var ErrSession = errors.New("the database session is not as decuwatch needs it")
+
+// errNotWritable is an ErrSession that may go away by itself, after a failover.
+var errNotWritable = fmt.Errorf("%w: it cannot write", ErrSession)
+
+// connectTimeout bounds an attempt to connect, unless the address has connect_timeout.
+const connectTimeout = 10 * time.Second
 
 // leastServer is the oldest server that is supported, as server_version_num counts.
 const leastServer = 150000
@@ -51,6 +59,7 @@ func configure(c *pgx.ConnConfig, settings map[string]string) error {
 	if c.RuntimeParams["application_name"] == "" {
 		c.RuntimeParams["application_name"] = "decuwatch"
 	}
+	c.ConnectTimeout = cmp.Or(c.ConnectTimeout, connectTimeout)
 	c.AfterConnect = func(ctx context.Context, conn *pgconn.PgConn) error { return setUp(ctx, conn, all) }
 	return nil
 }
@@ -90,10 +99,10 @@ func checkSession(found, settings map[string]string) error {
 		return fmt.Errorf("%w: the database's encoding is %s, must be UTF8", ErrSession, found["server_encoding"])
 	}
 	if found["in recovery"] != "false" {
-		return fmt.Errorf("%w: the server is a standby, which cannot be written to (pg_is_in_recovery)", ErrSession)
+		return fmt.Errorf("%w: the server is a standby (pg_is_in_recovery)", errNotWritable)
 	}
 	if found["default_transaction_read_only"] != "off" {
-		return fmt.Errorf("%w: the database or the role is read-only (default_transaction_read_only is on)", ErrSession)
+		return fmt.Errorf("%w: the database or the role is read-only (default_transaction_read_only is on)", errNotWritable)
 	}
 	for _, name := range slices.Sorted(maps.Keys(settings)) {
 		if found[name] != settings[name] {

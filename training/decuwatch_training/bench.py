@@ -15,11 +15,13 @@ import torch
 from torch import Tensor
 
 from decuwatch_training.backbone import ContextUNet, add_backbone_arguments, backbone_of
+from decuwatch_training.branch import Requests, shared_means
 from decuwatch_training.diffusion import Denoiser, NoiseSchedule, Sampler, first_latent
 from decuwatch_training.manifest import read_manifest, read_tables
 from decuwatch_training.paide import estimate
 from decuwatch_training.paper import paper_backbone
 from decuwatch_training.pretrain import PretrainSettings, build_unet
+from decuwatch_training.profile import measures_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,7 +41,7 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     manifest = read_manifest(arguments.ensemble / "ensemble.json")
-    tables, _ = read_tables(arguments.ensemble, manifest)
+    sets = read_tables(arguments.ensemble, manifest).measured()
     shape = tuple(manifest["latent"][side] for side in ("channels", "height", "width"))
     if arguments.backbone:
         network = backbone_of(arguments).denoiser
@@ -64,30 +66,40 @@ def run(arguments: argparse.Namespace) -> None:
         spent = time.process_time()
         while time.monotonic() - began < seconds:
             seeds = range(request, request + arguments.seeds)
-            _scores(denoise, manifest, tables, request % len(manifest["classes"]), list(seeds), shape)
+            _scores(denoise, manifest, sets, request % len(manifest["classes"]), list(seeds), shape)
             request += 1
             scored += arguments.seeds
         print(f"{scored / (time.monotonic() - began):.4f} {scored / (time.process_time() - spent):.4f}", flush=True)
 
 
 def _scores(
-    denoise: Denoiser, manifest: dict[str, Any], tables: Tensor, label: int, seeds: list[int], shape: tuple[int, ...]
+    denoise: Denoiser,
+    manifest: dict[str, Any],
+    sets: dict[str, Tensor],
+    label: int,
+    seeds: list[int],
+    shape: tuple[int, ...],
 ) -> list[Tensor]:
-    """Both measurements of requests of one class."""
-    profile = manifest["profile"]
-    sampler = Sampler(NoiseSchedule(**manifest["diffusion"]), profile["steps"], float(profile["guidance_scale"]))
-    components = [
-        (table[label].expand(len(seeds), *table.shape[1:]), table[-1].expand(len(seeds), *table.shape[1:]))
-        for table in tables
-    ]
-    carrier = components[seeds[0] % len(components)]
-    shared = torch.stack([first_latent(seed, shape) for seed in seeds])
-    scores, done = [], 0
-    for name in sorted(("class_gap", "request_risk"), key=lambda name: profile[name]["branch_step"]):
-        branch, length = profile[name]["branch_step"], profile[name]["rollout_steps"]
-        shared, done = sampler.roll(denoise, done, branch, shared, *carrier), branch
-        means = torch.stack(
-            [sampler.roll(denoise, branch, branch + length, shared, *component) for component in components], 1
-        )
-        scores.append(estimate(profile[name]["estimator"], means, 1.0))
+    """All measurements of requests of one class, table by table; an image is neither decoded nor judged."""
+    profile, schedule = manifest["profile"], NoiseSchedule(**manifest["diffusion"])
+    first = torch.stack([first_latent(seed, shape) for seed in seeds])
+    requests = Requests(
+        torch.full((len(seeds),), label), torch.tensor(seeds), torch.zeros(len(seeds), dtype=torch.int64)
+    )
+    scores, shared, done = [], first, 0
+    measures = measures_of(profile)
+    for name in sorted(measures, key=lambda name: measures[name].branch_step):
+        measure = measures[name]
+        sampler = Sampler(schedule, measure.steps, float(profile["guidance_scale"]))
+        tables = sets[measure.tables]
+        if measure.guidance == "shared":
+            means = shared_means(denoise, sampler, tables, requests, first, measure.rollout_steps)
+            scores.append(estimate(measure.estimator, means, 1.0))
+            continue
+        branch, length = measure.branch_step, measure.rollout_steps
+        rows = [[row.expand(len(seeds), *row.shape) for row in (table[label], table[-1])] for table in tables]
+        if branch:
+            shared, done = sampler.roll(denoise, done, branch, shared, *rows[seeds[0] % len(rows)]), branch
+        means = torch.stack([sampler.roll(denoise, branch, branch + length, shared, *each) for each in rows], 1)
+        scores.append(means[:, 0] if name == "image_risk" else estimate(measure.estimator, means, 1.0))
     return scores

@@ -1,6 +1,6 @@
 """The branch: one component carries the latent, from branch step b all M continue from it on their own paths."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,47 +8,8 @@ import torch
 from torch import Tensor
 
 from decuwatch_training.diffusion import Denoiser, NoiseSchedule, Sampler, first_latent
-from decuwatch_training.errors import TrainingError
-from decuwatch_training.paide import ESTIMATORS, estimate
-
-DEFAULT_PROFILE: dict[str, Any] = {
-    "steps": 20,
-    "guidance_scale": 2.0,
-    "eta": 0.0,
-    "class_gap": {"branch_step": 0, "rollout_steps": 1, "estimator": "paide-w2"},
-    "request_risk": {"branch_step": 10, "rollout_steps": 1, "estimator": "mean-w2"},
-    "reason": "a first guess, before any evaluation of this ensemble",
-}
-
-
-def check_profile(profile: Any, schedule: NoiseSchedule) -> None:
-    """Raise TrainingError that names the first profile field that a reader of the manifest would refuse."""
-
-    def known(name: str, value: Any, fields: set[str]) -> None:
-        if not isinstance(value, dict) or set(value) != fields:
-            raise TrainingError(f"{name}: expected an object with the fields {', '.join(sorted(fields))}")
-
-    def within(name: str, value: Any, low: float, high: float, whole: bool) -> None:
-        kinds = int if whole else (int, float)
-        if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high:
-            raise TrainingError(
-                f"{name} {value!r}: expected {'an integer' if whole else 'a number'} from {low} to {high}"
-            )
-
-    known("profile", profile, {"steps", "guidance_scale", "eta", "class_gap", "request_risk", "reason"})
-    within("profile.steps", profile["steps"], 1, 1000, whole=True)
-    within("profile.guidance_scale", profile["guidance_scale"], 0, 30, whole=False)
-    within("profile.eta", profile["eta"], 0, 1, whole=False)
-    count = schedule.step_count(profile["steps"])
-    for name in ("class_gap", "request_risk"):
-        measure = profile[name]
-        known(f"profile.{name}", measure, {"branch_step", "rollout_steps", "estimator"})
-        within(f"profile.{name}.branch_step", measure["branch_step"], 0, count - 1, whole=True)
-        within(f"profile.{name}.rollout_steps", measure["rollout_steps"], 1, count - measure["branch_step"], whole=True)
-        if measure["estimator"] not in ESTIMATORS:
-            raise TrainingError(
-                f"profile.{name}.estimator {measure['estimator']!r}: expected one of {', '.join(ESTIMATORS)}"
-            )
+from decuwatch_training.paide import estimate
+from decuwatch_training.profile import SPREADS, Measure, measures_of
 
 
 @dataclass(frozen=True)
@@ -122,6 +83,28 @@ def branched_means(
             shared = sampler.step(denoise, step, shared, carried, carried_without)
 
 
+def shared_row(tables: Tensor) -> Tensor:
+    """The unconditional row of a whole set [M, K + 1, T, D] under shared guidance: the mean of its rows, [T, D]."""
+    return tables[:, -1].double().mean(0).float()
+
+
+@torch.no_grad()
+def shared_means(
+    denoise: Denoiser, sampler: Sampler, tables: Tensor, requests: Requests, latents: Tensor, steps: int
+) -> Tensor:
+    """The latents [n, M, C, H, W] of all M tables after ``steps`` steps under shared guidance.
+
+    tables [M, K + 1, T, D]; latents [n, C, H, W] are the requests' first ones. Each step evaluates one unconditional
+    row for each request, at the mean of its M latents: M + 1 rows (M at guidance 1).
+    """
+    conditional, _ = contexts_of(tables, requests.classes)
+    unconditional = shared_row(tables)
+    paths = latents.unsqueeze(1).expand(-1, len(tables), *latents.shape[1:])
+    for index in range(steps):
+        paths = sampler.shared_step(denoise, index, paths, conditional, unconditional)
+    return paths
+
+
 def step_variance(sampler: Sampler, step: int) -> float:
     """sigma_t^2 of DDIM's step at eta = 1. KL and Bhattacharyya's distance use this width; the path has eta = 0."""
     scheduler = sampler.schedule.scheduler(sampler.steps)
@@ -129,27 +112,34 @@ def step_variance(sampler: Sampler, step: int) -> float:
     return float(scheduler._get_variance(timestep, timestep - sampler.schedule.train_timesteps // sampler.steps))
 
 
+def measured_means(
+    denoise: Denoiser, sampler: Sampler, tables: Tensor, requests: Requests, latents: Tensor, measure: Measure
+) -> Tensor:
+    """The latents [n, M, C, H, W] of one measurement's tables [M, K + 1, T, D] after its last step."""
+    if measure.guidance == "shared":
+        return shared_means(denoise, sampler, tables, requests, latents, measure.rollout_steps)
+    branch = Branch(measure.branch_step, measure.rollout_steps)
+    own = Requests(requests.classes, requests.seeds, requests.carriers % len(tables))
+    return dict(branched_means(denoise, sampler, tables, own, latents, [branch]))[branch]
+
+
 def profile_scores(
-    denoise: Denoiser, sampler: Sampler, tables: Tensor, requests: Requests, latents: Tensor, profile: dict[str, Any]
+    denoise: Denoiser,
+    schedule: NoiseSchedule,
+    sets: Mapping[str, Tensor],
+    requests: Requests,
+    latents: Tensor,
+    profile: Mapping[str, Any],
 ) -> dict[str, Tensor]:
-    """``class_gap`` and ``request_risk`` [n] of the requests under a manifest's profile (eta = 0)."""
-    measured = {
-        name: Branch(profile[name]["branch_step"], profile[name]["rollout_steps"])
-        for name in ("class_gap", "request_risk")
-    }
-    means = dict(
-        branched_means(
-            denoise,
-            sampler,
-            tables,
-            requests,
-            latents,
-            sorted(set(measured.values()), key=lambda b: (b.step, b.rollout)),
-        )
-    )
+    """``class_gap`` and ``request_risk`` [n] of the requests under a manifest's profile (eta = 0).
+
+    ``sets`` has the tables [M, K + 1, T, D] of each set that the profile names.
+    """
     scores = {}
-    for name, branch in measured.items():
-        estimator = profile[name]["estimator"]
-        assert estimator in ESTIMATORS
-        scores[name] = estimate(estimator, means[branch], step_variance(sampler, branch.step + branch.rollout - 1))
+    for name, measure in measures_of(profile).items():
+        if name in SPREADS:
+            sampler = Sampler(schedule, measure.steps, float(profile["guidance_scale"]))
+            means = measured_means(denoise, sampler, sets[measure.tables], requests, latents, measure)
+            last = measure.branch_step + measure.rollout_steps - 1
+            scores[name] = estimate(measure.estimator, means, step_variance(sampler, last))
     return scores

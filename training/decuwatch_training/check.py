@@ -17,6 +17,7 @@ from decuwatch_training.diffusion import Sampler, first_latent
 from decuwatch_training.errors import TrainingError
 from decuwatch_training.graphs import Graph
 from decuwatch_training.manifest import manifests_of, read_manifest, read_tables
+from decuwatch_training.profile import measures_of
 
 TOLERANCE = {"fp32": 1e-4, "fp16": 2e-2}
 """Largest relative error of a row. fp16 carries 11 bits; its errors add up along a trajectory."""
@@ -44,7 +45,7 @@ def check_directory(directory: Path, backbone: Backbone, rows: int = 32) -> dict
     try:
         for path in manifests_of(directory):
             manifest = read_manifest(path)
-            tables, _ = read_tables(directory, manifest)
+            tables = read_tables(directory, manifest).members
             for part in ("unet", "decoder"):
                 if part not in graphs:
                     graphs[part] = Graph(directory / manifest["files"][part]["path"], manifest["graph"][part])
@@ -77,7 +78,8 @@ def _compare(
         errors[f"U-Net, {count} rows"] = _worst(
             graphs["unet"](latent[:count], timestep[:count], context[:count]), wanted
         )
-    sampler = Sampler(backbone.schedule, manifest["profile"]["steps"], float(manifest["profile"]["guidance_scale"]))
+    steps = measures_of(manifest["profile"])["request_risk"].steps
+    sampler = Sampler(backbone.schedule, steps, float(manifest["profile"]["guidance_scale"]))
     classes = torch.arange(len(manifest["classes"]))[:16]
     conditional, unconditional = contexts_of(tables, classes)
     start = torch.stack([first_latent(int(label), backbone.latent_shape) for label in classes])

@@ -96,6 +96,27 @@ def predict_guided(
     return without + guidance * (conditional - without)
 
 
+def predict_shared(
+    denoise: Denoiser, latents: Tensor, timestep: int, context: Tensor, unconditional: Tensor, guidance: float
+) -> Tensor:
+    """Guidance of M tables by one unconditional prediction u at the mean of their latents: u + g (eps_m - u).
+
+    latents [n,M,C,H,W], context [n,M,T,D], unconditional [T,D]; returns [n,M,C,H,W] at n (M + 1) rows of U-Net work
+    (n M at g = 1).
+    """
+    requests, tables = latents.shape[:2]
+    rows, contexts = latents.flatten(0, 1), context.flatten(0, 1)
+    if guidance != 1.0:
+        rows = torch.cat([latents.double().mean(1).to(latents.dtype), rows])
+        contexts = torch.cat([unconditional.expand(requests, *unconditional.shape), contexts])
+    output = denoise(rows, torch.full((len(rows),), timestep, dtype=torch.int64, device=rows.device), contexts)
+    conditional = output[-requests * tables :].view_as(latents)
+    if guidance == 1.0:
+        return conditional
+    without = output[:requests].unsqueeze(1)
+    return without + guidance * (conditional - without)
+
+
 @dataclass(frozen=True)
 class Sampler:
     """DDIM with eta = 0, S steps, guidance g. ``step(i, ...)`` maps the latent before step i to the mean mu after."""
@@ -114,12 +135,31 @@ class Sampler:
 
     def step(self, denoise: Denoiser, index: int, latent: Tensor, context: Tensor, unconditional: Tensor) -> Tensor:
         """mu = sqrt(a_prev) x0 + sqrt(1 - a_prev) eps of DDIM step ``index`` (0 is the first, noisiest one)."""
-        scheduler = self.schedule.scheduler(self.steps)
-        timestep = int(scheduler.timesteps[index])
+        timestep = self._timestep(index)
         prediction = predict_guided(denoise, latent, timestep, context, unconditional, self.guidance)
-        return cast(
-            Tensor, scheduler.step(cast(Any, prediction), timestep, cast(Any, latent), eta=0.0, return_dict=False)[0]
-        )
+        return self._outcome(prediction, timestep, latent).prev_sample
+
+    def predicted(
+        self, denoise: Denoiser, index: int, latent: Tensor, context: Tensor, unconditional: Tensor
+    ) -> Tensor:
+        """x0 = (x - sqrt(1 - a_t) eps) / sqrt(a_t): the clean latent as DDIM step ``index`` predicts it."""
+        timestep = self._timestep(index)
+        prediction = predict_guided(denoise, latent, timestep, context, unconditional, self.guidance)
+        return self._outcome(prediction, timestep, latent).pred_original_sample
+
+    def shared_step(
+        self, denoise: Denoiser, index: int, latents: Tensor, context: Tensor, unconditional: Tensor
+    ) -> Tensor:
+        """``step`` of M tables with one unconditional row; latents [n,M,C,H,W], context [n,M,T,D], that row [T,D]."""
+        timestep = self._timestep(index)
+        prediction = predict_shared(denoise, latents, timestep, context, unconditional, self.guidance)
+        return self._outcome(prediction, timestep, latents).prev_sample
+
+    def _timestep(self, index: int) -> int:
+        return int(self.schedule.scheduler(self.steps).timesteps[index])
+
+    def _outcome(self, prediction: Tensor, timestep: int, latent: Tensor) -> Any:
+        return self.schedule.scheduler(self.steps).step(cast(Any, prediction), timestep, cast(Any, latent), eta=0.0)
 
     def roll(
         self, denoise: Denoiser, first: int, last: int, latent: Tensor, context: Tensor, unconditional: Tensor

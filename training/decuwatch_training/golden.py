@@ -10,6 +10,8 @@ import argparse
 import hashlib
 import itertools
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,11 +20,14 @@ import torch
 from torch import Tensor
 
 from decuwatch_training.backbone import add_backbone_arguments, backbone_of
-from decuwatch_training.diffusion import Denoiser, NoiseSchedule, predict_guided
+from decuwatch_training.branch import shared_row
+from decuwatch_training.diffusion import Denoiser, NoiseSchedule, predict_guided, predict_shared
 from decuwatch_training.files import sha256_file, write_file
 from decuwatch_training.graphs import Graph
+from decuwatch_training.imagerisk import TOP, Judge, image_risk
 from decuwatch_training.manifest import read_manifest, read_tables
 from decuwatch_training.paide import ESTIMATORS, estimate, squared_distances
+from decuwatch_training.profile import FORMAT_1, settings_key
 from decuwatch_training.sweeps import sweeps
 
 FILE = "golden.json"
@@ -53,6 +58,20 @@ CASES: list[dict[str, Any]] = [
 ]
 """One case a way through the sampler: every branch, guidance on and off, long and short seeds, eta > 0 with its noise.
 """
+SETS: list[dict[str, Any]] = [
+    {"class": 0, "seed": 3, "guidance_scale": 2.0, "eta": 0.0, "tables": "posterior", "steps": 3, "rollout_steps": 1},
+    {"class": 1, "seed": 4, "guidance_scale": 2.0, "eta": 0.0, "tables": "members", "steps": 3, "rollout_steps": 2},
+    {"class": 2, "seed": 5, "guidance_scale": 1.0, "eta": 0.0, "tables": "members", "steps": 7, "rollout_steps": 7},
+    {"class": 3, "seed": 6, "guidance_scale": 3.5, "eta": 0.6, "tables": "members", "steps": 5, "rollout_steps": 3},
+    {"class": 0, "seed": 7, "guidance_scale": 5.0, "eta": 0.6, "tables": "posterior", "steps": 4, "rollout_steps": 4},
+]
+"""Further cases of an ensemble of format 2: every set of tables with shared guidance."""
+JUDGED: list[dict[str, Any]] = [
+    {"seed": 11, "guidance_scale": 2.0, "eta": 0.0, "steps": 4, "rollout_steps": 3},
+    {"seed": 12, "guidance_scale": 1.0, "eta": 0.0, "steps": 3, "rollout_steps": 1},
+    {"seed": 13, "guidance_scale": 3.5, "eta": 0.6, "steps": 6, "rollout_steps": 6},
+]
+"""Ways of the producer's table, each for every class, that a judge looks at."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -97,19 +116,76 @@ def carrier(key: str, components: int) -> int:
 def write_golden(directory: Path, denoise: Denoiser, network: str) -> None:
     """Write golden.json of the directory's ``ensemble.json``; ``network`` says what computed the predictions."""
     manifest = read_manifest(directory / "ensemble.json")
-    tables, _ = read_tables(directory, manifest)
+    sets = read_tables(directory, manifest)
     schedule = NoiseSchedule(**manifest["diffusion"])
     shape = tuple(manifest["latent"][side] for side in ("channels", "height", "width"))
-    document = {
+    cases = [
+        _case(case | {"class": case["class"] % len(manifest["classes"])}, denoise, sets.members, schedule, shape)
+        for case in CASES
+        if case["steps"] <= schedule.train_timesteps
+    ]
+    document: dict[str, Any] = {
         "manifest_sha256": sha256_file(directory / "ensemble.json"),
         "reference": f"torch {torch.__version__}, diffusers {diffusers.__version__}, network in {network}",
-        "cases": [
-            _case(case | {"class": case["class"] % len(manifest["classes"])}, denoise, tables, schedule, shape)
-            for case in CASES
-            if case["steps"] <= schedule.train_timesteps
-        ],
     }
-    _write(directory / FILE, document)
+    if manifest["format"] == FORMAT_1:
+        _write(directory / FILE, document | {"cases": cases})
+        return
+    cases = [case | {"tables": "members", "guidance": "own"} for case in cases]
+    tables = sets.measured()
+    cases += [
+        _shared_case(case | {"class": case["class"] % len(manifest["classes"])}, denoise, tables, schedule, shape)
+        for case in SETS
+        if case["tables"] in tables
+    ]
+    judged = _judged_cases(directory, manifest, denoise, tables["producer"][0]) if "judge" in manifest else []
+    settings = settings_key(manifest["profile"])
+    _write(directory / FILE, document | {"settings": settings, "cases": cases, "judged": judged})
+
+
+@dataclass(frozen=True)
+class _Way:
+    """One request's way through diffusers' scheduler, with the noise of eta > 0 from the request's own generator."""
+
+    schedule: NoiseSchedule
+    steps: int
+    eta: float
+    first: Tensor
+    noise: list[Tensor]
+
+    @classmethod
+    def of(cls, case: Mapping[str, Any], schedule: NoiseSchedule, shape: tuple[int, ...]) -> "_Way":
+        generator = torch.Generator().manual_seed(case["seed"])
+        first = torch.randn(shape, generator=generator)
+        noise = [
+            torch.randn(shape, generator=generator) if case["eta"] > 0 else torch.zeros(shape)
+            for _ in range(schedule.step_count(case["steps"]))
+        ]
+        return cls(schedule, case["steps"], case["eta"], first, noise)
+
+    def timestep(self, index: int) -> int:
+        return int(self.schedule.scheduler(self.steps).timesteps[index])
+
+    def step(self, index: int, latent: Tensor, prediction: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Means of the step, the latents after its noise, and the predicted x0, one row a table."""
+        scheduler = self.schedule.scheduler(self.steps)
+        mean, after = (
+            scheduler.step(
+                cast(Any, prediction),
+                self.timestep(index),
+                cast(Any, latent),
+                eta=self.eta,
+                variance_noise=cast(Any, added),
+            )
+            for added in (torch.zeros_like(latent), self.noise[index].expand_as(latent))
+        )
+        return mean.prev_sample, after.prev_sample, mean.pred_original_sample
+
+    def variance(self, index: int) -> float:
+        timestep = self.timestep(index)
+        scheduler = self.schedule.scheduler(self.steps)
+        variance = float(scheduler._get_variance(timestep, timestep - self.schedule.train_timesteps // self.steps))
+        return variance * self.eta**2 if self.eta > 0 else variance
 
 
 def _case(
@@ -117,56 +193,97 @@ def _case(
 ) -> dict[str, Any]:
     key = f"golden\n{case['seed']}"
     chosen = carrier(key, len(tables))
-    generator = torch.Generator().manual_seed(case["seed"])
-    first = torch.randn(shape, generator=generator)
-    noise = [
-        torch.randn(shape, generator=generator) if case["eta"] > 0 else torch.zeros(shape)
-        for _ in range(schedule.step_count(case["steps"]))
-    ]
-    scheduler = schedule.scheduler(case["steps"])
+    way = _Way.of(case, schedule, shape)
 
     def step(index: int, latent: Tensor, components: list[int]) -> tuple[Tensor, Tensor]:
-        """Means of the step and the latents after its noise, one row a component."""
-        timestep = int(scheduler.timesteps[index])
         prediction = predict_guided(
-            denoise, latent, timestep, tables[components, case["class"]], tables[components, -1], case["guidance_scale"]
+            denoise,
+            latent,
+            way.timestep(index),
+            tables[components, case["class"]],
+            tables[components, -1],
+            case["guidance_scale"],
         )
-        both = [
-            scheduler.step(
-                cast(Any, prediction),
-                timestep,
-                cast(Any, latent),
-                eta=case["eta"],
-                variance_noise=cast(Any, added),
-                return_dict=False,
-            )[0]
-            for added in (torch.zeros_like(latent), noise[index].expand_as(latent))
-        ]
-        return both[0], both[1]
+        return way.step(index, latent, prediction)[:2]
 
-    shared = first.unsqueeze(0)
+    shared = way.first.unsqueeze(0)
     for index in range(case["branch_step"]):
         shared = step(index, shared, [chosen])[1]
     every = shared.expand(len(tables), *shape)
     for index in range(case["branch_step"], case["branch_step"] + case["rollout_steps"]):
         means, every = step(index, every, list(range(len(tables))))
-    final = first.unsqueeze(0)
+    final = way.first.unsqueeze(0)
     for index in range(schedule.step_count(case["steps"])):
         mean, final = step(index, final, [chosen])
-    last = case["branch_step"] + case["rollout_steps"] - 1
-    timestep = int(scheduler.timesteps[last])
-    variance = float(scheduler._get_variance(timestep, timestep - schedule.train_timesteps // case["steps"]))
-    if case["eta"] > 0:
-        variance *= case["eta"] ** 2
-    return case | {
-        "key": key,
-        "carrier": chosen,
-        "first": _numbers(first),
+    spread = _spread(means, way.variance(case["branch_step"] + case["rollout_steps"] - 1))
+    return case | {"key": key, "carrier": chosen, "first": _numbers(way.first)} | spread | {"final": _numbers(mean)}
+
+
+def _shared_case(
+    case: dict[str, Any],
+    denoise: Denoiser,
+    sets: Mapping[str, Tensor],
+    schedule: NoiseSchedule,
+    shape: tuple[int, ...],
+) -> dict[str, Any]:
+    """All tables of a set from the first step, under shared guidance."""
+    tables = sets[case["tables"]]
+    way = _Way.of(case, schedule, shape)
+    paths = way.first.expand(1, len(tables), *shape)
+    for index in range(case["rollout_steps"]):
+        prediction = predict_shared(
+            denoise,
+            paths,
+            way.timestep(index),
+            tables[None, :, case["class"]],
+            shared_row(tables),
+            case["guidance_scale"],
+        )
+        means, paths, _ = way.step(index, paths, prediction)
+    key = f"golden\n{case['seed']}"
+    more = {"guidance": "shared", "branch_step": 0, "key": key, "first": _numbers(way.first)}
+    return case | more | _spread(means[0], way.variance(case["rollout_steps"] - 1))
+
+
+def _spread(means: Tensor, variance: float) -> dict[str, Any]:
+    return {
         "means": [_numbers(mean, digits=9) for mean in means],
         "distances": squared_distances(means.flatten(1)).tolist(),
         "values": {name: float(estimate(name, means.unsqueeze(0), variance)) for name in ESTIMATORS},
-        "final": _numbers(mean),
     }
+
+
+def _judged_cases(
+    directory: Path, manifest: Mapping[str, Any], denoise: Denoiser, table: Tensor
+) -> list[dict[str, Any]]:
+    """The producer's way of every class; ``value`` is null if the judge cannot tell the class."""
+    schedule, latent = NoiseSchedule(**manifest["diffusion"]), manifest["latent"]
+    shape = tuple(latent[side] for side in ("channels", "height", "width"))
+    decoder = Graph(directory / manifest["files"]["decoder"]["path"], manifest["graph"]["decoder"])
+    judge = Judge.open(directory, manifest)
+    cases = []
+    for form, label in itertools.product(JUDGED, range(min(16, len(manifest["classes"])))):
+        way = _Way.of(form, schedule, shape)
+        after = way.first.unsqueeze(0)
+        for index in range(form["rollout_steps"]):
+            prediction = predict_guided(
+                denoise, after, way.timestep(index), table[None, label], table[None, -1], form["guidance_scale"]
+            )
+            _, after, clean = way.step(index, after, prediction)
+        image = decoder(clean / latent["scale"] + latent["shift"])
+        probabilities = judge.probabilities(image)
+        value = float(image_risk(probabilities, torch.tensor([label])))
+        top = probabilities[0].topk(min(TOP, len(probabilities[0])))
+        cases.append(
+            {"class": label, **form, "tables": "producer", "guidance": "own", "branch_step": 0}
+            | {"key": f"golden\n{form['seed']}", "x0": _numbers(clean), "image": _numbers(image)}
+            | {
+                "probabilities": probabilities[0].tolist(),
+                "top": [list(pair) for pair in zip(top.indices.tolist(), top.values.tolist(), strict=True)],
+                "value": value if judge.can_tell(label) else None,
+            }
+        )
+    return cases
 
 
 def _write(path: Path, document: dict[str, Any]) -> None:

@@ -51,6 +51,11 @@ def export_decoder(backbone: Backbone, path: Path, precision: str) -> list[Path]
     )
 
 
+def export_classifier(network: nn.Module, shape: tuple[int, int, int], path: Path) -> list[Path]:
+    """Write a judge: image [N,C,H,W] -> logits [N,outputs]; returns the files written."""
+    return _export(network, (torch.randn(2, *shape),), ["image"], "logits", path, "fp32")
+
+
 def _export(
     network: nn.Module, inputs: tuple[Tensor, ...], names: list[str], output: str, path: Path, precision: str
 ) -> list[Path]:
@@ -102,7 +107,7 @@ class Graph:
     """An exported graph on ONNX Runtime's CPU provider."""
 
     def __init__(self, path: Path, names: Mapping[str, str], threads: int | None = None) -> None:
-        """Open the graph. ``names`` is its part of the manifest's ``graph``: like UNET_NAMES, or like DECODER_NAMES.
+        """Open the graph. ``names`` has its inputs in the order of the call, and its ``output``.
 
         Raises TrainingError if ONNX Runtime refuses the file, or if the graph's inputs and output have other names.
         """
@@ -113,7 +118,7 @@ class Graph:
             self.session: Any = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as err:  # onnxruntime's errors share no public base class
             raise TrainingError(f"{path}: ONNX Runtime cannot read this graph: {err}") from err
-        order = UNET_NAMES if "context" in names else DECODER_NAMES
+        order = UNET_NAMES if "context" in names else names  # a manifest may have them in another order
         self.inputs = [names[role] for role in order if role != "output"]
         self.output = names["output"]
         found = {value.name for value in self.session.get_inputs()}

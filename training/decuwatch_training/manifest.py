@@ -6,8 +6,10 @@ docs/ensemble-format.md describes each field. ``export`` reads what it has writt
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +18,23 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from decuwatch_training.branch import check_profile
-from decuwatch_training.configuration import FLAG, Rule, check_fields, given, number, only, shorten, whole
+from decuwatch_training.configuration import (
+    FLAG,
+    Rule,
+    check_fields,
+    each,
+    either,
+    given,
+    number,
+    only,
+    shorten,
+    whole,
+)
 from decuwatch_training.diffusion import NoiseSchedule
 from decuwatch_training.errors import TrainingError
 from decuwatch_training.files import read_json, sha256_file
+from decuwatch_training.profile import FORMAT_1, FORMAT_2, check_profile, format_of
 
-FORMAT = "decuwatch-ensemble/1"
 NAME = re.compile(r"[a-z][a-z0-9_-]{0,63}")
 
 OBJECT = given(Rule("an object", lambda found: isinstance(found, dict)))
@@ -32,7 +44,7 @@ SIDE = given(whole(1, 1024))
 PIXELS = given(whole(1, 8192))
 
 MANIFEST = {
-    "format": given(only(FORMAT)),
+    "format": given(only(FORMAT_1, FORMAT_2)),
     "name": given(
         Rule(
             "1 to 64 of a-z 0-9 - _, beginning with a letter",
@@ -57,6 +69,10 @@ MANIFEST = {
     "reference": Rule("an object", lambda found: isinstance(found, dict)),
     "provenance": OBJECT,
     "diagnostics": OBJECT,
+}
+MANIFEST_2 = MANIFEST | {
+    "posterior": given(either(only(0), whole(2, 64))),
+    "judge": Rule("an object", lambda found: isinstance(found, dict)),
 }
 FILES = {"unet": OBJECT, "decoder": OBJECT, "tables": OBJECT}
 FILE = {
@@ -118,6 +134,50 @@ CLASS = {
 }
 
 
+COUNT = whole(0, 2**63 - 1)
+SHARE = number(0, 1)
+CLASS_2 = CLASS | {
+    "draws": given(COUNT),
+    "class_gap": number(0, 1e300, beyond=True),
+    "data": Rule("an object", lambda found: isinstance(found, dict)),
+}
+DATA = {
+    "images": given(COUNT),
+    "distinct": given(COUNT),
+    "n_eff": given(number(0, 1e300)),
+    "near_duplicates": given(COUNT),
+    "near_duplicate_groups": given(COUNT),
+    "neighbor_label_share": given(either(only(None), SHARE)),
+    "likely_mislabeled": given(COUNT),
+    "outliers": given(COUNT),
+}
+JUDGE = {
+    "input": TENSOR_NAME,
+    "output": TENSOR_NAME,
+    "channels": given(only(1, 3)),
+    "height": PIXELS,
+    "width": PIXELS,
+    "range": given(
+        Rule(
+            "two numbers, the second above the first",
+            lambda found: (
+                isinstance(found, list)
+                and len(found) == 2
+                and all(type(value) in (int, float) and math.isfinite(value) for value in found)
+                and found[0] < found[1]
+            ),
+        )
+    ),
+    "resize": given(only("none", "bilinear")),
+    "outputs": given(each(whole(-1, 99_999))),
+    "accuracy": given(each(either(only(None), SHARE))),
+    "held_out": given(each(COUNT)),
+    "least_accuracy": given(SHARE),
+    "measured": given(Rule("a text", lambda found: isinstance(found, str))),
+}
+"""The manifest's ``judge``; the verb ``judge`` writes the same object to judge.json."""
+
+
 def manifests_of(directory: Path) -> list[Path]:
     """``ensemble.json`` and its rotations. Raises TrainingError if there is none."""
     first = directory / "ensemble.json"
@@ -134,28 +194,59 @@ def read_manifest(path: Path) -> dict[str, Any]:
     manifest = read_json(path)
     where = str(path)
     if not isinstance(manifest, dict):
-        raise TrainingError(f"{where}: expected a JSON object with format {FORMAT!r}, found {shorten(manifest)}")
-    if manifest.get("format") != FORMAT:
-        raise TrainingError(f"{where}: format {shorten(manifest.get('format'))}: expected {FORMAT!r}")
-    check_fields(manifest, MANIFEST, {}, where)
+        raise TrainingError(f"{where}: expected a JSON object with format {FORMAT_2!r}, found {shorten(manifest)}")
+    if manifest.get("format") not in (FORMAT_1, FORMAT_2):
+        raise TrainingError(f"{where}: format {shorten(manifest.get('format'))}: expected {FORMAT_1!r} or {FORMAT_2!r}")
+    check_fields(manifest, MANIFEST if manifest["format"] == FORMAT_1 else MANIFEST_2, {}, where)
     for part, rules in PARTS.items():
         check_fields(manifest[part], rules, {}, f"{where}: {part}")
     for graph, rules in GRAPHS.items():
         check_fields(manifest["graph"][graph], rules, {}, f"{where}: graph.{graph}")
     _check_classes(manifest, where)
     _check_diffusion(manifest["diffusion"], f"{where}: diffusion")
-    try:
-        check_profile(manifest["profile"], NoiseSchedule(**manifest["diffusion"]))
-    except TrainingError as err:
-        raise TrainingError(f"{where}: {err}") from err
+    if "judge" in manifest:
+        check_judge(manifest["judge"], len(manifest["classes"]), manifest["image"], f"{where}: judge")
+    _check_profile(manifest, where)
     _check_files(manifest, path)
     return manifest
 
 
+def check_judge(judge: Mapping[str, Any], classes: int, image: Mapping[str, Any], where: str) -> None:
+    """Raise TrainingError that names the first field that is out of its bounds.
+
+    ``image`` is the manifest's object of that name.
+    """
+    check_fields(judge, JUDGE, {}, where)
+    if judge["channels"] != image["channels"]:
+        raise TrainingError(f"{where}: channels {judge['channels']}: expected the image's, {image['channels']}")
+    size, given_size = (image["height"], image["width"]), (judge["height"], judge["width"])
+    if judge["resize"] == "none" and given_size != size:
+        raise TrainingError(f"{where}: resize 'none': expected height and width of the image, {size[0]} and {size[1]}")
+    if max(judge["outputs"]) < 0 or max(judge["outputs"]) >= classes:
+        raise TrainingError(f"{where}: outputs: expected indices of the {classes} classes, or -1, not all of them -1")
+    for field in ("accuracy", "held_out"):
+        if len(judge[field]) != classes:
+            raise TrainingError(f"{where}: {field}: expected a number for each of the {classes} classes")
+    for label, accuracy in enumerate(judge["accuracy"]):
+        if accuracy is not None and label not in judge["outputs"]:
+            raise TrainingError(f"{where}: accuracy[{label}] {accuracy}: expected null, since no output stands for it")
+
+
+def _check_profile(manifest: Mapping[str, Any], where: str) -> None:
+    profile = manifest["profile"]
+    if format_of(profile) != manifest["format"]:
+        raise TrainingError(f"{where}: profile: not one of format {manifest['format']!r}")
+    try:
+        check_profile(
+            profile, NoiseSchedule(**manifest["diffusion"]), manifest.get("posterior", 0), "judge" in manifest
+        )
+    except TrainingError as err:
+        raise TrainingError(f"{where}: {err}") from err
+
+
 def files_of(manifest: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Each file that the manifest names, after its field."""
-    for part in FILES:
-        entry = manifest["files"][part]
+    for part, entry in manifest["files"].items():
         yield f"files.{part}", entry
         for index, external in enumerate(entry.get("external", [])):
             yield f"files.{part}.external[{index}]", external
@@ -164,7 +255,8 @@ def files_of(manifest: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]
 def inputs_digest(manifest: Mapping[str, Any]) -> str:
     """SHA-256 in hex of what latents and scores depend on, without the name, the profile and the provenance."""
     digests = [entry["sha256"] for _, entry in files_of(manifest)]
-    fields = {name: manifest[name] for name in ("latent", "context", "diffusion", "components", "classes")}
+    names = ("latent", "context", "diffusion", "components", "classes", "posterior", "judge")
+    fields = {name: manifest[name] for name in names if name in manifest}
     text = json.dumps([digests, fields], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -175,7 +267,9 @@ def _check_classes(manifest: Mapping[str, Any], where: str) -> None:
         at = f"{where}: classes[{index}]"
         if not isinstance(entry, dict):
             raise TrainingError(f"{at}: expected an object, found {shorten(entry)}")
-        check_fields(entry, CLASS, {}, at)
+        check_fields(entry, CLASS if manifest["format"] == FORMAT_1 else CLASS_2, {}, at)
+        if "data" in entry:
+            check_fields(entry["data"], DATA, {}, f"{at}: data")
         if len(entry["images"]) != manifest["components"]:
             raise TrainingError(f"{at}: images: expected a number for each of the {manifest['components']} components")
         if entry["label"] in labels:
@@ -195,7 +289,8 @@ def _check_diffusion(diffusion: Mapping[str, Any], where: str) -> None:
 
 
 def _check_files(manifest: Mapping[str, Any], path: Path) -> None:
-    files = check_fields(manifest["files"], FILES, {}, f"{path}: files")
+    wanted = FILES | {"judge": OBJECT} if "judge" in manifest else FILES
+    files = check_fields(manifest["files"], wanted, {}, f"{path}: files")
     for part, entry in files.items():
         check_fields(entry, FILE if part == "tables" else FILE | {"external": LIST}, {}, f"{path}: files.{part}")
     named = set()
@@ -214,27 +309,58 @@ def _check_files(manifest: Mapping[str, Any], path: Path) -> None:
             raise TrainingError(f"{file}: size or SHA-256 is not what {path.name} says")
 
 
-def read_tables(directory: Path, manifest: Mapping[str, Any]) -> tuple[Tensor, Tensor | None]:
-    """Tables [M, K + 1, T, D] and the reference table [K + 1, T, D] of one manifest, shapes and values checked."""
+@dataclass(frozen=True)
+class TableSets:
+    """The tables of one manifest, each [K + 1, T, D]; sets of several have a first dimension for them."""
+
+    members: Tensor
+    reference: Tensor | None = None
+    """The backbone's own table."""
+    posterior: Tensor | None = None
+    producer: Tensor | None = None
+    producers: Tensor | None = None
+    """Further trainings of the producer's kind, for evaluation only."""
+
+    def measured(self) -> dict[str, Tensor]:
+        """The sets [M, K + 1, T, D] that a profile may name, the producer as a set of one."""
+        producer = None if self.producer is None else self.producer[None]
+        named = {"members": self.members, "posterior": self.posterior, "producer": producer}
+        return {name: tables for name, tables in named.items() if tables is not None}
+
+
+TENSORS = {"members": "tables"} | {name: name for name in ("reference", "posterior", "producer", "producers")}
+"""Names in tables.safetensors by field of TableSets."""
+
+
+def read_tables(directory: Path, manifest: Mapping[str, Any]) -> TableSets:
+    """The tables of one manifest, shapes and values checked. Raises TrainingError that names the file."""
     file = directory / manifest["files"]["tables"]["path"]
     try:
         tensors = load_file(file)
     except (OSError, SafetensorError) as err:
         raise TrainingError(f"{file}: expected the ensemble's tables: {shorten(str(err))}") from err
     rows, tokens, dim = len(manifest["classes"]) + 1, manifest["context"]["tokens"], manifest["context"]["dim"]
-    row = [dim] if tokens == 1 else [tokens, dim]
-    shapes = {"tables": [manifest["components"], rows, *row], "reference": [rows, *row]}
-    if "tables" not in tensors:
-        raise TrainingError(f"{file}: expected a tensor 'tables'")
+    table = [rows, dim] if tokens == 1 else [rows, tokens, dim]
+    counts = {"tables": [manifest["components"]], "reference": []}
+    required = {"tables"}
+    if manifest["format"] == FORMAT_2:
+        extra = len(tensors["producers"]) if "producers" in tensors and tensors["producers"].dim() else 0
+        counts |= {"producer": [], "producers": [max(1, extra)]}
+        if manifest["posterior"]:
+            counts["posterior"] = [manifest["posterior"]]
+            required |= {"posterior", "producer"}
+        if "image_risk" in manifest["profile"]:
+            required.add("producer")
+    for name in sorted(required - tensors.keys()):
+        raise TrainingError(f"{file}: expected a tensor {name!r}")
     for name, tensor in tensors.items():
-        if name not in shapes:
-            raise TrainingError(f"{file}: {shorten(name)}: expected the tensors 'tables' and 'reference' alone")
-        if list(tensor.shape) != shapes[name]:
-            raise TrainingError(f"{file}: {name} of shape {list(tensor.shape)}, expected {shapes[name]}")
+        if name not in counts:
+            raise TrainingError(f"{file}: {shorten(name)}: expected the tensors {', '.join(counts)} alone")
+        if list(tensor.shape) != counts[name] + table:
+            raise TrainingError(f"{file}: {name} of shape {list(tensor.shape)}, expected {counts[name] + table}")
         if tensor.dtype != torch.float32:
             raise TrainingError(f"{file}: {name} of {tensor.dtype}, expected torch.float32")
         if not bool(torch.isfinite(tensor).all()):
             raise TrainingError(f"{file}: {name} holds a value that is not finite")
-    reference = tensors.get("reference")
-    table = tensors["tables"].view(manifest["components"], rows, tokens, dim)
-    return table, None if reference is None else reference.view(rows, tokens, dim)
+    shaped = {name: tensor.view(*counts[name], rows, tokens, dim) for name, tensor in tensors.items()}
+    return TableSets(**{field: shaped[name] for field, name in TENSORS.items() if name in shaped})

@@ -132,7 +132,8 @@ def _run_shard(
     out: Path,
     batch_rows: int,
 ) -> None:
-    tables, reference = read_tables(path.parent, manifest)
+    sets = read_tables(path.parent, manifest)
+    tables, reference = sets.members, sets.reference
     components, classes = manifest["components"], len(manifest["classes"])
     requests = make_requests(range(classes), plan.seeds, components)
     shape = (manifest["latent"]["channels"], manifest["latent"]["height"], manifest["latent"]["width"])

@@ -17,10 +17,10 @@ from decuwatch_training.backbone import (
     build_compvis_autoencoder,
     build_compvis_unet,
 )
-from decuwatch_training.branch import DEFAULT_PROFILE
 from decuwatch_training.diffusion import NoiseSchedule
 from decuwatch_training.export import export_ensemble
 from decuwatch_training.loop import pick_device
+from decuwatch_training.profile import FORMAT_1_PROFILE
 from decuwatch_training.tiny import tiny_run
 
 CONTEXT_DIM = 512
@@ -38,7 +38,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Write the ensemble and check it."""
     backbone = paper_backbone(arguments.channels, arguments.classes).to(pick_device())
     trained = tiny_run(backbone, 5, 1)
-    profile = DEFAULT_PROFILE | {"reason": "random weights: any profile will do"}
+    profile = FORMAT_1_PROFILE | {"reason": "random weights: any profile will do"}
     export_ensemble(
         backbone,
         trained,

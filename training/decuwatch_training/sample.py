@@ -53,7 +53,8 @@ def draw_grid(
 ) -> None:
     """One manifest's grid, by its ONNX graphs alone."""
     manifest = read_manifest(path)
-    tables, reference = read_tables(path.parent, manifest)
+    sets = read_tables(path.parent, manifest)
+    tables, reference = sets.members, sets.reference
     if with_reference:
         if reference is None:
             raise TrainingError(f"{path}: the tables file has no tensor 'reference'")

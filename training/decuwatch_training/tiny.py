@@ -1,17 +1,29 @@
 """Write a small ensemble with random weights, for tests of readers of the format: real graphs, meaningless images."""
 
 import argparse
+import dataclasses
+import tempfile
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from decuwatch_training.backbone import Autoencoder, Backbone, ContextUNet
-from decuwatch_training.branch import DEFAULT_PROFILE
 from decuwatch_training.diffusion import NoiseSchedule
-from decuwatch_training.export import ENSEMBLE_FILES, export_ensemble
+from decuwatch_training.export import ENSEMBLE_FILES, Verdicts, export_ensemble
 from decuwatch_training.files import check_replaceable
+from decuwatch_training.graphs import export_classifier
+from decuwatch_training.posterior import Laplace, posterior_tables
 from decuwatch_training.pretrain import PretrainSettings, build_autoencoder, build_unet
+from decuwatch_training.profile import DEFAULT_PROFILE, FORMAT_1_PROFILE
 from decuwatch_training.train import Run
+
+OLDER_PROFILE = FORMAT_1_PROFILE | {
+    "steps": 10,
+    "request_risk": {"branch_step": 5, "rollout_steps": 2, "estimator": "mean-w2"},
+    "reason": "random weights: any profile will do",
+}
+PROFILE = DEFAULT_PROFILE | {"reason": OLDER_PROFILE["reason"]}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,30 +35,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--classes", type=int, default=4, help="K")
     parser.add_argument("--precision", choices=("fp32", "fp16"), default="fp32", help="of the graphs' weights")
     parser.add_argument("--seed", type=int, default=1, help="of the weights")
+    parser.add_argument("--format", type=int, choices=(1, 2), default=2, help="of the manifest")
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Write the ensemble and check it."""
     check_replaceable(arguments.out, ENSEMBLE_FILES)
     backbone = tiny_backbone(arguments.classes, arguments.context_tokens, arguments.seed)
-    trained = tiny_run(backbone, arguments.components, arguments.seed)
-    profile = DEFAULT_PROFILE | {
-        "steps": 10,
-        "request_risk": {"branch_step": 5, "rollout_steps": 2, "estimator": "mean-w2"},
-        "reason": "random weights: any profile will do",
-    }
-    export_ensemble(
-        backbone,
-        trained,
-        arguments.out,
-        arguments.name,
-        arguments.precision,
-        "torch-cpu",
-        profile,
-        20,
-        {"source": "random weights"},
-        golden=True,
-    )
+    with tempfile.TemporaryDirectory() as scratch:
+        older = arguments.format == 1
+        trained = tiny_run(backbone, arguments.components, arguments.seed)
+        export_ensemble(
+            backbone,
+            trained if older else with_format_2(trained, arguments.seed),
+            arguments.out,
+            arguments.name,
+            arguments.precision,
+            "torch-cpu",
+            OLDER_PROFILE if older else PROFILE,
+            20,
+            {"source": "random weights"},
+            golden=True,
+            judge=None if older else tiny_judge(arguments.classes, Path(scratch), arguments.seed),
+        )
     print(f"{arguments.out}: {sum(entry.stat().st_size for entry in arguments.out.iterdir()) / 1000:.0f} kB")
 
 
@@ -85,3 +96,69 @@ def tiny_run(backbone: Backbone, components: int, seed: int) -> Run:
     labels = tuple(f"class-{index}" for index in range(rows - 1))
     images = counts.expand(1, components, -1).contiguous()
     return Run(backbone.reference + width * noise, images, labels, record, Path())
+
+
+def with_format_2(trained: Run, seed: int) -> Run:
+    """The run with what only format 2 has: a producer, two more for evaluation, three posterior tables, class data.
+
+    The last class has no data, as if no card had been made of it.
+    """
+    generator = torch.Generator().manual_seed(seed + 1)
+    counts = trained.images[0, 0]
+    width = torch.cat([counts.float(), counts.max()[None].float()]).rsqrt()[:, None, None]
+    members = trained.tables[0]
+    producer, *producers = (
+        members.mean(0) + width * torch.randn(members.shape[1:], generator=generator) for _ in range(3)
+    )
+    size = producer[0].numel()
+    laplace = Laplace(torch.linspace(0.5, 2.0, size), None, temperature=1.0, variance=1.0)
+    data = [
+        {
+            "images": count,
+            "distinct": count,
+            "n_eff": round(count**0.5, 2),
+            "near_duplicates": count // 2,
+            "near_duplicate_groups": count // 10,
+            "neighbor_label_share": 0.75 if count > 10 else None,
+            "likely_mislabeled": count // 20,
+            "outliers": count // 50,
+        }
+        for count in counts.tolist()
+    ]
+    return dataclasses.replace(
+        trained,
+        producer=producer[None],
+        producers=torch.stack(producers)[None],
+        posterior=posterior_tables(producer, laplace, counts, 3, seed)[None],
+        draws=(20 * counts)[None],
+        laplace=laplace,
+        worth=counts[None],
+        data=[[*data[:-1], {}]],
+    )
+
+
+def tiny_judge(classes: int, directory: Path, seed: int) -> Verdicts:
+    """A random network that looks at images of 12 x 12; it knows class 1 not at all and class 2 badly."""
+    torch.manual_seed(seed + 2)
+    outputs = [0, 2, -1, 3, *range(3, classes)][: classes + 1]
+    network = nn.Sequential(nn.Conv2d(1, 4, 3, stride=2), nn.Tanh(), nn.Flatten(), nn.Linear(4 * 25, len(outputs)))
+    with torch.no_grad():
+        network[3].weight.mul_(4.0)  # type: ignore[operator]
+    export_classifier(network, (1, 12, 12), directory / "judge.onnx")
+    accuracy = [0.9 if label in outputs else None for label in range(classes)]
+    accuracy[2] = 0.5
+    fields = {
+        "input": "image",
+        "output": "logits",
+        "channels": 1,
+        "height": 12,
+        "width": 12,
+        "range": [0, 1],
+        "resize": "bilinear",
+        "outputs": outputs,
+        "accuracy": accuracy,
+        "held_out": [0 if share is None else 100 for share in accuracy],
+        "least_accuracy": 0.6,
+        "measured": "random weights: on nothing",
+    }
+    return Verdicts(directory / "judge.onnx", fields)

@@ -26,6 +26,7 @@ from decuwatch_training.diagnostics import diagnose
 from decuwatch_training.errors import TrainingError
 from decuwatch_training.files import check_replaceable, read_json, staged_directory, write_file, write_json
 from decuwatch_training.loop import pick_device
+from decuwatch_training.posterior import Laplace
 from decuwatch_training.tables import TableSettings, train_tables
 
 LATENTS_IN_MEMORY = 1_000_000
@@ -301,6 +302,19 @@ class Run:
     labels: tuple[str, ...]
     record: dict[str, Any]
     path: Path
+    producer: Tensor | None = None
+    """[R, K + 1, T, D]: the table that stands for the production model."""
+    producers: Tensor | None = None
+    """[R, Q, K + 1, T, D]: more trainings of its kind, for evaluation only."""
+    posterior: Tensor | None = None
+    """[R, P, K + 1, T, D]."""
+    draws: Tensor | None = None
+    """[R, K]: training examples that each row of the producer was drawn for."""
+    laplace: Laplace | None = None
+    worth: Tensor | None = None
+    """[R, K]: the images that each class is worth, as the posterior counts them."""
+    data: list[list[dict[str, Any]]] | None = None
+    """[R][K]: the manifest's ``data`` of each class."""
 
 
 def load_run(path: Path, backbone: Backbone) -> Run:

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from decuwatch_training import export as export_module
 from decuwatch_training.backbone import Backbone
-from decuwatch_training.branch import DEFAULT_PROFILE, Branch, branched_means, contexts_of, make_requests
+from decuwatch_training.branch import Branch, branched_means, contexts_of, make_requests
 from decuwatch_training.check import check_directory
 from decuwatch_training.cli import main
 from decuwatch_training.diffusion import NoiseSchedule, Sampler, predict_guided
@@ -23,11 +23,12 @@ from decuwatch_training.export import export_ensemble
 from decuwatch_training.files import sha256_file
 from decuwatch_training.graphs import UNET_NAMES, Graph
 from decuwatch_training.manifest import manifests_of
+from decuwatch_training.profile import FORMAT_1_PROFILE
 from decuwatch_training.tiny import tiny_backbone, tiny_run
 from decuwatch_training.train import Run
 
 PROFILE = {
-    **DEFAULT_PROFILE,
+    **FORMAT_1_PROFILE,
     "steps": 10,
     "request_risk": {"branch_step": 5, "rollout_steps": 2, "estimator": "mean-w2"},
 }

@@ -11,10 +11,10 @@ from diffusers import AutoencoderKL, DDIMScheduler, DiTTransformer2DModel, UNet2
 from safetensors.torch import save_file
 
 from decuwatch_training.backbone import Backbone, ContextDiT, load_backbone
-from decuwatch_training.branch import DEFAULT_PROFILE
 from decuwatch_training.data import DataSet
 from decuwatch_training.errors import TrainingError
 from decuwatch_training.export import export_ensemble
+from decuwatch_training.profile import FORMAT_1_PROFILE
 from decuwatch_training.tables import TableSettings, train_tables
 from decuwatch_training.train import Run, load_run
 from tests.runs import save_run
@@ -70,7 +70,7 @@ def train_and_export(backbone: Backbone, data: DataSet, out: Path) -> None:
     save_run(run, out.with_name("run"))
     run = load_run(out.with_name("run"), backbone)
     profile = {
-        **DEFAULT_PROFILE,
+        **FORMAT_1_PROFILE,
         "steps": 10,
         "request_risk": {"branch_step": 5, "rollout_steps": 1, "estimator": "mean-w2"},
     }

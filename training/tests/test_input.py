@@ -9,12 +9,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from decuwatch_training.backbone import Backbone
-from decuwatch_training.branch import DEFAULT_PROFILE
 from decuwatch_training.cli import main
 from decuwatch_training.data import read_data
 from decuwatch_training.errors import TrainingError
 from decuwatch_training.export import export_ensemble
 from decuwatch_training.loop import Progress
+from decuwatch_training.profile import FORMAT_1_PROFILE
 from decuwatch_training.tables import TableSettings, train_tables
 from decuwatch_training.tiny import tiny_run
 from decuwatch_training.train import kept_latents, load_run
@@ -149,7 +149,7 @@ def test_a_name_that_readers_refuse(random_backbone: Backbone, tmp_path: Path) -
             "My Model",
             "fp32",
             "torch-cpu",
-            DEFAULT_PROFILE,
+            FORMAT_1_PROFILE,
             0,
             {},
         )

@@ -13,7 +13,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from decuwatch_training import graphs
-from decuwatch_training.branch import DEFAULT_PROFILE
 from decuwatch_training.check import check_directory
 from decuwatch_training.cli import main
 from decuwatch_training.errors import TrainingError
@@ -22,6 +21,7 @@ from decuwatch_training.files import sha256_file
 from decuwatch_training.golden import write_golden
 from decuwatch_training.manifest import read_manifest, read_tables
 from decuwatch_training.measure import Plan, measure
+from decuwatch_training.profile import FORMAT_1_PROFILE
 from decuwatch_training.sample import draw_grid
 from decuwatch_training.tiny import tiny_backbone, tiny_run
 from tests.test_sweep import replacements
@@ -36,7 +36,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     backbone = tiny_backbone(4, 1, 1)
     out = tmp_path_factory.mktemp("exported") / "ensemble"
     profile = {
-        **DEFAULT_PROFILE,
+        **FORMAT_1_PROFILE,
         "steps": 4,
         "request_risk": {"branch_step": 2, "rollout_steps": 1, "estimator": "mean-w2"},
     }
@@ -77,7 +77,7 @@ def inside(document: Any, path: tuple[Any, ...]) -> Any:
 def test_the_committed_manifests_are_read() -> None:
     for path in sorted((REPOSITORY / "ensembles" / "fashion-mnist").glob("*.json")):
         if path.name != "golden.json":
-            assert read_tables(path.parent, read_manifest(path))[0].shape == (5, 11, 1, 64)
+            assert read_tables(path.parent, read_manifest(path)).members.shape == (5, 11, 1, 64)
 
 
 def test_every_field_of_a_manifest_is_in_its_bounds_or_refused(ensemble: Path) -> None:
@@ -183,7 +183,7 @@ def test_weights_beside_a_graph_are_named_with_the_graph(tmp_path: Path, monkeyp
     backbone = tiny_backbone(4, 1, 1)
     out = tmp_path / "ensemble"
     profile = {
-        **DEFAULT_PROFILE,
+        **FORMAT_1_PROFILE,
         "steps": 4,
         "request_risk": {"branch_step": 2, "rollout_steps": 1, "estimator": "mean-w2"},
     }

@@ -10,10 +10,10 @@ import torch
 from diffusers import DDIMScheduler
 
 from decuwatch_training.backbone import Backbone
-from decuwatch_training.branch import DEFAULT_PROFILE, check_profile
 from decuwatch_training.diffusion import NoiseSchedule, Sampler
 from decuwatch_training.errors import TrainingError
 from decuwatch_training.export import export_ensemble
+from decuwatch_training.profile import FORMAT_1_PROFILE, check_profile
 from decuwatch_training.sweeps import (
     SPACINGS,
     alpha_cases,
@@ -142,23 +142,23 @@ def test_a_compvis_step_is_that_of_the_ddim_paper() -> None:
 )
 def test_profiles_that_no_reader_takes(change: dict[str, Any], message: str) -> None:
     schedule = NoiseSchedule(timestep_spacing="trailing")
-    check_profile(DEFAULT_PROFILE, schedule)
+    check_profile(FORMAT_1_PROFILE, schedule)
     with pytest.raises(TrainingError, match=message):
-        check_profile(DEFAULT_PROFILE | change, schedule)
+        check_profile(FORMAT_1_PROFILE | change, schedule)
 
 
 def test_reference_scores_need_eta_zero(random_backbone: Backbone, tmp_path: Path) -> None:
     run = tiny_run(random_backbone, 3, 1)
     with pytest.raises(TrainingError, match=r"profile\.eta 0\.5: reference scores are computed at eta 0"):
         export_ensemble(
-            random_backbone, run, tmp_path / "out", "tiny", "fp32", "torch-cpu", DEFAULT_PROFILE | {"eta": 0.5}, 5, {}
+            random_backbone, run, tmp_path / "out", "tiny", "fp32", "torch-cpu", FORMAT_1_PROFILE | {"eta": 0.5}, 5, {}
         )
     assert not (tmp_path / "out").exists()
 
 
 def test_an_ensemble_of_compvis_spacing_is_exported_and_checked(random_backbone: Backbone, tmp_path: Path) -> None:
     random_backbone.schedule = NoiseSchedule(timestep_spacing="compvis")
-    profile = DEFAULT_PROFILE | {
+    profile = FORMAT_1_PROFILE | {
         "steps": 30,
         "request_risk": {"branch_step": 30, "rollout_steps": 1, "estimator": "mean-w2"},
     }

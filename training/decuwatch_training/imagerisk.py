@@ -1,0 +1,74 @@
+"""image_risk: the risk that the image is not what was asked for, as a judge sees it.
+
+One table, the producer's, takes the request's first steps. The x0 that the last of them predicts is decoded, and a
+judge, a classifier, looks at the image:
+
+    image_risk = 1 - p(class),   p = sum over the judge's outputs that stand for the class
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from decuwatch_training.diffusion import Denoiser, Sampler
+from decuwatch_training.graphs import Graph
+
+TOP = 3
+"""The judge's most likely classes that a score keeps."""
+
+
+@torch.no_grad()
+def predicted_latents(
+    denoise: Denoiser, sampler: Sampler, table: Tensor, classes: Tensor, latents: Tensor, steps: int
+) -> Tensor:
+    """x0 [n, C, H, W] as the last of ``steps`` steps predicts it, under one table [K + 1, T, D]."""
+    context = table[classes]
+    unconditional = table[-1].expand_as(context)
+    latent = sampler.roll(denoise, 0, steps - 1, latents, context, unconditional)
+    return sampler.predicted(denoise, steps - 1, latent, context, unconditional)
+
+
+@dataclass(frozen=True)
+class Judge:
+    """A classifier of images with its part of the manifest."""
+
+    logits: Callable[[Tensor], Tensor]
+    """[N, C, H, W] in the judge's range and size -> [N, outputs]."""
+    fields: Mapping[str, Any]
+
+    @classmethod
+    def open(cls, directory: Path, manifest: Mapping[str, Any]) -> "Judge":
+        """The judge of an ensemble. Raises TrainingError if its graph is not as the manifest says."""
+        fields = manifest["judge"]
+        names = {"image": fields["input"], "output": fields["output"]}
+        return cls(Graph(directory / manifest["files"]["judge"]["path"], names), fields)
+
+    def probabilities(self, images: Tensor) -> Tensor:
+        """Probabilities of the classes, float64 [n, K], of decoded images [n, C, H, W].
+
+        Images are clipped to [-1, 1] first. The classes' probabilities add up to less than 1 if some outputs stand for
+        no class.
+        """
+        low, high = self.fields["range"]
+        scaled = low + (images.clamp(-1, 1) + 1) / 2 * (high - low)
+        if self.fields["resize"] == "bilinear":
+            size = (self.fields["height"], self.fields["width"])
+            scaled = torch.nn.functional.interpolate(scaled, size, mode="bilinear", align_corners=False)
+        shares = self.logits(scaled).double().softmax(1)
+        outputs = torch.tensor(self.fields["outputs"])
+        result = torch.zeros(len(images), len(self.fields["accuracy"]), dtype=torch.float64)
+        return result.index_add_(1, outputs[outputs >= 0], shares[:, outputs >= 0])
+
+    def can_tell(self, label: int) -> bool:
+        """Whether the judge knows this class well enough on held-out data."""
+        accuracy = self.fields["accuracy"][label]
+        return accuracy is not None and accuracy >= self.fields["least_accuracy"]
+
+
+def image_risk(probabilities: Tensor, classes: Tensor) -> Tensor:
+    """1 - p(class) in [0, 1], of probabilities [n, K] and classes [n]."""
+    return (1 - probabilities.gather(1, classes[:, None])[:, 0]).clamp(0, 1)
