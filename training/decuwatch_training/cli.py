@@ -17,6 +17,7 @@ VERBS = {
     "convert": "convert a Lightning checkpoint to safetensors without running its code",
     "inspect": "say what the images of each class are worth, and which files to look at",
     "train": "train M class-embedding tables on a frozen backbone",
+    "judge": "train and measure the classifier that tells whether an image is of the class asked for",
     "export": "write the ensemble directory that decuwatch reads",
     "check": "hold ONNX Runtime against PyTorch on an exported ensemble",
     "golden": "write the numbers that the Go sampler is held against",

@@ -6,7 +6,7 @@ judge, a classifier, looks at the image:
     image_risk = 1 - p(class),   p = sum over the judge's outputs that stand for the class
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,15 +58,22 @@ class Judge:
         if self.fields["resize"] == "bilinear":
             size = (self.fields["height"], self.fields["width"])
             scaled = torch.nn.functional.interpolate(scaled, size, mode="bilinear", align_corners=False)
-        shares = self.logits(scaled).double().softmax(1)
-        outputs = torch.tensor(self.fields["outputs"])
-        result = torch.zeros(len(images), len(self.fields["accuracy"]), dtype=torch.float64)
-        return result.index_add_(1, outputs[outputs >= 0], shares[:, outputs >= 0])
+        return class_probabilities(self.logits(scaled), self.fields["outputs"], len(self.fields["accuracy"]))[0]
 
     def can_tell(self, label: int) -> bool:
         """Whether the judge knows this class well enough on held-out data."""
         accuracy = self.fields["accuracy"][label]
         return accuracy is not None and accuracy >= self.fields["least_accuracy"]
+
+
+def class_probabilities(logits: Tensor, outputs: Sequence[int], classes: int) -> tuple[Tensor, Tensor]:
+    """Probabilities of the classes [n, K], and of the most likely output that stands for no class [n], float64."""
+    shares = logits.double().softmax(1)
+    stands = torch.tensor(list(outputs))
+    named = stands >= 0
+    result = torch.zeros(len(logits), classes, dtype=torch.float64).index_add_(1, stands[named], shares[:, named])
+    rest = shares[:, ~named]
+    return result, rest.max(1).values if rest.shape[1] else torch.zeros(len(logits), dtype=torch.float64)
 
 
 def image_risk(probabilities: Tensor, classes: Tensor) -> Tensor:
