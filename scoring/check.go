@@ -4,7 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math"
+	"sync"
 	"time"
 
 	"github.com/decuwatch/decuwatch/scoring/diffusion"
@@ -35,51 +35,86 @@ type probe struct {
 	err  error
 }
 
-// Check returns nil if every session of the backbone works: its last run was good and ended less than fresh ago, or
+// end gives the probe's result to those who wait for it.
+func (p *probe) end(err error) {
+	if errors.Is(err, ort.ErrTerminated) { // by close
+		err = ErrClosed
+	}
+	p.err = err
+	close(p.done)
+}
+
+// vitals say how the sessions of one goroutine fare. The goroutine's mutex guards them.
+type vitals struct {
+	mu     *sync.Mutex
+	wake   func()        // makes the goroutine look for a probe
+	what   string        // it runs
+	hang   time.Duration // after which a run counts as hung
+	closed bool
+
+	busy   bool
+	began  time.Time // of the run in progress
+	good   time.Time // end of the last run whose outputs were all finite
+	failed error     // of the last run; nil if it was good
+	probe  *probe    // that is asked for and has not begun
+}
+
+// Check returns nil if every session that scores need works: its last run was good and ended less than fresh ago, or
 // one is in progress and not hung, or a run of the probe succeeds before ctx ends. Any number of callers cause one run
 // at a time.
 func (e *Engine) Check(ctx context.Context, fresh time.Duration) error {
 	for i, w := range e.sampler.workers {
-		if err := e.sampler.check(ctx, w, fresh); err != nil {
+		if err := w.check(ctx, fresh); err != nil {
 			if len(e.sampler.workers) > 1 {
 				err = fmt.Errorf("session %d: %w", i+1, err)
 			}
 			return &DeviceError{err}
 		}
 	}
+	if e.fixed.ImageRisk == (Measure{}) {
+		return nil // only evidence needs the decoder
+	}
+	if err := e.imager.check(ctx, fresh); err != nil {
+		return &DeviceError{fmt.Errorf("%s: %w", e.imager.what, err)}
+	}
 	return nil
 }
 
-func (s *sampler) check(ctx context.Context, w *worker, fresh time.Duration) error {
-	s.mu.Lock()
-	running := time.Duration(0)
-	if w.busy {
-		running = time.Since(w.began)
-	}
-	good, last := !w.good.IsZero() && time.Since(w.good) < fresh, w.failed
-	s.mu.Unlock()
+func (v *vitals) check(ctx context.Context, fresh time.Duration) error {
+	v.mu.Lock()
+	running := v.age()
+	good, last := !v.good.IsZero() && time.Since(v.good) < fresh, v.failed
+	v.mu.Unlock()
 	switch {
-	case running > s.hang:
-		return fmt.Errorf("a run of the backbone has not returned for %s", running.Round(time.Millisecond))
+	case running > v.hang:
+		return fmt.Errorf("a run of the %s has not returned for %s", v.what, running.Round(time.Millisecond))
 	case last == nil && (good || running > 0 && fresh > 0):
 		return nil
 	}
-	return s.ask(ctx, w)
+	return v.ask(ctx)
 }
 
-// ask waits for a run of the probe on w that begins after the call.
-func (s *sampler) ask(ctx context.Context, w *worker) error {
-	s.mu.Lock()
-	if s.closed {
-		s.mu.Unlock()
+// age returns how long the run in progress has taken, or 0. The caller holds the mutex.
+func (v *vitals) age() time.Duration {
+	if !v.busy {
+		return 0
+	}
+	return time.Since(v.began)
+}
+
+// ask waits for a run of the probe that begins after the call.
+func (v *vitals) ask(ctx context.Context) error {
+	v.mu.Lock()
+	if v.closed {
+		v.mu.Unlock()
 		return ErrClosed
 	}
-	if w.probe == nil {
-		w.probe = &probe{done: make(chan struct{})}
-		s.wake.Broadcast()
+	if v.probe == nil {
+		v.probe = &probe{done: make(chan struct{})}
+		v.wake()
 	}
-	p := w.probe
-	s.mu.Unlock()
+	p := v.probe
+	v.mu.Unlock()
 	began := time.Now()
 	select {
 	case <-p.done:
@@ -89,32 +124,107 @@ func (s *sampler) ask(ctx context.Context, w *worker) error {
 	}
 }
 
+// start begins a run, which is one of the probe if that is returned. The caller holds the mutex.
+func (v *vitals) start() *probe {
+	v.busy, v.began = true, time.Now()
+	p := v.probe
+	v.probe = nil
+	return p
+}
+
+// ended records how a run ended that had outputs for so many, some of them bad. The caller holds the mutex.
+func (v *vitals) ended(err error, outputs, bad int) {
+	v.busy = false
+	if errors.Is(err, ort.ErrTerminated) {
+		return
+	}
+	if err == nil && outputs > 0 && bad == outputs {
+		err = errors.New("no output of the last run was finite")
+	}
+	if v.failed = err; err == nil && bad == 0 {
+		v.good = time.Now()
+	}
+}
+
+// shut refuses probes from now on. The caller holds the mutex.
+func (v *vitals) shut() {
+	v.closed = true
+	if v.probe != nil {
+		v.probe.end(ErrClosed)
+		v.probe = nil
+	}
+}
+
+func (v *vitals) setHang(d time.Duration) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.hang = d
+}
+
+func (v *vitals) isClosed() bool {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.closed
+}
+
+// blame returns the error of a request whose rows were in these sessions. Output that is not finite is the request's
+// fault if the probe is finite, else the device's.
+func (v *vitals) blame(ctx context.Context, failed error) error {
+	var nonFinite *NonFiniteError
+	if !errors.As(failed, &nonFinite) {
+		return failed
+	}
+	switch err := v.ask(ctx); {
+	case err == nil:
+		return failed
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case errors.Is(err, ErrClosed):
+		return err
+	default:
+		return &DeviceError{fmt.Errorf("%v, and %w", failed, err)} // not a NonFiniteError: that is about the request
+	}
+}
+
+// ErrHung is returned by Close if a run did not return; its session is left as it is.
+var ErrHung = errors.New("a run does not return")
+
+// closeWait is how long await waits for runs that were terminated.
+const closeWait = 3 * time.Second
+
+// await waits for goroutines whose runs were terminated. The error is ErrHung if they do not end.
+func await(owners *sync.WaitGroup, what string) error {
+	ended := make(chan struct{})
+	go func() {
+		owners.Wait()
+		close(ended)
+	}()
+	timer := time.NewTimer(closeWait)
+	defer timer.Stop()
+	select {
+	case <-ended:
+		return nil
+	case <-timer.C:
+		return fmt.Errorf("%w: %s, terminated %s ago", ErrHung, what, closeWait)
+	}
+}
+
 // runProbe runs the probe on the worker whose goroutine calls it.
 func (s *sampler) runProbe(w *worker) error {
 	copy(w.latent, s.probeLatent)
-	copy(w.context, s.embedding(0, 0))
+	copy(w.context, s.ensemble.Members().Row(0, 0))
 	w.timestep[0] = s.probeTimestep
 	err := w.Run(s.pad(1))
-	for errors.Is(err, ort.ErrTerminated) && !s.isClosed() {
+	for errors.Is(err, ort.ErrTerminated) && !w.isClosed() {
 		err = w.Run(s.pad(1))
 	}
 	if err != nil {
 		return err
 	}
-	sum := 0.0
-	for _, v := range w.output[:s.ensemble.Latent.Size()] {
-		sum += float64(v)
-	}
-	if math.IsNaN(sum) || math.IsInf(sum, 0) {
+	if !finite(w.output[:s.ensemble.Latent.Size()]) {
 		return errProbe
 	}
 	return nil
-}
-
-func (s *sampler) isClosed() bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.closed
 }
 
 // newProbe draws the probe's first latent.
@@ -123,23 +233,4 @@ func (s *sampler) newProbe() {
 	s.probeLatent = make([]float32, s.ensemble.Latent.Size())
 	noise.Draw(s.probeLatent)
 	s.probeTimestep = int64(s.ensemble.Diffusion.TrainTimesteps - 1)
-}
-
-// judge returns the error of a task. Output that is not finite is the request's fault if the session's probe is
-// finite, else the device's.
-func (s *sampler) judge(ctx context.Context, t *task) error {
-	var nonFinite *NonFiniteError
-	if !errors.As(t.err, &nonFinite) {
-		return t.err
-	}
-	switch err := s.ask(ctx, t.spoiled); {
-	case err == nil:
-		return t.err
-	case ctx.Err() != nil:
-		return ctx.Err()
-	case errors.Is(err, ErrClosed):
-		return err
-	default:
-		return &DeviceError{fmt.Errorf("%v, and %w", t.err, err)} // not a NonFiniteError: that is about the request
-	}
 }

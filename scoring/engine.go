@@ -97,12 +97,10 @@ type Engine struct {
 	options  Options
 	ensemble *ensemble.Ensemble
 	sampler  *sampler
+	imager   *imager
 	sessions []*ort.Session
+	longest  time.Duration // run of a session at start-up
 	fixed    Profile
-
-	decoding chan struct{} // holds a value while somebody uses the decoder
-	decoder  *ort.Session
-	longest  time.Duration // run of the backbone at start-up
 
 	planning sync.Mutex
 	plans    map[Profile]*plan
@@ -111,8 +109,8 @@ type Engine struct {
 // maxPlans bounds the compiled plans that are kept; as-requested settings come from outside.
 const maxPlans = 256
 
-// decoderRows is how many latents one run of the decoder takes.
-const decoderRows = 8
+// imageRows is how many latents one run of the decoder takes, and images one run of the judge.
+const imageRows = 8
 
 // Open returns a [New] engine of the ensemble at path, a directory or a manifest.
 func Open(path string, o Options) (*Engine, error) {
@@ -131,8 +129,7 @@ func New(verified *ensemble.Ensemble, o Options) (_ *Engine, err error) {
 		return nil, fmt.Errorf("open scoring engine: %w", err)
 	}
 	began := time.Now()
-	e := &Engine{options: o, ensemble: verified, fixed: o.Profile, plans: map[Profile]*plan{},
-		decoding: make(chan struct{}, 1)}
+	e := &Engine{options: o, ensemble: verified, fixed: o.Profile, plans: map[Profile]*plan{}}
 	if e.fixed == (Profile{}) {
 		e.fixed = verified.Profile
 	}
@@ -151,14 +148,11 @@ func New(verified *ensemble.Ensemble, o Options) (_ *Engine, err error) {
 			err = errors.Join(fmt.Errorf("open scoring engine: %w", err), e.closeSessions())
 		}
 	}()
-	workers, err := e.openSessions()
-	if err != nil {
+	if err := e.launch(); err != nil {
 		return nil, err
 	}
-	e.sampler = newSampler(verified, workers, o)
-	e.sampler.hang = max(hangLeast, hangFactor*e.longest)
 	if err := e.Check(context.Background(), 0); err != nil {
-		return nil, errors.Join(err, e.sampler.close())
+		return nil, errors.Join(err, e.sampler.close(), e.imager.close())
 	}
 	o.Log.Info("scoring engine is open", "ensemble", verified.Name, "digest", verified.Digest, "runtime", ort.Runtime(),
 		"device", o.Device, "threads", o.Threads, "sessions", o.Sessions, "settings", e.fixed.Settings(),
@@ -166,8 +160,30 @@ func New(verified *ensemble.Ensemble, o Options) (_ *Engine, err error) {
 	return e, nil
 }
 
-// openSessions loads the graphs and warms them: every bucket, or the smallest and the largest run.
-func (e *Engine) openSessions() ([]*worker, error) {
+// launch loads the graphs, runs them and starts the goroutines that own them.
+func (e *Engine) launch() error {
+	workers, err := e.openBackbone()
+	if err != nil {
+		return err
+	}
+	decoder, judge, err := e.openStages()
+	if err != nil {
+		return err
+	}
+	o := e.options
+	s := newSampler(e.ensemble, workers, o)
+	e.sampler = s
+	e.imager = newImager(e.ensemble, decoder, judge, imageRows, len(o.Buckets) > 0, s.probeLatent)
+	hang := max(hangLeast, hangFactor*e.longest)
+	for _, w := range workers {
+		w.setHang(hang)
+	}
+	e.imager.setHang(hang)
+	return nil
+}
+
+// openBackbone loads the backbone once a session and warms it: every bucket, or the smallest and the largest run.
+func (e *Engine) openBackbone() ([]*worker, error) {
 	m, o := &e.ensemble.Manifest, e.options
 	latent := []int64{int64(m.Latent.Channels), int64(m.Latent.Height), int64(m.Latent.Width)}
 	ports := m.Graph.UNet
@@ -195,14 +211,34 @@ func (e *Engine) openSessions() ([]*worker, error) {
 			context: session.Input(2), output: session.Output(),
 		})
 	}
+	return workers, nil
+}
+
+// openStages loads the decoder, and the judge if there is one.
+func (e *Engine) openStages() (decoder stage, judge *stage, err error) {
+	m := &e.ensemble.Manifest
+	latent := []int64{int64(m.Latent.Channels), int64(m.Latent.Height), int64(m.Latent.Width)}
 	image := []int64{int64(m.Image.Channels), int64(m.Image.Height), int64(m.Image.Width)}
-	decoder := ort.Graph{
-		Inputs: []ort.Port{{Name: m.Graph.Decoder.Latent, Shape: latent}},
-		Output: ort.Port{Name: m.Graph.Decoder.Output, Shape: image},
+	ports := m.Graph.Decoder
+	decoder, err = e.openStage(m.Files.Decoder, ort.Port{Name: ports.Latent, Shape: latent},
+		ort.Port{Name: ports.Output, Shape: image})
+	if err != nil || m.Judge == nil {
+		return decoder, nil, err
 	}
-	var err error
-	e.decoder, err = e.openSession(m.Files.Decoder, decoder, decoderRows, decoderRows)
-	return workers, err
+	j := m.Judge
+	opened, err := e.openStage(*m.Files.Judge,
+		ort.Port{Name: j.Input, Shape: []int64{int64(j.Channels), int64(j.Height), int64(j.Width)}},
+		ort.Port{Name: j.Output, Shape: []int64{int64(len(j.Outputs))}})
+	return decoder, &opened, err
+}
+
+func (e *Engine) openStage(file ensemble.File, input, output ort.Port) (stage, error) {
+	g := ort.Graph{Inputs: []ort.Port{input}, Output: output}
+	session, err := e.openSession(file, g, imageRows, 1, imageRows)
+	if err != nil {
+		return stage{}, err
+	}
+	return stage{runner: session, input: session.Input(0), output: session.Output()}, nil
 }
 
 // openSession loads a graph of the ensemble and runs it with the given numbers of rows.
@@ -259,11 +295,27 @@ func (e *Engine) Validate(r Request) error {
 
 // Rows returns the rows of U-Net work that a request costs. It is 0 if Score would refuse its settings.
 func (e *Engine) Rows(r Request) int {
-	p, err := e.plan(e.profile(r))
+	profile, _ := e.measured(r)
+	p, err := e.plan(profile)
 	if err != nil {
 		return 0
 	}
 	return p.rows
+}
+
+// measured returns the request's profile without what cannot be measured, and why the image risk cannot.
+func (e *Engine) measured(r Request) (_ Profile, reason string) {
+	p := e.profile(r)
+	switch {
+	case p.ImageRisk == (Measure{}):
+		return p, ReasonNoJudge
+	case r.Class < 0 || r.Class >= len(e.ensemble.Classes) || e.ensemble.Judge == nil:
+		return p, "" // refused
+	case !e.ensemble.Judge.CanTell(r.Class):
+		p.ImageRisk = Measure{}
+		return p, ReasonJudgeCannotTell
+	}
+	return p, ""
 }
 
 func (e *Engine) profile(r Request) Profile {
@@ -281,7 +333,11 @@ func (e *Engine) plan(profile Profile) (*plan, error) {
 	if p := e.plans[profile]; p != nil {
 		return p, nil
 	}
-	p, err := e.compile(e.ensemble.Components, profile, profile.ClassGap, profile.RequestRisk)
+	measures := []Measure{profile.ClassGap, profile.RequestRisk}
+	if profile.ImageRisk != (Measure{}) {
+		measures = append(measures, profile.ImageRisk)
+	}
+	p, err := e.compile(profile, measures)
 	if err != nil {
 		return nil, err
 	}
@@ -293,45 +349,63 @@ func (e *Engine) plan(profile Profile) (*plan, error) {
 }
 
 // compile returns the plan of measurements by a profile's sampler.
-func (e *Engine) compile(components int, profile Profile, measures ...Measure) (*plan, error) {
+func (e *Engine) compile(profile Profile, measures []Measure) (*plan, error) {
 	if err := profile.Validate(&e.ensemble.Manifest); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrSettings, err)
 	}
-	p, err := newPlan(e.ensemble.Diffusion, components, profile, measures)
+	p, err := newPlan(e.ensemble, profile, measures)
 	if err != nil {
 		return nil, err
 	}
 	if p.rows > e.options.MaxRequestRows {
 		return nil, fmt.Errorf("%w: %d rows, at most %d", ErrTooLarge, p.rows, e.options.MaxRequestRows)
 	}
+	if p.widest > e.options.MaxBatchRows {
+		return nil, fmt.Errorf("%w: shared guidance needs runs of %d rows, scoring.max-batch-rows is %d", ErrTooLarge,
+			p.widest, e.options.MaxBatchRows)
+	}
 	return p, nil
 }
 
-// Score reruns the request and measures the disagreement of the components. It returns at once if the context ends, or
-// with ErrClosed if the engine is closed. Retrying will not help after ErrUnknownClass, ErrNoise, ErrSettings,
-// ErrTooLarge and *NonFiniteError. A *DeviceError says nothing about the request.
+// Score reruns the request and measures it. It returns at once if the context ends, or with ErrClosed if the engine is
+// closed. Retrying will not help after ErrUnknownClass, ErrNoise, ErrSettings, ErrTooLarge and *NonFiniteError. A
+// *DeviceError says nothing about the request.
 func (e *Engine) Score(ctx context.Context, r Request) (Result, error) {
-	profile := e.profile(r)
+	profile, reason := e.measured(r)
 	p, err := e.plan(profile)
 	if err != nil {
 		return Result{}, err
 	}
-	t, receipt, err := e.run(ctx, r, p, profile)
+	t, receipt, err := e.run(ctx, r, p, profile.Eta)
 	if err != nil {
 		return Result{}, err
 	}
 	defer e.sampler.release(t)
-	receipt.Settings = profile.Settings()
-	return Result{
+	result := Result{
 		ClassGap:        p.measure(p.measures[0], t.means[0], e.ensemble.Latent),
 		RequestRisk:     p.measure(p.measures[1], t.means[1], e.ensemble.Latent),
-		ImageRiskReason: ReasonNoJudge,
+		ImageRiskReason: reason,
 		Receipt:         receipt,
-	}, nil
+	}
+	if reason == "" {
+		result.ImageRisk, err = e.imageRisk(ctx, r, p.measures[2], t.means[2])
+	}
+	return result, err
+}
+
+// imageRisk lets the judge look at the producer's predicted image.
+func (e *Engine) imageRisk(ctx context.Context, r Request, m Measure, predicted [][]float32) (*Measurement, error) {
+	pictures, err := e.imager.run(ctx, predicted, true, r.Priority)
+	if err != nil {
+		return nil, err
+	}
+	p, risk := pictures[0].Probabilities, newMeasurement(m)
+	risk.Value, risk.UpperBound, risk.Top = 1-p[r.Class], 1, top(p, e.ensemble.Judge.Outputs)
+	return &risk, nil
 }
 
 // run takes a request through the sampler. If there is no error, the caller must release the task.
-func (e *Engine) run(ctx context.Context, r Request, p *plan, profile Profile) (*task, Receipt, error) {
+func (e *Engine) run(ctx context.Context, r Request, p *plan, eta float64) (*task, Receipt, error) {
 	noise, err := e.noise(r)
 	if err != nil {
 		return nil, Receipt{}, err
@@ -339,38 +413,31 @@ func (e *Engine) run(ctx context.Context, r Request, p *plan, profile Profile) (
 	if err := ctx.Err(); err != nil {
 		return nil, Receipt{}, err
 	}
-	paths := 1 + len(p.branches)*(p.components-1)
-	t := &task{plan: p, class: r.Class, carrier: Carrier(r.Key, p.components), priority: r.Priority,
-		paths: make([]path, 1, paths)}
-	t.paths[0] = path{task: t, component: t.carrier, branch: -1, end: p.end, latent: e.sampler.takeBuffer()}
-	noise.Draw(t.paths[0].latent)
-	if profile.Eta > 0 {
-		t.noise = make([][]float32, p.end-1) // the mean of the last step is read without its noise
-		for i := range t.noise {
-			t.noise[i] = e.sampler.takeBuffer()
-			noise.Draw(t.noise[i])
-		}
+	t := e.sampler.newTask(p, r, eta)
+	t.draw(noise)
+	if err := e.sampler.run(ctx, t); err != nil {
+		return nil, Receipt{}, err
 	}
+	return t, e.receipt(r, p), nil
+}
+
+// receipt returns the receipt of a request that ran.
+func (e *Engine) receipt(r Request, p *plan) Receipt {
+	profile, fixed, class := e.profile(r), e.fixed, e.ensemble.Classes[r.Class]
 	receipt := Receipt{
-		EnsembleDigest: e.ensemble.Digest, Profile: ProfileAsRequested,
+		EnsembleDigest: e.ensemble.Digest, Profile: ProfileAsRequested, Settings: profile.Settings(),
 		Steps: profile.RequestRisk.Steps, GuidanceScale: profile.GuidanceScale, Eta: profile.Eta,
-		Seed: r.Seed, Noise: e.generator(r), Carrier: t.carrier, Rows: p.rows, Runtime: ort.Runtime(),
-		Device: e.options.Device,
+		Seed: r.Seed, Noise: e.generator(r), Carrier: Carrier(r.Key, e.ensemble.Components), Rows: p.rows,
+		Runtime: ort.Runtime(), Device: e.options.Device, ClassDraws: class.Draws,
 	}
-	class := e.ensemble.Classes[r.Class]
-	receipt.ClassDraws = class.Draws
 	if class.Data != nil {
 		receipt.ClassImages, receipt.ClassNEff = class.Data.Images, class.Data.NEff
 	}
-	fixed := e.fixed
 	profile.Reason, fixed.Reason = "", ""
 	if profile == fixed {
 		receipt.Profile = ProfileFixed
 	}
-	if err := e.sampler.run(ctx, t); err != nil {
-		return nil, Receipt{}, err
-	}
-	return t, receipt, nil
+	return receipt
 }
 
 // generator returns the name of the generator that draws a request's first latent.
@@ -399,16 +466,8 @@ func (e *Engine) noise(r Request) (diffusion.Noise, error) {
 // Close refuses new requests, ends the requests in flight with ErrClosed, waits for running C calls and releases the
 // sessions. If a C call does not return, the error is ErrHung and the sessions stay, because the call still uses them.
 func (e *Engine) Close() error {
-	if err := e.sampler.close(); err != nil {
+	if err := errors.Join(e.sampler.close(), e.imager.close()); err != nil {
 		return err
 	}
-	timer := time.NewTimer(closeWait)
-	defer timer.Stop()
-	select {
-	case e.decoding <- struct{}{}:
-	case <-timer.C:
-		return fmt.Errorf("%w: the decoder's", ErrHung)
-	}
-	defer func() { <-e.decoding }()
 	return e.closeSessions()
 }

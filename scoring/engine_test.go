@@ -125,7 +125,7 @@ func TestCompVisTakesMoreStepsThanItIsAskedFor(t *testing.T) {
 		t.Errorf("%d steps of a roll-out, %d in the receipt, %d rows", risk.RolloutSteps, result.Receipt.Steps,
 			result.Receipt.Rows)
 	}
-	rollout, err := e.Rollout(t.Context(), r)
+	rollout, err := e.Rollout(t.Context(), r, ensemble.TablesMembers)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -134,8 +134,8 @@ func TestCompVisTakesMoreStepsThanItIsAskedFor(t *testing.T) {
 		t.Fatal(err)
 	}
 	distance := 0.0
-	for i, v := range rollout.Latents[0] {
-		d := float64(v) - float64(rollout.Latents[1][i])
+	for i, v := range rollout.Latents[ensemble.TablesMembers][0] {
+		d := float64(v) - float64(rollout.Latents[ensemble.TablesMembers][1][i])
 		distance += d * d
 	}
 	if !Agrees(distance, result.RequestRisk.Distances[0][1]) || !Agrees(distance, evidence.Final.Distances[0][1]) {

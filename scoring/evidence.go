@@ -2,9 +2,8 @@ package scoring
 
 import (
 	"context"
-	"errors"
-	"fmt"
 	"math"
+	"slices"
 
 	"github.com/decuwatch/decuwatch/scoring/ensemble"
 	"github.com/decuwatch/decuwatch/scoring/paide"
@@ -18,6 +17,8 @@ type Evidence struct {
 	// Images are the components' own images, rolled out from the first latent: [M][channels*height*width], in [-1, 1]
 	// up to the decoder's overshoot. The score followed the path of the receipt's carrier.
 	Images [][]float32
+	// Producer is the image of the producer's table; nil if the ensemble has no such table.
+	Producer *ProducerImage
 	// LatentMap is PaiDE of each position of the final latents, [height*width] of the latent, in nats, at most ln M.
 	LatentMap []float64
 	// ImageMap is PaiDE of each pixel of the images, [height*width] of the image, in nats, at most ln M.
@@ -33,139 +34,121 @@ type Evidence struct {
 	Diversity float64
 }
 
+// ProducerImage is an image of the table that stands for the production model.
+type ProducerImage struct {
+	Image []float32          // as Evidence.Images
+	Top   []ClassProbability // the judge's three most likely classes, most likely first; nil without a judge
+}
+
 // trajectoryPoints is how many branch steps Evidence measures at most.
 const trajectoryPoints = 11
 
-// evidenceMeasures are the profile's two measurements, the roll-out of all components from the first latent, and the
-// points of the trajectory.
-func evidenceMeasures(p Profile, d Diffusion) []Measure {
-	whole := wholeRollout(d, p.RequestRisk.Steps)
-	measures, steps := []Measure{p.ClassGap, p.RequestRisk, whole}, whole.RolloutSteps
-	points := min(trajectoryPoints, steps)
-	for i := range points {
-		step := 0
-		if points > 1 {
-			step = int(math.Round(float64(i) * float64(steps-1) / float64(points-1)))
-		}
-		point := whole
-		point.BranchStep, point.RolloutSteps, point.Estimator = step, 1, ensemble.PaiDEW2
-		measures = append(measures, point)
+// evidenceSteps is how many steps the images of Evidence take at least: fewer blur them.
+const evidenceSteps = 20
+
+// evidenceProfile returns the profile whose steps the images take. Scores of format 1 are made of such images.
+func (e *Engine) evidenceProfile(p Profile) Profile {
+	steps := max(p.ClassGap.Steps, p.RequestRisk.Steps, p.ImageRisk.Steps)
+	if e.ensemble.Format != ensemble.Format1 {
+		steps = max(steps, evidenceSteps)
 	}
-	return measures
+	images := p.WithSampler(e.ensemble.Diffusion, steps, p.GuidanceScale, p.Eta)
+	if images.Validate(&e.ensemble.Manifest) != nil {
+		return p // the sampler cannot take that many steps
+	}
+	return images
+}
+
+// evidenceMeasures are the roll-out of all members from the first latent, the points of the trajectory, and the
+// roll-out of the producer if the ensemble has one.
+func (e *Engine) evidenceMeasures(p Profile) (whole Measure, points []Measure, producer []Measure) {
+	d, steps := e.ensemble.Diffusion, e.evidenceProfile(p).RequestRisk.Steps
+	whole = wholeRollout(d, ensemble.TablesMembers, steps)
+	taken := whole.RolloutSteps
+	n := min(trajectoryPoints, taken)
+	for i := range n {
+		point := whole
+		point.BranchStep, point.RolloutSteps, point.Estimator = 0, 1, ensemble.PaiDEW2
+		if n > 1 {
+			point.BranchStep = int(math.Round(float64(i) * float64(taken-1) / float64(n-1)))
+		}
+		points = append(points, point)
+	}
+	if e.ensemble.Tables(ensemble.TablesProducer) != nil {
+		producer = []Measure{wholeRollout(d, ensemble.TablesProducer, steps)}
+	}
+	return whole, points, producer
 }
 
 // Evidence gathers the evidence of a request with background priority. It costs several times the rows of a score.
 // Errors are the same as for Score.
 func (e *Engine) Evidence(ctx context.Context, r Request) (Evidence, error) {
-	profile := e.profile(r)
-	measures := evidenceMeasures(profile, e.ensemble.Diffusion)
-	p, err := e.compile(e.ensemble.Components, profile, measures...)
+	r.Priority = Background
+	profile, reason := e.measured(r)
+	scored, err := e.plan(profile)
 	if err != nil {
 		return Evidence{}, err
 	}
-	r.Priority = Background
-	t, receipt, err := e.run(ctx, r, p, profile)
+	whole, points, producer := e.evidenceMeasures(profile)
+	p, err := e.compile(profile, slices.Concat(scored.measures, []Measure{whole}, points, producer))
+	if err != nil {
+		return Evidence{}, err
+	}
+	t, receipt, err := e.run(ctx, r, p, profile.Eta)
 	if err != nil {
 		return Evidence{}, err
 	}
 	defer e.sampler.release(t)
-	if scored, err := e.plan(profile); err == nil {
-		receipt.Rows = scored.rows // of the score that the receipt belongs to
+	receipt.Rows = scored.rows // of the score that the receipt belongs to
+	means := t.means
+	result := Result{ClassGap: p.measure(p.measures[0], means[0], e.ensemble.Latent),
+		RequestRisk: p.measure(p.measures[1], means[1], e.ensemble.Latent), ImageRiskReason: reason, Receipt: receipt}
+	if reason == "" {
+		if result.ImageRisk, err = e.imageRisk(ctx, r, p.measures[2], means[2]); err != nil {
+			return Evidence{}, err
+		}
 	}
-	latent, image := e.ensemble.Latent, e.ensemble.Image
-	measured := make([]Measurement, len(p.measures))
-	for i, m := range p.measures {
-		measured[i] = p.measure(m, t.means[i], latent)
-	}
-	images, err := e.decode(ctx, t.means[2], len(p.steps))
+	means = means[len(scored.measures):]
+	evidence, err := e.members(ctx, means[0])
 	if err != nil {
 		return Evidence{}, err
 	}
-	evidence := Evidence{
-		Result:     Result{ClassGap: measured[0], RequestRisk: measured[1], ImageRiskReason: ReasonNoJudge, Receipt: receipt},
-		Images:     images,
-		LatentMap:  paide.Map(t.means[2], latent.Channels, latent.Height*latent.Width),
-		ImageMap:   paide.Map(images, image.Channels, image.Height*image.Width),
-		Trajectory: measured[3:],
-		Final:      measured[2],
+	evidence.Result, evidence.Final = result, p.measure(whole, means[0], e.ensemble.Latent)
+	for i, m := range points {
+		evidence.Trajectory = append(evidence.Trajectory, p.measure(m, means[1+i], e.ensemble.Latent))
 	}
-	evidence.Similarity, evidence.Diversity = similarities(images, image)
+	if len(producer) > 0 {
+		evidence.Producer, err = e.producer(ctx, means[1+len(points)])
+	}
+	return evidence, err
+}
+
+// members returns the images of the members' final latents, and how they differ.
+func (e *Engine) members(ctx context.Context, latents [][]float32) (Evidence, error) {
+	latent, image := e.ensemble.Latent, e.ensemble.Image
+	pictures, err := e.imager.run(ctx, latents, false, Background)
+	if err != nil {
+		return Evidence{}, err
+	}
+	var evidence Evidence
+	for _, p := range pictures {
+		evidence.Images = append(evidence.Images, p.Image)
+	}
+	evidence.LatentMap = paide.Map(latents, latent.Channels, latent.Height*latent.Width)
+	evidence.ImageMap = paide.Map(evidence.Images, image.Channels, image.Height*image.Width)
+	evidence.Similarity, evidence.Diversity = similarities(evidence.Images, image)
 	return evidence, nil
 }
 
-// decode returns the images of latents, one after another in runs of the decoder.
-func (e *Engine) decode(ctx context.Context, latents [][]float32, step int) ([][]float32, error) {
-	if err := e.takeDecoder(ctx); err != nil {
+// producer returns the image of the producer's final latent, and what the judge says of it.
+func (e *Engine) producer(ctx context.Context, latents [][]float32) (*ProducerImage, error) {
+	pictures, err := e.imager.run(ctx, latents, true, Background)
+	if err != nil {
 		return nil, err
 	}
-	left := false // the decoder was left to a run that did not return
-	defer func() {
-		if !left {
-			<-e.decoding
-		}
-	}()
-	if e.sessions == nil {
-		return nil, ErrClosed
+	out := &ProducerImage{Image: pictures[0].Image}
+	if e.ensemble.Judge != nil {
+		out.Top = top(pictures[0].Probabilities, e.ensemble.Judge.Outputs)
 	}
-	n, size := e.ensemble.Latent.Size(), e.ensemble.Image.Size()
-	scale, shift := e.ensemble.Latent.Scale, e.ensemble.Latent.Shift
-	images := make([][]float32, len(latents))
-	for at := 0; at < len(latents); at += decoderRows {
-		if err := ctx.Err(); err != nil {
-			return nil, err
-		}
-		rows := min(decoderRows, len(latents)-at)
-		for i, latent := range latents[at : at+rows] {
-			for j, v := range latent {
-				e.decoder.Input(0)[i*n+j] = float32(float64(v)/scale + shift)
-			}
-		}
-		padded := rows
-		if len(e.options.Buckets) > 0 {
-			padded = decoderRows // the one warmed shape
-		}
-		var err error
-		if left, err = e.runDecoder(ctx, padded); err != nil {
-			return nil, fmt.Errorf("decode: %w", err)
-		}
-		for i := range rows {
-			pixels := append([]float32(nil), e.decoder.Output()[i*size:(i+1)*size]...)
-			sum := 0.0
-			for _, v := range pixels {
-				sum += float64(v)
-			}
-			if math.IsNaN(sum) || math.IsInf(sum, 0) {
-				return nil, fmt.Errorf("decode: %w", &NonFiniteError{Step: step, Component: at + i})
-			}
-			images[at+i] = pixels
-		}
-	}
-	return images, nil
-}
-
-// takeDecoder waits for the decoder, which one caller uses at a time.
-func (e *Engine) takeDecoder(ctx context.Context) error {
-	select {
-	case e.decoding <- struct{}{}:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-}
-
-// runDecoder runs the decoder. If ctx ends first, it returns at once and leaves the decoder to the run in progress,
-// which gives it back when it returns.
-func (e *Engine) runDecoder(ctx context.Context, rows int) (left bool, err error) {
-	ended := make(chan error, 1)
-	go func() { ended <- e.decoder.Run(rows) }()
-	select {
-	case err := <-ended:
-		return false, err
-	case <-ctx.Done():
-		go func() {
-			<-ended //nolint:errcheck // the caller has its answer
-			<-e.decoding
-		}()
-		return true, errors.Join(ctx.Err(), e.decoder.Terminate())
-	}
+	return out, nil
 }

@@ -103,12 +103,12 @@ func TestGolden(t *testing.T) {
 					at(c.Steps, c.Steps-1, 1, ensemble.MeanW2), // its carrier is the final latent
 				}
 				profile := Profile{GuidanceScale: c.Guidance, Eta: c.Eta}
-				p, err := newPlan(e.ensemble.Diffusion, e.ensemble.Components, profile, measures)
+				p, err := newPlan(e.ensemble, profile, measures)
 				if err != nil {
 					t.Fatal(err)
 				}
 				r := Request{Key: c.Key, Class: c.Class, Seed: c.Seed}
-				f, receipt, err := e.run(t.Context(), r, p, Profile{Eta: c.Eta})
+				f, receipt, err := e.run(t.Context(), r, p, c.Eta)
 				if err != nil {
 					t.Fatal(err)
 				}

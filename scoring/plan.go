@@ -9,92 +9,161 @@ import (
 	"github.com/decuwatch/decuwatch/scoring/paide"
 )
 
-// plan is the work of one request: which paths run which steps, and when their means are read. The carrying
-// component's own part of a branch is the shared path itself, which goes on to the last step that any measurement
-// needs; a branch adds the M-1 other components. Measurements that branch at one step share its paths.
+// plan is the work of one request: its trajectories, and what is read from them.
 type plan struct {
-	steps      []diffusion.Step
-	guidance   float64
-	width      int // rows of one path and step: 2 with guidance, else 1
-	components int
-	measures   []Measure
-	branches   []branch // by ascending step
-	end        int      // steps of the shared path
-	rows       int
+	guidance     float64
+	measures     []Measure
+	trajectories []trajectory
+	noises       int // steps after which noise may be added
+	paths        int // of all trajectories
+	narrowest    int // rows of a step of the narrowest path
+	widest       int
+	rows         int
 }
 
-// branch is a step at which the components leave the shared path.
+// trajectory is the way of one set of tables through the steps of one sampler. Measurements with the same tables, steps
+// and guidance share it. The tables step in groups: all together if they share guidance, else each alone. One group
+// carries the shared path to the last step that any measurement needs. A branch adds paths of the other groups, because
+// the carrying group's own part of a branch is the shared path itself. Measurements that branch at one step share its
+// paths.
+type trajectory struct {
+	tables   *ensemble.Tables
+	steps    []diffusion.Step
+	size     int      // tables of a group
+	width    int      // rows of a step of a group: its tables, and with guidance the unconditional row
+	measures []int    // that are read from it, by their index in the plan
+	branches []branch // by ascending step
+	end      int      // steps of the shared path
+}
+
+// branch is a step at which the groups leave the shared path.
 type branch struct {
 	step   int // first step of its paths
 	length int // steps of its paths
 }
 
+// source is what measurements must have in common to share a trajectory.
+type source struct {
+	tables   string
+	steps    int
+	guidance string
+	judged   bool // the last step goes to the predicted image, not to the mean
+}
+
+func sourceOf(m Measure) source {
+	return source{m.Tables, m.Steps, m.Guidance, m.Estimator == ensemble.EstimatorJudge}
+}
+
 // newPlan compiles the sampler of a profile with one or several measurements.
-func newPlan(d Diffusion, components int, profile Profile, measures []Measure) (*plan, error) {
-	p := &plan{guidance: profile.GuidanceScale, width: 2, components: components, measures: measures}
-	if p.guidance == 1 {
-		p.width = 1
-	}
-	var err error
-	p.steps, err = diffusion.Steps(d, measures[0].Steps, profile.Eta)
-	if err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrSettings, err)
-	}
-	for _, measure := range measures {
-		if measure.Steps != measures[0].Steps || measure.Tables != ensemble.TablesMembers ||
-			measure.Guidance != ensemble.GuidanceOwn || profile.ImageRisk != (Measure{}) {
-			return nil, fmt.Errorf("%w: %s is not supported yet", ErrSettings, measure)
-		}
-		if needsVariance(measure.Estimator) && p.sigma(measure) == 0 {
-			return nil, fmt.Errorf("%w: %s has no variance to divide by after step %d", ErrSettings, measure.Estimator,
-				measure.BranchStep+measure.RolloutSteps-1)
-		}
-		p.end = max(p.end, measure.BranchStep+measure.RolloutSteps)
-		i := slices.IndexFunc(p.branches, func(b branch) bool { return b.step == measure.BranchStep })
+func newPlan(e *ensemble.Ensemble, profile Profile, measures []Measure) (*plan, error) {
+	p := &plan{guidance: profile.GuidanceScale, measures: measures}
+	var sources []source
+	for k, m := range measures {
+		i := slices.Index(sources, sourceOf(m))
 		if i < 0 {
-			i = len(p.branches)
-			p.branches = append(p.branches, branch{step: measure.BranchStep})
+			t, err := newTrajectory(e, profile, m)
+			if err != nil {
+				return nil, fmt.Errorf("%w: %w", ErrSettings, err)
+			}
+			i = len(sources)
+			sources, p.trajectories = append(sources, sourceOf(m)), append(p.trajectories, t)
 		}
-		p.branches[i].length = max(p.branches[i].length, measure.RolloutSteps)
+		t := &p.trajectories[i]
+		if needsVariance(m.Estimator) && t.sigma(m) == 0 {
+			return nil, fmt.Errorf("%w: %s has no variance to divide by after step %d", ErrSettings, m.Estimator,
+				m.BranchStep+m.RolloutSteps-1)
+		}
+		t.read(k, m)
 	}
-	slices.SortFunc(p.branches, func(a, b branch) int { return a.step - b.step })
-	paths := p.end
-	for _, b := range p.branches {
-		paths += (p.components - 1) * b.length
+	p.narrowest = p.trajectories[0].width
+	for i := range p.trajectories {
+		t := &p.trajectories[i]
+		if t.judged(measures) {
+			t.steps[t.end-1] = t.steps[t.end-1].Origin()
+		}
+		steps := t.end
+		for _, b := range t.branches {
+			steps += (t.groups() - 1) * b.length
+		}
+		p.noises = max(p.noises, t.end-1) // the mean of the last step is read without its noise
+		p.paths += 1 + len(t.branches)*(t.groups()-1)
+		p.narrowest, p.widest = min(p.narrowest, t.width), max(p.widest, t.width)
+		p.rows += t.width * steps
 	}
-	p.rows = p.width * paths
 	return p, nil
 }
+
+// newTrajectory returns the trajectory of a measurement, from which nothing is read yet.
+func newTrajectory(e *ensemble.Ensemble, profile Profile, m Measure) (trajectory, error) {
+	t := trajectory{tables: e.Tables(m.Tables), size: 1}
+	if t.tables == nil {
+		return t, fmt.Errorf("tables is %q, the ensemble has no such tables", m.Tables)
+	}
+	if m.Guidance == ensemble.GuidanceShared {
+		t.size = t.tables.Count()
+	}
+	t.width = t.size
+	if profile.GuidanceScale != 1 {
+		t.width++
+	}
+	var err error
+	t.steps, err = diffusion.Steps(e.Diffusion, m.Steps, profile.Eta)
+	return t, err
+}
+
+// read makes the trajectory long enough for the measurement k.
+func (t *trajectory) read(k int, m Measure) {
+	t.measures = append(t.measures, k)
+	t.end = max(t.end, m.BranchStep+m.RolloutSteps)
+	i := slices.IndexFunc(t.branches, func(b branch) bool { return b.step == m.BranchStep })
+	if i < 0 {
+		i = len(t.branches)
+		t.branches = append(t.branches, branch{step: m.BranchStep})
+	}
+	t.branches[i].length = max(t.branches[i].length, m.RolloutSteps)
+	slices.SortFunc(t.branches, func(a, b branch) int { return a.step - b.step })
+}
+
+// groups returns the number of groups of tables that step together.
+func (t *trajectory) groups() int { return t.tables.Count() / t.size }
+
+// judged reports whether the trajectory ends at a predicted image.
+func (t *trajectory) judged(measures []Measure) bool { return sourceOf(measures[t.measures[0]]).judged }
 
 func needsVariance(estimator string) bool {
 	return estimator == ensemble.PaiDEKL || estimator == ensemble.PaiDEBhattacharyya
 }
 
-// sigma returns the standard deviation of the components' predictive distributions at the end of a measurement. If eta
-// is 0, the value for eta 1 is taken, because the estimators that need a variance would be infinite.
-func (p *plan) sigma(m Measure) float64 {
-	step := p.steps[m.BranchStep+m.RolloutSteps-1]
+// sigma returns the standard deviation of the tables' predictive distributions at the end of a measurement. If eta is
+// 0, the value for eta 1 is taken, because the estimators that need a variance would be infinite.
+func (t *trajectory) sigma(m Measure) float64 {
+	step := t.steps[m.BranchStep+m.RolloutSteps-1]
 	if step.Sigma > 0 {
 		return step.Sigma
 	}
 	return step.PosteriorSigma
 }
 
-// measure reads a measurement from the means of all components.
+// trajectory returns the trajectory from which a measurement is read.
+func (p *plan) trajectory(m Measure) *trajectory {
+	i := slices.IndexFunc(p.trajectories, func(t trajectory) bool {
+		return sourceOf(p.measures[t.measures[0]]) == sourceOf(m)
+	})
+	return &p.trajectories[i]
+}
+
+// measure reads a measurement of distances from the means of all tables.
 func (p *plan) measure(m Measure, means [][]float32, latent ensemble.Latent) Measurement {
 	distances := paide.SquaredW2(means)
 	switch m.Estimator {
 	case ensemble.PaiDEKL:
-		distances = distances.Scaled(paide.KLFactor(p.sigma(m)))
+		distances = distances.Scaled(paide.KLFactor(p.trajectory(m).sigma(m)))
 	case ensemble.PaiDEBhattacharyya:
-		distances = distances.Scaled(paide.BhattacharyyaFactor(p.sigma(m)))
+		distances = distances.Scaled(paide.BhattacharyyaFactor(p.trajectory(m).sigma(m)))
 	}
 	mean := paide.Mean(distances)
-	r := Measurement{
-		Estimator: m.Estimator, BranchStep: m.BranchStep, RolloutSteps: m.RolloutSteps,
-		Tables: m.Tables, Guidance: m.Guidance, Steps: m.Steps,
-		MeanDistance: mean, Shares: paide.Shares(distances), Distances: make([][]float64, len(means)),
-	}
+	r := newMeasurement(m)
+	r.MeanDistance, r.Shares, r.Distances = mean, paide.Shares(distances), make([][]float64, len(means))
 	for i := range means {
 		r.Distances[i] = distances.Values[i*len(means) : (i+1)*len(means)]
 	}
@@ -113,4 +182,12 @@ func (p *plan) measure(m Measure, means [][]float32, latent ensemble.Latent) Mea
 	r.UpperBound = paide.UpperBound(len(means))
 	r.Saturated = paide.Saturated(r.Value, len(means))
 	return r
+}
+
+// newMeasurement returns a measurement that says how it is measured, and no numbers.
+func newMeasurement(m Measure) Measurement {
+	return Measurement{
+		Estimator: m.Estimator, BranchStep: m.BranchStep, RolloutSteps: m.RolloutSteps, Tables: m.Tables,
+		Guidance: m.Guidance, Steps: m.Steps,
+	}
 }

@@ -119,14 +119,22 @@ var (
 // ErrClosed is returned for requests that an engine could not finish before it was closed.
 var ErrClosed = errors.New("scoring engine is closed")
 
-// NonFiniteError is returned if the backbone gave a NaN or an infinity.
+// NonFiniteError is returned if a graph gave a NaN or an infinity.
 type NonFiniteError struct {
-	Step      int // of the sampler, from 0
-	Component int
+	Graph     string // decoder or judge; "" is the backbone
+	Step      int    // of the backbone's sampler, from 0
+	Tables    string // set that the backbone ran
+	Component int    // of the set
 }
 
 func (e *NonFiniteError) Error() string {
-	return fmt.Sprintf("backbone output is not finite at step %d, component %d", e.Step, e.Component)
+	switch {
+	case e.Graph != "":
+		return e.Graph + " output is not finite"
+	case e.Tables == ensemble.TablesMembers:
+		return fmt.Sprintf("backbone output is not finite at step %d, component %d", e.Step, e.Component)
+	}
+	return fmt.Sprintf("backbone output is not finite at step %d, table %d of %s", e.Step, e.Component, e.Tables)
 }
 
 // Carrier returns the component that carries the shared path of the event with the given key: the first eight bytes of

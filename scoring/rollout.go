@@ -2,59 +2,57 @@ package scoring
 
 import (
 	"context"
+	"fmt"
 	"slices"
 
 	"github.com/decuwatch/decuwatch/scoring/ensemble"
 )
 
-// Rollout is the end of a request if each component alone carries it through all steps.
+// Rollout is the end of a request if each table alone carries it through all steps, with its own guidance.
 type Rollout struct {
-	Latents   [][]float32 // final latents by component, [M][channels*height*width]
-	Reference []float32   // under the backbone's own fully trained table; nil if the ensemble has no such table
-	Rows      int         // rows of U-Net work
+	Latents map[string][][]float32 // final latents by set of tables: [tables][channels*height*width]
+	Rows    int                    // rows of U-Net work
 }
 
-// Rollout carries a request from its first latent to the end under each component's table, and under the backbone's
-// fully trained table if the ensemble has it. It uses the sampler of the request's profile, not its measurements.
-// Evaluations compare scores with it. Errors are the same as for Score.
-func (e *Engine) Rollout(ctx context.Context, r Request) (Rollout, error) {
+// Rollout carries a request from its first latent to the end under each table of the named sets: ensemble.TablesMembers,
+// TablesPosterior, TablesProducer, TablesProducers, TablesReference. It takes the steps of the request risk, guidance
+// and eta of the request's profile, and measures nothing. Evaluations compare scores with it. Errors are the same as for
+// Score; a set that the ensemble does not have is an ErrSettings.
+func (e *Engine) Rollout(ctx context.Context, r Request, sets ...string) (Rollout, error) {
 	profile := e.profile(r)
-	whole := wholeRollout(e.ensemble.Diffusion, profile.RequestRisk.Steps)
-	profile.ClassGap, profile.RequestRisk = whole, whole
-	components := e.ensemble.Components
-	if e.ensemble.Tables(ensemble.TablesReference) != nil {
-		components++ // the component after the last is the reference: see embedding
+	measures := make([]Measure, len(sets))
+	for i, set := range sets {
+		measures[i] = wholeRollout(e.ensemble.Diffusion, set, profile.RequestRisk.Steps)
 	}
-	p, err := e.compile(components, profile, whole)
+	if len(sets) == 0 {
+		return Rollout{}, fmt.Errorf("%w: no set of tables is named", ErrSettings)
+	}
+	p, err := e.compile(profile, measures)
 	if err != nil {
 		return Rollout{}, err
 	}
-	t, _, err := e.run(ctx, r, p, profile)
+	t, _, err := e.run(ctx, r, p, profile.Eta)
 	if err != nil {
 		return Rollout{}, err
 	}
 	defer e.sampler.release(t)
-	out := Rollout{Rows: p.rows}
-	for component, mean := range t.means[0] {
-		if latent := slices.Clone(mean); component < e.ensemble.Components {
-			out.Latents = append(out.Latents, latent)
-		} else {
-			out.Reference = latent
+	out := Rollout{Latents: map[string][][]float32{}, Rows: p.rows}
+	for i, set := range sets {
+		out.Latents[set] = nil
+		for _, latent := range t.means[i] {
+			out.Latents[set] = append(out.Latents[set], slices.Clone(latent))
 		}
 	}
 	return out, nil
 }
 
-// embedding returns the class embedding of a component; the component after the last is the reference table.
-func (s *sampler) embedding(component, class int) []float32 {
-	if component == s.ensemble.Components {
-		return s.ensemble.Tables(ensemble.TablesReference).Row(0, class)
-	}
-	return s.ensemble.Members().Row(component, class)
+// wholeRollout measures tables after all steps of a sampler that is asked for steps, each on its own path.
+func wholeRollout(d Diffusion, tables string, steps int) Measure {
+	return Measure{Tables: tables, Steps: steps, Guidance: ensemble.GuidanceOwn, RolloutSteps: d.StepCount(steps),
+		Estimator: ensemble.MeanW2}
 }
 
-// wholeRollout measures the members after all steps of a sampler that is asked for steps, each on its own path.
-func wholeRollout(d Diffusion, steps int) Measure {
-	return Measure{Tables: ensemble.TablesMembers, Steps: steps, Guidance: ensemble.GuidanceOwn,
-		RolloutSteps: d.StepCount(steps), Estimator: ensemble.MeanW2}
+// Pictures decodes latents, and judges the images if the ensemble has a judge, behind live work.
+func (e *Engine) Pictures(ctx context.Context, latents [][]float32) ([]Picture, error) {
+	return e.imager.run(ctx, latents, true, Background)
 }

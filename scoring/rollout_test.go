@@ -18,19 +18,20 @@ func TestRollout(t *testing.T) {
 	whole := at(steps, 0, steps, ensemble.MeanW2)
 	profile.ClassGap, profile.RequestRisk = whole, whole
 	r := Request{Key: "rollout\n1", Class: 3, Seed: 7, Profile: profile}
-	rollout, err := e.Rollout(t.Context(), r)
+	rollout, err := e.Rollout(t.Context(), r, ensemble.TablesMembers, ensemble.TablesReference)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if m := e.Ensemble().Components; len(rollout.Latents) != m || rollout.Rows != 2*steps*(m+1) {
-		t.Fatalf("%d latents of %d rows, want %d of %d", len(rollout.Latents), rollout.Rows, m, 2*steps*(m+1))
+	members, reference := rollout.Latents[ensemble.TablesMembers], rollout.Latents[ensemble.TablesReference][0]
+	if m := e.Ensemble().Components; len(members) != m || rollout.Rows != 2*steps*(m+1) {
+		t.Fatalf("%d latents of %d rows, want %d of %d", len(members), rollout.Rows, m, 2*steps*(m+1))
 	}
 	result, err := e.Score(t.Context(), r)
 	if err != nil {
 		t.Fatal(err)
 	}
-	for i, a := range rollout.Latents {
-		for j, b := range rollout.Latents {
+	for i, a := range members {
+		for j, b := range members {
 			distance := 0.0
 			for k := range a {
 				distance += math.Pow(float64(a[k])-float64(b[k]), 2)
@@ -40,25 +41,25 @@ func TestRollout(t *testing.T) {
 			}
 		}
 	}
-	if len(rollout.Reference) != latent.Size() {
-		t.Fatalf("the reference ends in %d elements, want %d", len(rollout.Reference), latent.Size())
+	if len(reference) != latent.Size() {
+		t.Fatalf("the reference ends in %d elements, want %d", len(reference), latent.Size())
 	}
 
 	// Give component 0 the reference's table: it ends where the reference ends.
 	for class := range len(e.ensemble.Classes) + 1 {
 		copy(e.ensemble.Members().Row(0, class), e.ensemble.Tables(ensemble.TablesReference).Row(0, class))
 	}
-	swapped, err := e.Rollout(t.Context(), r)
+	swapped, err := e.Rollout(t.Context(), r, ensemble.TablesMembers, ensemble.TablesReference)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !slices.EqualFunc(swapped.Latents[0], rollout.Reference, func(a,
+	if !slices.EqualFunc(swapped.Latents[ensemble.TablesMembers][0], reference, func(a,
 		b float32) bool {
 		return Agrees(float64(a), float64(b)) || math.Abs(float64(a-b)) < 1e-4
 	}) {
 		t.Error("the reference ends elsewhere than a component with its table")
 	}
-	if slices.Equal(rollout.Latents[0], rollout.Reference) {
+	if slices.Equal(members[0], reference) {
 		t.Error("component 0 ends where the reference does, with another table")
 	}
 }

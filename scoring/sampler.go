@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"fmt"
 	"slices"
 	"sync"
 	"time"
@@ -27,53 +26,18 @@ type worker struct {
 	context  []float32 // [rows, T, D]
 	output   []float32 // [rows, C, H, W]
 
+	vitals
 	picked []*path // of the run in progress
-	busy   bool
-	began  time.Time // of the run in progress
-	good   time.Time // end of the last run whose outputs were all finite
-	failed error     // of the last run; nil if it was good
-	probe  *probe    // that is asked for and has not begun
-}
-
-// path is one latent that one component takes through its steps.
-type path struct {
-	task      *task
-	component int
-	branch    int // index in plan.branches, or -1 for the shared path
-	step, end int // the next step, and the end: one after the last step
-	latent    []float32
-	running   bool
-	bad       bool // the backbone's output was not finite
-}
-
-// task is one request in the sampler. The sampler's mutex guards it, but for the latents of paths that a worker runs.
-type task struct {
-	plan      *plan
-	class     int
-	carrier   int
-	priority  Priority
-	noise     [][]float32 // by step, if eta is not 0: every component adds the same
-	paths     []path      // the shared one first; the length is how many have begun
-	means     [][][]float32
-	running   int     // paths in a run
-	spoiled   *worker // that gave output that is not finite
-	abandoned bool    // its caller has returned; its memory is given back when it is over
-	open      int     // paths that have begun and have steps left
-	remaining int     // rows of work left
-	served    float64 // rows received, in the virtual time of fair queueing
-	err       error
-	done      chan struct{} // closed once the task is over
-	over      bool
 }
 
 // sampler shares the runs of the backbone among the rows of all requests in flight.
 //
-// Each run takes one step of as many paths as fit, of any request, step or component. Live requests come before
+// Each run takes one step of as many paths as fit, of any request, step or set of tables. Live requests come before
 // background ones, which get the rest of the run. While a live request is in flight that is at most a quarter, so that
 // live requests are slowed down little. It is also at least their share, over several runs, so that evidence does not
 // starve behind a backlog. Among equals the request with the fewest rows since it joined goes first
 // (start-time fair queueing: Goyal et al., 1996), so a large request neither starves nor delays small ones. A run has
-// room for one path of each request in flight; further requests wait in order.
+// room for the narrowest path of each request in flight; further requests wait in order.
 type sampler struct {
 	ensemble *ensemble.Ensemble
 	workers  []*worker
@@ -85,7 +49,7 @@ type sampler struct {
 	wake   sync.Cond
 	queue  [2][]*task // by priority, first come first
 	active [2][]*task
-	joined [2]int     // rows of one path of each active task
+	joined [2]int     // rows of the narrowest path of each active task
 	ready  [2]int     // rows of all open paths of active tasks
 	clock  [2]float64 // virtual time
 	share  float64    // of rows, which background requests get at least
@@ -94,19 +58,18 @@ type sampler struct {
 	closed bool
 	owners sync.WaitGroup
 
-	hang          time.Duration // after which a run counts as hung
 	probeLatent   []float32
 	probeTimestep int64
 }
 
 func newSampler(e *ensemble.Ensemble, workers []*worker, o Options) *sampler {
-	s := &sampler{ensemble: e, workers: workers, maxRows: o.MaxBatchRows, buckets: o.Buckets, share: o.BackgroundShare,
-		hang: hangLeast}
+	s := &sampler{ensemble: e, workers: workers, maxRows: o.MaxBatchRows, buckets: o.Buckets, share: o.BackgroundShare}
 	s.metrics = newMetrics(o.Registerer, e.Name, s.runAge)
 	s.wake.L = &s.mu
 	s.newProbe()
 	for _, w := range workers {
 		w.picked = make([]*path, 0, o.MaxBatchRows)
+		w.vitals = vitals{mu: &s.mu, wake: s.wake.Broadcast, what: backbone, hang: hangLeast}
 		s.owners.Go(func() { s.own(w) })
 	}
 	return s
@@ -118,9 +81,7 @@ func (s *sampler) runAge() time.Duration {
 	defer s.mu.Unlock()
 	age := time.Duration(0)
 	for _, w := range s.workers {
-		if w.busy {
-			age = max(age, time.Since(w.began))
-		}
+		age = max(age, w.age())
 	}
 	return age
 }
@@ -129,12 +90,6 @@ func (s *sampler) runAge() time.Duration {
 // caller until release. With an error the task is not the caller's any more: when ctx ends, run returns at once,
 // although a worker may still be in a run with its rows.
 func (s *sampler) run(ctx context.Context, t *task) error {
-	t.done = make(chan struct{})
-	t.remaining = t.plan.rows
-	t.means = make([][][]float32, len(t.plan.measures))
-	for i := range t.means {
-		t.means[i] = make([][]float32, t.plan.components)
-	}
 	s.mu.Lock()
 	if s.closed {
 		s.mu.Unlock()
@@ -158,7 +113,10 @@ func (s *sampler) run(ctx context.Context, t *task) error {
 		return nil
 	}
 	defer s.release(t)
-	return s.judge(ctx, t)
+	if t.spoiled == nil {
+		return t.err
+	}
+	return t.spoiled.blame(ctx, t.err)
 }
 
 // admit moves tasks from the queue to the active ones while there is room. The caller holds the mutex.
@@ -175,92 +133,19 @@ func (s *sampler) admit() {
 			default:
 				before += s.joined[Background]
 			}
-			if before+t.plan.width > room {
+			if before+t.plan.narrowest > room {
 				break
 			}
 			s.queue[priority] = slices.Delete(s.queue[priority], 0, 1)
 			t.served = s.clock[priority]
 			s.active[priority] = append(s.active[priority], t)
-			t.open++
-			s.joined[priority] += t.plan.width
-			s.ready[priority] += t.plan.width
-			s.fork(t)
-		}
-	}
-}
-
-// fork begins the branches that leave the shared path at its next step.
-func (s *sampler) fork(t *task) {
-	shared := &t.paths[0]
-	for i, b := range t.plan.branches {
-		if b.step != shared.step {
-			continue
-		}
-		for component := range t.plan.components {
-			if component == t.carrier {
-				continue
-			}
-			p := path{task: t, component: component, branch: i, step: b.step, end: b.step + b.length, latent: s.buffer()}
-			copy(p.latent, shared.latent)
-			t.paths = append(t.paths, p) // within the capacity: workers hold pointers to paths
-			t.open++
-			s.ready[t.priority] += t.plan.width
-		}
-	}
-}
-
-// buffer returns a latent's memory. The caller holds the mutex.
-func (s *sampler) buffer() []float32 {
-	if n := len(s.free); n > 0 {
-		b := s.free[n-1]
-		s.free = s.free[:n-1]
-		return b
-	}
-	return make([]float32, s.ensemble.Latent.Size())
-}
-
-// takeBuffer is buffer for callers that do not hold the mutex.
-func (s *sampler) takeBuffer() []float32 {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.buffer()
-}
-
-// release gives back the memory of a task that is over.
-func (s *sampler) release(t *task) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.recycle(t)
-}
-
-// recycle is release for callers that hold the mutex.
-func (s *sampler) recycle(t *task) {
-	for i := range t.paths {
-		s.free = append(s.free, t.paths[i].latent)
-	}
-	for k, m := range t.plan.measures {
-		// Means read before the end of a path were copied, the others are the path's own latent.
-		for component, mean := range t.means[k] {
-			if mean != nil && m.BranchStep+m.RolloutSteps != t.pathEnd(component, m) {
-				s.free = append(s.free, mean)
+			s.joined[priority] += t.plan.narrowest
+			for i := range t.plan.trajectories {
+				s.begin(t, t.paths[i].width)
+				s.fork(t, &t.paths[i])
 			}
 		}
 	}
-	s.free = append(s.free, t.noise...)
-	t.paths, t.means, t.noise = nil, nil, nil
-}
-
-// pathEnd returns the step after the last of the path on which a component's mean is read.
-func (t *task) pathEnd(component int, m Measure) int {
-	if component == t.carrier {
-		return t.plan.end
-	}
-	for _, b := range t.plan.branches {
-		if b.step == m.BranchStep {
-			return b.step + b.length
-		}
-	}
-	return -1
 }
 
 // cancel ends a task early and reports whether it is abandoned: a worker still works on it, and it is over after that.
@@ -300,8 +185,8 @@ func (s *sampler) finish(t *task) {
 	t.over = true
 	if i := slices.Index(s.active[t.priority], t); i >= 0 {
 		s.active[t.priority] = slices.Delete(s.active[t.priority], i, i+1)
-		s.joined[t.priority] -= t.plan.width
-		s.ready[t.priority] -= t.open * t.plan.width
+		s.joined[t.priority] -= t.plan.narrowest
+		s.begin(t, -t.open)
 	} else if i := slices.Index(s.queue[t.priority], t); i >= 0 {
 		s.queue[t.priority] = slices.Delete(s.queue[t.priority], i, i+1)
 	}
@@ -312,12 +197,6 @@ func (s *sampler) finish(t *task) {
 		s.recycle(t)
 	}
 }
-
-// ErrHung is returned by Close if a run did not return; its session is left as it is.
-var ErrHung = errors.New("a run of the backbone does not return")
-
-// closeWait is how long close waits for runs after it has terminated them.
-const closeWait = 3 * time.Second
 
 // close ends all tasks with ErrClosed and waits for the workers. The error is ErrHung if a run does not return.
 func (s *sampler) close() error {
@@ -335,28 +214,15 @@ func (s *sampler) close() error {
 	}
 	s.terminateIdle()
 	for _, w := range s.workers {
-		if w.probe != nil {
-			w.probe.err = ErrClosed
-			close(w.probe.done)
-			w.probe = nil
-		}
+		w.shut()
 	}
 	s.wake.Broadcast()
 	s.mu.Unlock()
-	ended := make(chan struct{})
-	go func() {
-		s.owners.Wait()
-		close(ended)
-	}()
-	timer := time.NewTimer(closeWait)
-	defer timer.Stop()
-	select {
-	case <-ended:
-		return nil
-	case <-timer.C:
-		return fmt.Errorf("%w: it was terminated %s ago", ErrHung, closeWait)
-	}
+	return await(&s.owners, backbone)
 }
+
+// backbone is what the workers run.
+const backbone = "backbone"
 
 // own is the goroutine of one worker: it picks rows, runs them, updates their latents, and settles what follows. A
 // probe that somebody waits for comes first.
@@ -373,9 +239,7 @@ func (s *sampler) own(w *worker) {
 			}
 			s.wake.Wait()
 		}
-		w.busy, w.began = true, time.Now()
-		probe := w.probe
-		w.probe = nil
+		probe := w.start()
 		if len(s.workers) > 1 {
 			s.wake.Signal() // another worker takes the rest
 		}
@@ -393,7 +257,6 @@ func (s *sampler) own(w *worker) {
 		}
 
 		s.mu.Lock()
-		s.ended(w, err)
 		s.settle(w, rows, padded, err)
 		s.mu.Unlock()
 	}
@@ -403,27 +266,9 @@ func (s *sampler) own(w *worker) {
 func (s *sampler) serveProbe(w *worker, p *probe) {
 	err := s.runProbe(w)
 	s.mu.Lock()
-	s.ended(w, err)
+	w.ended(err, 0, 0)
 	s.mu.Unlock()
-	if errors.Is(err, ort.ErrTerminated) { // by close
-		err = ErrClosed
-	}
-	p.err = err
-	close(p.done)
-}
-
-// ended records how a run of w ended. The caller holds the mutex.
-func (s *sampler) ended(w *worker, err error) {
-	w.busy = false
-	if errors.Is(err, ort.ErrTerminated) {
-		return
-	}
-	if err == nil && len(w.picked) > 0 && !slices.ContainsFunc(w.picked, func(p *path) bool { return !p.bad }) {
-		err = errors.New("no output of the last run was finite")
-	}
-	if w.failed = err; err == nil && !slices.ContainsFunc(w.picked, func(p *path) bool { return p.bad }) {
-		w.good = time.Now()
-	}
+	p.end(err)
 }
 
 // pick chooses the paths of the next run. The caller holds the mutex.
@@ -435,36 +280,38 @@ func (s *sampler) pick(w *worker) {
 			idle++
 		}
 	}
-	waiting := 0
+	waiting, widest := 0, [2]int{2, 2}
 	for priority := range s.active {
 		for _, t := range s.active[priority] {
-			waiting += (t.open - t.running) * t.plan.width
+			waiting += t.open - t.running
+			widest[priority] = max(widest[priority], t.plan.widest)
 		}
 	}
-	// Lanes that are idle share what waits; two rows is the least that any path needs.
-	room := min(s.maxRows, max(2, (waiting+idle-1)/idle))
-	reserved := s.take(w, Background, min(room, s.reserved()), 0)
+	// Workers that are idle share what waits. A run has room for any path.
+	room := min(s.maxRows, max(slices.Max(widest[:]), (waiting+idle-1)/idle))
+	reserved := s.take(w, Background, min(room, s.reserved(widest[Background])), 0)
 	live := s.take(w, Live, room, reserved)
 	if len(s.active[Live]) > 0 {
-		room = min(room, max(2, live, s.maxRows/4))
+		room = min(room, max(widest[Background], live, s.maxRows/4))
 	}
 	rows := s.take(w, Background, room, live)
-	s.owe(rows, reserved+rows-live)
+	s.owe(rows, reserved+rows-live, widest[Background])
 }
 
-// reserved returns the rows of the next run that background requests get before live ones.
-func (s *sampler) reserved() int {
-	if s.owed < 2 { // the least that any path needs
+// reserved returns the rows of the next run that background requests get before live ones: none before any of their
+// paths fits.
+func (s *sampler) reserved(widest int) int {
+	if s.owed < float64(widest) {
 		return 0
 	}
 	return int(s.owed)
 }
 
 // owe notes that background requests got a number of all rows of a run. What their share lacks, they get later; that
-// is at most a quarter of a run.
-func (s *sampler) owe(rows, background int) {
+// is at most a quarter of a run, or their widest path.
+func (s *sampler) owe(rows, background, widest int) {
 	s.owed += s.share*float64(rows) - float64(background)
-	s.owed = max(0, min(s.owed, max(2, float64(s.maxRows/4))))
+	s.owed = max(0, min(s.owed, float64(max(widest, s.maxRows/4))))
 	if len(s.active[Live]) == 0 || len(s.active[Background]) == 0 {
 		s.owed = 0
 	}
@@ -488,12 +335,12 @@ func (s *sampler) take(w *worker, priority Priority, room, rows int) int {
 		}
 		for i := range t.paths {
 			p := &t.paths[i]
-			if p.running || p.step == p.end || rows+t.plan.width > room {
+			if p.running || p.step == p.end || rows+p.width > room {
 				continue
 			}
-			rows += t.plan.width
-			t.served += float64(t.plan.width)
-			t.running++
+			rows += p.width
+			t.served += float64(p.width)
+			t.running += p.width
 			p.running = true
 			w.picked = append(w.picked, p)
 		}
@@ -502,21 +349,36 @@ func (s *sampler) take(w *worker, priority Priority, room, rows int) int {
 	return rows
 }
 
-// fill copies the rows of the picked paths into the worker's buffers: conditional, then unconditional with guidance.
+// fill copies the rows of the picked paths into the worker's buffers: each table's own, then with guidance the group's
+// unconditional row at its mean latent.
 func (s *sampler) fill(w *worker) (rows int) {
 	n, c := s.ensemble.Latent.Size(), s.ensemble.Context.Size()
 	for _, p := range w.picked {
-		t := p.task
-		class := t.class
-		for range t.plan.width {
-			copy(w.latent[rows*n:(rows+1)*n], p.latent)
-			copy(w.context[rows*c:(rows+1)*c], s.embedding(p.component, class))
-			w.timestep[rows] = t.plan.steps[p.step].Timestep
-			class = len(s.ensemble.Classes) // the unconditional row
+		for i, latent := range p.latents {
+			copy(w.latent[rows*n:(rows+1)*n], latent)
+			copy(w.context[rows*c:(rows+1)*c], p.tables.Row(p.table(i), p.task.class))
+			w.timestep[rows] = p.steps[p.step].Timestep
+			rows++
+		}
+		if p.width > p.size {
+			mean(w.latent[rows*n:(rows+1)*n], p.latents)
+			copy(w.context[rows*c:(rows+1)*c], p.unconditional())
+			w.timestep[rows] = p.steps[p.step].Timestep
 			rows++
 		}
 	}
 	return rows
+}
+
+// mean writes the mean of latents to dst.
+func mean(dst []float32, latents [][]float32) {
+	for i := range dst {
+		sum := 0.0
+		for _, latent := range latents {
+			sum += float64(latent[i])
+		}
+		dst[i] = float32(sum / float64(len(latents)))
+	}
 }
 
 // pad returns the row count of the run: the smallest bucket that holds the rows.
@@ -533,34 +395,44 @@ func (s *sampler) pad(rows int) int {
 // meanwhile.
 func (s *sampler) update(w *worker) {
 	n := s.ensemble.Latent.Size()
-	at := 0
+	output := func(row int) []float32 { return w.output[row*n : (row+1)*n] }
+	row := 0
 	for _, p := range w.picked {
-		t := p.task
-		conditional := w.output[at : at+n]
-		at += n
 		var unconditional []float32
-		if t.plan.width == 2 {
-			unconditional = w.output[at : at+n]
-			at += n
+		if p.width > p.size {
+			unconditional = output(row + p.size)
 		}
-		p.bad = !t.plan.steps[p.step].Mean(p.latent, p.latent, conditional, unconditional, t.plan.guidance)
+		p.bad = 0
+		for i, latent := range p.latents {
+			if !p.steps[p.step].Mean(latent, latent, output(row+i), unconditional, p.task.plan.guidance) && p.bad == 0 {
+				p.bad = p.table(i) + 1
+			}
+		}
+		row += p.width
 	}
 }
 
 // settle ends a run: paths advance, branches begin, tasks that are done leave, others join. The caller holds the
 // mutex.
 func (s *sampler) settle(w *worker, rows, padded int, err error) {
+	bad := 0
+	for _, p := range w.picked {
+		if p.bad > 0 {
+			bad++
+		}
+	}
+	w.ended(err, len(w.picked), bad)
 	terminated := errors.Is(err, ort.ErrTerminated)
 	for _, p := range w.picked {
 		t := p.task
 		p.running = false
-		t.running--
+		t.running -= p.width
 		switch {
 		case t.err != nil || terminated: // cancelled, or the row runs again
 		case err != nil:
 			t.err = err
-		case p.bad:
-			t.err, t.spoiled = &NonFiniteError{Step: p.step, Component: p.component}, w
+		case p.bad > 0:
+			t.err, t.spoiled = p.nonFinite(), w
 		default:
 			s.advance(t, p)
 		}
@@ -569,9 +441,9 @@ func (s *sampler) settle(w *worker, rows, padded int, err error) {
 		s.metrics.batch.Observe(float64(padded))
 		s.metrics.rows[padding].Add(float64(padded - rows))
 		for _, p := range w.picked {
-			s.metrics.rows[p.task.priority].Add(float64(p.task.plan.width))
-			s.metrics.queued.Sub(float64(p.task.plan.width))
-			p.task.remaining -= p.task.plan.width
+			s.metrics.rows[p.task.priority].Add(float64(p.width))
+			s.metrics.queued.Sub(float64(p.width))
+			p.task.remaining -= p.width
 		}
 	}
 	for i, p := range w.picked {
@@ -582,34 +454,4 @@ func (s *sampler) settle(w *worker, rows, padded int, err error) {
 	}
 	w.picked = w.picked[:0]
 	s.admit()
-}
-
-// advance moves a path past the step it has taken.
-func (s *sampler) advance(t *task, p *path) {
-	step := p.step
-	p.step++
-	for k, m := range t.plan.measures {
-		ends := m.BranchStep+m.RolloutSteps == p.step
-		own := p.branch < 0 || t.plan.branches[p.branch].step == m.BranchStep
-		if !ends || !own {
-			continue
-		}
-		mean := p.latent
-		if p.step != p.end {
-			mean = s.buffer()
-			copy(mean, p.latent)
-		}
-		t.means[k][p.component] = mean
-	}
-	if p.step == p.end {
-		t.open--
-		s.ready[t.priority] -= t.plan.width
-		return
-	}
-	if t.noise != nil {
-		t.plan.steps[step].AddNoise(p.latent, t.noise[step])
-	}
-	if p.branch < 0 {
-		s.fork(t)
-	}
 }

@@ -52,8 +52,8 @@ func fakeSamplerOf(t testing.TB, dir string, maxRows, workers int, buckets []int
 	if err != nil {
 		t.Fatal(err)
 	}
-	e := &Engine{options: Options{MaxRequestRows: 1 << 20, Log: nil}, ensemble: verified, fixed: verified.Profile,
-		plans: map[Profile]*plan{}, decoding: make(chan struct{}, 1)}
+	e := &Engine{options: Options{MaxRequestRows: 1 << 20, MaxBatchRows: maxRows}, ensemble: verified, fixed: verified.Profile,
+		plans: map[Profile]*plan{}}
 	var fakes []*fakeWorker
 	var ls []*worker
 	for range workers {
@@ -68,12 +68,48 @@ func fakeSamplerOf(t testing.TB, dir string, maxRows, workers int, buckets []int
 		fakes, ls = append(fakes, f), append(ls, &f.worker)
 	}
 	e.sampler = newSampler(verified, ls, Options{MaxBatchRows: maxRows, Buckets: buckets, BackgroundShare: 0.05})
+	decoder, judge := newFakeStage(verified.Latent.Size(), verified.Image.Size()), (*stage)(nil)
+	if j := verified.Judge; j != nil {
+		judge = &newFakeStage(j.Channels*j.Height*j.Width, len(j.Outputs)).stage
+	}
+	e.imager = newImager(verified, decoder.stage, judge, imageRows, len(buckets) > 0, e.sampler.probeLatent)
 	t.Cleanup(func() {
-		if err := e.sampler.close(); err != nil {
+		if err := errors.Join(e.sampler.close(), e.imager.close()); err != nil {
 			t.Error(err)
 		}
 	})
 	return e, fakes
+}
+
+// fakeStage is a decoder or a judge that gives its input, as far as it goes, and lets a test look at a run or spoil it.
+type fakeStage struct {
+	stage
+	before     func(rows int) error
+	terminated atomic.Int32
+	from, to   int // elements of a row
+}
+
+func newFakeStage(from, to int) *fakeStage {
+	f := &fakeStage{from: from, to: to}
+	f.stage = stage{runner: f, input: make([]float32, imageRows*from), output: make([]float32, imageRows*to)}
+	return f
+}
+
+func (f *fakeStage) Run(rows int) error {
+	if f.before != nil {
+		if err := f.before(rows); err != nil {
+			return err
+		}
+	}
+	for i := range rows {
+		copy(f.output[i*f.to:(i+1)*f.to], f.input[i*f.from:(i+1)*f.from])
+	}
+	return nil
+}
+
+func (f *fakeStage) Terminate() error {
+	f.terminated.Add(1)
+	return nil
 }
 
 // gate holds every run until the test lets it go.
@@ -145,7 +181,7 @@ func TestRows(t *testing.T) {
 		{"one branch read twice", 2, []Measure{at(20, 3, 1, "paide-w2"), at(20, 3, 4, "mean-w2")}, 2 * (3 + m*4)},
 		{"the same measurement twice", 2, []Measure{at(20, 3, 2, "paide-w2"), at(20, 3, 2, "mean-w2")}, 2 * (3 + m*2)},
 	} {
-		p, err := newPlan(verified.Diffusion, verified.Components, Profile{GuidanceScale: c.guidance}, c.measures)
+		p, err := newPlan(verified, Profile{GuidanceScale: c.guidance}, c.measures)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -78,6 +78,13 @@ type Step struct {
 	Sigma    float64 // of the step; 0 if eta is 0
 	// PosteriorSigma is Sigma at eta 1, the ancestral sampler's. Distances that need a variance use it if eta is 0.
 	PosteriorSigma float64
+	X0Latent       float64 // x0 = X0Latent*x + X0Output*output
+	X0Output       float64
+}
+
+// Origin returns the step that goes to the predicted x0 instead of the mean.
+func (s Step) Origin() Step {
+	return Step{Timestep: s.Timestep, Latent: s.X0Latent, Output: s.X0Output, X0Latent: s.X0Latent, X0Output: s.X0Output}
 }
 
 // AlphasCumprod returns the products of 1-beta up to each training timestep, float64[T].
@@ -250,15 +257,18 @@ func Steps(c Config, steps int, eta float64) ([]Step, error) {
 		case "epsilon": // x0 = x/rootA - rootB/rootA out, eps = out
 			s.Latent = signal / rootA
 			s.Output = direction - signal*rootB/rootA
+			s.X0Latent, s.X0Output = 1/rootA, -rootB/rootA
 		case "v_prediction": // x0 = rootA x - rootB out, eps = rootA out + rootB x
 			s.Latent = signal*rootA + direction*rootB
 			s.Output = direction*rootA - signal*rootB
+			s.X0Latent, s.X0Output = rootA, -rootB
 		case "sample": // x0 = out, eps = (x - rootA out)/rootB
 			s.Latent = direction / rootB
 			s.Output = signal - direction*rootA/rootB
+			s.X0Output = 1
 		}
 		// A product of alphas that rounds to 0 or 1 leaves nothing to divide by.
-		if sum := s.Latent + s.Output + s.PosteriorSigma; math.IsNaN(sum) || math.IsInf(sum, 0) {
+		if sum := s.Latent + s.Output + s.PosteriorSigma + s.X0Latent + s.X0Output; math.IsNaN(sum) || math.IsInf(sum, 0) {
 			return nil, fmt.Errorf("steps is %d: the betas leave alphas_cumprod %v at timestep %d, no step can start there",
 				steps, a, t)
 		}

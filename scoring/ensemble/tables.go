@@ -24,6 +24,9 @@ type Tables struct {
 // Count returns the number of tables.
 func (t *Tables) Count() int { return t.count }
 
+// Classes returns the number of classes.
+func (t *Tables) Classes() int { return t.classes }
+
 // Row returns the embedding [tokens, dim] of a class in a table, which must not be written to. The class after the last
 // is the unconditional one of classifier-free guidance.
 func (t *Tables) Row(table, class int) []float32 {

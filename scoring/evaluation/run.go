@@ -232,12 +232,13 @@ func (t *trial) score(ctx context.Context, engine *scoring.Engine, r scoring.Req
 // measureError measures the error of a request's image.
 func (t *trial) measureError(ctx context.Context, engine *scoring.Engine, r scoring.Request, cell, seed int) error {
 	r.Profile = t.truth
-	rollout, err := engine.Rollout(ctx, r)
+	rollout, err := engine.Rollout(ctx, r, ensemble.TablesMembers, ensemble.TablesReference)
 	if err != nil {
 		return err
 	}
-	for _, latent := range rollout.Latents {
-		t.errors[cell][seed] += squaredDistance(latent, rollout.Reference) / float64(len(rollout.Latents))
+	members, reference := rollout.Latents[ensemble.TablesMembers], rollout.Latents[ensemble.TablesReference][0]
+	for _, latent := range members {
+		t.errors[cell][seed] += squaredDistance(latent, reference) / float64(len(members))
 	}
 	t.done()
 	return nil
