@@ -14,10 +14,10 @@ type Rollout struct {
 	Rows    int                    // rows of U-Net work
 }
 
-// Rollout carries a request from its first latent to the end under each table of the named sets: ensemble.TablesMembers,
-// TablesPosterior, TablesProducer, TablesProducers, TablesReference. It takes the steps of the request risk, guidance
-// and eta of the request's profile, and measures nothing. Evaluations compare scores with it. Errors are the same as for
-// Score; a set that the ensemble does not have is an ErrSettings.
+// Rollout carries a request from its first latent to the end under each table of the named sets, such as
+// ensemble.TablesMembers or ensemble.TablesReference. It takes the steps of the request risk, guidance and eta of the
+// request's profile, and measures nothing. Evaluations compare scores with it. Errors are the same as for Score; a set
+// that the ensemble does not have is an ErrSettings.
 func (e *Engine) Rollout(ctx context.Context, r Request, sets ...string) (Rollout, error) {
 	profile := e.profile(r)
 	measures := make([]Measure, len(sets))

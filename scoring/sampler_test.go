@@ -52,8 +52,8 @@ func fakeSamplerOf(t testing.TB, dir string, maxRows, workers int, buckets []int
 	if err != nil {
 		t.Fatal(err)
 	}
-	e := &Engine{options: Options{MaxRequestRows: 1 << 20, MaxBatchRows: maxRows}, ensemble: verified, fixed: verified.Profile,
-		plans: map[Profile]*plan{}}
+	e := &Engine{options: Options{MaxRequestRows: 1 << 20, MaxBatchRows: maxRows}, ensemble: verified,
+		fixed: verified.Profile, plans: map[Profile]*plan{}}
 	var fakes []*fakeWorker
 	var ls []*worker
 	for range workers {

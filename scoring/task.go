@@ -150,7 +150,8 @@ func (s *sampler) read(t *task, p *path, k int) {
 	}
 }
 
-// buffersFor returns the memory of n latents, which the task gives back when it is released. The caller holds the mutex.
+// buffersFor returns the memory of n latents, which the task gives back when it is released. The caller holds the
+// mutex.
 func (s *sampler) buffersFor(t *task, n int) [][]float32 {
 	for range n {
 		var b []float32

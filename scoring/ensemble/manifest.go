@@ -141,9 +141,10 @@ type ClassData struct {
 	NEff                float64 `json:"n_eff"`                 // images as far as they differ, at most Images
 	NearDuplicates      int     `json:"near_duplicates"`       // images in a group of near duplicates
 	NearDuplicateGroups int     `json:"near_duplicate_groups"` //
-	NeighborLabelShare  float64 `json:"neighbor_label_share"`  // of nearest neighbors with the same label, 0 to 1
-	LikelyMislabeled    int     `json:"likely_mislabeled"`     // images whose neighbors have another label
-	Outliers            int     `json:"outliers"`              //
+	// NeighborLabelShare is the share of nearest neighbors that have the same label, 0 to 1; nil if it was not measured.
+	NeighborLabelShare *float64 `json:"neighbor_label_share"`
+	LikelyMislabeled   int      `json:"likely_mislabeled"` // images whose neighbors have another label
+	Outliers           int      `json:"outliers"`
 }
 
 // ImageCount returns "5000", or "1 to 100" if the components saw different numbers of images.
@@ -341,13 +342,15 @@ func (c Class) validate() error {
 		{"n_eff", d.NEff, float64(d.Images) * (1 + 1e-9)}, // 1 / (1 / n) may round up
 		{"near_duplicates", float64(d.NearDuplicates), float64(d.Images)},
 		{"near_duplicate_groups", float64(d.NearDuplicateGroups), float64(d.NearDuplicates)},
-		{"neighbor_label_share", d.NeighborLabelShare, 1},
 		{"likely_mislabeled", float64(d.LikelyMislabeled), float64(d.Images)},
 		{"outliers", float64(d.Outliers), float64(d.Images)},
 	} {
 		if !(count.value >= 0 && count.value <= count.most) {
 			return fmt.Errorf("data.%s is %v, must be 0 to %v", count.name, count.value, count.most)
 		}
+	}
+	if share := d.NeighborLabelShare; share != nil && !(*share >= 0 && *share <= 1) {
+		return fmt.Errorf("data.neighbor_label_share is %v, must be 0 to 1", *share)
 	}
 	return nil
 }

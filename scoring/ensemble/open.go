@@ -71,37 +71,41 @@ func open(path string) (*Ensemble, error) {
 		return nil, fmt.Errorf("%s: %w", name, err)
 	}
 	e := &Ensemble{Manifest: *m, Document: document, Dir: filepath.Clean(dir), Digest: digest(document)}
-	type part struct {
-		file  File
-		check func(*Ensemble, []byte) error
-	}
-	parts := []part{
-		{e.Files.UNet, (*Ensemble).checkUNet},
-		{e.Files.Decoder, (*Ensemble).checkDecoder},
-		{e.Files.Tables, (*Ensemble).readTables},
-	}
-	if e.Files.Judge != nil {
-		parts = append(parts, part{*e.Files.Judge, (*Ensemble).checkJudge})
-	}
-	for _, part := range parts {
-		content, err := readVerified(root, part.file)
-		if err != nil {
-			return nil, err
-		}
-		if err := part.check(e, content); err != nil {
-			return nil, fmt.Errorf("%s: %w", part.file.Path, err)
-		}
-		for _, external := range part.file.External {
-			if err := verify(root, external); err != nil {
-				return nil, err
-			}
-		}
+	if err := e.readFiles(root); err != nil {
+		return nil, err
 	}
 	e.byLabel = make(map[string]int, len(e.Classes))
 	for i, class := range e.Classes {
 		e.byLabel[class.Label] = i
 	}
 	return e, nil
+}
+
+// readFiles verifies the files of the manifest and takes the tables from theirs.
+func (e *Ensemble) readFiles(root *os.Root) error {
+	type part struct {
+		file  File
+		check func([]byte) error
+	}
+	parts := []part{{e.Files.UNet, e.checkUNet}, {e.Files.Decoder, e.checkDecoder}, {e.Files.Tables, e.readTables}}
+	if e.Files.Judge != nil {
+		parts = append(parts, part{*e.Files.Judge, e.checkJudge})
+	}
+	for _, part := range parts {
+		content, err := readVerified(root, part.file)
+		if err != nil {
+			return err
+		}
+		if err := part.check(content); err != nil {
+			return fmt.Errorf("%s: %w", part.file.Path, err)
+		}
+		for _, external := range part.file.External {
+			if err := verify(root, external); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // ReadFile returns the content of a file of the manifest, after it has checked size and SHA-256 again.
