@@ -401,6 +401,7 @@ func (e *Engine) imageRisk(ctx context.Context, r Request, m Measure, predicted 
 	}
 	p, risk := pictures[0].Probabilities, newMeasurement(m)
 	risk.Value, risk.UpperBound, risk.Top = 1-p[r.Class], 1, top(p, e.ensemble.Judge.Outputs)
+	risk.Distances, risk.Shares = [][]float64{}, []float64{}
 	return &risk, nil
 }
 

@@ -74,8 +74,8 @@ func newImager(e *ensemble.Ensemble, decoder stage, judge *stage, rows int, pad 
 	return m
 }
 
-// run decodes latents, and judges the images if judged is true and the ensemble has a judge. It returns at once when ctx
-// ends. The latents are the caller's again when run returns.
+// run decodes latents, and judges the images if judged is true and the ensemble has a judge. It returns at once when
+// ctx ends. The latents are the caller's again when run returns.
 func (m *imager) run(ctx context.Context, latents [][]float32, judged bool, priority Priority) ([]Picture, error) {
 	o := &order{priority: priority, latents: latents, judged: judged && m.judge != nil, open: len(latents),
 		pictures: make([]Picture, len(latents)), done: make(chan struct{})}
