@@ -43,8 +43,8 @@ type slot struct {
 	index int
 }
 
-// imager decodes and judges the latents of all requests, several in one run of each graph. Live orders come first. One
-// goroutine owns both sessions.
+// imager decodes and judges the latents of all requests, several in one run of each graph. Live orders come first, but for
+// one row of each run. One goroutine owns both sessions.
 type imager struct {
 	ensemble *ensemble.Ensemble
 	decoder  stage
@@ -165,12 +165,20 @@ func (m *imager) own() {
 // pick takes latents into the next run, beside those that must run again. The caller holds the mutex.
 func (m *imager) pick() {
 	m.picked = slices.DeleteFunc(m.picked, func(s slot) bool { return s.over })
-	for priority := range m.queue {
-		for _, o := range m.queue[priority] {
-			for o.next < len(o.latents) && len(m.picked) < m.rows {
-				m.picked = append(m.picked, slot{order: o, index: o.next})
-				o.next++
-			}
+	reserved := 0
+	if len(m.queue[Background]) > 0 {
+		reserved = 1
+	}
+	m.take(Live, m.rows-reserved)
+	m.take(Background, m.rows)
+}
+
+// take adds latents of a priority to the next run, up to the given rows. The caller holds the mutex.
+func (m *imager) take(priority Priority, rows int) {
+	for _, o := range m.queue[priority] {
+		for o.next < len(o.latents) && len(m.picked) < rows {
+			m.picked = append(m.picked, slot{order: o, index: o.next})
+			o.next++
 		}
 	}
 }
