@@ -18,5 +18,8 @@ func main() {
 	for _, name := range app.UnknownVariables(os.Environ()) {
 		fmt.Fprintf(os.Stderr, "decuwatch: the environment variable %s is not a setting and is ignored\n", name)
 	}
+	for _, name := range app.EmptyVariables(os.Environ()) {
+		fmt.Fprintf(os.Stderr, "decuwatch: the environment variable %s is empty and is ignored\n", name)
+	}
 	os.Exit(run(ctx, os.Args[1:], os.Getenv, os.Stdin, os.Stdout, os.Stderr))
 }

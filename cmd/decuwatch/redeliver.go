@@ -1,7 +1,6 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
@@ -63,6 +62,12 @@ func (c *redeliverCmd) Run(ctx context.Context, s *streams, log *slog.Logger) er
 	if err := c.validate(); err != nil {
 		return err
 	}
+	if c.Apply {
+		var err error
+		if c.By, err = person(c.By); err != nil {
+			return err
+		}
+	}
 	return app.WithServers(ctx, "redeliver", c.NATS, c.Postgres, log,
 		func(js jetstream.JetStream, store *postgres.Store) error { return c.redeliver(ctx, s, js, store) })
 }
@@ -74,7 +79,7 @@ func (c *redeliverCmd) redeliver(ctx context.Context, s *streams, js jetstream.J
 	can, cannot := 0, 0
 	left := slices.Clone(c.IDs)
 	err := redeliver.Run(ctx, redeliver.Options{
-		JetStream: js, Store: store, By: cmp.Or(c.By, app.UserName()), Apply: c.Apply,
+		JetStream: js, Store: store, By: c.By, Apply: c.Apply,
 		Query: postgres.DeadLetterQuery{
 			Stream: c.Stream.Name, Model: c.Model, Kinds: c.Kind, From: c.From, To: c.To, IDs: c.IDs,
 		},

@@ -43,7 +43,11 @@ func (f reviewFlags) change(ctx context.Context, s *streams, log *slog.Logger, c
 	if f.Version < 0 {
 		return usage("--version is %d, must be 1 or more", f.Version)
 	}
-	c.Actor, c.Version = cmp.Or(f.By, app.UserName()), f.Version
+	actor, err := person(f.By)
+	if err != nil {
+		return err
+	}
+	c.Actor, c.Version = actor, f.Version
 	return app.WithStore(ctx, f.Postgres, log, func(store *postgres.Store) error {
 		r, err := c.Apply(ctx, store, f.ID)
 		if err != nil {

@@ -210,6 +210,21 @@ func TestVariablesThatAreNoSettingsAreReported(t *testing.T) {
 	}
 }
 
+// TestEmptyVariablesAreReported gives every setting an empty variable.
+func TestEmptyVariablesAreReported(t *testing.T) {
+	var environment, want []string
+	for _, f := range app.Settings() {
+		environment, want = append(environment, f.Variable+"="), append(want, f.Variable)
+	}
+	environment = append(environment, "PATH=", "DECUWATCH_NOTHING=")
+	if got := app.EmptyVariables(environment); len(want) == 0 || !slices.Equal(got, want) {
+		t.Errorf("%v, want %v", got, want)
+	}
+	if got := app.EmptyVariables([]string{"DECUWATCH_REVIEW_ADDRESS=none"}); len(got) > 0 {
+		t.Errorf("%v is empty", got)
+	}
+}
+
 // TestPublishNamesTheSettingsOfAFullServer publishes to a server that has no room for the stream.
 func TestPublishNamesTheSettingsOfAFullServer(t *testing.T) {
 	o := server.Options{Host: "127.0.0.1", Port: server.RANDOM_PORT, StoreDir: t.TempDir(), NoLog: true, NoSigs: true,

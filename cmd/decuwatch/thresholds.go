@@ -74,13 +74,21 @@ func printThresholds(s *streams, list []schema.Threshold) error {
 	return w.Flush()
 }
 
-// by returns the given name, or else the user who runs the program.
-func by(name string) string {
+// serviceUser is the user of the program in its images.
+const serviceUser = "decuwatch"
+
+// person returns the given name, or else the user who runs the program. A history names people, so the user of the
+// images, and one without a name, must give it.
+func person(name string) (string, error) {
 	if name != "" {
-		return name
+		return name, nil
 	}
-	if u, err := user.Current(); err == nil {
-		return u.Username
+	u, err := user.Current()
+	if err != nil {
+		return "", usage("--by is required: the user who runs this has no name: %w", err)
 	}
-	return "unknown"
+	if u.Username == serviceUser || u.Username == "" {
+		return "", usage("--by is required: the user %q, uid %s, is no person", u.Username, u.Uid)
+	}
+	return u.Username, nil
 }

@@ -69,6 +69,11 @@ func (c *thresholdsCalibrateCmd) Run(ctx context.Context, s *streams, log *slog.
 	if err != nil {
 		return err
 	}
+	if c.Apply {
+		if c.By, err = person(c.By); err != nil {
+			return err
+		}
+	}
 	return app.WithStore(ctx, c.Postgres, log, func(store *postgres.Store) error {
 		plan, err := c.plan(ctx, store, e)
 		if err != nil {
@@ -76,7 +81,7 @@ func (c *thresholdsCalibrateCmd) Run(ctx context.Context, s *streams, log *slog.
 		}
 		if c.Apply {
 			change, err := store.SetThresholds(ctx, postgres.ThresholdChange{
-				Kind: postgres.ChangeCalibration, SetBy: by(c.By), Reason: strings.TrimSpace(c.Reason), Thresholds: plan.Change,
+				Kind: postgres.ChangeCalibration, SetBy: c.By, Reason: strings.TrimSpace(c.Reason), Thresholds: plan.Change,
 			})
 			if err != nil {
 				return err

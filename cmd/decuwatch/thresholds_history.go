@@ -72,8 +72,12 @@ func (c *thresholdsRollbackCmd) Run(ctx context.Context, s *streams, log *slog.L
 	if reason == "" {
 		return usage("--reason is empty")
 	}
+	by, err := person(c.By)
+	if err != nil {
+		return err
+	}
 	return app.WithStore(ctx, c.Postgres, log, func(store *postgres.Store) error {
-		change, err := store.RollbackThresholds(ctx, by(c.By), reason)
+		change, err := store.RollbackThresholds(ctx, by, reason)
 		if err != nil {
 			return err
 		}

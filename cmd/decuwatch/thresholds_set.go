@@ -53,6 +53,9 @@ func (c *thresholdsSetCmd) Run(ctx context.Context, s *streams, log *slog.Logger
 	if err != nil {
 		return err
 	}
+	if c.By, err = person(c.By); err != nil {
+		return err
+	}
 	t, err := c.threshold(e)
 	if err != nil {
 		return err
@@ -81,7 +84,7 @@ func (c *thresholdsSetCmd) threshold(e *ensemble.Ensemble) (schema.Threshold, er
 	t := schema.Threshold{
 		Model: e.Name, EnsembleDigest: e.Digest, Settings: cmp.Or(c.Settings, e.Profile.Settings()),
 		Measurement: c.Measurement, Scope: schema.ScopeModel, Severity: c.Severity, Value: c.Value, Distance: c.Distance,
-		Origin: "manual", SetBy: by(c.By), Reason: strings.TrimSpace(c.Reason), SetAt: time.Now().UTC(),
+		Origin: "manual", SetBy: c.By, Reason: strings.TrimSpace(c.Reason), SetAt: time.Now().UTC(),
 	}
 	switch {
 	case math.IsNaN(t.Value) || math.IsInf(t.Value, 0):

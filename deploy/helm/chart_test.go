@@ -8,7 +8,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"reflect"
 	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -22,13 +24,14 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	policyv1 "k8s.io/api/policy/v1"
+	"k8s.io/apimachinery/pkg/labels"
 	"sigs.k8s.io/yaml"
 )
 
 // keda is the version whose schema ScaledObjects are checked against; the module proxy has it.
 const keda = "github.com/kedacore/keda/v2@v2.21.0"
 
-// render renders the chart and returns its objects as JSON, by kind.
+// render renders the chart and returns its objects as JSON: those of workers by kind, others by kind/component.
 func render(t *testing.T, values map[string]any) map[string][]byte {
 	t.Helper()
 	c, err := loader.LoadDir("decuwatch")
@@ -78,11 +81,19 @@ func tryChart(c *chart.Chart, values map[string]any) (map[string][]byte, error) 
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w\n%s", name, err, text)
 		}
-		var meta struct{ Kind string }
-		if err := json.Unmarshal(object, &meta); err != nil || meta.Kind == "" || objects[meta.Kind] != nil {
-			return nil, fmt.Errorf("%s: kind %q, %w", name, meta.Kind, err)
+		var meta struct {
+			Kind     string
+			Metadata struct{ Labels map[string]string }
 		}
-		objects[meta.Kind] = object
+		err = json.Unmarshal(object, &meta)
+		key := meta.Kind
+		if component := meta.Metadata.Labels["app.kubernetes.io/component"]; component != "worker" {
+			key += "/" + component
+		}
+		if err != nil || meta.Kind == "" || objects[key] != nil {
+			return nil, fmt.Errorf("%s: %s, %w", name, key, err)
+		}
+		objects[key] = object
 	}
 	return objects, nil
 }
@@ -127,8 +138,10 @@ var variants = map[string]map[string]any{
 		"nats": map[string]any{"caSecret": map[string]any{"name": "nats-ca"}},
 		"networkPolicy": map[string]any{"extraEgress": []any{map[string]any{"ports": []any{map[string]any{"port": 443,
 			"protocol": "TCP"}}}}},
-		"review": map[string]any{"enabled": true, "url": "https://review.example.com"},
-		"image":  map[string]any{"pullSecrets": []any{map[string]any{"name": "registry"}}},
+		"review":     map[string]any{"enabled": true, "url": "https://review.example.com"},
+		"canary":     map[string]any{"enabled": true},
+		"monitoring": map[string]any{"enabled": true, "labels": map[string]any{"release": "prometheus"}},
+		"image":      map[string]any{"pullSecrets": []any{map[string]any{"name": "registry"}}},
 		"affinity": map[string]any{"podAntiAffinity": map[string]any{
 			"preferredDuringSchedulingIgnoredDuringExecution": []any{},
 		}},
@@ -150,22 +163,22 @@ func TestChart(t *testing.T) {
 			d := into[appsv1.Deployment](t, objects, "Deployment")
 			into[corev1.ServiceAccount](t, objects, "ServiceAccount")
 			pods := []corev1.PodSpec{d.Spec.Template.Spec}
-			labels := d.Spec.Template.Labels
+			podLabels := d.Spec.Template.Labels
 			matches := func(kind string, selector map[string]string) {
 				if len(selector) == 0 {
 					t.Errorf("%s selects everything", kind)
 				}
 				for k, v := range selector {
-					if labels[k] != v {
-						t.Errorf("%s selects %s=%s, the pods have %q", kind, k, v, labels[k])
+					if podLabels[k] != v {
+						t.Errorf("%s selects %s=%s, the pods have %q", kind, k, v, podLabels[k])
 					}
 				}
 			}
 			matches("Deployment", d.Spec.Selector.MatchLabels)
 			wanted := 2
 			if name != "least" {
-				wanted += 3
-				job := into[batchv1.Job](t, objects, "Job")
+				wanted += 4
+				job := into[batchv1.Job](t, objects, "Job/migration")
 				pods = append(pods, job.Spec.Template.Spec)
 				if job.Annotations["helm.sh/hook"] != "pre-install,pre-upgrade" ||
 					job.Spec.Template.Spec.RestartPolicy != corev1.RestartPolicyNever {
@@ -185,9 +198,13 @@ func TestChart(t *testing.T) {
 				if len(policy.Spec.PolicyTypes) != 2 || len(policy.Spec.Ingress) == 0 || len(policy.Spec.Ingress[0].From) == 0 {
 					t.Errorf("network policy: %+v", policy.Spec)
 				}
+				checkMigrationPolicy(t, objects, job)
 			}
 			if name == "everything" {
-				wanted += 2
+				wanted += 6
+				canary := into[appsv1.Deployment](t, objects, "Deployment/canary")
+				pods = append(pods, canary.Spec.Template.Spec)
+				checkMonitoring(t, objects, d, canary)
 				service := into[corev1.Service](t, objects, "Service")
 				matches("Service", service.Spec.Selector)
 				checkScaledObject(t, objects["ScaledObject"], d)
@@ -208,6 +225,100 @@ func TestChart(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// checkMigrationPolicy wants the migration's pod to be selected by a policy that exists before it.
+func checkMigrationPolicy(t *testing.T, objects map[string][]byte, job batchv1.Job) {
+	t.Helper()
+	policy := into[networkingv1.NetworkPolicy](t, objects, "NetworkPolicy/migration")
+	selector := labels.SelectorFromSet(policy.Spec.PodSelector.MatchLabels)
+	if selector.Empty() || !selector.Matches(labels.Set(job.Spec.Template.Labels)) {
+		t.Errorf("the policy selects %s, the migration's pod has %v", selector, job.Spec.Template.Labels)
+	}
+	weight := func(annotations map[string]string) int {
+		n, _ := strconv.Atoi(annotations["helm.sh/hook-weight"])
+		return n
+	}
+	if policy.Annotations["helm.sh/hook"] != job.Annotations["helm.sh/hook"] ||
+		weight(policy.Annotations) >= weight(job.Annotations) ||
+		strings.Contains(policy.Annotations["helm.sh/hook-delete-policy"], "hook-succeeded") {
+		t.Errorf("the policy is the hook %v, the migration %v", policy.Annotations, job.Annotations)
+	}
+	if len(policy.Spec.Ingress) > 0 || len(policy.Spec.Egress) == 0 {
+		t.Errorf("the policy of the migration: %+v", policy.Spec)
+	}
+}
+
+// checkMonitoring holds PodMonitors and the PrometheusRule against the pods and the rules in deploy/prometheus.
+func checkMonitoring(t *testing.T, objects map[string][]byte, workers, canary appsv1.Deployment) {
+	t.Helper()
+	for kind, d := range map[string]appsv1.Deployment{"PodMonitor": workers, "PodMonitor/canary": canary} {
+		monitor := into[podMonitor](t, objects, kind)
+		if monitor.Metadata.Labels["release"] != "prometheus" {
+			t.Errorf("%s: labels %v", kind, monitor.Metadata.Labels)
+		}
+		pod := d.Spec.Template
+		if s := labels.SelectorFromSet(monitor.Spec.Selector.MatchLabels); s.Empty() || !s.Matches(labels.Set(pod.Labels)) {
+			t.Errorf("%s selects %s, the pods have %v", kind, s, pod.Labels)
+		}
+		endpoints := monitor.Spec.PodMetricsEndpoints
+		if len(endpoints) != 1 || endpoints[0].Port != pod.Spec.Containers[0].Ports[0].Name {
+			t.Fatalf("%s: endpoints %+v", kind, endpoints)
+		}
+		// The job as the Prometheus operator names it.
+		job := pod.Labels[monitor.Spec.JobLabel]
+		for _, r := range endpoints[0].Relabelings {
+			if r.TargetLabel == "job" {
+				job = r.Replacement
+			}
+		}
+		rules, err := os.ReadFile("../prometheus/alerts.yml")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if job == "" || !strings.Contains(string(rules), `up{job="`+job+`"}`) {
+			t.Errorf("%s: the job is %q, which no rule knows", kind, job)
+		}
+	}
+	rule := into[struct {
+		Kind, APIVersion string
+		Metadata         metadata
+		Spec             struct{ Groups []any }
+	}](t, objects, "PrometheusRule")
+	var want []any
+	for _, name := range []string{"recording", "alerts"} {
+		content, err := os.ReadFile("../prometheus/" + name + ".yml")
+		if err != nil {
+			t.Fatal(err)
+		}
+		var file struct{ Groups []any }
+		if err := yaml.Unmarshal(content, &file); err != nil {
+			t.Fatal(err)
+		}
+		want = append(want, file.Groups...)
+	}
+	if !reflect.DeepEqual(rule.Spec.Groups, want) {
+		t.Error("the PrometheusRule is not what deploy/prometheus has")
+	}
+}
+
+type metadata struct {
+	Name   string
+	Labels map[string]string
+}
+
+// podMonitor has the fields of the Prometheus operator's PodMonitor that the chart uses.
+type podMonitor struct {
+	Kind, APIVersion string
+	Metadata         metadata
+	Spec             struct {
+		JobLabel            string
+		Selector            struct{ MatchLabels map[string]string }
+		PodMetricsEndpoints []struct {
+			Port, Interval string
+			Relabelings    []struct{ TargetLabel, Replacement string }
+		}
 	}
 }
 
@@ -262,7 +373,7 @@ func checkPod(t *testing.T, pod corev1.PodSpec, known map[string]bool) {
 			continue
 		}
 		port := c.Ports[0].Name
-		for _, probe := range []*corev1.Probe{c.StartupProbe, c.LivenessProbe, c.ReadinessProbe} {
+		for _, probe := range []*corev1.Probe{c.LivenessProbe, c.ReadinessProbe} {
 			if probe == nil || probe.HTTPGet == nil || probe.HTTPGet.Port.StrVal != port {
 				t.Errorf("probe: %+v", probe)
 			}

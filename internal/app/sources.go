@@ -199,6 +199,18 @@ func UnknownVariables(environment []string) []string {
 	return unknown
 }
 
+// EmptyVariables returns the variables of an environment that name a setting and are empty. They leave the setting as it
+// is, so a default such as an address stays.
+func EmptyVariables(environment []string) []string {
+	var empty []string
+	for _, f := range Settings() {
+		if slices.Contains(environment, f.Variable+"=") {
+			empty = append(empty, f.Variable)
+		}
+	}
+	return empty
+}
+
 // configPath returns the path of the settings file in the arguments or the environment, or "".
 func configPath(k *kong.Context, getenv func(string) string) string {
 	for _, flag := range k.Flags() {
