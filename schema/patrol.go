@@ -22,3 +22,11 @@ type ClassSequence struct {
 	Times      []time.Time
 	Values     []float64
 }
+
+// ClassDistance is the mean distance of the class gap of some scores of a class.
+type ClassDistance struct {
+	ClassIndex int
+	ClassLabel string
+	N          int // scores
+	Distance   float64
+}

@@ -12,7 +12,15 @@ type metrics struct {
 	heldBack *prometheus.CounterVec
 	stale    *prometheus.GaugeVec
 	shadow   *prometheus.GaugeVec
+
+	closedForm *prometheus.GaugeVec
 }
+
+// Ends of the ratios of a model's classes.
+const (
+	endLeast    = "least"
+	endGreatest = "greatest"
+)
 
 // newMetrics registers the metrics of the models with reg; a nil reg registers nothing.
 func newMetrics(reg prometheus.Registerer, models []Model) *metrics {
@@ -37,6 +45,11 @@ func newMetrics(reg prometheus.Registerer, models []Model) *metrics {
 			Help: "Rolling quantile of well-sampled classes, at the rate of the model's threshold, over that " +
 				"threshold: 1 is no drift; 0 if unknown.",
 		}, []string{"model", "measurement"}),
+		closedForm: with.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "decuwatch_class_gap_closed_form_ratio",
+			Help: "Measured mean distance of class_gap over the one that the ensemble's closed form expects: the least " +
+				"and the greatest of the model's classes; 0 if unknown.",
+		}, []string{"model", "end"}),
 	}
 	for _, model := range models {
 		for _, kind := range []schema.AlertKind{
@@ -47,6 +60,8 @@ func newMetrics(reg prometheus.Registerer, models []Model) *metrics {
 		for _, reason := range []string{"class_budget", "model_budget", "cool_down"} {
 			m.heldBack.WithLabelValues(model.Name, reason)
 		}
+		m.closedForm.WithLabelValues(model.Name, endLeast)
+		m.closedForm.WithLabelValues(model.Name, endGreatest)
 		for _, measurement := range schema.MeasurementNames() {
 			m.stale.WithLabelValues(model.Name, string(measurement))
 			m.shadow.WithLabelValues(model.Name, string(measurement))

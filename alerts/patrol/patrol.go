@@ -9,7 +9,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"math"
+	"slices"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -29,6 +31,10 @@ type History interface {
 	// and after quiet has passed since the class's last alert of kind class_drift.
 	ClassSequences(ctx context.Context, of schema.Series, since time.Time, quiet time.Duration,
 		limit int) ([]schema.ClassSequence, error)
+	// ClassGapDistances returns the mean distance of the class gap of the newest scores of some classes, at most limit of
+	// each with event times since a moment.
+	ClassGapDistances(ctx context.Context, of schema.Series, classes []int, since time.Time,
+		limit int) ([]schema.ClassDistance, error)
 	// Tail returns the value that a share alpha of the scores of some classes since a moment reach, and their number.
 	Tail(ctx context.Context, of schema.Series, measurement schema.MeasurementName, classes []int, since time.Time,
 		alpha float64) (float64, int, error)
@@ -51,6 +57,9 @@ type Model struct {
 	Settings       string          // of the fixed profile
 	WellSampled    []int           // classes that the model should know
 	Reference      drift.Reference // class gaps of those classes, frozen; if Empty, class drift is not watched
+	// Expected is the mean distance of the class gap that the closed form in the manifest expects, by class. Classes that
+	// are missing are not compared.
+	Expected map[int]float64
 }
 
 // Series returns the series of the scores that the model's monitors store.
@@ -84,7 +93,7 @@ func (c Config) Check() error {
 
 const (
 	driftEvery  = 5 * time.Minute    // between looks at class drift
-	shadowEvery = time.Hour          // between looks at rolling quantiles
+	shadowEvery = time.Hour          // between looks at rolling quantiles and closed forms
 	window      = 7 * 24 * time.Hour // of event time that is looked at
 )
 
@@ -96,6 +105,7 @@ type Patrol struct {
 	thresholds ThresholdSource
 	raiser     Raiser
 	metrics    *metrics
+	apart      map[string]bool // classes whose class gap was found far from the closed form, by model and label
 }
 
 // New returns a patrol. The error names a setting that is out of its bounds.
@@ -107,6 +117,7 @@ func New(c Config, models []Model, h History, t ThresholdSource, r Raiser) (*Pat
 	}
 	p := &Patrol{
 		config: c, models: models, history: h, thresholds: t, raiser: r, metrics: newMetrics(c.Registerer, models),
+		apart: map[string]bool{},
 	}
 	return p, nil
 }
@@ -123,7 +134,7 @@ func (p *Patrol) Run(ctx context.Context) error {
 		}
 		if now.Sub(shadows) >= shadowEvery {
 			shadows = now
-			looks = append(looks, p.Shadow)
+			looks = append(looks, p.Shadow, p.ClosedForm)
 		}
 		if err := p.look(ctx, looks); err != nil && ctx.Err() == nil {
 			p.config.Log.Warn("patrol failed", "retry", p.config.Every, "err", err)
@@ -288,6 +299,49 @@ func (p *Patrol) Shadow(ctx context.Context, now time.Time) error {
 				}
 			}
 			p.metrics.shadow.WithLabelValues(m.Name, string(measurement)).Set(ratio)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+const (
+	comparedScores = 50  // newest scores of a class that are held against the closed form, at most
+	neededScores   = 5   // at least
+	farApart       = 4.0 // factor beyond which a class is logged
+)
+
+// ClosedForm holds the mean distance of the class gap that was measured against the one that the manifest's closed form
+// expects, class by class. It decides nothing. A class that is far apart is logged once. A few drawn tables scatter
+// around the expectation, so only a large factor means something: the tables, the closed form or the sampler is wrong.
+func (p *Patrol) ClosedForm(ctx context.Context, now time.Time) error {
+	var errs []error
+	for _, m := range p.models {
+		if len(m.Expected) == 0 {
+			continue
+		}
+		measured, err := p.history.ClassGapDistances(ctx, m.Series(), slices.Sorted(maps.Keys(m.Expected)),
+			now.Add(-window), comparedScores)
+		errs = append(errs, err)
+		least, greatest := 0.0, 0.0
+		for _, c := range measured {
+			if c.N < neededScores {
+				continue
+			}
+			ratio := c.Distance / m.Expected[c.ClassIndex]
+			if least == 0 || ratio < least {
+				least = ratio
+			}
+			greatest = max(greatest, ratio)
+			key, far := m.Name+"\n"+c.ClassLabel, ratio > farApart || ratio < 1/farApart
+			if far && !p.apart[key] {
+				p.config.Log.Warn("the class gap is far from what the ensemble's closed form expects", "model", m.Name,
+					"class", c.ClassLabel, "measured", c.Distance, "expected", m.Expected[c.ClassIndex], "scores", c.N)
+			}
+			p.apart[key] = far
+		}
+		if err == nil {
+			p.metrics.closedForm.WithLabelValues(m.Name, endLeast).Set(least)
+			p.metrics.closedForm.WithLabelValues(m.Name, endGreatest).Set(greatest)
 		}
 	}
 	return errors.Join(errs...)

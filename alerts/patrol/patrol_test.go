@@ -2,6 +2,7 @@ package patrol
 
 import (
 	"fmt"
+	"log/slog"
 	"math"
 	"math/rand/v2"
 	"strings"
@@ -277,5 +278,42 @@ func TestConfig(t *testing.T) {
 		if _, err := New(c, nil, nil, nil, nil); err == nil {
 			t.Errorf("%+v was taken", c)
 		}
+	}
+}
+
+// The class gaps that were measured are held against the closed form of the manifest. Classes with few scores, and
+// classes of which the manifest says nothing, are left alone.
+func TestClosedForm(t *testing.T) {
+	store := pgtest.Open(t, postgres.Config{})
+	h := &history{t: t, store: store}
+	now := time.Now()
+	for class, gap := range []float64{0.5, 2, 9, 1, 1} {
+		for i := range 5 - class/4 {
+			h.add(class, now.Add(-time.Duration(i)*time.Minute), gap, 0, "")
+		}
+	}
+	h.add(0, now.Add(-8*24*time.Hour), 1e6, 0, "") // long ago
+	var log strings.Builder
+	p, err := New(Config{Registerer: prometheus.NewRegistry(), Log: slog.New(slog.NewTextHandler(&log, nil))},
+		[]Model{{Name: "m", EnsembleDigest: digest, Settings: fixed, Expected: map[int]float64{0: 1, 1: 1, 2: 1, 4: 1e-9}},
+			{Name: "unknown", EnsembleDigest: digest, Settings: fixed}}, store, store, store)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := p.ClosedForm(t.Context(), now); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, c := range []struct {
+		model, end string
+		want       float64
+	}{{"m", endLeast, 0.5}, {"m", endGreatest, 9}, {"unknown", endLeast, 0}, {"unknown", endGreatest, 0}} {
+		if got := testutil.ToFloat64(p.metrics.closedForm.WithLabelValues(c.model, c.end)); math.Abs(got-c.want) > 1e-9 {
+			t.Errorf("the %s ratio of %s is %g, want %g", c.end, c.model, got, c.want)
+		}
+	}
+	if n := strings.Count(log.String(), "far from"); n != 1 || !strings.Contains(log.String(), `class="class 2"`) {
+		t.Errorf("%d lines, want one about class 2:\n%s", n, log.String())
 	}
 }

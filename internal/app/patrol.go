@@ -35,10 +35,24 @@ func newPatrol(ctx context.Context, c patrol.Config, engines map[string]*scoring
 		if m.Reference.Empty() {
 			m.Reference = manifestReference(e, engine.Profile(), log)
 		}
+		if engine.Profile().Settings() == e.Profile.Settings() {
+			m.Expected = closedForm(e)
+		}
 		models = append(models, m)
 	}
 	c.Log, c.Registerer = log, reg
 	return patrol.New(c, models, store, store, store)
+}
+
+// closedForm returns the mean distance of the class gap that the ensemble's manifest expects, by class.
+func closedForm(e *ensemble.Ensemble) map[int]float64 {
+	expected := map[int]float64{}
+	for i, c := range e.Classes {
+		if c.ClassGap != nil {
+			expected[i] = *c.ClassGap
+		}
+	}
+	return expected
 }
 
 // manifestReference returns the quantiles in the ensemble's manifest. It is empty if the manifest has no quantiles,

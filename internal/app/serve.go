@@ -105,7 +105,8 @@ func Serve(ctx context.Context, c Config, o Options) (err error) {
 	ready.watch(health)
 	life.Run("health", health.run)
 	_, err = whenBack(ctx, log, away, func() (struct{}, error) {
-		return struct{}{}, store.EnsurePartitions(ctx, c.Retention.Ahead)
+		return struct{}{}, errors.Join(store.EnsurePartitions(ctx, c.Retention.Ahead),
+			store.AddClassData(ctx, classData(engines)))
 	})
 	if err != nil {
 		return life.Ended(err)

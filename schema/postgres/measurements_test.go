@@ -170,3 +170,40 @@ func TestImpossibleImageRiskIsRefused(t *testing.T) {
 		t.Errorf("%d events have a verdict", n)
 	}
 }
+
+// What a manifest says about its classes is written once, and what it does not say is NULL.
+func TestClassData(t *testing.T) {
+	s, conn := open(t, postgres.Config{})
+	ctx := testContext(t)
+	draws, gap, n, share := 4000, 0.0123, 12.5, 0.91
+	classes := []postgres.ClassData{
+		{Model: "m", EnsembleDigest: ensembleDigest, ClassIndex: 0, ClassLabel: "Bag", Draws: &draws, ClassGap: &gap,
+			Images: &draws, DistinctImages: &draws, NEff: &n, NearDuplicates: &draws, NearDuplicateGroups: &draws,
+			NeighborLabelShare: &share, LikelyMislabeled: &draws, Outliers: &draws, JudgeAccuracy: &share,
+			JudgeHeldOut: &draws},
+		{Model: "m", EnsembleDigest: ensembleDigest, ClassIndex: 2, ClassLabel: "Coat", Draws: &draws},
+	}
+	for range 2 { // the next start writes them again
+		if err := s.AddClassData(ctx, classes); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := s.AddClassData(ctx, nil); err != nil {
+		t.Error(err)
+	}
+	got, err := s.ClassData(ctx, "m", ensembleDigest, []int{0, 1, 2})
+	if want := map[int]postgres.ClassData{0: classes[0], 2: classes[1]}; err != nil || !reflect.DeepEqual(got, want) {
+		t.Errorf("read %+v, want %+v: %v", got, want, err)
+	}
+	if got, err := s.ClassData(ctx, "other", ensembleDigest, []int{0}); err != nil || len(got) != 0 {
+		t.Errorf("another model has %+v: %v", got, err)
+	}
+	if n := count(t, conn, `SELECT count(*) FROM decuwatch_views.class_data WHERE class_label = 'Bag' AND n_eff = 12.5
+		AND likely_mislabeled = 4000 AND judge_accuracy = 0.91`); n != 1 {
+		t.Errorf("the view has %d such rows", n)
+	}
+	if n := count(t, conn, `SELECT count(*) FROM decuwatch_views.class_data WHERE class_label = 'Coat'
+		AND images IS NULL AND n_eff IS NULL AND class_gap IS NULL AND judge_accuracy IS NULL`); n != 1 {
+		t.Errorf("the view has %d such rows", n)
+	}
+}

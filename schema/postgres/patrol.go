@@ -53,6 +53,19 @@ func (s *Store) ClassSequences(
 	return sequences, nil
 }
 
+// ClassGapDistances returns the mean distance of the class gap of the newest scores of some classes of a series, at most
+// limit of each with event times since a moment. Scores of canaries count. Classes without scores are left out.
+func (s *Store) ClassGapDistances(
+	ctx context.Context, of schema.Series, classes []int, since time.Time, limit int,
+) ([]schema.ClassDistance, error) {
+	means, err := list(ctx, s.pool, pgx.RowToStructByPos[schema.ClassDistance], classGapDistances,
+		of.Model, of.EnsembleDigest, of.Settings, classes, since, limit)
+	if err != nil {
+		return nil, fmt.Errorf("read distances of class gaps: %w", err)
+	}
+	return means, nil
+}
+
 // Tail returns the value of a measurement that at most a share alpha of the scores of some classes since a moment
 // reach, and the number of scores. Canaries are left out. The value means nothing if the number is below 1/alpha.
 func (s *Store) Tail(

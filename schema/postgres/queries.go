@@ -39,6 +39,10 @@ var (
 	claimDeadLetters string
 	//go:embed queries/claim_events.sql
 	claimEvents string
+	//go:embed queries/class_data.sql
+	classData string
+	//go:embed queries/class_gap_distances.sql
+	classGapDistances string
 	//go:embed queries/class_sequences.sql
 	classSequences string
 	//go:embed queries/close_canary.sql
