@@ -83,7 +83,8 @@ func TestEveryMeasurementIsStored(t *testing.T) {
 			}
 		}
 	}
-	if top := list(t, conn, `SELECT image_risk_top ->> 0 FROM decuwatch_views.scores`); !strings.Contains(top[0], `"class": 1`) {
+	top := list(t, conn, `SELECT image_risk_top ->> 0 FROM decuwatch_views.scores`)
+	if !strings.Contains(top[0], `"class": 1`) {
 		t.Errorf("the judge's verdict is shown as %s", top)
 	}
 	for name, err := range map[string]error{

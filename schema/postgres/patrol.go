@@ -53,8 +53,8 @@ func (s *Store) ClassSequences(
 	return sequences, nil
 }
 
-// ClassGapDistances returns the mean distance of the class gap of the newest scores of some classes of a series, at most
-// limit of each with event times since a moment. Scores of canaries count. Classes without scores are left out.
+// ClassGapDistances returns the mean distance of the class gap of the newest scores of some classes of a series, at
+// most limit of each with event times since a moment. Scores of canaries count. Classes without scores are left out.
 func (s *Store) ClassGapDistances(
 	ctx context.Context, of schema.Series, classes []int, since time.Time, limit int,
 ) ([]schema.ClassDistance, error) {
