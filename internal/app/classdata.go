@@ -25,7 +25,7 @@ func classData(engines map[string]*scoring.Engine) []postgres.ClassData {
 			if card := c.Data; card != nil {
 				d.Images, d.DistinctImages, d.NEff = &card.Images, &card.Distinct, &card.NEff
 				d.NearDuplicates, d.NearDuplicateGroups = &card.NearDuplicates, &card.NearDuplicateGroups
-				d.NeighborLabelShare, d.LikelyMislabeled = &card.NeighborLabelShare, &card.LikelyMislabeled
+				d.NeighborLabelShare, d.LikelyMislabeled = card.NeighborLabelShare, &card.LikelyMislabeled
 				d.Outliers = &card.Outliers
 			}
 			list = append(list, d)
