@@ -92,6 +92,14 @@ func (o Options) complete() (Options, error) {
 	return o, nil
 }
 
+// session returns the configuration of a session for runs of the given rows at most.
+func (o Options) session(halfWeights bool, rows int) ort.Config {
+	return ort.Config{
+		Device: o.Device, Threads: o.Threads, MemoryLimit: o.MemoryLimit, Spinning: o.Spinning,
+		HalfWeights: halfWeights, Rows: rows,
+	}
+}
+
 // Engine scores requests. It is safe for concurrent use; Close releases it.
 type Engine struct {
 	options  Options
@@ -215,7 +223,7 @@ func (e *Engine) openBackbone() ([]*worker, error) {
 }
 
 // openStages loads the decoder, and the judge if there is one.
-func (e *Engine) openStages() (decoder stage, judge *stage, err error) {
+func (e *Engine) openStages() (decoder stage, _ *judge, err error) {
 	m := &e.ensemble.Manifest
 	latent := []int64{int64(m.Latent.Channels), int64(m.Latent.Height), int64(m.Latent.Width)}
 	image := []int64{int64(m.Image.Channels), int64(m.Image.Height), int64(m.Image.Width)}
@@ -225,11 +233,9 @@ func (e *Engine) openStages() (decoder stage, judge *stage, err error) {
 	if err != nil || m.Judge == nil {
 		return decoder, nil, err
 	}
-	j := m.Judge
-	opened, err := e.openStage(*m.Files.Judge,
-		ort.Port{Name: j.Input, Shape: []int64{int64(j.Channels), int64(j.Height), int64(j.Width)}},
-		ort.Port{Name: j.Output, Shape: []int64{int64(len(j.Outputs))}})
-	return decoder, &opened, err
+	input, output := judgePorts(m.Judge)
+	opened, err := e.openStage(*m.Files.Judge, input, output)
+	return decoder, newJudge(opened, m.Judge, m.Image, len(m.Classes)), err
 }
 
 func (e *Engine) openStage(file ensemble.File, input, output ort.Port) (stage, error) {
@@ -250,11 +256,7 @@ func (e *Engine) openSession(file ensemble.File, g ort.Graph, most int, warm ...
 	if len(file.External) > 0 {
 		g.Dir = e.ensemble.Dir
 	}
-	o := e.options
-	session, err := ort.NewSession(ort.Config{
-		Device: o.Device, Threads: o.Threads, MemoryLimit: o.MemoryLimit, Spinning: o.Spinning,
-		HalfWeights: e.ensemble.Precision == "fp16", Rows: most,
-	}, g)
+	session, err := ort.NewSession(e.options.session(e.ensemble.Precision == "fp16", most), g)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", file.Path, err)
 	}

@@ -1,6 +1,7 @@
 package scoring
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -16,6 +17,7 @@ const (
 	shipped    = "../ensembles/fashion-mnist"
 	tiny       = "testdata/tiny"
 	tinyTokens = "testdata/tiny-tokens"
+	tiny2      = "testdata/tiny-2"
 )
 
 // open opens an engine that ends with the test.
@@ -40,6 +42,8 @@ type goldenCase struct {
 	Steps     int                `json:"steps"`
 	Guidance  float64            `json:"guidance_scale"`
 	Eta       float64            `json:"eta"`
+	Tables    string             `json:"tables"`   // "" stands for the members
+	Mode      string             `json:"guidance"` // "" stands for each table's own
 	Branch    int                `json:"branch_step"`
 	Rollout   int                `json:"rollout_steps"`
 	Key       string             `json:"key"`
@@ -48,10 +52,34 @@ type goldenCase struct {
 	Means     [][]float32        `json:"means"`
 	Distances [][]float64        `json:"distances"`
 	Values    map[string]float64 `json:"values"`
-	Final     []float32          `json:"final"`
+	Final     []float32          `json:"final"` // of the carrier; shared guidance has none
 }
 
-func readGolden(t *testing.T, dir string) []goldenCase {
+// judgedCase is one case of the judge.
+type judgedCase struct {
+	Class         int       `json:"class"`
+	Seed          uint64    `json:"seed"`
+	Steps         int       `json:"steps"`
+	Guidance      float64   `json:"guidance_scale"`
+	Eta           float64   `json:"eta"`
+	Rollout       int       `json:"rollout_steps"`
+	Key           string    `json:"key"`
+	X0            []float32 `json:"x0"`
+	Image         []float32 `json:"image"`
+	Probabilities []float64 `json:"probabilities"`
+	Top           [][2]float64
+	Value         *float64 `json:"value"` // nil if the judge cannot tell the class
+}
+
+// goldenFile is the golden.json of an ensemble.
+type goldenFile struct {
+	Manifest string       `json:"manifest_sha256"`
+	Settings string       `json:"settings"`
+	Cases    []goldenCase `json:"cases"`
+	Judged   []judgedCase `json:"judged"`
+}
+
+func readGolden(t *testing.T, dir string) goldenFile {
 	t.Helper()
 	content, err := os.ReadFile(filepath.Join(dir, "golden.json"))
 	if err != nil {
@@ -61,10 +89,7 @@ func readGolden(t *testing.T, dir string) []goldenCase {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var golden struct {
-		Manifest string       `json:"manifest_sha256"`
-		Cases    []goldenCase `json:"cases"`
-	}
+	var golden goldenFile
 	if err := json.Unmarshal(content, &golden); err != nil {
 		t.Fatal(err)
 	}
@@ -74,7 +99,7 @@ func readGolden(t *testing.T, dir string) []goldenCase {
 	if len(golden.Cases) < 6 {
 		t.Fatalf("%d cases", len(golden.Cases))
 	}
-	return golden.Cases
+	return golden
 }
 
 // relative returns |a-b| / |b|.
@@ -90,17 +115,22 @@ func relative(a, b []float32) float64 {
 
 // The sampler gives the latents, means and scores that diffusers' DDIMScheduler gives with PyTorch's noise.
 func TestGolden(t *testing.T) {
-	for _, dir := range []string{shipped, tiny, tinyTokens} {
+	for _, dir := range []string{shipped, tiny, tinyTokens, tiny2} {
 		t.Run(filepath.Base(dir), func(t *testing.T) {
-			cases := readGolden(t, dir)
+			golden := readGolden(t, dir)
 			e := open(t, dir, Options{Threads: 1})
+			if golden.Settings != "" && golden.Settings != e.Profile().Settings() {
+				t.Errorf("settings %q, want %q", e.Profile().Settings(), golden.Settings)
+			}
 			// Of distances near 0 the latents' last digits leave nothing: components with random weights hardly differ.
 			const floor = 1e-4
 			var first, means, final, given, own float64
-			for i, c := range cases {
-				measures := []Measure{
-					at(c.Steps, c.Branch, c.Rollout, ensemble.PaiDEW2),
-					at(c.Steps, c.Steps-1, 1, ensemble.MeanW2), // its carrier is the final latent
+			for i, c := range golden.Cases {
+				measures := []Measure{at(c.Steps, c.Branch, c.Rollout, ensemble.PaiDEW2)}
+				measures[0].Tables = cmp.Or(c.Tables, ensemble.TablesMembers)
+				measures[0].Guidance = cmp.Or(c.Mode, ensemble.GuidanceOwn)
+				if c.Final != nil {
+					measures = append(measures, at(c.Steps, c.Steps-1, 1, ensemble.MeanW2)) // its carrier is the final latent
 				}
 				profile := Profile{GuidanceScale: c.Guidance, Eta: c.Eta}
 				p, err := newPlan(e.ensemble, profile, measures)
@@ -112,13 +142,15 @@ func TestGolden(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				if receipt.Carrier != c.Carrier {
+				if c.Final != nil && receipt.Carrier != c.Carrier {
 					t.Errorf("case %d: carrier %d, want %d", i, receipt.Carrier, c.Carrier)
 				}
 				for m, want := range c.Means {
 					means = max(means, relative(f.means[0][m], want))
 				}
-				final = max(final, relative(f.means[1][c.Carrier], c.Final))
+				if c.Final != nil {
+					final = max(final, relative(f.means[1][c.Carrier], c.Final))
+				}
 				for _, estimator := range []string{ensemble.PaiDEW2, ensemble.PaiDEKL, ensemble.PaiDEBhattacharyya,
 					ensemble.MeanW2, ensemble.PixelPaiDEW2} {
 					m := measures[0]
@@ -149,6 +181,72 @@ func TestGolden(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// The judge sees the image that PyTorch's decoder makes of the producer's predicted latent, and says the same of it.
+func TestGoldenImageRisk(t *testing.T) {
+	e := open(t, tiny2, Options{Threads: 1})
+	cases := readGolden(t, tiny2).Judged
+	if len(cases) < 8 {
+		t.Fatalf("%d cases", len(cases))
+	}
+	for i, c := range cases {
+		profile := e.Profile()
+		profile.GuidanceScale, profile.Eta = c.Guidance, c.Eta
+		profile.ImageRisk.Steps, profile.ImageRisk.RolloutSteps = c.Steps, c.Rollout
+		r := Request{Key: c.Key, Class: c.Class, Seed: c.Seed, Profile: profile}
+		p, err := newPlan(e.ensemble, profile, []Measure{profile.ImageRisk})
+		if err != nil {
+			t.Fatal(err)
+		}
+		f, _, err := e.run(t.Context(), r, p, c.Eta)
+		if err != nil {
+			t.Fatal(err)
+		}
+		pictures, err := e.Pictures(t.Context(), f.means[0])
+		if err != nil {
+			t.Fatal(err)
+		}
+		x0, image := relative(f.means[0][0], c.X0), relative(pictures[0].Image, c.Image)
+		e.sampler.release(f)
+		if !(x0 <= 1e-4) || !(image <= 1e-4) {
+			t.Errorf("case %d: predicted latent differs by %.1e, image by %.1e", i, x0, image)
+		}
+		for class, want := range c.Probabilities {
+			if have := pictures[0].Probabilities[class]; math.Abs(have-want) > 1e-5 {
+				t.Errorf("case %d: class %d has probability %v, want %v", i, class, have, want)
+			}
+		}
+		checkImageRisk(t, e, r, c)
+	}
+}
+
+// checkImageRisk compares the image risk of a score with a golden case.
+func checkImageRisk(t *testing.T, e *Engine, r Request, c judgedCase) {
+	t.Helper()
+	result, err := e.Score(t.Context(), r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	risk := result.ImageRisk
+	if c.Value == nil {
+		if risk != nil || result.ImageRiskReason != ReasonJudgeCannotTell {
+			t.Errorf("class %d: image risk %+v, reason %q", c.Class, risk, result.ImageRiskReason)
+		}
+		return
+	}
+	if risk == nil || result.ImageRiskReason != "" || math.Abs(risk.Value-*c.Value) > 1e-5 || risk.UpperBound != 1 ||
+		risk.Saturated || risk.MeanDistance != 0 || risk.Tables != ensemble.TablesProducer || risk.Steps != c.Steps {
+		t.Errorf("class %d: image risk %+v, reason %q, want %v", c.Class, risk, result.ImageRiskReason, *c.Value)
+	}
+	if len(risk.Top) != len(c.Top) {
+		t.Fatalf("top %v, want %v", risk.Top, c.Top)
+	}
+	for j, want := range c.Top {
+		if have := risk.Top[j]; float64(have.Class) != want[0] || math.Abs(have.Probability-want[1]) > 1e-5 {
+			t.Errorf("class %d: top %v, want %v", c.Class, risk.Top, c.Top)
+		}
 	}
 }
 

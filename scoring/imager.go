@@ -43,13 +43,12 @@ type slot struct {
 	index int
 }
 
-// imager decodes and judges the latents of all requests, several in one run of each graph. Live orders come first, but for
-// one row of each run. One goroutine owns both sessions.
+// imager decodes and judges the latents of all requests, several in one run of each graph. Live orders come first, but
+// one row of each run is for background orders that wait. One goroutine owns both sessions.
 type imager struct {
 	ensemble *ensemble.Ensemble
 	decoder  stage
-	judge    *stage // nil if the ensemble has no judge
-	eye      *eye   // makes the judge's input
+	judge    *judge // nil if the ensemble has no judge
 	rows     int    // of a run, at most
 	pad      bool   // every run has that many rows
 	vitals
@@ -63,11 +62,8 @@ type imager struct {
 	trial  []float32 // latent of the probe
 }
 
-func newImager(e *ensemble.Ensemble, decoder stage, judge *stage, rows int, pad bool, trial []float32) *imager {
+func newImager(e *ensemble.Ensemble, decoder stage, judge *judge, rows int, pad bool, trial []float32) *imager {
 	m := &imager{ensemble: e, decoder: decoder, judge: judge, rows: rows, pad: pad, trial: trial}
-	if judge != nil {
-		m.eye = newEye(e.Image, e.Judge)
-	}
 	m.wake.L = &m.mu
 	m.vitals = vitals{mu: &m.mu, wake: m.wake.Broadcast, what: "decoder and judge", hang: hangLeast}
 	m.owner.Go(m.own)
@@ -210,12 +206,12 @@ func (m *imager) develop(picked []slot) error {
 	for i, s := range picked {
 		image := m.image(i)
 		if !finite(image) {
-			m.faults[i] = &NonFiniteError{Graph: "decoder", Component: s.index}
+			m.faults[i] = &NonFiniteError{Graph: "decoder"}
 			continue
 		}
 		s.pictures[s.index].Image = slices.Clone(image)
 		if s.judged {
-			m.eye.look(m.judgeInput(len(judged)), image)
+			m.judge.put(len(judged), image)
 			judged = append(judged, i)
 		}
 	}
@@ -226,12 +222,8 @@ func (m *imager) develop(picked []slot) error {
 		return fmt.Errorf("judge: %w", err)
 	}
 	for row, i := range judged {
-		s, logits := picked[i], m.logits(row)
-		if !finite(logits) {
-			m.faults[i] = &NonFiniteError{Graph: "judge", Component: s.index}
-			continue
-		}
-		s.pictures[s.index].Probabilities = probabilities(logits, m.ensemble.Judge.Outputs, len(m.ensemble.Classes))
+		s := picked[i]
+		s.pictures[s.index].Probabilities, m.faults[i] = m.judge.read(row)
 	}
 	return nil
 }
@@ -247,16 +239,6 @@ func (m *imager) padded(rows int) int {
 func (m *imager) image(row int) []float32 {
 	n := m.ensemble.Image.Size()
 	return m.decoder.output[row*n : (row+1)*n]
-}
-
-func (m *imager) judgeInput(row int) []float32 {
-	n := m.eye.size()
-	return m.judge.input[row*n : (row+1)*n]
-}
-
-func (m *imager) logits(row int) []float32 {
-	n := len(m.ensemble.Judge.Outputs)
-	return m.judge.output[row*n : (row+1)*n]
 }
 
 // settle ends a run. The caller holds the mutex.
@@ -296,11 +278,11 @@ func (m *imager) runProbe() error {
 	if m.judge == nil {
 		return nil
 	}
-	m.eye.look(m.judgeInput(0), m.image(0))
-	if err := m.retry(*m.judge); err != nil {
+	m.judge.put(0, m.image(0))
+	if err := m.retry(m.judge.stage); err != nil {
 		return err
 	}
-	if !finite(m.logits(0)) {
+	if _, err := m.judge.read(0); err != nil {
 		return errProbe
 	}
 	return nil

@@ -70,6 +70,8 @@ func newSampler(e *ensemble.Ensemble, workers []*worker, o Options) *sampler {
 	for _, w := range workers {
 		w.picked = make([]*path, 0, o.MaxBatchRows)
 		w.vitals = vitals{mu: &s.mu, wake: s.wake.Broadcast, what: backbone, hang: hangLeast}
+	}
+	for _, w := range workers {
 		s.owners.Go(func() { s.own(w) })
 	}
 	return s

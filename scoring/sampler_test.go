@@ -68,11 +68,12 @@ func fakeSamplerOf(t testing.TB, dir string, maxRows, workers int, buckets []int
 		fakes, ls = append(fakes, f), append(ls, &f.worker)
 	}
 	e.sampler = newSampler(verified, ls, Options{MaxBatchRows: maxRows, Buckets: buckets, BackgroundShare: 0.05})
-	decoder, judge := newFakeStage(verified.Latent.Size(), verified.Image.Size()), (*stage)(nil)
+	decoder, jury := newFakeStage(verified.Latent.Size(), verified.Image.Size()), (*judge)(nil)
 	if j := verified.Judge; j != nil {
-		judge = &newFakeStage(j.Channels*j.Height*j.Width, len(j.Outputs)).stage
+		opened := newFakeStage(j.Channels*j.Height*j.Width, len(j.Outputs)).stage
+		jury = newJudge(opened, j, verified.Image, len(verified.Classes))
 	}
-	e.imager = newImager(verified, decoder.stage, judge, imageRows, len(buckets) > 0, e.sampler.probeLatent)
+	e.imager = newImager(verified, decoder.stage, jury, imageRows, len(buckets) > 0, e.sampler.probeLatent)
 	t.Cleanup(func() {
 		if err := errors.Join(e.sampler.close(), e.imager.close()); err != nil {
 			t.Error(err)
@@ -85,6 +86,7 @@ func fakeSamplerOf(t testing.TB, dir string, maxRows, workers int, buckets []int
 type fakeStage struct {
 	stage
 	before     func(rows int) error
+	after      func()
 	terminated atomic.Int32
 	from, to   int // elements of a row
 }
@@ -103,6 +105,9 @@ func (f *fakeStage) Run(rows int) error {
 	}
 	for i := range rows {
 		copy(f.output[i*f.to:(i+1)*f.to], f.input[i*f.from:(i+1)*f.from])
+	}
+	if f.after != nil {
+		f.after()
 	}
 	return nil
 }
@@ -226,8 +231,7 @@ func TestRunsTheRowsItPredicts(t *testing.T) {
 	if ran != predicted {
 		t.Errorf("%d rows ran, predicted are %d", ran, predicted)
 	}
-	counted := e.sampler.metrics.rows
-	if v := testutil.ToFloat64(counted[Live]) + testutil.ToFloat64(counted[Background]); v != float64(predicted) {
+	if v := counted(e, Live) + counted(e, Background); v != predicted {
 		t.Errorf("the metric counts %v rows", v)
 	}
 	if v := testutil.ToFloat64(e.sampler.metrics.queued); v != 0 {
@@ -236,6 +240,11 @@ func TestRunsTheRowsItPredicts(t *testing.T) {
 	if e.sampler.ready != [2]int{} {
 		t.Errorf("ready rows %v after the end", e.sampler.ready)
 	}
+}
+
+// counted returns the rows of a kind that the metric counts.
+func counted(e *Engine, kind Priority) int {
+	return int(testutil.ToFloat64(e.sampler.metrics.rows[kind]))
 }
 
 // Rows of requests at different steps share a run, and a new request joins at the next one.

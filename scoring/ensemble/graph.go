@@ -298,8 +298,5 @@ func (e *Ensemble) checkJudge(content []byte) error {
 	if err != nil {
 		return err
 	}
-	j := e.Judge
-	return g.check(e.Opset, *e.Files.Judge,
-		[]port{{j.Input, onnxFloat, []int64{-1, int64(j.Channels), int64(j.Height), int64(j.Width)}}},
-		[]port{{j.Output, onnxFloat, []int64{-1, int64(len(j.Outputs))}}})
+	return g.check(e.Opset, *e.Files.Judge, e.Judge.inputs(), e.Judge.outputs())
 }

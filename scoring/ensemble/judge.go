@@ -36,6 +36,23 @@ func (j *Judge) CanTell(class int) bool {
 	return j.Accuracy[class] != nil && *j.Accuracy[class] >= j.LeastAccuracy
 }
 
+// ReadJudge returns the judge of a document that holds a manifest's judge object alone, for images and classes of an
+// ensemble. It checks the document as Open does, and the inputs, outputs, types and shapes of the graph.
+func ReadJudge(document, content []byte, e *Manifest) (*Judge, error) {
+	j := &Judge{}
+	if err := decodeStrict(document, j, "2"); err != nil {
+		return nil, err
+	}
+	if err := j.validate(e); err != nil {
+		return nil, err
+	}
+	g, err := parseGraph(content)
+	if err != nil {
+		return nil, err
+	}
+	return j, g.check(int(g.opset), File{}, j.inputs(), j.outputs())
+}
+
 // validateJudge returns an error that names the first field of the judge that does not fit the ensemble.
 func (m *Manifest) validateJudge() error {
 	j := m.Judge
@@ -47,13 +64,25 @@ func (m *Manifest) validateJudge() error {
 	case m.Files.Judge == nil:
 		return errors.New("judge is given without files.judge")
 	}
-	if err := j.validateInput(m.Image); err != nil {
-		return fmt.Errorf("judge.%w", err)
-	}
-	if err := j.validateOutput(len(m.Classes)); err != nil {
+	if err := j.validate(m); err != nil {
 		return fmt.Errorf("judge.%w", err)
 	}
 	return nil
+}
+
+func (j *Judge) validate(e *Manifest) error {
+	if err := j.validateInput(e.Image); err != nil {
+		return err
+	}
+	return j.validateOutput(len(e.Classes))
+}
+
+func (j *Judge) inputs() []port {
+	return []port{{j.Input, onnxFloat, []int64{-1, int64(j.Channels), int64(j.Height), int64(j.Width)}}}
+}
+
+func (j *Judge) outputs() []port {
+	return []port{{j.Output, onnxFloat, []int64{-1, int64(len(j.Outputs))}}}
 }
 
 func (j *Judge) validateInput(image Image) error {

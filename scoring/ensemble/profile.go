@@ -33,8 +33,8 @@ const (
 )
 
 // Measure says which tables a measurement runs, with how many steps and which guidance, at which step they leave the
-// shared path, how many steps they take, and how their distance is estimated. Format 1 leaves tables, steps and guidance
-// out of it.
+// shared path, how many steps they take, and how their distance is estimated. Manifests of format 1 leave out tables,
+// steps and guidance.
 type Measure struct {
 	Tables       string `json:"tables" format:"2"`
 	Steps        int    `json:"steps" format:"2"` // S, as a sampler is asked for them: Diffusion.StepCount are taken

@@ -2,11 +2,106 @@ package scoring
 
 import (
 	"cmp"
+	"fmt"
 	"math"
 	"slices"
+	"sync"
 
 	"github.com/decuwatch/decuwatch/scoring/ensemble"
+	"github.com/decuwatch/decuwatch/scoring/ort"
 )
+
+// judge is a judge's session with the rules of its input and its output.
+type judge struct {
+	stage
+	*eye
+	rules   *ensemble.Judge
+	classes int
+}
+
+// newJudge returns the judge of images, whose graph is open as a stage.
+func newJudge(opened stage, rules *ensemble.Judge, image ensemble.Image, classes int) *judge {
+	return &judge{stage: opened, eye: newEye(image, rules), rules: rules, classes: classes}
+}
+
+// judgePorts returns the ports of a judge's graph.
+func judgePorts(rules *ensemble.Judge) (input, output ort.Port) {
+	return ort.Port{Name: rules.Input, Shape: []int64{int64(rules.Channels), int64(rules.Height), int64(rules.Width)}},
+		ort.Port{Name: rules.Output, Shape: []int64{int64(len(rules.Outputs))}}
+}
+
+// put makes an image the row i of the next run.
+func (j *judge) put(i int, image []float32) {
+	n := j.size()
+	j.look(j.input[i*n:(i+1)*n], image)
+}
+
+// read returns the probabilities of the classes for the row i of the last run.
+func (j *judge) read(i int) ([]float64, error) {
+	n := len(j.rules.Outputs)
+	logits := j.output[i*n : (i+1)*n]
+	if !finite(logits) {
+		return nil, &NonFiniteError{Graph: "judge"}
+	}
+	return probabilities(logits, j.rules.Outputs, j.classes), nil
+}
+
+// Judge judges images apart from an engine. It is safe for concurrent use; Close releases it.
+type Judge struct {
+	mu      sync.Mutex
+	judge   *judge
+	session *ort.Session
+}
+
+// OpenJudge loads a judge of images of the ensemble's size and classes that [ensemble.ReadJudge] has checked.
+func OpenJudge(rules *ensemble.Judge, graph []byte, e *ensemble.Manifest, o Options) (*Judge, error) {
+	o, err := o.complete()
+	if err != nil {
+		return nil, fmt.Errorf("open judge: %w", err)
+	}
+	library, err := ort.FindLibrary(o.Library)
+	if err != nil {
+		return nil, err
+	}
+	if err := ort.Load(library); err != nil {
+		return nil, err
+	}
+	input, output := judgePorts(rules)
+	session, err := ort.NewSession(o.session(false, imageRows),
+		ort.Graph{Content: graph, Inputs: []ort.Port{input}, Output: output})
+	if err != nil {
+		return nil, fmt.Errorf("open judge: %w", err)
+	}
+	opened := stage{runner: session, input: session.Input(0), output: session.Output()}
+	return &Judge{judge: newJudge(opened, rules, e.Image, len(e.Classes)), session: session}, nil
+}
+
+// Probabilities returns the probabilities of the classes for each image. The error is a *NonFiniteError if the judge
+// gave a NaN or an infinity.
+func (j *Judge) Probabilities(images [][]float32) ([][]float64, error) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	var list [][]float64
+	for images := range slices.Chunk(images, imageRows) {
+		for i, image := range images {
+			j.judge.put(i, image)
+		}
+		if err := j.judge.Run(len(images)); err != nil {
+			return nil, fmt.Errorf("judge: %w", err)
+		}
+		for i := range images {
+			p, err := j.judge.read(i)
+			if err != nil {
+				return nil, err
+			}
+			list = append(list, p)
+		}
+	}
+	return list, nil
+}
+
+// Close releases the session.
+func (j *Judge) Close() error { return j.session.Close() }
 
 // eye makes a judge's input from a decoded image: clipped to [-1, 1], mapped to the judge's range, resized.
 type eye struct {
