@@ -25,7 +25,8 @@ type Details struct {
 	History []postgres.ReviewEntry `json:"history"`
 	Files   []string               `json:"files"` // of the evidence
 
-	files []postgres.EvidenceFile
+	files   []postgres.EvidenceFile
+	classes map[int]postgres.ClassData // of its own class, and of those that the judge finds likely
 }
 
 // Load reads the review with the given id, or with the only id that starts with it. The error wraps
@@ -55,6 +56,9 @@ func details(ctx context.Context, store *postgres.Store, r postgres.Review) (d D
 		d.Alert = &alert
 	}
 	if d.files, err = store.EvidenceFiles(ctx, d.ID); err != nil {
+		return d, err
+	}
+	if d.classes, err = store.ClassData(ctx, d.Model, d.EnsembleDigest, concerned(r, d.Score)); err != nil {
 		return d, err
 	}
 	d.Files = []string{}
@@ -106,13 +110,19 @@ func (d Details) Print(out io.Writer) error {
 		for _, m := range s.Measurements() {
 			line(Words(m.Name), "%.4g (%s)", m.Value, m.Estimator)
 		}
-		if s.ImageRisk == nil && s.ImageRiskReason != "" {
-			line(Words(schema.ImageRisk), "not measured: %s", Words(s.ImageRiskReason))
+		for _, c := range d.verdict() {
+			line("judge", "%.3f %s", c.Probability, terminal.Printable(c.Label))
+		}
+		if why := d.Unmeasured(); why != "" {
+			line(Words(schema.ImageRisk), "%s", why)
 		}
 		r := s.Receipt
 		line("receipt", "seed %d, %s, component %d carried, %s", r.Seed, r.Settings, r.Carrier, r.EnsembleDigest)
 	} else {
 		line("score", "past its retention")
+	}
+	if data := d.TrainingData(); data != "" {
+		line("training data", "%s", data)
 	}
 	switch d.Evidence {
 	case postgres.EvidenceDone:

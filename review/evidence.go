@@ -219,8 +219,9 @@ func (w *Worker) gather(ctx context.Context, job postgres.EvidenceJob) ([]postgr
 
 // Names of the files of a review's evidence. The image of component i is "image-i".
 const (
-	fileMap     = "map"
-	fileNumbers = "numbers"
+	fileMap      = "map"
+	fileNumbers  = "numbers"
+	fileProducer = "producer" // image of the table that stands for the production model
 )
 
 // Numbers are the numbers of a review's evidence, its file "numbers".
@@ -228,7 +229,7 @@ type Numbers struct {
 	Carrier  int     `json:"carrier"` // component whose path the score followed
 	ClassGap float64 `json:"class_gap"`
 	Risk     float64 `json:"request_risk"`
-	Agrees   bool    `json:"agrees"` // the two values are the stored ones within the tolerance
+	Agrees   bool    `json:"agrees"` // every number is the stored one within the tolerance
 	Width    int     `json:"width"`  // of the images as they were generated
 	Height   int     `json:"height"` //
 	// 1 minus the mean structural similarity of different components' images
@@ -248,7 +249,7 @@ type TrajectoryDot struct {
 	MeanDistance float64 `json:"mean_distance"` // cannot saturate
 }
 
-// files returns the files of evidence: an image for each component, the map, the numbers.
+// files returns the files of evidence: an image for each component and for the producer, the map, the numbers.
 func files(score schema.Score, e scoring.Evidence, shape ensemble.Image, side int) ([]postgres.EvidenceFile, error) {
 	var list []postgres.EvidenceFile
 	for i, pixels := range e.Images {
@@ -267,11 +268,17 @@ func files(score schema.Score, e scoring.Evidence, shape ensemble.Image, side in
 		return nil, fmt.Errorf("map: %w", err)
 	}
 	list = append(list, postgres.EvidenceFile{Name: fileMap, ContentType: "image/png", Body: heat})
+	if e.Producer != nil {
+		body, err := encodeImage(e.Producer.Image, shape, side)
+		if err != nil {
+			return nil, fmt.Errorf("image of the producer: %w", err)
+		}
+		list = append(list, postgres.EvidenceFile{Name: fileProducer, ContentType: "image/png", Body: body})
+	}
 	n := Numbers{
 		Carrier: e.Result.Receipt.Carrier, ClassGap: e.Result.ClassGap.Value, Risk: e.Result.RequestRisk.Value,
-		Agrees: scoring.Agrees(e.Result.ClassGap.Value, score.ClassGap.Value) &&
-			scoring.Agrees(e.Result.RequestRisk.Value, score.RequestRisk.Value),
-		Width: shape.Width, Height: shape.Height, Diversity: e.Diversity, Similarity: e.Similarity, Final: e.Final.Value,
+		Agrees: replay.Compare(&score, e.Result).Agrees,
+		Width:  shape.Width, Height: shape.Height, Diversity: e.Diversity, Similarity: e.Similarity, Final: e.Final.Value,
 		UpperBound: bound,
 	}
 	for _, v := range e.ImageMap {

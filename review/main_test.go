@@ -12,6 +12,7 @@ import (
 
 	"go.uber.org/goleak"
 
+	"github.com/decuwatch/decuwatch/monitor"
 	"github.com/decuwatch/decuwatch/schema"
 	"github.com/decuwatch/decuwatch/schema/postgres"
 	"github.com/decuwatch/decuwatch/schema/postgres/pgtest"
@@ -102,11 +103,7 @@ func (b *bench) record(r request) (schema.Score, string) {
 	if err != nil {
 		b.t.Fatal(err)
 	}
-	score := schema.Score{
-		Event: ev, ClassIndex: r.class, ClassLabel: b.engine.Ensemble().Classes[r.class].Label,
-		ClassGap:    schema.Measurement(result.ClassGap),
-		RequestRisk: schema.Measurement(result.RequestRisk), Receipt: schema.Receipt(result.Receipt), ScoredAt: ev.Time,
-	}
+	score := monitor.Compose(ev, r.class, b.engine.Ensemble().Classes[r.class].Label, result, nil, ev.Time)
 	return score, b.commit(score, r)
 }
 

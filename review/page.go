@@ -379,6 +379,7 @@ type reviewPage struct {
 	Resolved   bool
 	Images     []string // addresses
 	Map        string
+	Producer   string // image of the table that stands for the production model, or ""
 	Numbers    *Numbers
 	Trajectory plot
 	Measures   []measurePage
@@ -398,7 +399,8 @@ type measurePage struct {
 	Below  float64 // share of the class's other scores that are lower
 	N      int
 	Plot   plot
-	Fired  bool // it raised the alert
+	Likely []likely // what the judge says; of image_risk only
+	Fired  bool     // it raised the alert
 	Bounds []bound
 }
 
@@ -406,6 +408,7 @@ type measurePage struct {
 var questions = map[schema.MeasurementName]string{
 	schema.ClassGap:    "Does the ensemble know this class?",
 	schema.RequestRisk: "How risky is this request within its class?",
+	schema.ImageRisk:   "How likely is the image not of this class, as a judge sees it?",
 }
 
 func (p *Page) review(w http.ResponseWriter, r *http.Request, reviewer string) error {
@@ -470,6 +473,8 @@ func (p *Page) load(ctx context.Context, v postgres.Review) (c reviewPage, err e
 			c.Images = append(c.Images, address)
 		case f.Name == fileMap:
 			c.Map = address
+		case f.Name == fileProducer:
+			c.Producer = address
 		case f.Name == fileNumbers:
 			file, err := p.store.EvidenceFile(ctx, v.ID, f.Name)
 			if err != nil {
@@ -487,7 +492,7 @@ func (p *Page) load(ctx context.Context, v postgres.Review) (c reviewPage, err e
 	return c, nil
 }
 
-// measures adds the two measurements of the score, each among those of its class.
+// measures adds the measurements of the score, each among those of its class.
 func (p *Page) measures(ctx context.Context, c *reviewPage) error {
 	s := c.Score
 	table, err := alerts.ReadTable(ctx, p.store)
@@ -522,6 +527,9 @@ func (p *Page) measures(ctx context.Context, c *reviewPage) error {
 		m.Bounds = bounds(table, s, m.Name, m.Measurement)
 		m.Fired = c.Alert != nil && c.Alert.Measurement == m.Name
 		m.Plot = distribution(class, all, m.Value, m.Bounds, s.ClassLabel)
+		if m.Name == schema.ImageRisk {
+			m.Likely = c.verdict()
+		}
 		c.Measures = append(c.Measures, m)
 	}
 	return nil

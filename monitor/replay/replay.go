@@ -60,7 +60,7 @@ func Run(ctx context.Context, engines map[string]*scoring.Engine, stored *schema
 			if err != nil {
 				return nil, err
 			}
-			return newReplay(stored, result), nil
+			return Compare(stored, result), nil
 		}
 		given = append(given, fmt.Sprintf("%s %s", name, engine.Ensemble().Digest))
 	}
@@ -69,7 +69,8 @@ func Run(ctx context.Context, engines map[string]*scoring.Engine, stored *schema
 		stored.Event.Data.Model, stored.Receipt.EnsembleDigest, given)
 }
 
-func newReplay(stored *schema.Score, result scoring.Result) *Replay {
+// Compare compares a stored score with the result of its rerun.
+func Compare(stored *schema.Score, result scoring.Result) *Replay {
 	again := monitor.Compose(stored.Event, stored.ClassIndex, stored.ClassLabel, result, stored.Receipt.Deviations,
 		stored.ScoredAt)
 	r := &Replay{

@@ -66,7 +66,7 @@ func TestCompare(t *testing.T) {
 	} {
 		again := result()
 		c.change(&again)
-		r := newReplay(stored(), again)
+		r := Compare(stored(), again)
 		if r.Agrees != c.agrees || math.Abs(r.Difference-c.difference) > 1e-12 {
 			t.Errorf("%s differs: agrees %t, difference %g, want %t and %g", c.name, r.Agrees, r.Difference, c.agrees,
 				c.difference)
