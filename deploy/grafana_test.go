@@ -29,6 +29,13 @@ type board struct {
 			Datasource source
 		}
 	}
+	Annotations struct {
+		List []struct {
+			Name       string
+			Datasource source
+			Target     struct{ RawSQL, Format string }
+		}
+	}
 	Panels []panel
 }
 
@@ -242,6 +249,10 @@ func eachSQL(t testing.TB, conn *pgx.Conn, label string, do func(name, format, s
 	n := 0
 	for name, b := range boards(t) {
 		values := variables(t, conn, b, label)
+		for _, a := range b.Annotations.List {
+			n++
+			do(name+"/"+a.Name, a.Target.Format, expand(a.Target.RawSQL, values, to.AddDate(0, 0, -7), to))
+		}
 		for _, p := range b.Panels {
 			for _, target := range p.Targets {
 				if target.RawSQL == "" {

@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
 
 	"github.com/decuwatch/decuwatch/internal/settings"
 	"github.com/decuwatch/decuwatch/review"
@@ -83,6 +84,12 @@ func servePage(c ReviewConfig, store *postgres.Store, reg prometheus.Registerer,
 	listener, err := c.Listen("review", c.Address)
 	if err != nil {
 		return "", err
+	}
+	if c.URL != "" {
+		promauto.With(reg).NewGauge(prometheus.GaugeOpts{
+			Name: "decuwatch_review_page_info", Help: "1; the label url says where reviewers reach the page (review.url).",
+			ConstLabels: prometheus.Labels{"url": strings.TrimSuffix(c.URL, "/")},
+		}).Set(1)
 	}
 	page, err := review.NewPage(store, listener.Addr(), review.PageConfig{Access: access, Registerer: reg, Log: log})
 	if err != nil {

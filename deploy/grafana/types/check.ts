@@ -1,5 +1,5 @@
 // Types of the dashboards: @grafana/schema, with string enums as the strings in JSON.
-import type { Dashboard, Panel } from '@grafana/schema';
+import type { AnnotationQuery, Dashboard, Panel } from '@grafana/schema';
 import type {
   Options as BarChart,
   FieldConfig as BarChartField,
@@ -43,8 +43,12 @@ type Kind<Type extends string, Options, Field = Record<string, never>> = Plain<
   };
 };
 
-export type Board = Plain<Omit<Dashboard, 'panels'>> & {
+// The query of an annotation is the data source's own, as a panel's is.
+type Annotation = Plain<Omit<AnnotationQuery, 'target'>> & { target?: Record<string, unknown> };
+
+export type Board = Plain<Omit<Dashboard, 'panels' | 'annotations'>> & {
   uid: string;
+  annotations?: { list: Annotation[] };
   panels: Array<
     | Kind<'barchart', BarChart, BarChartField>
     | Kind<'heatmap', Heatmap, HeatmapField>
