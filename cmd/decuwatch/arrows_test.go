@@ -37,8 +37,8 @@ var arrows = []struct {
 	{"scoring/paide", nil, "estimators are numbers in, numbers out"},
 	{"scoring/diffusion", nil, "schedules and noise are numbers in, numbers out"},
 	{"scoring/evaluation", []string{
-		"internal/settings", "schema", "scoring", "scoring/ensemble",
-	}, "an evaluation runs an engine, and needs neither events nor a database"},
+		"internal/settings", "internal/terminal", "schema", "scoring", "scoring/ensemble", "alerts/calibration",
+	}, "an evaluation runs an engine and calibrates as production does; it needs neither events nor a database"},
 	{"scoring/ensemble", []string{
 		"internal/modelname", "scoring/diffusion",
 	}, "the ensemble directory is read without running anything"},
@@ -80,8 +80,8 @@ var arrows = []struct {
 	{"internal/settings", nil, "what the owners of settings share"},
 	{"internal/terminal", nil, "how text is printed for people"},
 	{"internal/app", []string{
-		"internal/settings", "schema", "schema/postgres", "scoring", "scoring/ensemble", "consumers", "alerts",
-		"monitor", "monitor/canary", "review",
+		"internal/backoff", "internal/settings", "schema", "schema/postgres", "scoring", "scoring/ensemble", "consumers",
+		"alerts", "monitor", "monitor/canary", "review",
 	}, "wires everything; nobody but cmd may know it"},
 	{"internal/demo", []string{
 		"internal/app", "internal/settings", "internal/terminal", "schema", "schema/postgres", "schema/postgres/local",

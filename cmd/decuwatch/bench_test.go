@@ -116,6 +116,7 @@ func cpus(rates []rate) (v []float64) {
 // each other, and 1 is the fair choice), DECUWATCH_BENCH_TORCH_ARGS (more arguments of decuwatch-train bench),
 // DECUWATCH_BENCH_SETTINGS=1 (the table of settings instead), DECUWATCH_BENCH_ONLY (a regular expression of the rows
 // to measure), DECUWATCH_BENCH_ENSEMBLE and DECUWATCH_BENCH_DEVICE (what is measured, and where),
+// DECUWATCH_BENCH_BEFORE (another ensemble, whose scores a second are measured in the same run),
 // DECUWATCH_BENCH_GMAC (of one row) with DECUWATCH_BENCH_PEAK_TFLOPS (of the chip): adds the share of the chip's
 // matrix rate.
 func BenchmarkTable(b *testing.B) {
@@ -127,7 +128,10 @@ func BenchmarkTable(b *testing.B) {
 	} else {
 		cells = append(cells, rawCells(b)...)
 		cells = append(cells, samplerCells(b)...)
-		cells = append(cells, pipelineCells(b)...)
+		cells = append(cells, pipelineCells(b, benchEnsemble, "")...)
+		if before := os.Getenv("DECUWATCH_BENCH_BEFORE"); before != "" {
+			cells = append(cells, pipelineCells(b, before, " before")...)
+		}
 		cells = append(cells, referenceCells(b)...)
 	}
 	if only := os.Getenv("DECUWATCH_BENCH_ONLY"); only != "" {
@@ -427,6 +431,7 @@ func samplerCells(b *testing.B) []*cell {
 	one := func(branch, rollout int) scoring.Profile {
 		q := p
 		q.RequestRisk.BranchStep, q.RequestRisk.RolloutSteps = branch, rollout
+		q.RequestRisk.Guidance = ensemble.GuidanceOwn // a branch in the middle has no shared guidance
 		q.ClassGap = q.RequestRisk
 		return q
 	}
@@ -454,9 +459,9 @@ func (n noScorer) Validate(scoring.Request) error { return nil }
 func (n noScorer) Rows(scoring.Request) int { return 1 }
 
 // pipelineCells measure an event from the stream to the acknowledgement: decode, score, decide, commit to a
-// PostgreSQL that flushes to disk, double ack.
-func pipelineCells(b *testing.B) []*cell {
-	e, reg := benchEngine(b, benchEnsemble)
+// PostgreSQL that flushes to disk, double ack. Which names the ensemble in the rows.
+func pipelineCells(b *testing.B, path, which string) []*cell {
+	e, reg := benchEngine(b, path)
 	one, err := e.Score(b.Context(), scoring.Request{Key: "one"})
 	if err != nil {
 		b.Fatal(err)
@@ -539,14 +544,17 @@ func pipelineCells(b *testing.B) []*cell {
 		}
 		return n
 	}
+	rows := func() float64 { return counted(b, reg, sampledRows) }
+	perScore := e.Rows(scoring.Request{})
+	enough := func(d time.Duration) int { return 64 + int(20_000*d.Seconds())/perScore }
 	return []*cell{
+		{name: "whole pipeline" + which, unit: "rows/s", measure: pipeline(e, 64, enough, rows)},
 		{
-			name: "whole pipeline", unit: "rows/s",
-			measure: pipeline(e, 64, func(d time.Duration) int { return 64 + int(150*d.Seconds()) },
-				func() float64 { return counted(b, reg, sampledRows) }),
+			name: fmt.Sprintf("whole pipeline%s, %d rows a score", which, perScore), unit: "scores/s",
+			measure: pipeline(e, 64, enough, func() float64 { return rows() / float64(perScore) }),
 		},
 		{
-			name: "whole pipeline, scorer that does nothing", unit: "events/s",
+			name: "whole pipeline" + which + ", scorer that does nothing", unit: "events/s",
 			measure: pipeline(noScorer{one}, 256,
 				func(d time.Duration) int { return int(12_000 * d.Seconds()) }, verdicts),
 		},

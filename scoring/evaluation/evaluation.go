@@ -208,15 +208,18 @@ type ClassLevel struct {
 	Means   []BinMean `json:"mean_by_bin"`
 }
 
+// largest returns the bin with the most training images.
+func (l ClassLevel) largest() float64 { return l.Means[len(l.Means)-1].Bin }
+
 // JudgeClasses computes the class level of scores [cells][seeds]. Every cell holds a score.
 func JudgeClasses(cells []Cell, scores [][]float64) ClassLevel {
-	bins := Bins(cells)
-	largest := bins[len(bins)-1]
-	well := slices.Concat(pooled(cells, scores, largest)...)
-	var level ClassLevel
-	for _, bin := range bins {
-		level.Means = append(level.Means, BinMean{bin, resampledMean(cellMeans(pooled(cells, scores, bin)))})
-		if bin == largest {
+	level := ClassLevel{Means: binMeans(cells, scores)}
+	if len(cells) == 0 {
+		return level
+	}
+	well := slices.Concat(pooled(cells, scores, level.largest())...)
+	for _, bin := range Bins(cells) {
+		if bin == level.largest() {
 			continue
 		}
 		rare := slices.Concat(pooled(cells, scores, bin)...)
@@ -233,6 +236,15 @@ func JudgeClasses(cells []Cell, scores [][]float64) ClassLevel {
 	}
 	level.Rho = number(Spearman(all, sizes)) // ranks of log bin are ranks of bin
 	return level
+}
+
+// binMeans returns the mean of values [cells][seeds] in each bin, smallest bin first.
+func binMeans(cells []Cell, values [][]float64) []BinMean {
+	var means []BinMean
+	for _, bin := range Bins(cells) {
+		means = append(means, BinMean{bin, resampledMean(cellMeans(pooled(cells, values, bin)))})
+	}
+	return means
 }
 
 // RequestLevel is how well scores rank the requests of one class and bin by their error.

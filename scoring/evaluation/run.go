@@ -4,12 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math/rand/v2"
+	"math"
 	"path/filepath"
 	"slices"
 
 	"golang.org/x/sync/errgroup"
-	"gonum.org/v1/gonum/stat"
 
 	"github.com/decuwatch/decuwatch/internal/settings"
 	"github.com/decuwatch/decuwatch/schema"
@@ -19,259 +18,439 @@ import (
 
 // Config says what is evaluated.
 type Config struct {
-	// Ensemble is one manifest, or a directory: its manifests of one backbone are rotations, the same classes with other
-	// numbers of training images.
-	Ensemble   string
+	// Ensembles are evaluated one after another and reported side by side. Each is one manifest, or a directory: its
+	// manifests of one backbone are rotations, the same classes with other numbers of training images.
+	Ensembles  []string
 	Options    scoring.Options // of each engine
 	Profiles   []string        // see ParseProfile. Defaults to the manifest's profile
+	Truths     []string        // directories of judges that say which images are wrong: judge.json and judge.onnx
 	Seeds      int             // requests of each class in each rotation, at least 2
 	ErrorSteps int             // steps of the images whose errors are compared with scores
+	Alpha      float64         // false-alarm rate at which thresholds are calibrated
 }
 
 // Evaluation is a checked Config.
 type Evaluation struct {
 	config   Config
-	paths    []string           // manifests
-	first    *ensemble.Ensemble // of the first manifest
-	profiles []scoring.Profile
-	truth    scoring.Profile // of the images whose errors are compared with scores
+	subjects []*subject
 }
 
-// New checks the configuration and opens the first manifest. The error is a settings.Error if the configuration is
-// wrong.
+// subject is an ensemble that is evaluated.
+type subject struct {
+	path      string
+	manifests []string
+	first     *ensemble.Ensemble // of the first manifest
+	profiles  []scoring.Profile
+	images    scoring.Profile // of the images whose errors are compared with scores
+	truths    []truth
+}
+
+// New checks the configuration and opens the first manifest of each ensemble. The error is a settings.Error if the
+// configuration is wrong.
 func New(c Config) (*Evaluation, error) {
-	if c.Seeds < 2 {
+	switch {
+	case c.Seeds < 2:
 		return nil, settings.Errorf("seeds is %d, must be at least 2", c.Seeds)
+	case !(c.Alpha > 0 && c.Alpha < 1):
+		return nil, settings.Errorf("alpha is %g, must lie between 0 and 1", c.Alpha)
 	}
-	paths, err := rotations(c.Ensemble)
+	e := &Evaluation{config: c}
+	for _, path := range c.Ensembles {
+		s, err := newSubject(path, c)
+		if err != nil {
+			return nil, err
+		}
+		e.subjects = append(e.subjects, s)
+	}
+	return e, nil
+}
+
+func newSubject(path string, c Config) (*subject, error) {
+	manifests, err := rotations(path)
 	if err != nil {
 		return nil, err
 	}
-	first, err := ensemble.Open(paths[0])
+	first, err := ensemble.Open(manifests[0])
 	if err != nil {
 		return nil, err
 	}
-	e := &Evaluation{config: c, paths: paths, first: first}
+	s := &subject{path: path, manifests: manifests, first: first}
 	for _, text := range c.Profiles {
 		p, err := ParseProfile(text, &first.Manifest)
 		if err != nil {
 			return nil, settings.Errorf("profile %q: %w", text, err)
 		}
-		e.profiles = append(e.profiles, p)
+		s.profiles = append(s.profiles, p)
 	}
-	if len(e.profiles) == 0 {
-		e.profiles = []scoring.Profile{first.Profile}
+	if len(s.profiles) == 0 {
+		s.profiles = []scoring.Profile{first.Profile}
 	}
-	e.truth = first.Profile.WithSampler(first.Diffusion, c.ErrorSteps, first.Profile.GuidanceScale, 0)
-	if err := e.truth.Validate(&first.Manifest); err != nil {
+	s.images = first.Profile.WithSampler(first.Diffusion, c.ErrorSteps, first.Profile.GuidanceScale, 0)
+	if err := s.images.Validate(&first.Manifest); err != nil {
 		return nil, settings.Errorf("error-steps: %w", err)
 	}
-	return e, nil
+	for _, dir := range c.Truths {
+		judge, err := openTruth(dir, first)
+		if err != nil {
+			return nil, err
+		}
+		s.truths = append(s.truths, judge)
+	}
+	return s, nil
 }
 
-// withError reports whether the requests' errors can be measured.
-func (e *Evaluation) withError() bool { return e.first.Tables(ensemble.TablesReference) != nil }
+// withReference reports whether the error of an image is known.
+func (s *subject) withReference() bool { return count(s.first, ensemble.TablesReference) > 0 }
+
+// producers returns how many tables stand in for the production model in evaluations.
+func (s *subject) producers() int { return count(s.first, ensemble.TablesProducers) }
+
+// rollouts returns the sets of tables whose images are made, for their errors or for a truth.
+func (s *subject) rollouts() (sets []string) {
+	if s.withReference() {
+		sets = append(sets, ensemble.TablesMembers, ensemble.TablesReference)
+	}
+	if s.producers() > 0 {
+		sets = append(sets, ensemble.TablesProducers)
+	}
+	return sets
+}
+
+// count returns how many tables of a set an ensemble has.
+func count(e *ensemble.Ensemble, set string) int {
+	if t := e.Tables(set); t != nil {
+		return t.Count()
+	}
+	return 0
+}
 
 // Requests returns how many requests Run makes.
 func (e *Evaluation) Requests() int {
-	n := len(e.profiles)
-	if e.withError() {
-		n++
+	n := 0
+	for _, s := range e.subjects {
+		each := len(s.profiles)
+		if len(s.rollouts()) > 0 {
+			each++
+		}
+		n += each * len(s.manifests) * len(s.first.Classes) * e.config.Seeds
 	}
-	return n * len(e.paths) * len(e.first.Classes) * e.config.Seeds
+	return n
 }
 
-// Results is what an evaluation found.
-type Results struct {
-	Ensemble  string     `json:"ensemble"`
-	Regime    string     `json:"regime"`
-	Manifests []Manifest `json:"manifests"`
-	Classes   int        `json:"classes"`
-	Seeds     int        `json:"seeds"`
-	Requests  int        `json:"requests"` // of each score
-	Bins      []float64  `json:"bins"`     // training images
-	Error     *Error     `json:"error"`    // null if the ensemble carries no reference table
-	Scores    []Score    `json:"scores"`
-	Random    ClassLevel `json:"random_scores"` // the control
-}
-
-// Manifest is one rotation.
-type Manifest struct {
-	File   string `json:"file"`
-	Digest string `json:"digest"`
-}
-
-// Error describes the errors of the requests: squared distances of the final latents to the final latent under the
-// backbone's own fully trained table, averaged over the components.
-type Error struct {
-	Steps    int       `json:"steps"`
-	Guidance float64   `json:"guidance_scale"`
-	Means    []BinMean `json:"mean_by_bin"`
-}
-
-// Score is one measurement of one profile.
-type Score struct {
-	Settings     string                 `json:"settings"` // of the sampler and the measurement
-	Measurement  schema.MeasurementName `json:"measurement"`
-	Rows         int                    `json:"rows"` // of U-Net work, of this measurement alone
-	ProfileRows  int                    `json:"profile_rows"`
-	Saturated    float64                `json:"saturated"` // share of scores at their upper bound
-	ClassLevel   ClassLevel             `json:"class_level"`
-	RequestLevel *RequestLevel          `json:"request_level"`
-	// MeanDistance is the control of PaiDE: the plain mean of the same pairwise distances.
-	MeanDistance Control `json:"mean_distance"`
-}
-
-// Control is both levels of a control.
-type Control struct {
-	ClassLevel   ClassLevel    `json:"class_level"`
-	RequestLevel *RequestLevel `json:"request_level"`
-}
-
-// observed are the numbers of one measurement of one profile, or of the errors: [cells][seeds].
+// observed are the numbers of one measurement of one profile, [cells][seeds]. Values are NaN if it was not measured.
 type observed struct {
-	profile, alone               scoring.Profile // alone: both measurements are this one
+	profile                      int
+	name                         schema.MeasurementName
+	measure                      scoring.Measure
 	values, distances, saturated [][]float64
+	firsts                       [][][]float64 // mean distance of the first 2, 3, ... members; of request_risk
 }
 
-// trial is an evaluation in progress.
+// trial is the evaluation of one ensemble in progress.
 type trial struct {
-	*Evaluation
-	results *Results
+	*subject
+	config Config
+	done   func()
+
+	results *Ensemble
+	engine  *scoring.Engine  // of the rotation in progress
+	eyes    []*scoring.Judge // of the truths, likewise
 	cells   []Cell
-	scores  []*observed // of each profile, the class gap and the request risk
-	errors  [][]float64 // [cells][seeds]
-	done    func()
+	classes []ensemble.Class // by cell
+	scores  []*observed      // of each profile, its measurements
+	members [][]float64      // errors, the mean of the members; [cells][seeds]. Nil without a reference table
+	errors  [][][]float64    // of the first two producers, [producers][cells][seeds]
+	own     [][]float64      // 1 - p of the ensemble's judge on the first producer's image
+	wrong   [][][]bool       // is the first producer's image wrong, by each truth? [truths][cells][seeds]
+	alarms  []FalseAlarms    // by score
 }
 
-// Run runs every request under every profile, rotation by rotation, and judges the scores. It calls done after each
+// Run runs every request under every profile, ensemble by ensemble, and judges the scores. It calls done after each
 // request, from several goroutines.
 func (e *Evaluation) Run(ctx context.Context, done func()) (*Results, error) {
-	n := len(e.paths) * len(e.first.Classes)
-	t := &trial{Evaluation: e, done: done, errors: matrix(n, e.config.Seeds), results: &Results{
-		Ensemble: e.first.Name, Regime: e.first.Regime, Classes: len(e.first.Classes), Seeds: e.config.Seeds,
-		Requests: n * e.config.Seeds,
-	}}
-	for _, p := range e.profiles {
-		for i, m := range []scoring.Measure{p.ClassGap, p.RequestRisk} {
-			alone := p
-			alone.ClassGap, alone.RequestRisk = m, m
-			t.scores = append(t.scores, &observed{
-				p, alone, matrix(n, e.config.Seeds), matrix(n, e.config.Seeds), matrix(n, e.config.Seeds),
-			})
-			t.results.Scores = append(t.results.Scores, Score{
-				Settings:    fmt.Sprintf("g=%g eta=%g %s", p.GuidanceScale, p.Eta, m),
-				Measurement: schema.MeasurementNames()[i],
-			})
+	results := &Results{Seeds: e.config.Seeds}
+	for _, s := range e.subjects {
+		t := newTrial(s, e, done)
+		for i, path := range s.manifests {
+			if err := t.rotation(ctx, i, path); err != nil {
+				return nil, fmt.Errorf("%s: %w", path, err)
+			}
 		}
+		t.judge()
+		results.Ensembles = append(results.Ensembles, *t.results)
 	}
-	for i, path := range e.paths {
-		if err := t.rotation(ctx, i, path); err != nil {
-			return nil, fmt.Errorf("%s: %w", path, err)
-		}
+	if len(results.Ensembles) > 1 {
+		results.SideBySide = sideBySide(results.Ensembles)
 	}
-	t.judge()
-	return t.results, nil
+	return results, nil
 }
 
-// rotation runs the requests of one manifest.
+func newTrial(s *subject, e *Evaluation, done func()) *trial {
+	n := len(s.manifests) * len(s.first.Classes)
+	t := &trial{subject: s, config: e.config, done: done}
+	t.results = &Ensemble{
+		Path: s.path, Name: s.first.Name, Regime: s.first.Regime, Classes: len(s.first.Classes),
+		Requests: n * e.config.Seeds,
+	}
+	if s.withReference() {
+		t.members = matrix(n, e.config.Seeds)
+		for range min(s.producers(), 2) {
+			t.errors = append(t.errors, matrix(n, e.config.Seeds))
+		}
+	}
+	if s.producers() > 0 {
+		t.own = matrix(n, e.config.Seeds)
+		for range s.truths {
+			wrong := make([][]bool, n)
+			for i := range wrong {
+				wrong[i] = make([]bool, e.config.Seeds)
+			}
+			t.wrong = append(t.wrong, wrong)
+		}
+	}
+	for i, p := range s.profiles {
+		t.results.Profiles = append(t.results.Profiles, Profile{Settings: p.Settings()})
+		for _, m := range measures(p) {
+			o := &observed{
+				profile: i, name: m.name, measure: m.measure,
+				values: matrix(n, e.config.Seeds), distances: matrix(n, e.config.Seeds), saturated: matrix(n, e.config.Seeds),
+			}
+			if m.name == schema.RequestRisk {
+				for range count(s.first, m.measure.Tables) - 1 {
+					o.firsts = append(o.firsts, matrix(n, e.config.Seeds))
+				}
+			}
+			t.scores = append(t.scores, o)
+			t.alarms = append(t.alarms, newFalseAlarms(m.name, e.config.Alpha, s.first.Labels()))
+		}
+	}
+	return t
+}
+
+type namedMeasure struct {
+	name    schema.MeasurementName
+	measure scoring.Measure
+}
+
+// measures returns the measurements of a profile.
+func measures(p scoring.Profile) []namedMeasure {
+	all := []namedMeasure{{schema.ClassGap, p.ClassGap}, {schema.RequestRisk, p.RequestRisk}}
+	if p.ImageRisk != (scoring.Measure{}) {
+		all = append(all, namedMeasure{schema.ImageRisk, p.ImageRisk})
+	}
+	return all
+}
+
+// measured returns a measurement of a result, or nil.
+func measured(r scoring.Result, name schema.MeasurementName) *scoring.Measurement {
+	switch name {
+	case schema.ClassGap:
+		return &r.ClassGap
+	case schema.RequestRisk:
+		return &r.RequestRisk
+	default:
+		return r.ImageRisk
+	}
+}
+
+// rows returns the rows of U-Net work of a measurement by a number of tables.
+func rows(p scoring.Profile, m scoring.Measure, tables int) int {
+	each := m.BranchStep + m.RolloutSteps*tables // one table carries the latent to the branch
+	switch {
+	case p.GuidanceScale == 1:
+		return each
+	case m.Guidance == ensemble.GuidanceShared:
+		return each + m.RolloutSteps
+	}
+	return 2 * each
+}
+
+// rotation runs the requests of one manifest, and counts its false alarms.
 func (t *trial) rotation(ctx context.Context, rotation int, path string) (err error) {
-	engine, err := scoring.Open(path, t.config.Options)
-	if err != nil {
+	if t.engine, err = scoring.Open(path, t.config.Options); err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, engine.Close()) }()
-	e := engine.Ensemble()
-	if len(e.Classes) != len(t.first.Classes) || (e.Tables(ensemble.TablesReference) != nil) != t.withError() {
-		return fmt.Errorf("%s has other classes than %s, or only one of them has a reference table", path, t.paths[0])
+	defer func() { err = errors.Join(err, t.engine.Close()) }()
+	e := t.engine.Ensemble()
+	if !slices.Equal(e.Labels(), t.first.Labels()) {
+		return fmt.Errorf("%s has other classes than %s", path, t.manifests[0])
+	}
+	for _, name := range []string{ensemble.TablesMembers, ensemble.TablesPosterior, ensemble.TablesProducer,
+		ensemble.TablesProducers, ensemble.TablesReference} {
+		if count(e, name) != count(t.first, name) {
+			return fmt.Errorf("%s has %d tables %q, %s has %d", path, count(e, name), name, t.manifests[0],
+				count(t.first, name))
+		}
+	}
+	defer func() { err = errors.Join(err, t.closeEyes()) }()
+	if err := t.openEyes(e); err != nil {
+		return err
 	}
 	t.results.Manifests = append(t.results.Manifests, Manifest{filepath.Base(path), e.Digest})
-	for i, o := range t.scores {
-		t.results.Scores[i].Rows = engine.Rows(scoring.Request{Profile: o.alone})
-		t.results.Scores[i].ProfileRows = engine.Rows(scoring.Request{Profile: o.profile})
+	for i, p := range t.profiles {
+		for class := range e.Classes { // a class that the judge cannot tell costs less
+			rows := t.engine.Rows(scoring.Request{Profile: p, Class: class})
+			t.results.Profiles[i].Rows = max(t.results.Profiles[i].Rows, rows)
+		}
 	}
+	from := len(t.cells)
 	group, ctx := errgroup.WithContext(ctx)
 	group.SetLimit(64) // requests in flight fill the runs
 	for class := range e.Classes {
 		cell := len(t.cells)
 		t.cells = append(t.cells, Cell{Rotation: rotation, Class: class, Bin: meanOf(e.Classes[class].Images)})
+		t.classes = append(t.classes, e.Classes[class])
 		for seed := range t.config.Seeds {
 			r := scoring.Request{
 				Key: fmt.Sprintf("/decuwatch/eval\n%d-%d", class, seed), Class: class, Priority: scoring.Background,
 				Seed: uint64(seed), //nolint:gosec // from 0
 			}
 			for i := range t.profiles {
-				group.Go(func() error { return t.score(ctx, engine, r, i, cell, seed) })
+				group.Go(func() error { return t.score(ctx, r, i, cell, seed) })
 			}
-			if t.withError() {
-				group.Go(func() error { return t.measureError(ctx, engine, r, cell, seed) })
+			if len(t.rollouts()) > 0 {
+				group.Go(func() error { return t.produce(ctx, r, cell, seed) })
 			}
 		}
 	}
-	return group.Wait()
+	if err := group.Wait(); err != nil {
+		return err
+	}
+	return t.countAlarms(e, from)
+}
+
+// openEyes loads the judges of the truths.
+func (t *trial) openEyes(e *ensemble.Ensemble) error {
+	for _, truth := range t.truths {
+		if err := truth.independent(e); err != nil {
+			return err
+		}
+		eye, err := scoring.OpenJudge(truth.Judge, truth.graph, &e.Manifest, t.config.Options)
+		if err != nil {
+			return fmt.Errorf("truth %s: %w", truth.dir, err)
+		}
+		t.eyes = append(t.eyes, eye)
+	}
+	return nil
+}
+
+func (t *trial) closeEyes() error {
+	var errs []error
+	for _, eye := range t.eyes {
+		errs = append(errs, eye.Close())
+	}
+	t.eyes = nil
+	return errors.Join(errs...)
 }
 
 // score scores a request under the profile i.
-func (t *trial) score(ctx context.Context, engine *scoring.Engine, r scoring.Request, i, cell, seed int) error {
+func (t *trial) score(ctx context.Context, r scoring.Request, i, cell, seed int) error {
 	r.Profile = t.profiles[i]
-	result, err := engine.Score(ctx, r)
+	result, err := t.engine.Score(ctx, r)
 	if err != nil {
 		return err
 	}
-	for k, m := range []scoring.Measurement{result.ClassGap, result.RequestRisk} {
-		o := t.scores[2*i+k]
+	for _, o := range t.scores {
+		if o.profile != i {
+			continue
+		}
+		m := measured(result, o.name)
+		if m == nil {
+			o.values[cell][seed] = math.NaN()
+			continue
+		}
 		o.values[cell][seed], o.distances[cell][seed] = m.Value, m.MeanDistance
 		if m.Saturated {
 			o.saturated[cell][seed] = 1
 		}
+		for k, first := range o.firsts {
+			first[cell][seed] = meanDistance(m.Distances, k+2)
+		}
 	}
 	t.done()
 	return nil
 }
 
-// measureError measures the error of a request's image.
-func (t *trial) measureError(ctx context.Context, engine *scoring.Engine, r scoring.Request, cell, seed int) error {
-	r.Profile = t.truth
-	rollout, err := engine.Rollout(ctx, r, ensemble.TablesMembers, ensemble.TablesReference)
+// meanDistance returns the mean distance of the pairs of the first m tables.
+func meanDistance(distances [][]float64, m int) float64 {
+	sum := 0.0
+	for i := range m {
+		for k := range m {
+			sum += distances[i][k] // zero on the diagonal
+		}
+	}
+	return sum / float64(m*(m-1))
+}
+
+// produce measures the errors of a request's images, and whether the first producer's image is wrong.
+func (t *trial) produce(ctx context.Context, r scoring.Request, cell, seed int) error {
+	r.Profile = t.images
+	rollout, err := t.engine.Rollout(ctx, r, t.rollouts()...)
 	if err != nil {
 		return err
 	}
-	members, reference := rollout.Latents[ensemble.TablesMembers], rollout.Latents[ensemble.TablesReference][0]
-	for _, latent := range members {
-		t.errors[cell][seed] += squaredDistance(latent, reference) / float64(len(members))
+	producers := rollout.Latents[ensemble.TablesProducers]
+	if t.members != nil {
+		reference, members := rollout.Latents[ensemble.TablesReference][0], rollout.Latents[ensemble.TablesMembers]
+		for _, latent := range members {
+			t.members[cell][seed] += squaredDistance(latent, reference) / float64(len(members))
+		}
+		for i := range t.errors {
+			t.errors[i][cell][seed] = squaredDistance(producers[i], reference)
+		}
+	}
+	if len(t.wrong) > 0 {
+		if err := t.look(ctx, r.Class, producers[0], cell, seed); err != nil {
+			return err
+		}
 	}
 	t.done()
 	return nil
 }
 
-// judge computes both levels of every score.
-func (t *trial) judge() {
-	r := t.results
-	r.Bins = Bins(t.cells)
-	requests := func(values [][]float64) *RequestLevel {
-		if !t.withError() {
-			return nil
-		}
-		level := JudgeRequests(t.cells, values, t.errors)
-		return &level
+// look lets all judges see the image of the first producer.
+func (t *trial) look(ctx context.Context, class int, latent []float32, cell, seed int) error {
+	pictures, err := t.engine.Pictures(ctx, [][]float32{latent})
+	if err != nil {
+		return err
 	}
+	t.own[cell][seed] = math.NaN()
+	if p := pictures[0].Probabilities; p != nil {
+		t.own[cell][seed] = 1 - p[class]
+	}
+	for i, eye := range t.eyes {
+		p, err := eye.Probabilities([][]float32{pictures[0].Image})
+		if err != nil {
+			return err
+		}
+		t.wrong[i][cell][seed] = mostLikely(p[0]) != class
+	}
+	return nil
+}
+
+// countAlarms counts the false alarms of a rotation, whose cells begin at from.
+func (t *trial) countAlarms(e *ensemble.Ensemble, from int) error {
 	for i, o := range t.scores {
-		score := &r.Scores[i]
-		score.ClassLevel, score.RequestLevel = JudgeClasses(t.cells, o.values), requests(o.values)
-		score.Saturated = stat.Mean(slices.Concat(o.saturated...), nil)
-		score.MeanDistance = Control{JudgeClasses(t.cells, o.distances), requests(o.distances)}
-	}
-	control := matrix(len(t.cells), r.Seeds)
-	generator := rand.New(rand.NewPCG(1, 1)) //nolint:gosec // a control, not a secret
-	for _, cell := range control {
-		for i := range cell {
-			cell[i] = generator.Float64()
+		var halves [2][]schema.Sample
+		for cell := from; cell < len(t.cells); cell++ {
+			for seed, v := range o.values[cell] {
+				if math.IsNaN(v) {
+					continue
+				}
+				half := &halves[0]
+				if seed >= t.config.Seeds/2 {
+					half = &halves[1]
+				}
+				*half = append(*half, schema.Sample{Class: t.cells[cell].Class, Value: v, Distance: o.distances[cell][seed],
+					Saturated: o.saturated[cell][seed] == 1})
+			}
+		}
+		err := t.alarms[i].count(e, t.profiles[o.profile].Settings(), halves[0], halves[1])
+		if err != nil {
+			return err
 		}
 	}
-	r.Random = JudgeClasses(t.cells, control)
-	if t.withError() {
-		r.Error = &Error{t.truth.RequestRisk.Steps, t.truth.GuidanceScale, JudgeClasses(t.cells, t.errors).Means}
-	}
+	return nil
 }
 
 func matrix(rows, columns int) [][]float64 {
