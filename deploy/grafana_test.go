@@ -139,7 +139,7 @@ func seeded(t testing.TB, scores int) string {
 			severity, value, withdrawn, origin, n, alpha, achieved, set_by, reason)
 		SELECT c.id, 'fashion-mnist', repeat('1', 64), 'seeded', m, s.scope, s.class_index, s.severity, CASE m
 			WHEN 'class_gap' THEN 0.08 ELSE 0.025 END, false, 'calibrated', 1000, 0.01, 0.011, 'test', ''
-		FROM decuwatch.threshold_changes c, unnest(ARRAY['class_gap', 'request_risk']) m,
+		FROM decuwatch.threshold_changes c, unnest(ARRAY['class_gap', 'request_risk', 'image_risk']) m,
 			(VALUES ('model', NULL::integer, 'warn'), ('model', NULL, 'critical'), ('class', 3, 'warn')) s(scope, class_index,
 				severity)`,
 		`UPDATE decuwatch.reviews SET state = 'resolved', verdict = CASE WHEN class_index % 3 = 0 THEN 'false_alarm'
