@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"math"
 	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 )
@@ -271,39 +270,5 @@ func TestSharedRow(t *testing.T) {
 	}
 	if !e.Judge.CanTell(0) || e.Judge.CanTell(1) || e.Judge.CanTell(2) || !e.Judge.CanTell(3) {
 		t.Errorf("the judge tells %v", e.Judge.Accuracy)
-	}
-}
-
-// A judge apart from an ensemble is checked like the manifest's.
-func TestReadJudge(t *testing.T) {
-	e, err := Open(tiny2)
-	if err != nil {
-		t.Fatal(err)
-	}
-	graph, err := os.ReadFile(filepath.Join(tiny2, "judge.onnx"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	document, err := json.Marshal(e.Judge)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if j, err := ReadJudge(document, graph, &e.Manifest); err != nil || j.Width != 12 {
-		t.Errorf("%+v, %v", j, err)
-	}
-	for from, to := range map[string]string{
-		`"width":12`: `"width":11`, `"resize":"bilinear"`: `"resize":"none"`, `"held_out":`: `"heldout":`,
-		`"least_accuracy":0.6`: `"least_accuracy":null`,
-	} {
-		changed := strings.Replace(string(document), from, to, 1)
-		if changed == string(document) {
-			t.Fatalf("no %s in %s", from, document)
-		}
-		if _, err := ReadJudge([]byte(changed), graph, &e.Manifest); err == nil {
-			t.Errorf("%s is accepted", to)
-		}
-	}
-	if _, err := ReadJudge(document, []byte("no graph"), &e.Manifest); err == nil {
-		t.Error("a file that is no graph is accepted")
 	}
 }
