@@ -2,31 +2,27 @@
 
 # Where an ensemble is built. An interrupted run continues from its checkpoints there. Remove it to begin from scratch.
 ENSEMBLE_BUILD ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/decuwatch/ensemble-fashion-mnist
-EVALUATE ?=
+EVALUATE ?= --seeds 8 --rollouts-up-to 20
 DATA_CARD ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/decuwatch/data-card-fashion-mnist
 DECUWATCH_TRAIN = PYTHONPATH=training "$$(training/setup)/bin/python" -m decuwatch_training
 
-.PHONY: ensemble check-ensemble evaluate-ensemble evaluate-spoiled ensemble-experiments data-card test-training lock-training
+.PHONY: ensemble check-ensemble evaluate-ensemble ensemble-experiments data-card test-training lock-training
 
 ensemble: ## train ensembles/fashion-mnist from scratch and export it
 	@data=$$(training/fetch-fashion-mnist) && \
 	$(DECUWATCH_TRAIN) pretrain --data "$$data" --out "$(ENSEMBLE_BUILD)/backbone" && \
 	$(DECUWATCH_TRAIN) train --backbone "$(ENSEMBLE_BUILD)/backbone" --data "$$data" --out "$(ENSEMBLE_BUILD)/tables" \
-		--bins 1 10 100 5000 --rotations 4 --components 5 && \
+		--bins 1 10 100 1000 5000 --rotations 5 --components 5 --steps 700 --producer-steps 2800 && \
+	$(DECUWATCH_TRAIN) judge --data "$$data" --out "$(ENSEMBLE_BUILD)/judge" && \
 	$(DECUWATCH_TRAIN) export --backbone "$(ENSEMBLE_BUILD)/backbone" --run "$(ENSEMBLE_BUILD)/tables" \
-		--out ensembles/fashion-mnist \
+		--judge "$(ENSEMBLE_BUILD)/judge" --out ensembles/fashion-mnist \
 		--name fashion-mnist --profile training/fashion-mnist-profile.json --golden
 
 check-ensemble: ## compare the exported ensemble with the PyTorch model it came from
 	@$(DECUWATCH_TRAIN) check ensembles/fashion-mnist --backbone "$(ENSEMBLE_BUILD)/backbone"
 
 evaluate-ensemble: ## the tables and plots of docs/evaluation.md
-	@data=$$(training/fetch-fashion-mnist) && \
-	$(DECUWATCH_TRAIN) evaluate ensembles/fashion-mnist --out "$(ENSEMBLE_BUILD)/evaluation" --data "$$data" $(EVALUATE)
-
-evaluate-spoiled: ## what the data card finds in classes with duplicates, wrong labels and a hidden mode
-	@data=$$(training/fetch-fashion-mnist) && \
-	PYTHONPATH=training "$$(training/setup)/bin/python" training/spoiled.py "$$data" "$(ENSEMBLE_BUILD)/spoiled"
+	@$(DECUWATCH_TRAIN) evaluate ensembles/fashion-mnist --out "$(ENSEMBLE_BUILD)/evaluation" $(EVALUATE)
 
 ensemble-experiments: ## the comparison of training regimes in docs/evaluation.md
 	@training/experiments "$(ENSEMBLE_BUILD)"

@@ -1,6 +1,7 @@
 """Hold ONNX Runtime against PyTorch on an exported ensemble: digests, shapes, random rows, a whole DDIM trajectory.
 
-Relative error is |a - b| / |b| over a row's values (Euclidean norms), the worst row counts; below 1e-4 in fp32.
+Relative error is |a - b| / |b| over a row's values (Euclidean norms), the worst row counts; below 1e-4 in fp32. The
+class gap of the posterior tables is measured and held against the manifest's expectation by class.
 """
 
 import argparse
@@ -12,15 +13,21 @@ import torch
 from torch import Tensor
 
 from decuwatch_training.backbone import Backbone, add_backbone_arguments, backbone_of
-from decuwatch_training.branch import contexts_of
-from decuwatch_training.diffusion import Sampler, first_latent
+from decuwatch_training.branch import contexts_of, make_requests, measured_means
+from decuwatch_training.diffusion import Denoiser, NoiseSchedule, Sampler, first_latent
 from decuwatch_training.errors import TrainingError
 from decuwatch_training.graphs import Graph
-from decuwatch_training.manifest import manifests_of, read_manifest, read_tables
+from decuwatch_training.manifest import TableSets, manifests_of, read_manifest, read_tables
+from decuwatch_training.paide import estimate
 from decuwatch_training.profile import measures_of
 
 TOLERANCE = {"fp32": 1e-4, "fp16": 2e-2}
 """Largest relative error of a row. fp16 carries 11 bits; its errors add up along a trajectory."""
+
+GAP_SEEDS = 8
+GAP_FACTOR = 3.0
+"""A few posterior tables are a small sample of Sigma_c, and a wide Sigma_c leaves the range in which the closed form is
+exact."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,11 +52,12 @@ def check_directory(directory: Path, backbone: Backbone, rows: int = 32) -> dict
     try:
         for path in manifests_of(directory):
             manifest = read_manifest(path)
-            tables = read_tables(directory, manifest).members
+            sets = read_tables(directory, manifest)
             for part in ("unet", "decoder"):
                 if part not in graphs:
                     graphs[part] = Graph(directory / manifest["files"][part]["path"], manifest["graph"][part])
-            for name, error in _compare(graphs, backbone, manifest, tables, rows).items():
+            _check_class_gaps(graphs["unet"], manifest, sets, str(path))
+            for name, error in _compare(graphs, backbone, manifest, sets.members, rows).items():
                 label = f"{path.stem}: {name}"
                 errors[label] = error
                 tolerance = TOLERANCE[manifest["precision"]]
@@ -92,6 +100,35 @@ def _compare(
     unscaled = latents / backbone.scale + backbone.shift
     errors["decoder"] = _worst(graphs["decoder"](unscaled), backbone.autoencoder(unscaled))
     return errors
+
+
+def class_gap_ratios(denoise: Denoiser, manifest: dict[str, Any], sets: TableSets) -> dict[str, float]:
+    """By class: the measured mean pairwise squared distance at the class gap's step over the expected one."""
+    expected = {index: entry["class_gap"] for index, entry in enumerate(manifest["classes"]) if "class_gap" in entry}
+    if not expected:
+        return {}
+    profile, measure = manifest["profile"], measures_of(manifest["profile"])["class_gap"]
+    latent = manifest["latent"]
+    shape = (latent["channels"], latent["height"], latent["width"])
+    sampler = Sampler(NoiseSchedule(**manifest["diffusion"]), measure.steps, float(profile["guidance_scale"]))
+    ratios = {}
+    for label, wanted in expected.items():
+        requests = make_requests([label], GAP_SEEDS, 1, first_seed=2_000_000)
+        means = measured_means(
+            denoise, sampler, sets.measured()[measure.tables], requests, requests.latents(shape), measure
+        )
+        ratios[manifest["classes"][label]["label"]] = float(estimate("mean-w2", means, 1.0).mean()) / wanted
+    return ratios
+
+
+def _check_class_gaps(graph: Graph, manifest: dict[str, Any], sets: TableSets, where: str) -> None:
+    """Raise TrainingError for a class whose measured gap is far from the expected one."""
+    for label, ratio in class_gap_ratios(graph, manifest, sets).items():
+        if not 1 / GAP_FACTOR < ratio < GAP_FACTOR:
+            raise TrainingError(
+                f"{where}: class {label!r}: the measured class gap is {ratio:.3g} times the expected class_gap, "
+                f"expected between 1/{GAP_FACTOR:g} and {GAP_FACTOR:g}"
+            )
 
 
 def _worst(found: Tensor, wanted: Tensor) -> float:

@@ -165,6 +165,13 @@ class DataCard:
         return "\n".join(lines)
 
 
+def class_data(entry: dict[str, Any]) -> dict[str, Any]:
+    """The manifest's ``data`` of a class, of its entry in a card's ``numbers``."""
+    names = {"images": "n", "near_duplicates": "images_in_groups"}
+    fields = ("images", "distinct", "n_eff", "near_duplicates", "near_duplicate_groups", "neighbor_label_share")
+    return {name: entry[names.get(name, name)] for name in (*fields, "likely_mislabeled", "outliers")}
+
+
 def pixel_features(images: Images, size: int = 16) -> Tensor:
     """The plain feature: each image averaged down to at most 16 x 16, centered, and scaled to variance 1."""
     parts = []

@@ -71,7 +71,7 @@ JUDGED: list[dict[str, Any]] = [
     {"seed": 12, "guidance_scale": 1.0, "eta": 0.0, "steps": 3, "rollout_steps": 1},
     {"seed": 13, "guidance_scale": 3.5, "eta": 0.6, "steps": 6, "rollout_steps": 6},
 ]
-"""Ways of the producer's table, each for every class, that a judge looks at."""
+"""Ways of the producer's table, each for the first four classes, that a judge looks at."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -262,7 +262,7 @@ def _judged_cases(
     decoder = Graph(directory / manifest["files"]["decoder"]["path"], manifest["graph"]["decoder"])
     judge = Judge.open(directory, manifest)
     cases = []
-    for form, label in itertools.product(JUDGED, range(min(16, len(manifest["classes"])))):
+    for form, label in itertools.product(JUDGED, range(min(4, len(manifest["classes"])))):
         way = _Way.of(form, schedule, shape)
         after = way.first.unsqueeze(0)
         for index in range(form["rollout_steps"]):

@@ -33,7 +33,7 @@ from decuwatch_training.configuration import (
 from decuwatch_training.diffusion import NoiseSchedule
 from decuwatch_training.errors import TrainingError
 from decuwatch_training.files import read_json, sha256_file
-from decuwatch_training.profile import FORMAT_1, FORMAT_2, check_profile, format_of
+from decuwatch_training.profile import FORMAT_1, FORMAT_2, check_profile
 
 NAME = re.compile(r"[a-z][a-z0-9_-]{0,63}")
 
@@ -233,13 +233,9 @@ def check_judge(judge: Mapping[str, Any], classes: int, image: Mapping[str, Any]
 
 
 def _check_profile(manifest: Mapping[str, Any], where: str) -> None:
-    profile = manifest["profile"]
-    if format_of(profile) != manifest["format"]:
-        raise TrainingError(f"{where}: profile: not one of format {manifest['format']!r}")
+    parts = (manifest.get("posterior", 0), "judge" in manifest, manifest["format"])
     try:
-        check_profile(
-            profile, NoiseSchedule(**manifest["diffusion"]), manifest.get("posterior", 0), "judge" in manifest
-        )
+        check_profile(manifest["profile"], NoiseSchedule(**manifest["diffusion"]), *parts)
     except TrainingError as err:
         raise TrainingError(f"{where}: {err}") from err
 

@@ -121,12 +121,17 @@ def rows_of(profile: Mapping[str, Any], tables: Mapping[str, int]) -> int:
     return total
 
 
-def check_profile(profile: Any, schedule: NoiseSchedule, posterior: int = 0, judge: bool = False) -> None:
+def check_profile(
+    profile: Any, schedule: NoiseSchedule, posterior: int = 0, judge: bool = False, form: str | None = None
+) -> None:
     """Raise TrainingError that names the first profile field that a reader of the manifest would refuse.
 
-    ``posterior`` is the number of posterior tables of the ensemble; ``judge`` says whether it has a judge.
+    ``posterior`` is the number of posterior tables of the ensemble; ``judge`` says whether it has a judge. ``form`` is
+    the manifest's format; None takes the profile's own.
     """
-    older = isinstance(profile, dict) and "steps" in profile
+    if not isinstance(profile, dict):
+        raise TrainingError("profile: expected an object")
+    older = (form or format_of(profile)) == FORMAT_1
     names = {"guidance_scale", "eta", *SPREADS, "reason"}
     _known("profile", profile, names | {"steps"} if older else names, set() if older else {"image_risk"})
     if older:

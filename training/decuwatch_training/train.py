@@ -7,6 +7,7 @@ that was broken off goes on from its last checkpoint when the same command is gi
 
 import argparse
 import hashlib
+import math
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,18 +21,21 @@ from torch import Tensor
 from decuwatch_training.backbone import INDEX_FILE, Backbone, add_backbone_arguments, backbone_of
 from decuwatch_training.checkpoint import CHECKPOINT_FILE
 from decuwatch_training.contactsheet import write_card
-from decuwatch_training.data import Images, background_color, read_data
-from decuwatch_training.datacard import DataCard, data_card
-from decuwatch_training.diagnostics import diagnose
+from decuwatch_training.data import DataSet, Images, background_color, read_data
+from decuwatch_training.datacard import DataCard, class_data, data_card
+from decuwatch_training.diagnostics import diagnose, draws_table, draws_warnings
 from decuwatch_training.errors import TrainingError
 from decuwatch_training.files import check_replaceable, read_json, staged_directory, write_file, write_json
 from decuwatch_training.loop import pick_device
-from decuwatch_training.posterior import Laplace
-from decuwatch_training.tables import TableSettings, train_tables
+from decuwatch_training.posterior import Laplace, fit_posterior, read_posterior
+from decuwatch_training.tables import TableSettings, production_images, train_producers, train_tables
 
+DRAWS, PRODUCER_DRAWS = 500, 4000
+"""Draws of each class's row. A producer's row cannot know more images than it was drawn."""
 LATENTS_IN_MEMORY = 1_000_000
 RECORD = {"labels", "data", "settings", "backbone_sha256", "training", "diagnostics", "findings"}
 """What readers of a run.json need."""
+PRODUCERS_FILE = "producers.pt"
 RUN_FILES = ("run.json", "tables.safetensors", "datacard.json", "datacard.html")
 
 
@@ -65,25 +69,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--rotations", type=int, default=defaults.rotations, help="ensembles in which the classes change their bins"
     )
     parser.add_argument(
-        "--subset",
-        choices=("own", "bootstrap", "shared"),
-        default=defaults.subset,
-        help="which images each component sees",
+        "--regime",
+        choices=("disagreement", "exposure"),
+        default=defaults.regime,
+        help="draw classes equally often, or as often as they occur: then members disagree by exposure, not by data",
     )
     parser.add_argument(
-        "--regime",
-        choices=("exposure", "disagreement"),
-        default=defaults.regime,
-        help="draw classes as often as they occur, or equally often",
+        "--subset",
+        choices=("bootstrap", "own", "shared"),
+        default=defaults.subset,
+        help="which images each member sees: draws from production's, its own from the whole class, or production's",
     )
     parser.add_argument(
         "--start",
-        choices=("normal", "mean"),
-        default=defaults.start,
-        help="rows start around zero, or around the backbone's mean row",
+        choices=("mean", "normal"),
+        help="rows start around the backbone's mean row, or around zero; defaults to mean for disagreement if the "
+        "backbone has a table, else normal",
     )
     parser.add_argument(
-        "--start-spread", type=float, default=defaults.start_spread, help="standard deviation of the start"
+        "--start-spread", type=float, help="standard deviation of the start; defaults to 0.3 for mean, 1 for normal"
     )
     parser.add_argument(
         "--anchor",
@@ -94,8 +98,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--context-tokens", type=int, help="tokens of a class embedding; defaults to the backbone's own table's, else 1"
     )
-    parser.add_argument("--steps", type=int, default=defaults.steps, help="steps of training")
-    parser.add_argument("--batch", type=int, default=defaults.batch, help="rows of each table in a step")
+    parser.add_argument("--steps", type=int, help=f"steps of training the members; defaults to {DRAWS} draws a row")
+    parser.add_argument("--batch", type=int, default=defaults.batch, help="rows of each member in a step")
+    parser.add_argument(
+        "--producer",
+        choices=("stand-in", "reference"),
+        help="what stands for the production model: a table trained on production's images, or the backbone's own; "
+        "defaults to reference if there is one and no --bins",
+    )
+    parser.add_argument(
+        "--producers",
+        type=int,
+        default=defaults.producers,
+        help="further tables like the stand-in, for evaluation only",
+    )
+    parser.add_argument(
+        "--producer-steps",
+        type=int,
+        help=f"steps of training each producer; defaults to {PRODUCER_DRAWS} draws a row",
+    )
+    parser.add_argument(
+        "--producer-batch", type=int, default=defaults.producer_batch, help="rows of each producer in a step"
+    )
+    parser.add_argument("--posterior", type=int, default=3, help="P, tables drawn around the producer's; 0: none")
     parser.add_argument("--rate", type=float, default=defaults.rate, help="Adam's peak learning rate")
     parser.add_argument("--seed", type=int, default=defaults.seed, help="of starts, images, order and noise")
     parser.add_argument("--held-out", type=float, default=0.1, help="share of a folder's images that no table sees")
@@ -105,26 +130,130 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint-every", type=int, default=100, help="steps between checkpoints")
 
 
-def run(arguments: argparse.Namespace) -> None:
-    """Train, diagnose, and write the run's directory."""
+def settings_from(arguments: argparse.Namespace, reference: Tensor | None, classes: int) -> TableSettings:
+    """The settings that were given, and the defaults that depend on others and on the backbone's own table.
+
+    Raises TrainingError for one that is out of bounds.
+    """
+    start = arguments.start or ("mean" if arguments.regime == "disagreement" and reference is not None else "normal")
+    spread = arguments.start_spread
     settings = TableSettings(
         components=arguments.components,
         rotations=arguments.rotations,
         bins=tuple(arguments.bins),
         subset=arguments.subset,
         regime=arguments.regime,
-        start=arguments.start,
-        start_spread=arguments.start_spread,
+        start=start,
+        start_spread={"mean": 0.3, "normal": 1.0}[start] if spread is None else spread,
         anchor=arguments.anchor,
-        steps=arguments.steps,
+        steps=_steps(arguments.steps, DRAWS, classes, arguments.batch),
         batch=arguments.batch,
         rate=arguments.rate,
         seed=arguments.seed,
+        producer=arguments.producer or ("stand-in" if arguments.bins or reference is None else "reference"),
+        producers=arguments.producers,
+        producer_steps=_steps(arguments.producer_steps, PRODUCER_DRAWS, classes, arguments.producer_batch),
+        producer_batch=arguments.producer_batch,
     )
+    settings.validate(reference)
+    return settings
+
+
+def _steps(given: int | None, draws: int, classes: int, batch: int) -> int:
+    """Steps after which each class's row was drawn ``draws`` times, if classes are drawn equally."""
+    conditional = max(1, batch) * (1 - TableSettings().condition_dropout)
+    return math.ceil(draws * classes / conditional) if given is None else given
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Train, diagnose, and write the run's directory."""
     check_replaceable(arguments.out, RUN_FILES)
+    if arguments.posterior not in (0, *range(2, 65)):
+        raise TrainingError(f"--posterior {arguments.posterior}: expected 0, or 2 to 64")
     device = pick_device()
     backbone = backbone_of(arguments).to(device)
-    settings.validate(backbone.reference)
+    settings_from(arguments, backbone.reference, 1)
+    data = _read(arguments, backbone)
+    labels = data.train.labels
+    settings = settings_from(arguments, backbone.reference, len(labels))
+    tokens = arguments.context_tokens or (1 if backbone.reference is None else backbone.reference.shape[1])
+    each = (len(labels) + 1) * tokens * backbone.context_dim
+    tables = settings.components * settings.rotations
+    print(
+        f"trained: {tables} tables of {len(labels) + 1} x {tokens * backbone.context_dim} = {each:,} parameters a "
+        f"component, {tables * each:,} in all"
+    )
+    print(f"frozen:  {backbone.parameter_count():,} parameters of the backbone")
+    before = backbone.digest()
+    latents = kept_latents(backbone, before, data.train, arguments.backbone)
+    cards = [] if arguments.no_data_card else _cards(data.train, latents, settings, before)
+    checkpoints = arguments.out.with_name(f"{arguments.out.name}.checkpoints")
+    common = (backbone, latents, data.train.classes, labels, settings, tokens)
+    kept = (arguments.checkpoint_every, device)
+    trained = train_tables(*common, checkpoints / CHECKPOINT_FILE, *kept)
+    produced = train_producers(*common, checkpoints / PRODUCERS_FILE, *kept)
+    if backbone.digest() != before:
+        raise RuntimeError("the frozen backbone changed while the tables were trained")
+    picked = torch.cat([data.held_out.of_class(label)[:24] for label in range(len(labels))])
+    held_out = backbone.encode(data.held_out.scaled(picked))
+    diagnosis = diagnose(backbone, trained, held_out, data.held_out.classes[picked], settings)
+    print(diagnosis.table(labels))
+    for finding in diagnosis.findings:
+        print(f"WARNING: {finding}", file=sys.stderr)
+    images = production_images(data.train.classes, labels, settings)
+    counts = torch.tensor([[len(part) for part in rotation] for rotation in images])
+    worth = counts.float()
+    if cards:
+        worth = torch.tensor([[entry.n_eff for entry in card.classes] for card in cards])
+    print(draws_table(labels, counts, worth, trained.updates, produced.draws))
+    for line in draws_warnings(worth, produced.draws[:, 0, :-1]):
+        print(f"WARNING: {line}", file=sys.stderr)
+    posterior = None
+    if arguments.posterior:
+        posterior = fit_posterior(
+            backbone, latents, data.train.classes, produced, counts, worth, arguments.posterior, settings.seed
+        )
+        print(posterior.describe())
+    record = {
+        "labels": list(labels),
+        "folders": list(data.folders),
+        "data": data.train.source,
+        "settings": asdict(settings),
+        "backbone_sha256": before,
+        "training": trained.seconds,
+        "producers_training": produced.seconds,
+        "trained_parameters_per_component": each,
+        "frozen_parameters": backbone.parameter_count(),
+        "diagnostics": diagnosis.classes,
+        "findings": diagnosis.findings,
+        "posterior": None if posterior is None else posterior.record(),
+        "data_cards": [card.numbers() for card in cards],
+    }
+    with staged_directory(arguments.out, RUN_FILES) as staged:
+        tensors = {
+            "tables": trained.tables,
+            "start": trained.start,
+            "images": trained.images,
+            "updates": trained.updates,
+            "producer": produced.producer,
+            "draws": produced.draws,
+        }
+        if settings.producers:
+            tensors["producers"] = produced.producers
+        if posterior is not None:
+            tensors |= posterior.tensors()
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, staged / "tables.safetensors")
+        write_json(staged / "run.json", record)
+        if cards:
+            write_card(cards[0], staged)
+    print(
+        f"{arguments.out}: {tables} members in {trained.seconds['wall_seconds']:.0f} s, "
+        f"{settings.rotations * (1 + settings.producers)} producers in {produced.seconds['wall_seconds']:.0f} s"
+    )
+
+
+def _read(arguments: argparse.Namespace, backbone: Backbone) -> DataSet:
+    """The images, of the size that the backbone takes. Raises TrainingError if they do not fit it."""
     size, channels = image_shape_of(backbone)
     data = read_data(arguments.data, size, channels, arguments.held_out, arguments.classes, arguments.background)
     for line in data.describe():
@@ -135,73 +264,25 @@ def run(arguments: argparse.Namespace) -> None:
             f"{arguments.data}: images of shape {list(data.train.shape)}, the backbone's autoencoder takes "
             f"{[channels, size, size]}"
         )
-    tokens = arguments.context_tokens or (1 if backbone.reference is None else backbone.reference.shape[1])
-    rows = len(data.train.labels) + 1
-    each = rows * tokens * backbone.context_dim
-    tables = settings.components * settings.rotations
-    print(
-        f"trained: {tables} tables of {rows} x {tokens * backbone.context_dim} = {each:,} parameters a component, "
-        f"{tables * each:,} in all"
-    )
-    print(f"frozen:  {backbone.parameter_count():,} parameters of the backbone")
-    before = backbone.digest()
     if len(data.train) > LATENTS_IN_MEMORY:
         raise TrainingError(
             f"{arguments.data}: {len(data.train):,} images; at most {LATENTS_IN_MEMORY:,} latents are held in memory: "
             "give fewer images a class"
         )
-    latents = kept_latents(backbone, before, data.train, arguments.backbone)
-    card: DataCard | None = None
-    if not arguments.no_data_card:
-        card = data_card(
-            data.train, latents, {"kind": "latents", "backbone_sha256": before}, settings.seed, progress=True
-        )
-        print(card.table())
-    checkpoint = arguments.out.with_name(f"{arguments.out.name}.checkpoints") / CHECKPOINT_FILE
-    trained = train_tables(
-        backbone,
-        latents,
-        data.train.classes,
-        data.train.labels,
-        settings,
-        tokens,
-        checkpoint,
-        arguments.checkpoint_every,
-        device,
-    )
-    if backbone.digest() != before:
-        raise RuntimeError("the frozen backbone changed while the tables were trained")
-    picked = torch.cat([data.held_out.of_class(label)[:24] for label in range(rows - 1)])
-    held_out = backbone.encode(data.held_out.scaled(picked))
-    diagnosis = diagnose(backbone, trained, held_out, data.held_out.classes[picked], settings)
-    print(diagnosis.table(data.train.labels))
-    for finding in diagnosis.findings:
-        print(f"WARNING: {finding}", file=sys.stderr)
-    record = {
-        "labels": list(data.train.labels),
-        "folders": list(data.folders),
-        "data": data.train.source,
-        "settings": asdict(settings),
-        "backbone_sha256": before,
-        "training": trained.seconds,
-        "trained_parameters_per_component": each,
-        "frozen_parameters": backbone.parameter_count(),
-        "diagnostics": diagnosis.classes,
-        "findings": diagnosis.findings,
-        "data_card": None if card is None else card.numbers(),
-    }
-    with staged_directory(arguments.out, RUN_FILES) as staged:
-        tensors = {
-            "tables": trained.tables,
-            "start": trained.start,
-            "images": trained.images,
-            "updates": trained.updates,
-        }
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, staged / "tables.safetensors")
-        write_json(staged / "run.json", record)
-        if card is not None:
-            write_card(card, staged)
-    print(f"{arguments.out}: {tables} tables in {trained.seconds['wall_seconds']:.0f} s")
+    return data
+
+
+def _cards(images: Images, latents: Tensor, settings: TableSettings, digest: str) -> list[DataCard]:
+    """The card of production's images in each rotation; the first one is printed."""
+    cards = []
+    for rotation in production_images(images.classes, images.labels, settings):
+        index = torch.cat(rotation).sort().values
+        files = tuple(images.files[position] for position in index.tolist()) if images.files else ()
+        part = Images(images.pixels[index], images.classes[index], images.labels, images.source, files)
+        described = {"kind": "latents", "backbone_sha256": digest}
+        cards.append(data_card(part, latents[index], described, settings.seed, progress=True))
+    print(cards[0].table())
+    return cards
 
 
 def check_labels(labels: tuple[str, ...], backbone: Path) -> None:
@@ -359,7 +440,34 @@ def load_run(path: Path, backbone: Backbone) -> Run:
             f"{path}: trained on another backbone (SHA-256 {record['backbone_sha256'][:12]}, this one is "
             f"{backbone.digest()[:12]})"
         )
-    return Run(tables, images, labels, record, path)
+    return Run(tables, images, labels, record, path, **_extras(tensors, record, tables, file))
+
+
+def _extras(tensors: dict[str, Tensor], record: dict[str, Any], tables: Tensor, file: Path) -> dict[str, Any]:
+    """What a run has beside its members; nothing for a run of an older version."""
+    if "producer" not in tensors:
+        return {}
+    rotations, rows = len(tables), tables.shape[2]
+    result: dict[str, Any] = {}
+    for name, lead in (("producer", 0), ("producers", 1), ("posterior", 1)):
+        if name in tensors:
+            found = tensors[name]
+            if found.dtype != torch.float32 or found.dim() != 4 + lead or found.shape[1 + lead :] != tables.shape[2:]:
+                raise TrainingError(f"{file}: {name} of {found.dtype} and shape {list(found.shape)}")
+            if len(found) != rotations:
+                raise TrainingError(f"{file}: {name} of {len(found)} rotations, expected {rotations}")
+            check_finite(found, file)
+            result[name] = found
+    draws = tensors.get("draws")
+    if draws is None or draws.dim() != 3 or draws.shape[0] != rotations or draws.shape[2] != rows:
+        raise TrainingError(f"{file}: draws: expected a number for each row of each producer")
+    result["draws"] = draws[:, 0, :-1]
+    if "posterior" in result:
+        result |= read_posterior(tensors, record, file)
+    cards = record.get("data_cards") or []
+    if cards:
+        result["data"] = [[class_data(entry) for entry in card["classes"]] for card in cards]
+    return result
 
 
 def check_finite(tables: Tensor, file: Path) -> None:

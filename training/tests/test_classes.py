@@ -178,6 +178,8 @@ def test_train_stores_the_classes_and_prints_them(
         "1",
         "--components",
         "2",
+        "--producers",
+        "0",
     ]
     assert main([str(word) for word in words]) == 0
     printed = capsys.readouterr()

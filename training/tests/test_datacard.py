@@ -242,17 +242,19 @@ def test_inspect_and_train_compare_latents(trained_directory: Path, folder: Path
         str(folder),
         "--components",
         "2",
+        "--producers",
+        "0",
         "--steps",
         "2",
         "--batch",
         "2",
     ]
     assert main([*train, "--out", str(tmp_path / "run")]) == 0
-    card = read_json(tmp_path / "run" / "run.json")["data_card"]
+    card = read_json(tmp_path / "run" / "run.json")["data_cards"][0]
     assert [row["n"] for row in card["classes"]] == [9] * 6
     whole = read_json(tmp_path / "run" / "datacard.json")
     assert {name: whole[name] for name in card} == card
     assert (tmp_path / "run" / "datacard.html").exists()
     assert main([*train, "--out", str(tmp_path / "without"), "--no-data-card"]) == 0
-    assert read_json(tmp_path / "without" / "run.json")["data_card"] is None
+    assert read_json(tmp_path / "without" / "run.json")["data_cards"] == []
     assert not (tmp_path / "without" / "datacard.html").exists()

@@ -12,8 +12,9 @@ BINS = (1, 250)
 
 
 def trained(backbone: Backbone, data: DataSet, **settings: object) -> Diagnosis:
+    own = {"regime": "exposure", "subset": "own", "start": "normal", "start_spread": 1.0}
     chosen = TableSettings(
-        **{"components": 4, "rotations": 2, "bins": BINS, "steps": 120, "batch": 8, "rate": 5e-2, **settings}
+        **{"components": 4, "rotations": 2, "bins": BINS, "steps": 120, "batch": 8, "rate": 5e-2, **own, **settings}
     )  # type: ignore[arg-type]
     latents = backbone.encode(data.train.scaled())
     held_out = backbone.encode(data.held_out.scaled())

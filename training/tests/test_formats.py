@@ -48,7 +48,7 @@ def train_and_export(backbone: Backbone, data: DataSet, out: Path) -> None:
     before = backbone.digest()
     images = patterns(6, 4)
     latents = backbone.encode(images.scaled())
-    settings = TableSettings(components=3, bins=(1, 5), steps=2, batch=2)
+    settings = TableSettings(components=3, bins=(1, 5), steps=2, batch=2, start="normal")
     trained = train_tables(
         backbone,
         latents,

@@ -202,6 +202,8 @@ def test_train_prints_the_papers_parameter_count(tmp_path: Path, capsys: pytest.
         "1",
         "--components",
         "2",
+        "--producers",
+        "0",
     ]
     assert main([str(word) for word in words]) == 0
     printed = capsys.readouterr().out
