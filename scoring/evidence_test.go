@@ -50,7 +50,7 @@ func TestEvidence(t *testing.T) {
 				}
 			}
 		}
-		steps := e.fixed.RequestRisk.Steps
+		steps := e.evidenceProfile(e.fixed).RequestRisk.Steps
 		last := evidence.Trajectory[len(evidence.Trajectory)-1]
 		if len(evidence.Trajectory) != min(trajectoryPoints, steps) || evidence.Trajectory[0].BranchStep != 0 ||
 			last.BranchStep != steps-1 {

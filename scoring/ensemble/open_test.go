@@ -21,7 +21,8 @@ const (
 
 func TestOpenShipped(t *testing.T) {
 	for _, path := range []string{
-		shipped, shipped + "/rotation-1.json", shipped + "/rotation-2.json", shipped + "/rotation-3.json", tiny, tinyTokens,
+		shipped, shipped + "/rotation-1.json", shipped + "/rotation-2.json", shipped + "/rotation-3.json",
+		shipped + "/rotation-4.json", tiny, tinyTokens,
 	} {
 		e, err := Open(path)
 		if err != nil {
