@@ -1,9 +1,11 @@
 package deploy
 
 import (
+	"math"
 	"os"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 )
@@ -24,6 +26,38 @@ func anchors(text string) map[string]bool {
 		all[strings.ReplaceAll(unspoken.ReplaceAllString(strings.ToLower(title), ""), " ", "-")] = true
 	}
 	return all
+}
+
+// TestProductionSizes computes the table of docs/production.md from its formulas.
+func TestProductionSizes(t *testing.T) {
+	content, err := os.ReadFile("../docs/production.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	number := func(cell string) float64 {
+		n, err := strconv.ParseFloat(strings.NewReplacer(",", "", " GB", "").Replace(strings.TrimSpace(cell)), 64)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	const day, rowsOfEvent, rowsOfDevice = 86400, 80, 2000
+	rows := regexp.MustCompile(`(?m)^\| [0-9][0-9,]* \|.*\|$`).FindAllString(string(content), -1)
+	if len(rows) != 4 {
+		t.Fatalf("%d rows", len(rows))
+	}
+	for _, row := range rows {
+		cells := strings.Split(strings.Trim(row, "| "), "|")
+		events := number(cells[0])
+		for i, want := range []float64{
+			events * day, events * rowsOfEvent, math.Ceil(events * rowsOfEvent / (rowsOfDevice * 0.7)),
+			math.Round(0.5*events*(day+8*3600)/1e5) / 10, math.Round(1.9 * events * 30 * day / 1e6),
+		} {
+			if got := number(cells[i+1]); got != want {
+				t.Errorf("%s: column %d is %g, want %g", row, i+2, got, want)
+			}
+		}
+	}
 }
 
 // TestLinks follows every relative link of the documents: files are there, and so are headings.

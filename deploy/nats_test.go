@@ -5,9 +5,12 @@ import (
 	"crypto/tls"
 	"errors"
 	"log/slog"
+	"net"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -389,4 +392,96 @@ func TestNATSTLS(t *testing.T) {
 	if state.Version < tls.VersionTLS12 {
 		t.Errorf("TLS version %#x", state.Version)
 	}
+}
+
+// TestNATSCluster runs three servers from cluster.conf. A worker makes a stream of three replicas, and it stays usable
+// when its leader is gone.
+func TestNATSCluster(t *testing.T) {
+	dir := secrets(t)
+	conf := t.TempDir()
+	if err := os.Symlink(filepath.Join(dir, "nats"), filepath.Join(conf, "secrets")); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"nats-server.conf", "cluster.conf"} {
+		content, err := os.ReadFile(filepath.Join("nats", name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(conf, name), content, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var all []*server.Server
+	var routes []*url.URL
+	var listeners []net.Listener
+	for range 3 { // routes must be known before the first server starts
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		listeners = append(listeners, l)
+		routes = append(routes, &url.URL{Scheme: "nats", Host: l.Addr().String()})
+	}
+	for i, route := range routes {
+		listeners[i].Close()
+		name := "nats-" + strconv.Itoa(i+1)
+		t.Setenv("NATS_SERVER_NAME", name)
+		opts, err := server.ProcessConfigFile(filepath.Join(conf, "cluster.conf"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if opts.ServerName != name || len(opts.Routes) != 3 || opts.Cluster.Port != 6222 || !opts.SyncAlways {
+			t.Fatalf("%s: name %q, routes %v", name, opts.ServerName, opts.Routes)
+		}
+		opts.Host, opts.Port, opts.HTTPPort, opts.StoreDir, opts.NoSigs, opts.NoLog = "127.0.0.1", server.RANDOM_PORT,
+			server.RANDOM_PORT, t.TempDir(), true, true
+		if opts.Cluster.Port, err = strconv.Atoi(route.Port()); err != nil {
+			t.Fatal(err)
+		}
+		opts.Cluster.Host, opts.Routes = "127.0.0.1", routes
+		s, err := server.NewServer(opts)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.Start()
+		t.Cleanup(func() { s.Shutdown(); s.WaitForShutdown() })
+		all = append(all, s)
+	}
+	for _, s := range all {
+		if !s.ReadyForConnections(patience) {
+			t.Fatal("the server is not ready")
+		}
+	}
+	worker, _ := as(t, all[0], dir, "worker", nats.DontRandomize())
+	js, err := jetstream.New(worker)
+	if err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "a stream of three replicas", func() bool {
+		_, err := consumers.EnsureStream(t.Context(), js, consumers.StreamConfig{MaxBytes: 1 << 20, Replicas: 3})
+		return err == nil
+	})
+	producer, _ := as(t, all[1], dir, "producer")
+	published, err := jetstream.New(producer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	event := schema.Event{Source: "//shop/images", Time: time.Now().UTC(),
+		Data: schema.Generation{Model: "fashion-mnist", Class: schema.ClassIndex(3), Seed: 7}}
+	publishes := func(id string) {
+		event.ID = id
+		eventually(t, "event "+id+" is stored", func() bool {
+			_, err := schema.Publish(t.Context(), published, event)
+			return err == nil
+		})
+	}
+	publishes("1")
+	for _, s := range all {
+		if s.JetStreamIsStreamLeader("$G", "GENERATION") {
+			s.Shutdown()
+			s.WaitForShutdown()
+			break
+		}
+	}
+	publishes("2")
 }
