@@ -2,11 +2,11 @@
 
 # Where an ensemble is built. An interrupted run continues from its checkpoints there. Remove it to begin from scratch.
 ENSEMBLE_BUILD ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/decuwatch/ensemble-fashion-mnist
-EVALUATE ?= --seeds 8 --rollouts-up-to 20
+EVALUATE ?=
 DATA_CARD ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/decuwatch/data-card-fashion-mnist
 DECUWATCH_TRAIN = PYTHONPATH=training "$$(training/setup)/bin/python" -m decuwatch_training
 
-.PHONY: ensemble check-ensemble evaluate-ensemble ensemble-experiments data-card test-training lock-training
+.PHONY: ensemble check-ensemble evaluate-ensemble evaluate-spoiled ensemble-experiments data-card test-training lock-training
 
 ensemble: ## train ensembles/fashion-mnist from scratch and export it
 	@data=$$(training/fetch-fashion-mnist) && \
@@ -22,7 +22,12 @@ check-ensemble: ## compare the exported ensemble with the PyTorch model it came 
 	@$(DECUWATCH_TRAIN) check ensembles/fashion-mnist --backbone "$(ENSEMBLE_BUILD)/backbone"
 
 evaluate-ensemble: ## the tables and plots of docs/evaluation.md
-	@$(DECUWATCH_TRAIN) evaluate ensembles/fashion-mnist --out "$(ENSEMBLE_BUILD)/evaluation" $(EVALUATE)
+	@data=$$(training/fetch-fashion-mnist) && \
+	$(DECUWATCH_TRAIN) evaluate ensembles/fashion-mnist --out "$(ENSEMBLE_BUILD)/evaluation" --data "$$data" $(EVALUATE)
+
+evaluate-spoiled: ## what the data card finds in classes with duplicates, wrong labels and a hidden mode
+	@data=$$(training/fetch-fashion-mnist) && \
+	PYTHONPATH=training "$$(training/setup)/bin/python" training/spoiled.py "$$data" "$(ENSEMBLE_BUILD)/spoiled"
 
 ensemble-experiments: ## the comparison of training regimes in docs/evaluation.md
 	@training/experiments "$(ENSEMBLE_BUILD)"

@@ -111,32 +111,49 @@ def run(arguments: argparse.Namespace) -> None:
     for line in data.describe():
         print(line, file=sys.stderr if line.startswith("WARNING") else sys.stdout)
     check_classes(data.train)
-    outputs = list(range(len(data.train.labels)))
-    with staged_directory(arguments.out, JUDGE_FILES) as staged:
-        graph = staged / "judge.onnx"
-        if arguments.judge:
-            model = with_names(_network(arguments, data))
-            outputs = read_outputs(arguments.outputs, data, _width(model, data.train.shape))
-            onnx.save(model, str(graph))
-            trained = f"{arguments.judge.name}, trained elsewhere"
-        elif arguments.features:
-            onnx.save(with_names(_fit_head(arguments, data)), str(graph))
-            trained = f"a linear head on {arguments.features.name}"
-        else:
-            settings = ClassifierSettings(
-                arguments.steps, arguments.batch, arguments.rate, arguments.width, arguments.seed
-            )
-            export_classifier(train_classifier(data.train, settings), data.train.shape, graph)
-            trained = "a small network"
-        session = session_of(onnx.load(str(graph)), graph)
-        measured = measure_judge(outputs_of(session, data.held_out, name="held-out"), outputs, data.held_out)
-        document = judge_document(data, outputs, measured, arguments.least_accuracy, trained)
-        write_json(staged / "judge.json", document)
-        size = graph.stat().st_size
+    if arguments.judge:
+        model = with_names(_network(arguments, data))
+        outputs = read_outputs(arguments.outputs, data, _width(model, data.train.shape))
+        document = _write(data, arguments, model, outputs, f"{arguments.judge.name}, trained elsewhere")
+    elif arguments.features:
+        model, outputs = with_names(_fit_head(arguments, data)), list(range(len(data.train.labels)))
+        document = _write(data, arguments, model, outputs, f"a linear head on {arguments.features.name}")
+    else:
+        settings = ClassifierSettings(arguments.steps, arguments.batch, arguments.rate, arguments.width, arguments.seed)
+        document = write_judge(data, arguments.out, settings, arguments.least_accuracy)
+    size = (arguments.out / "judge.onnx").stat().st_size
     print(_table(data, document))
     print(f"{arguments.out}: {size / 1e6:.2f} MB; {document['measured']}")
     for line in _findings(data, document):
         print(f"WARNING: {line}", file=sys.stderr)
+
+
+def write_judge(data: DataSet, out: Path, settings: ClassifierSettings, least_accuracy: float = 0.6) -> dict[str, Any]:
+    """Train a small network, measure it and write it. Returns what judge.json holds."""
+    outputs = list(range(len(data.train.labels)))
+    with staged_directory(out, JUDGE_FILES) as staged:
+        export_classifier(train_classifier(data.train, settings), data.train.shape, staged / "judge.onnx")
+        return _measured(data, staged, outputs, least_accuracy, "a small network")
+
+
+def _write(
+    data: DataSet, arguments: argparse.Namespace, model: onnx.ModelProto, outputs: list[int], trained: str
+) -> dict[str, Any]:
+    with staged_directory(arguments.out, JUDGE_FILES) as staged:
+        onnx.save(model, str(staged / "judge.onnx"))
+        return _measured(data, staged, outputs, arguments.least_accuracy, trained)
+
+
+def _measured(
+    data: DataSet, directory: Path, outputs: list[int], least_accuracy: float, trained: str
+) -> dict[str, Any]:
+    """Measure the graph that was written to ``directory``, and write judge.json beside it."""
+    graph = directory / "judge.onnx"
+    session = session_of(onnx.load(str(graph)), graph)
+    measured = measure_judge(outputs_of(session, data.held_out, name="held-out"), outputs, data.held_out)
+    document = judge_document(data, outputs, measured, least_accuracy, trained)
+    write_json(directory / "judge.json", document)
+    return document
 
 
 def _check(arguments: argparse.Namespace) -> None:

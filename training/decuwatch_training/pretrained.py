@@ -13,16 +13,15 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
-from onnx import TensorProto, compose, helper, numpy_helper
+from onnx import TensorProto, compose, helper, numpy_helper, version_converter
 from torch import Tensor
 from tqdm import tqdm
 
 from decuwatch_training.configuration import shorten
 from decuwatch_training.data import Images
 from decuwatch_training.errors import TrainingError
+from decuwatch_training.graphs import OPSET
 
-OPSETS = (13, 22)
-"""Of networks that are read, as of every graph of an ensemble."""
 GRAY = (0.299, 0.587, 0.114)
 """ITU-R BT.601, for a network of one channel and images of three."""
 
@@ -64,9 +63,6 @@ def read_network(
     channels. The input of the result is ``image``. Raises TrainingError that names what is wrong with the graph.
     """
     model = _load(path)
-    opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
-    if not OPSETS[0] <= opset <= OPSETS[1]:
-        raise TrainingError(f"{path}: opset {opset}: expected {OPSETS[0]} to {OPSETS[1]}")
     source, target = _input_of(model, path), _output_of(model, path)
     channels, height, width = _shape_of(source, path, size)
     if taken is None and channels == 1:
@@ -76,7 +72,7 @@ def read_network(
         value.type.tensor_type.shape.dim[0].ClearField("dim_value")
         value.type.tensor_type.shape.dim[0].dim_param = "N"
     del model.graph.value_info[:]
-    model = compose.add_prefix(model, "network/")
+    model = compose.add_prefix(_at_opset(model, path), "network/")
     front = _front(image, (channels, height, width), scale, shift)
     merged = _merged(front, model, ("input", f"network/{source.name}"), path)
     session = session_of(merged, path)
@@ -139,6 +135,26 @@ def _load(path: Path) -> onnx.ModelProto:
     except Exception as err:  # protobuf's and the checker's errors share no public base class
         raise TrainingError(f"{path}: expected an ONNX graph: {_line(err)}") from err
     return model
+
+
+def _at_opset(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
+    """The graph at the opset that all graphs of an ensemble have. Raises TrainingError unless it computes the same."""
+    opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
+    if opset == OPSET:
+        return model
+    try:
+        converted = version_converter.convert_version(model, OPSET)
+        shape = [dimension.dim_value or 2 for dimension in _input_of(model, path).type.tensor_type.shape.dim]
+        before, after = (session_of(each, path) for each in (model, converted))
+        feed = {before.get_inputs()[0].name: np.random.default_rng(0).normal(size=shape).astype(np.float32)}
+        same = np.allclose(before.run(None, feed)[0], after.run(None, feed)[0], rtol=1e-4, atol=1e-5)
+    except TrainingError:
+        raise
+    except Exception as err:  # the converter's and onnxruntime's errors share no public base class
+        raise TrainingError(f"{path}: opset {opset} cannot be converted to {OPSET}: {_line(err)}") from err
+    if not same:
+        raise TrainingError(f"{path}: opset {opset} converted to {OPSET} gives other outputs; export it with {OPSET}")
+    return converted
 
 
 def _input_of(model: onnx.ModelProto, path: Path) -> onnx.ValueInfoProto:
@@ -240,7 +256,11 @@ def _merged(
     if isinstance(first, onnx.GraphProto):
         first = _model_like(second, first)
     try:
-        return compose.merge_models(first, second, io_map=[joint])
+        merged = compose.merge_models(first, second, io_map=[joint])
+        versions = {entry.domain: entry.version for entry in merged.opset_import}
+        del merged.opset_import[:]  # a converted graph's domain comes twice
+        merged.opset_import.extend(helper.make_opsetid(domain, version) for domain, version in versions.items())
+        return merged
     except Exception as err:  # onnx's checker
         raise TrainingError(f"{path}: cannot be joined with the judge's ends: {_line(err)}") from err
 

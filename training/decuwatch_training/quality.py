@@ -6,7 +6,7 @@ intervals come from resampling cells.
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import rankdata, spearmanr
+from scipy.stats import betabinom, rankdata, spearmanr
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
 
@@ -112,14 +112,100 @@ def mean_by_bin(scores: np.ndarray, cells: Cells, replicates: int = 0, seed: int
 def within_cells(
     scores: np.ndarray, errors: np.ndarray, cells: Cells, size: float | None = None, replicates: int = 0, seed: int = 0
 ) -> Estimate:
-    """Spearman's rho between scores and errors of a cell's requests, averaged over the cells of one bin, or of all."""
-    chosen = np.ones(len(scores), bool) if size is None else cells.bins == size
-    own = Cells(cells.bins[chosen], cells.classes[chosen], cells.cells[chosen])
-    ranks = [rankdata(np.stack(_cells(values[chosen], own.cells)), axis=1) for values in (scores, errors)]
-    centred = [matrix - matrix.mean(1, keepdims=True) for matrix in ranks]
-    with np.errstate(invalid="ignore"):  # scores that are all alike have no rank correlation
-        values = (centred[0] * centred[1]).sum(1) / np.sqrt((centred[0] ** 2).sum(1) * (centred[1] ** 2).sum(1))
+    """Spearman's rho between scores [n] and errors [n] of a cell's requests, averaged over the cells of one bin, or of
+    all. With errors [Q, n] of several tables, and scores [n] or [Q, n], it is averaged over them as well.
+    """
+    chosen = np.ones(scores.shape[-1], bool) if size is None else cells.bins == size
+    every = np.atleast_2d(errors)
+    pairs = zip(np.broadcast_to(scores, every.shape), every, strict=True)
+    values = np.mean([_correlations(one[chosen], other[chosen], cells.cells[chosen]) for one, other in pairs], axis=0)
     return _resampled_mean(values, replicates, seed)
+
+
+def _correlations(scores: np.ndarray, errors: np.ndarray, cells: np.ndarray) -> np.ndarray:
+    """Spearman's rho of each cell; NaN for scores that are all alike, which have none."""
+    ranks = [rankdata(np.stack(_cells(values, cells)), axis=1) for values in (scores, errors)]
+    centred = [matrix - matrix.mean(1, keepdims=True) for matrix in ranks]
+    with np.errstate(invalid="ignore"):
+        return (centred[0] * centred[1]).sum(1) / np.sqrt((centred[0] ** 2).sum(1) * (centred[1] ** 2).sum(1))
+
+
+@dataclass(frozen=True)
+class Detection:
+    """How well scores find wrong images; NaN if all are right, or all wrong."""
+
+    auroc: Estimate
+    auprc: float
+    tpr_at_5pct_fpr: float
+    within: Estimate
+    """AUROC within a cell, averaged over the cells that have right and wrong images."""
+    cells: int
+    """Their number."""
+
+
+def detection(scores: np.ndarray, wrong: np.ndarray, cells: Cells, replicates: int = 0, seed: int = 0) -> Detection:
+    """Of scores [n] against ``wrong`` bool [n]; intervals resample cells."""
+    nothing = Estimate(float("nan"), float("nan"), float("nan"))
+    if wrong.all() or not wrong.any():
+        return Detection(nothing, float("nan"), float("nan"), nothing, 0)
+    groups = [(scores[cells.cells == cell], wrong[cells.cells == cell]) for cell in np.unique(cells.cells)]
+    inside = np.array([auroc(s[w], s[~w]) for s, w in groups if w.any() and not w.all()])
+    value = auroc(scores[wrong], scores[~wrong])
+    pooled = Estimate(value, float("nan"), float("nan"))
+    if replicates:
+        generator, drawn = np.random.default_rng(seed), []
+        for _ in range(replicates):
+            picked = [groups[index] for index in generator.integers(len(groups), size=len(groups))]
+            own, which = (np.concatenate(parts) for parts in zip(*picked, strict=True))
+            if which.any() and not which.all():
+                drawn.append(auroc(own[which], own[~which]))
+        if drawn:
+            low, high = np.quantile(drawn, (0.025, 0.975))
+            pooled = Estimate(value, float(low), float(high))
+    return Detection(
+        pooled,
+        average_precision(scores[wrong], scores[~wrong]),
+        true_positive_rate(scores[wrong], scores[~wrong], 0.05),
+        _resampled_mean(inside, replicates, seed) if len(inside) else nothing,
+        len(inside),
+    )
+
+
+@dataclass(frozen=True)
+class AlarmRate:
+    """Alarms among scores that the threshold was not calibrated on."""
+
+    alarms: int
+    scores: int
+    low: int
+    high: int
+    """The range that holds 95% of such counts if calibrated and counted scores have one distribution."""
+
+
+def false_alarms(
+    scores: np.ndarray, groups: np.ndarray, rate: float = 0.05, draws: int = 20_000
+) -> tuple[AlarmRate, dict[int, AlarmRate]]:
+    """Calibrate a threshold on every other score of each group, and count the rest above it: over all groups, by group.
+
+    The threshold is the k-th smallest of n scores, k = ceil((1 - rate) (n + 1)), as in conformal prediction. The share
+    of further scores above it is then Beta(n + 1 - k, k) distributed, so a count is beta-binomial. Groups whose half
+    is too small for the rate (k > n) are left out.
+    """
+    result, simulated = {}, np.zeros(draws, np.int64)
+    for group in np.unique(groups).tolist():
+        own = scores[groups == group]
+        calibrated, rest = np.sort(own[::2]), own[1::2]
+        n, m = len(calibrated), len(rest)
+        k = int(np.ceil((1 - rate) * (n + 1)))
+        if k > n or not m:
+            continue
+        spread = betabinom(m, n + 1 - k, k)
+        low, high = (int(value) for value in spread.ppf((0.025, 0.975)))
+        result[group] = AlarmRate(int((rest > calibrated[k - 1]).sum()), m, low, high)
+        simulated += spread.rvs(draws, random_state=np.random.default_rng(group))
+    low, high = (int(value) for value in np.quantile(simulated, (0.025, 0.975)))
+    rates = result.values()
+    return AlarmRate(sum(r.alarms for r in rates), sum(r.scores for r in rates), low, high), result
 
 
 def variation_within_cells(scores: np.ndarray, cells: Cells) -> float:

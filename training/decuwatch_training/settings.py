@@ -1,118 +1,114 @@
-"""The scores that an evaluation compares: estimators, branches, roll-outs, sums of branches, fewer components."""
+"""The ways of scoring that an evaluation compares: those of the profile, and a handful beside them.
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+A setting is written as in a settings key, optionally with the number of tables and the guidance scale:
 
-import numpy as np
-import torch
+    estimator@branch+rollout/steps:tables:guidance[:M][:g=2]      mean-w2@0+2/3:members:shared:5
+"""
 
-from decuwatch_training.branch import Branch
-from decuwatch_training.measure import FRACTIONS, Shard, branch_step
-from decuwatch_training.paide import mean_pairwise, paide
-from decuwatch_training.quality import Cells
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
-SUMS = (("25%", "50%"), ("50%", "75%"), ("25%", "50%", "75%"), ("first", "25%", "50%", "75%", "last"))
+from decuwatch_training.diffusion import NoiseSchedule
+from decuwatch_training.errors import TrainingError
+from decuwatch_training.paide import ESTIMATORS
+from decuwatch_training.profile import GUIDANCE, JUDGE, TABLES, Measure, measures_of
+
+FORM = re.compile(
+    r"(?P<estimator>[a-z0-9-]+)@(?P<branch>\d+)\+(?P<rollout>\d+)/(?P<steps>\d+):(?P<tables>[a-z]+):(?P<guidance>[a-z]+)"
+    r"(:(?P<count>\d+))?(:g=(?P<scale>\d+(\.\d+)?))?"
+)
+EXPECTED = "estimator@branch+rollout/steps:tables:guidance[:M][:g=2]"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, order=True)
 class Setting:
-    """One way to score a request; ``branches`` has several entries for a sum over branch points of the shared path."""
+    """One way to score a request with the first ``count`` tables of a set."""
 
-    steps: int
-    guidance: float
-    branches: tuple[Branch, ...]
-    estimator: str
-    components: int
-    point: str
-    """How tables name the branch: ``first``, ``50%``, ``first, 4 steps`` and so on."""
-
-    @property
-    def rows(self) -> int:
-        """Rows of U-Net work for one request: the shared path once, and every branch."""
-        shared = max(branch.step for branch in self.branches)
-        fanned = self.components * sum(branch.rollout for branch in self.branches)
-        return (1 if self.guidance == 1.0 else 2) * (shared + fanned)
+    measure: Measure
+    count: int
+    scale: float
 
     @property
     def name(self) -> str:
-        """One line for tables and reasons."""
-        fewer = f", M = {self.components}" if self.components == 3 else ""
-        return f"S = {self.steps}, g = {self.guidance:g}, {self.point}, {self.estimator}{fewer}"
+        """One word, which ``parse`` reads."""
+        m = self.measure
+        path = f"{m.estimator}@{m.branch_step}+{m.rollout_steps}/{m.steps}"
+        return f"{path}:{m.tables}:{m.guidance}:{self.count}:g={self.scale:g}"
+
+    @property
+    def path(self) -> "Setting":
+        """The setting without its estimator: what one run of the sampler measures for every estimator."""
+        judged = JUDGE if self.measure.estimator == JUDGE else "mean-w2"
+        return replace(self, measure=replace(self.measure, estimator=judged))
+
+    @property
+    def rows(self) -> int:
+        """Rows of U-Net work for one request."""
+        m, guided = self.measure, self.scale != 1
+        if m.guidance == "shared":
+            return m.rollout_steps * (self.count + guided)
+        return (1 + guided) * (m.branch_step + m.rollout_steps * self.count)
 
 
-def settings_of(shard: Shard, components: int) -> Iterator[Setting]:
-    """All settings that a shard's measurements allow."""
-    steps, guidance = shard.steps, shard.guidance
-    points = {point: branch_step(fraction, shard.count) for point, fraction in FRACTIONS.items()}
-    for point, step in points.items():
-        for estimator in ("paide-w2", "mean-w2", "pixel-paide-w2", "paide-kl", "paide-bhattacharyya"):
-            yield Setting(steps, guidance, (Branch(step, 1),), estimator, components, point)
-        if components > 3:
-            yield Setting(steps, guidance, (Branch(step, 1),), "mean-w2", 3, point)
-    for chosen in SUMS:
-        branches = tuple(Branch(points[point], 1) for point in chosen)
-        if len(set(branches)) == len(branches):
-            for estimator in ("mean-w2", "log mean-w2"):
-                yield Setting(steps, guidance, branches, estimator, components, f"sum of {' + '.join(chosen)}")
-    for step, rollout in sorted(shard.distances):
-        if rollout > 1:
-            where = "first" if step == 0 else "50%"
-            name = f"{where}, {'all ' if step + rollout == shard.count else ''}{rollout} steps"
-            for estimator in ("paide-w2", "mean-w2"):
-                yield Setting(steps, guidance, (Branch(step, rollout),), estimator, components, name)
-            if components > 3:
-                yield Setting(steps, guidance, (Branch(step, rollout),), "mean-w2", 3, name)
+def parse(text: str, tables: Mapping[str, int], scale: float, schedule: NoiseSchedule) -> Setting:
+    """The setting that ``text`` names. ``tables`` has the number of tables by set.
 
-
-def scores_of(shards: Sequence[Shard], setting: Setting, components: int) -> np.ndarray:
-    """Scores of all requests of the shards, one after another."""
-    return np.concatenate([_scores(shard, setting, components) for shard in shards])
-
-
-def _scores(shard: Shard, setting: Setting, components: int) -> np.ndarray:
-    first = setting.branches[0]
-    key = (first.step, first.rollout)
-    if setting.estimator == "pixel-paide-w2":
-        return shard.pixel[key]
-    matrices = [_matrix(shard.distances[branch.step, branch.rollout], components) for branch in setting.branches]
-    if setting.components < components:
-        matrices = [_subset(matrix, shard.carriers, setting.components) for matrix in matrices]
-    if setting.estimator == "mean-w2":
-        return np.asarray(sum(mean_pairwise(matrix) for matrix in matrices))
-    if setting.estimator == "log mean-w2":
-        return np.asarray(sum(mean_pairwise(matrix).clamp(min=1e-300).log() for matrix in matrices))
-    width = {"paide-w2": 1.0, "paide-kl": 2 * shard.variance[key], "paide-bhattacharyya": 8 * shard.variance[key]}[
-        setting.estimator
-    ]
-    return np.asarray(paide(matrices[0] / width))
-
-
-def saturated_share(scores: np.ndarray, components: int) -> float:
-    """Share of PaiDE scores that are at ln M to within a millionth."""
-    return float((scores >= np.log(components) * (1 - 1e-6)).mean())
-
-
-def _matrix(pairs: np.ndarray, components: int) -> torch.Tensor:
-    upper = torch.triu_indices(components, components, 1)
-    matrix = torch.zeros(len(pairs), components, components, dtype=torch.float64)
-    matrix[:, upper[0], upper[1]] = torch.from_numpy(pairs)
-    return matrix + matrix.transpose(1, 2)
-
-
-def _subset(matrix: torch.Tensor, carriers: np.ndarray, kept: int) -> torch.Tensor:
-    """The carrier and the components that follow it."""
-    components = matrix.shape[-1]
-    chosen = (torch.from_numpy(carriers)[:, None] + torch.arange(kept)) % components
-    rows = torch.arange(len(matrix))[:, None, None]
-    return matrix[rows, chosen[:, :, None], chosen[:, None, :]]
-
-
-def cells_of(shards: Iterable[Shard]) -> Cells:
-    """Bin, class and cell of every request of the shards, in the order of ``scores_of``."""
-    ordered = list(shards)
-    cells = [shard.rotation * 100_000 + shard.classes for shard in ordered]
-    return Cells(
-        np.concatenate([shard.bins for shard in ordered]),
-        np.concatenate([shard.classes for shard in ordered]),
-        np.concatenate(cells),
+    Raises TrainingError for what the sampler or the ensemble cannot do.
+    """
+    found = FORM.fullmatch(text)
+    if found is None:
+        raise TrainingError(f"setting {text!r}: expected {EXPECTED}")
+    numbers = {name: int(found[name]) for name in ("steps", "branch", "rollout")}
+    measure = Measure(
+        numbers["steps"], found["tables"], found["guidance"], numbers["branch"], numbers["rollout"], found["estimator"]
     )
+    if not 1 <= measure.steps <= 1000:
+        raise TrainingError(f"setting {text!r}: {measure.steps} steps, expected 1 to 1000")
+    count = schedule.step_count(measure.steps)
+    allowed = ESTIMATORS if measure.tables != "producer" else (JUDGE,)
+    for value, known in ((measure.tables, TABLES), (measure.guidance, GUIDANCE), (measure.estimator, allowed)):
+        if value not in known:
+            raise TrainingError(f"setting {text!r}: {value!r}, expected one of {', '.join(known)}")
+    if not 1 <= measure.rollout_steps <= count - measure.branch_step:
+        raise TrainingError(f"setting {text!r}: more than the {count} steps that the sampler takes, or no step")
+    if measure.guidance == "shared" and measure.branch_step:
+        raise TrainingError(f"setting {text!r}: branch {measure.branch_step}, expected 0 with guidance shared")
+    if measure.estimator == JUDGE and (measure.branch_step, measure.guidance) != (0, "own"):
+        raise TrainingError(f"setting {text!r}: expected branch 0 and guidance own for the judge")
+    available = tables.get(measure.tables, 0)
+    least = 1 if measure.estimator == JUDGE else 2
+    chosen = int(found["count"] or available)
+    if not least <= chosen <= available:
+        raise TrainingError(
+            f"setting {text!r}: {chosen} tables, the ensemble has {available} {measure.tables}, and at least {least} "
+            "are needed"
+        )
+    return Setting(measure, chosen, float(found["scale"] or scale))
+
+
+def settings_of_profile(profile: Mapping[str, Any], tables: Mapping[str, int]) -> dict[str, Setting]:
+    """The profile's measurements as settings."""
+    scale = float(profile["guidance_scale"])
+    return {name: Setting(m, tables[m.tables], scale) for name, m in measures_of(profile).items()}
+
+
+def comparison(tables: Mapping[str, int], judged: bool) -> Iterable[str]:
+    """The settings beside the profile's that an evaluation measures by default, as far as the ensemble has tables."""
+    members = tables["members"]
+    for count in range(2, members + 1):
+        yield f"mean-w2@0+2/3:members:shared:{count}"
+    yield from (
+        "paide-w2@0+2/3:members:shared",
+        "mean-w2@0+3/4:members:shared",
+        "mean-w2@0+2/3:members:own",
+        "mean-w2@0+8/10:members:own",
+        "paide-w2@0+1/3:members:shared",
+        "mean-w2@0+1/3:members:shared",
+    )
+    if tables.get("posterior"):
+        yield from ("paide-w2@0+1/3:posterior:shared", "mean-w2@0+1/3:posterior:shared")
+        yield "mean-w2@0+2/3:posterior:shared"
+    if tables.get("producer") and judged:
+        yield from ("judge@0+1/3:producer:own", "judge@0+2/3:producer:own", "judge@0+3/4:producer:own")

@@ -20,9 +20,10 @@ from decuwatch_training.export import export_ensemble
 from decuwatch_training.files import sha256_file
 from decuwatch_training.golden import write_golden
 from decuwatch_training.manifest import read_manifest, read_tables
-from decuwatch_training.measure import Plan, measure
+from decuwatch_training.measure import subjects_of
 from decuwatch_training.profile import FORMAT_1_PROFILE
 from decuwatch_training.sample import draw_grid
+from decuwatch_training.settings import parse
 from decuwatch_training.tiny import tiny_backbone, tiny_run
 from tests.test_sweep import replacements
 
@@ -47,6 +48,13 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def ensemble(exported: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(exported, tmp_path / "ensemble"))
+
+
+def measure(paths: list[Path], work: Path) -> list[np.ndarray]:
+    """Scores of two requests of each class, kept in ``work``."""
+    subjects = subjects_of(paths, 2, work)
+    setting = parse("mean-w2@0+1/2:members:own", subjects[0].tables, 2.0, subjects[0].schedule)
+    return [subject.scores(setting) for subject in subjects]
 
 
 def paths_in(value: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
@@ -142,7 +150,7 @@ def test_every_reader_of_an_ensemble_refuses_it(
     readers: tuple[Callable[[], Any], ...] = (
         lambda: check_directory(ensemble, backbone),
         lambda: write_golden(ensemble, backbone.denoiser, "PyTorch"),
-        lambda: measure([file], Plan(1, (2,), (1.0,), 2), tmp_path / "work"),
+        lambda: measure([file], tmp_path / "work"),
         lambda: draw_grid(file, tmp_path / "grid.png", 1, 2, 1.0, False, None),
     )
     for reader in readers:
@@ -198,8 +206,8 @@ def test_weights_beside_a_graph_are_named_with_the_graph(tmp_path: Path, monkeyp
 
 
 def test_a_shard_that_was_kept_is_checked(ensemble: Path, tmp_path: Path) -> None:
-    file, plan, work = ensemble / "ensemble.json", Plan(2, (2,), (1.0,), 2), tmp_path / "work"
-    measure([file], plan, work)
+    file, work = ensemble / "ensemble.json", tmp_path / "work"
+    measure([file], work)
     (shard,) = work.iterdir()
     sound, content = dict(np.load(shard)), shard.read_bytes()
     for broken in (
@@ -207,36 +215,31 @@ def test_a_shard_that_was_kept_is_checked(ensemble: Path, tmp_path: Path) -> Non
         b"garbage",
         content[:-20],
         content[: len(content) // 2],
-        content.replace(b"error.npy", b"errof.npy"),
+        content.replace(b"mean-w2.npy", b"mean-w3.npy"),
     ):
         shard.write_bytes(broken)
         with pytest.raises(TrainingError, match="delete it to measure it anew"):
-            measure([file], plan, work)
+            measure([file], work)
     changes: list[dict[str, np.ndarray]] = []
     for name, array in sound.items():
         changes += [{key: value for key, value in sound.items() if key != name}, {**sound, name: array[None]}]
         changes += [{**sound, name: array.astype(str)}]
-        changes += [] if name == "error" else [{**sound, name: np.full(array.shape, np.nan)}]
-    changes += [
-        {**sound, "extra": sound["bins"]},
-        {**sound, "count": np.array(3)},
-        {**sound, "carriers": sound["carriers"] + 9},
-    ]
+        changes += [{**sound, name: np.full(array.shape, np.nan)}, {**sound, "extra": array}]
     for arrays in changes:
         with shard.open("wb") as opened:
             np.savez(opened, allow_pickle=False, **arrays)
         with pytest.raises(TrainingError, match="delete it to measure it anew"):
-            measure([file], plan, work)
+            measure([file], work)
 
 
 def test_shards_of_another_network_are_not_taken(ensemble: Path, tmp_path: Path) -> None:
     """The same tables over another graph, or another schedule: other numbers."""
-    file, plan, work = ensemble / "ensemble.json", Plan(1, (2,), (1.0,), 2), tmp_path / "work"
-    measure([file], plan, work)
+    file, work = ensemble / "ensemble.json", tmp_path / "work"
+    measure([file], work)
     manifest = json.loads(file.read_text())
     manifest["diffusion"]["prediction"] = "v_prediction"
     file.write_text(json.dumps(manifest))
-    measure([file], plan, work)
+    measure([file], work)
     assert len(list(work.iterdir())) == 2
 
 
@@ -246,7 +249,7 @@ def test_rotations_that_do_not_belong_together(ensemble: Path, tmp_path: Path) -
     manifest["classes"][0]["label"] = "another"
     (ensemble / "rotation-1.json").write_text(json.dumps(manifest))
     with pytest.raises(TrainingError, match=r"rotation-1\.json: classes: expected the labels of ensemble\.json"):
-        measure([file, ensemble / "rotation-1.json"], Plan(1, (2,), (1.0,), 2), tmp_path / "work")
+        measure([file, ensemble / "rotation-1.json"], tmp_path / "work")
 
 
 VERBS: dict[str, list[str]] = {
