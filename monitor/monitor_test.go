@@ -118,8 +118,8 @@ func result(r scoring.Request) (scoring.Result, error) {
 	risk := m
 	risk.Value, risk.Saturated = 1.6, true
 	return scoring.Result{ClassGap: m, RequestRisk: risk, Receipt: scoring.Receipt{
-		EnsembleDigest: strings.Repeat("a", 64), Settings: p.Settings(), Steps: p.RequestRisk.Steps, Seed: r.Seed, Noise: r.Noise,
-		Rows: 7,
+		EnsembleDigest: strings.Repeat("a", 64), Settings: p.Settings(), Steps: p.RequestRisk.Steps, Seed: r.Seed,
+		Noise: r.Noise, Rows: 7,
 	}}, nil
 }
 

@@ -70,7 +70,7 @@ type Delivery struct {
 
 // Measurement is one measurement of a score: of the distances between tables, or of the judge.
 type Measurement struct {
-	Estimator    string      `json:"estimator"`     // paide-w2, paide-kl, paide-bhattacharyya, mean-w2, pixel-paide-w2, judge
+	Estimator    string      `json:"estimator"`     // paide-w2, paide-kl, paide-bhattacharyya, mean-w2, judge, ...
 	Value        float64     `json:"value"`         // nats for the paide estimators, 1 - probability for the judge
 	UpperBound   float64     `json:"upper_bound"`   // ln M for the paide estimators, 1 for the judge, 0 without a bound
 	Saturated    bool        `json:"saturated"`     // Value is at its upper bound, so MeanDistance decides

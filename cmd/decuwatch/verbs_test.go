@@ -493,7 +493,8 @@ func TestDemo(t *testing.T) {
 	}
 	out, _ := user.process(exitOK, args...)
 	holds(t, out, "published  20 requests over 10 classes", "training images", "mean class gap", "mean request risk",
-		"mean image risk", "Ankle boot", "The last alerts:", "Reconciled: 20 messages in the stream = 20 scores + 0 skips + 0 dead letters + 0 repeats",
+		"mean image risk", "Ankle boot", "The last alerts:",
+		"Reconciled: 20 messages in the stream = 20 scores + 0 skips + 0 dead letters + 0 repeats",
 		"psql 'postgres://", "nats://127.0.0.1:", "/readyz")
 	out, _ = user.process(exitOK, args...)
 	holds(t, out, "as they stood", "Reconciled: 40 messages in the stream = 40 scores")

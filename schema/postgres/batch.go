@@ -52,8 +52,8 @@ func insertStatement[T any](table string) string {
 		table, columns)
 }
 
-// columnsOf returns the columns of a row's type: its JSON names, and what its method columns adds. A field with omitempty
-// is set by the database.
+// columnsOf returns the columns of a row's type: its JSON names, and what its method columns adds. A field with
+// omitempty is set by the database.
 func columnsOf(row reflect.Type) []string {
 	if row.Kind() == reflect.Pointer {
 		row = row.Elem()

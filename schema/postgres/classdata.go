@@ -40,8 +40,8 @@ func (s *Store) AddClassData(ctx context.Context, classes []ClassData) error {
 	})
 }
 
-// ClassData returns what is known about some classes of an ensemble, by class. It leaves out classes of which nothing is
-// known.
+// ClassData returns what is known about some classes of an ensemble, by class. It leaves out classes of which nothing
+// is known.
 func (s *Store) ClassData(ctx context.Context, model, ensembleDigest string, classes []int) (map[int]ClassData, error) {
 	found, err := list(ctx, s.pool, pgx.RowTo[ClassData], classData, model, ensembleDigest, classes)
 	if err != nil {

@@ -247,7 +247,8 @@ func (s *Store) TallyReviews(ctx context.Context, model string, class *int, from
 	return t, nil
 }
 
-// ScoreValues returns the newest values of a measurement of a series, canaries left out: of one class, or of all classes if class is nil. At most limit values, not older than since.
+// ScoreValues returns the newest values of a measurement of a series, canaries left out: of one class,
+// or of all classes if class is nil. At most limit values, not older than since.
 func (s *Store) ScoreValues(
 	ctx context.Context, of schema.Series, measurement schema.MeasurementName, class *int, since time.Time, limit int,
 ) ([]float64, error) {

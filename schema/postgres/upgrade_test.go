@@ -99,7 +99,8 @@ func TestUpgrade(t *testing.T) {
 		t.Errorf("%d old dead letters", n)
 	}
 	// Ids belong to one model each, and events that no worker took are open.
-	if got := list(t, conn, `SELECT event_id FROM decuwatch.events ORDER BY 1`); !slices.Equal(got, []string{"late", "old", "scored"}) {
+	got := list(t, conn, `SELECT event_id FROM decuwatch.events ORDER BY 1`)
+	if !slices.Equal(got, []string{"late", "old", "scored"}) {
 		t.Errorf("events are %v", got)
 	}
 	if _, err := conn.Exec(ctx, `INSERT INTO decuwatch.events (source, event_id, digest, outcome, reason, event_time,
