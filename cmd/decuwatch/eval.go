@@ -15,6 +15,7 @@ type evalCmd struct {
 	Truth      []string      `sep:"none" placeholder:"DIR" help:"Judge that says which images are wrong; repeatable."`
 	Seeds      int           `default:"16" help:"Requests of each class in each rotation. Defaults to 16."`
 	ErrorSteps int           `default:"20" help:"Steps of the images whose errors are measured. Defaults to 20."`
+	AlarmSeeds int           `default:"60" help:"Requests of each class for false alarms. Defaults to 60."`
 	Alpha      float64       `default:"0.05" placeholder:"RATE" help:"Wanted rate of false alarms. Defaults to 0.05."`
 	JSON       bool          `name:"json" help:"Print the results as JSON."`
 	Out        string        `placeholder:"DIR" help:"Directory for results.json. Defaults to none."`
@@ -33,7 +34,8 @@ Request level: does a score rank the requests of a class by their error? The err
 Class level: does a score find under-sampled classes?
 Image level: does a score find images of the producer that are not of the class asked for? --truth names a directory ` +
 		`with judge.json and judge.onnx, as "decuwatch-train judge" writes it, of a judge that is not the ensemble's own.
-False alarms: thresholds are calibrated on the first half of the seeds, and alerts counted on the second.
+False alarms: thresholds are calibrated on the first half of --alarm-seeds requests of each class, and alerts ` +
+		`counted on the second, by the code that does it in production.
 Controls: random scores, the number of images of the class, n_eff, the closed form of the class gap, mean distances.
 
 Examples:
@@ -58,7 +60,7 @@ Fields of the JSON: seeds; ensembles, each with its manifests, bins, profiles, s
 func (c *evalCmd) Run(ctx context.Context, s *streams) error {
 	e, err := evaluation.New(evaluation.Config{
 		Ensembles: c.Path, Profiles: c.Profile, Truths: c.Truth, Seeds: c.Seeds, ErrorSteps: c.ErrorSteps,
-		Alpha: c.Alpha, Options: c.Scoring.options(),
+		AlarmSeeds: c.AlarmSeeds, Alpha: c.Alpha, Options: c.Scoring.options(),
 	})
 	if err != nil {
 		return err

@@ -116,6 +116,11 @@ func TestEvalAgainstProducers(t *testing.T) {
 		}
 	}
 	one := r.Ensembles[0]
+	// 30 requests of each class calibrate a threshold of its own, and 30 are counted.
+	if a := one.Alarms[1]; a.Reason != "" || a.All.Scores != 30*len(e.Classes) || a.Classes[0].Scores != 30 ||
+		a.All.High <= a.All.Low {
+		t.Errorf("false alarms are %+v", a)
+	}
 	if one.Ceiling == nil || one.Ceiling.Within == nil || one.Ceiling.Within.Value != 1 { // both producers are alike
 		t.Errorf("ceiling is %+v", one.Ceiling)
 	}
@@ -210,6 +215,7 @@ func TestEvalWithoutReference(t *testing.T) {
 	holds(t, out, "1 rotations", `has no tensor "reference"`)
 	user.run(exitUsage, "eval", dir, "--seeds=1")
 	user.run(exitUsage, "eval", dir, "--alpha=0")
+	user.run(exitUsage, "eval", dir, "--alarm-seeds=1")
 	user.run(exitUsage, "eval", dir, "--profile=steps=ten")
 	user.run(exitFailed, "eval", filepath.Dir(dir))
 	user.run(exitFailed, "eval", dir, "--truth="+dir)

@@ -14,7 +14,7 @@ import (
 	"github.com/decuwatch/decuwatch/scoring/ensemble"
 )
 
-// FalseAlarms says how often usual requests alert if thresholds are calibrated on the first half of the seeds and the
+// FalseAlarms says how often usual requests alert if thresholds are calibrated on one half of the requests and the
 // alerts counted on the other half, by the code that calibrates and decides in production. Only classes whose own
 // scores are in their threshold's sample count: alerts of other classes are what the product is for.
 type FalseAlarms struct {

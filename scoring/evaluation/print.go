@@ -246,9 +246,9 @@ func (r *Ensemble) imageTable(truth int) [][]string {
 }
 
 func (r *Ensemble) printAlarms(w io.Writer) error {
-	fmt.Fprintf(w, "False alarms: calibrated on the first half of the seeds at %s, counted on the second half, of "+
-		"classes whose\nscores are in the calibration. In brackets: the rates that 95%% of such counts have if all is "+
-		"well.\n\n", percent(r.Alarms[0].Alpha))
+	fmt.Fprintf(w, "False alarms: calibrated at %s on one half of the requests, counted on the other half, of classes "+
+		"whose scores\nare in the calibration. In brackets: the rates that 95%% of such counts have if all is well.\n\n",
+		percent(r.Alarms[0].Alpha))
 	header := []string{"class"}
 	for _, s := range r.Scores {
 		header = append(header, r.scoreName(s))

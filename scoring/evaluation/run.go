@@ -25,6 +25,7 @@ type Config struct {
 	Profiles   []string        // see ParseProfile. Defaults to the manifest's profile
 	Truths     []string        // directories of judges that say which images are wrong: judge.json and judge.onnx
 	Seeds      int             // requests of each class in each rotation, at least 2
+	AlarmSeeds int             // likewise for false alarms, at least 2: further requests that are only scored
 	ErrorSteps int             // steps of the images whose errors are compared with scores
 	Alpha      float64         // false-alarm rate at which thresholds are calibrated
 }
@@ -51,6 +52,8 @@ func New(c Config) (*Evaluation, error) {
 	switch {
 	case c.Seeds < 2:
 		return nil, settings.Errorf("seeds is %d, must be at least 2", c.Seeds)
+	case c.AlarmSeeds < 2:
+		return nil, settings.Errorf("alarm-seeds is %d, must be at least 2", c.AlarmSeeds)
 	case !(c.Alpha > 0 && c.Alpha < 1):
 		return nil, settings.Errorf("alpha is %g, must lie between 0 and 1", c.Alpha)
 	}
@@ -128,14 +131,17 @@ func count(e *ensemble.Ensemble, set string) int {
 func (e *Evaluation) Requests() int {
 	n := 0
 	for _, s := range e.subjects {
-		each := len(s.profiles)
+		each := len(s.profiles) * e.config.scored()
 		if len(s.rollouts()) > 0 {
-			each++
+			each += e.config.Seeds
 		}
-		n += each * len(s.manifests) * len(s.first.Classes) * e.config.Seeds
+		n += each * len(s.manifests) * len(s.first.Classes)
 	}
 	return n
 }
+
+// scored returns how many requests of each class are scored.
+func (c Config) scored() int { return max(c.Seeds, c.AlarmSeeds) }
 
 // observed are the numbers of one measurement of one profile, [cells][seeds]. Values are NaN if it was not measured.
 type observed struct {
@@ -144,6 +150,15 @@ type observed struct {
 	measure                      scoring.Measure
 	values, distances, saturated [][]float64
 	firsts                       [][][]float64 // mean distance of the first 2, 3, ... members; of request_risk
+}
+
+// trim leaves out what was scored for false alarms alone.
+func (o *observed) trim(seeds int) {
+	for _, numbers := range append([][][]float64{o.values, o.distances, o.saturated}, o.firsts...) {
+		for i := range numbers {
+			numbers[i] = numbers[i][:seeds]
+		}
+	}
 }
 
 // trial is the evaluation of one ensemble in progress.
@@ -175,6 +190,9 @@ func (e *Evaluation) Run(ctx context.Context, done func()) (*Results, error) {
 			if err := t.rotation(ctx, i, path); err != nil {
 				return nil, fmt.Errorf("%s: %w", path, err)
 			}
+		}
+		for _, o := range t.scores {
+			o.trim(e.config.Seeds)
 		}
 		t.judge()
 		results.Ensembles = append(results.Ensembles, *t.results)
@@ -211,13 +229,14 @@ func newTrial(s *subject, e *Evaluation, done func()) *trial {
 	for i, p := range s.profiles {
 		t.results.Profiles = append(t.results.Profiles, Profile{Settings: p.Settings()})
 		for _, m := range measures(p) {
+			scored := e.config.scored()
 			o := &observed{
 				profile: i, name: m.name, measure: m.measure,
-				values: matrix(n, e.config.Seeds), distances: matrix(n, e.config.Seeds), saturated: matrix(n, e.config.Seeds),
+				values: matrix(n, scored), distances: matrix(n, scored), saturated: matrix(n, scored),
 			}
 			if m.name == schema.RequestRisk {
 				for range count(s.first, m.measure.Tables) - 1 {
-					o.firsts = append(o.firsts, matrix(n, e.config.Seeds))
+					o.firsts = append(o.firsts, matrix(n, scored))
 				}
 			}
 			t.scores = append(t.scores, o)
@@ -300,7 +319,7 @@ func (t *trial) rotation(ctx context.Context, rotation int, path string) (err er
 		cell := len(t.cells)
 		t.cells = append(t.cells, Cell{Rotation: rotation, Class: class, Bin: meanOf(e.Classes[class].Images)})
 		t.classes = append(t.classes, e.Classes[class])
-		for seed := range t.config.Seeds {
+		for seed := range t.config.scored() {
 			r := scoring.Request{
 				Key: fmt.Sprintf("/decuwatch/eval\n%d-%d", class, seed), Class: class, Priority: scoring.Background,
 				Seed: uint64(seed), //nolint:gosec // from 0
@@ -308,7 +327,7 @@ func (t *trial) rotation(ctx context.Context, rotation int, path string) (err er
 			for i := range t.profiles {
 				group.Go(func() error { return t.score(ctx, r, i, cell, seed) })
 			}
-			if len(t.rollouts()) > 0 {
+			if seed < t.config.Seeds && len(t.rollouts()) > 0 {
 				group.Go(func() error { return t.produce(ctx, r, cell, seed) })
 			}
 		}
@@ -433,12 +452,12 @@ func (t *trial) countAlarms(e *ensemble.Ensemble, from int) error {
 	for i, o := range t.scores {
 		var halves [2][]schema.Sample
 		for cell := from; cell < len(t.cells); cell++ {
-			for seed, v := range o.values[cell] {
+			for seed, v := range o.values[cell][:t.config.AlarmSeeds] {
 				if math.IsNaN(v) {
 					continue
 				}
 				half := &halves[0]
-				if seed >= t.config.Seeds/2 {
+				if seed >= t.config.AlarmSeeds/2 {
 					half = &halves[1]
 				}
 				*half = append(*half, schema.Sample{Class: t.cells[cell].Class, Value: v, Distance: o.distances[cell][seed],
