@@ -7,6 +7,7 @@ import (
 	"math"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -469,4 +470,51 @@ func TestWithSamplerOfFormat2(t *testing.T) {
 	if p.Settings() != want || e.Validate(Request{Profile: p}) != nil {
 		t.Errorf("settings %q, want %q; %v", p.Settings(), want, e.Validate(Request{Profile: p}))
 	}
+}
+
+// BenchmarkPictures is what one image through decoder and judge costs in CPU time, for a caller alone and for many, as
+// rows of the backbone.
+func BenchmarkPictures(b *testing.B) {
+	e := open(b, shipped, Options{Threads: 1})
+	latent := [][]float32{e.sampler.probeLatent}
+	for _, callers := range []int{1, 64} {
+		b.Run(fmt.Sprint(callers), func(b *testing.B) {
+			var next atomic.Int64
+			var wg sync.WaitGroup
+			spent := cpuTime(b)
+			for range callers {
+				wg.Go(func() {
+					for next.Add(1) <= int64(b.N) {
+						if _, err := e.Pictures(context.Background(), latent); err != nil {
+							b.Error(err)
+							return
+						}
+					}
+				})
+			}
+			wg.Wait()
+			b.StopTimer()
+			picture := float64((cpuTime(b) - spent).Nanoseconds()) / float64(b.N)
+			b.ReportMetric(picture/1e6, "cpu-ms/picture")
+			b.ReportMetric(picture/rowTime(b, e), "rows/picture")
+		})
+	}
+}
+
+// rowTime returns the CPU time of a row of the backbone in nanoseconds.
+func rowTime(b *testing.B, e *Engine) float64 {
+	b.Helper()
+	spent, rows := cpuTime(b), 0
+	var wg sync.WaitGroup
+	for i := range 64 {
+		r := Request{Key: fmt.Sprint(i), Profile: profileOf(10, 2, 0, 9)}
+		rows += e.Rows(r)
+		wg.Go(func() {
+			if _, err := e.Score(context.Background(), r); err != nil {
+				b.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	return float64((cpuTime(b) - spent).Nanoseconds()) / float64(rows)
 }
