@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/decuwatch/decuwatch/scoring/diffusion"
+	"github.com/decuwatch/decuwatch/scoring/ensemble"
 	"github.com/decuwatch/decuwatch/scoring/ort"
 )
 
@@ -211,9 +212,9 @@ func await(owners *sync.WaitGroup, what string) error {
 
 // runProbe runs the probe on the worker whose goroutine calls it.
 func (s *sampler) runProbe(w *worker) error {
-	copy(w.latent, s.probeLatent)
+	copy(w.latent, probeLatent(s.ensemble))
 	copy(w.context, s.ensemble.Members().Row(0, 0))
-	w.timestep[0] = s.probeTimestep
+	w.timestep[0] = int64(s.ensemble.Diffusion.TrainTimesteps - 1)
 	err := w.Run(s.pad(1))
 	for errors.Is(err, ort.ErrTerminated) && !w.isClosed() {
 		err = w.Run(s.pad(1))
@@ -227,10 +228,9 @@ func (s *sampler) runProbe(w *worker) error {
 	return nil
 }
 
-// newProbe draws the probe's first latent.
-func (s *sampler) newProbe() {
-	noise := diffusion.Decuwatch{}
-	s.probeLatent = make([]float32, s.ensemble.Latent.Size())
-	noise.Draw(s.probeLatent)
-	s.probeTimestep = int64(s.ensemble.Diffusion.TrainTimesteps - 1)
+// probeLatent returns the latent that probes run.
+func probeLatent(e *ensemble.Ensemble) []float32 {
+	noise, latent := diffusion.Decuwatch{}, make([]float32, e.Latent.Size())
+	noise.Draw(latent)
+	return latent
 }

@@ -179,9 +179,8 @@ func (e *Engine) launch() error {
 		return err
 	}
 	o := e.options
-	s := newSampler(e.ensemble, workers, o)
-	e.sampler = s
-	e.imager = newImager(e.ensemble, decoder, judge, imageRows, len(o.Buckets) > 0, s.probeLatent)
+	e.imager = newImager(e.ensemble, decoder, judge, imageRows, len(o.Buckets) > 0)
+	e.sampler = newSampler(e.ensemble, workers, e.imager, o)
 	hang := max(hangLeast, hangFactor*e.longest)
 	for _, w := range workers {
 		w.setHang(hang)
@@ -297,27 +296,30 @@ func (e *Engine) Validate(r Request) error {
 
 // Rows returns the rows of U-Net work that a request costs. It is 0 if Score would refuse its settings.
 func (e *Engine) Rows(r Request) int {
-	profile, _ := e.measured(r)
-	p, err := e.plan(profile)
+	p, _, err := e.work(r)
 	if err != nil {
 		return 0
 	}
 	return p.rows
 }
 
-// measured returns the request's profile without what cannot be measured, and why the image risk cannot.
-func (e *Engine) measured(r Request) (_ Profile, reason string) {
-	p := e.profile(r)
+// work returns the plan of a request. If that measures no image risk, the reason says why.
+func (e *Engine) work(r Request) (p *plan, reason string, err error) {
+	profile := e.profile(r)
+	p, err = e.plan(profile)
 	switch {
-	case p.ImageRisk == (Measure{}):
-		return p, ReasonNoJudge
-	case r.Class < 0 || r.Class >= len(e.ensemble.Classes) || e.ensemble.Judge == nil:
-		return p, "" // refused
+	case err != nil:
+		return nil, "", err
+	case profile.ImageRisk == (Measure{}):
+		return p, ReasonNoJudge, nil
+	case r.Class < 0 || r.Class >= len(e.ensemble.Classes): // refused later
+		return p, "", nil
 	case !e.ensemble.Judge.CanTell(r.Class):
-		p.ImageRisk = Measure{}
-		return p, ReasonJudgeCannotTell
+		profile.ImageRisk = Measure{}
+		p, err = e.plan(profile)
+		return p, ReasonJudgeCannotTell, err
 	}
-	return p, ""
+	return p, "", nil
 }
 
 func (e *Engine) profile(r Request) Profile {
@@ -373,12 +375,11 @@ func (e *Engine) compile(profile Profile, measures []Measure) (*plan, error) {
 // closed. Retrying will not help after ErrUnknownClass, ErrNoise, ErrSettings, ErrTooLarge and *NonFiniteError. A
 // *DeviceError says nothing about the request.
 func (e *Engine) Score(ctx context.Context, r Request) (Result, error) {
-	profile, reason := e.measured(r)
-	p, err := e.plan(profile)
+	p, reason, err := e.work(r)
 	if err != nil {
 		return Result{}, err
 	}
-	t, receipt, err := e.run(ctx, r, p, profile.Eta)
+	t, receipt, err := e.run(ctx, r, p)
 	if err != nil {
 		return Result{}, err
 	}
@@ -408,7 +409,7 @@ func (e *Engine) imageRisk(ctx context.Context, r Request, m Measure, predicted 
 }
 
 // run takes a request through the sampler. If there is no error, the caller must release the task.
-func (e *Engine) run(ctx context.Context, r Request, p *plan, eta float64) (*task, Receipt, error) {
+func (e *Engine) run(ctx context.Context, r Request, p *plan) (*task, Receipt, error) {
 	noise, err := e.noise(r)
 	if err != nil {
 		return nil, Receipt{}, err
@@ -416,7 +417,7 @@ func (e *Engine) run(ctx context.Context, r Request, p *plan, eta float64) (*tas
 	if err := ctx.Err(); err != nil {
 		return nil, Receipt{}, err
 	}
-	t := e.sampler.newTask(p, r, eta)
+	t := e.sampler.newTask(p, r)
 	t.draw(noise)
 	if err := e.sampler.run(ctx, t); err != nil {
 		return nil, Receipt{}, err

@@ -84,17 +84,17 @@ func (e *Engine) evidenceMeasures(p Profile) (whole Measure, points []Measure, p
 // Errors are the same as for Score.
 func (e *Engine) Evidence(ctx context.Context, r Request) (Evidence, error) {
 	r.Priority = Background
-	profile, reason := e.measured(r)
-	scored, err := e.plan(profile)
+	scored, reason, err := e.work(r)
 	if err != nil {
 		return Evidence{}, err
 	}
+	profile := e.profile(r)
 	whole, points, producer := e.evidenceMeasures(profile)
 	p, err := e.compile(profile, slices.Concat(scored.measures, []Measure{whole}, points, producer))
 	if err != nil {
 		return Evidence{}, err
 	}
-	t, receipt, err := e.run(ctx, r, p, profile.Eta)
+	t, receipt, err := e.run(ctx, r, p)
 	if err != nil {
 		return Evidence{}, err
 	}

@@ -201,13 +201,15 @@ func TestFormat2Refuses(t *testing.T) {
 		{e, from(e.Profile(), func(p *Profile) { p.ClassGap.Guidance = "none" }), "class_gap.guidance"},
 		{e, from(e.Profile(), func(p *Profile) { p.ImageRisk.Steps = 0 }), "image_risk.steps is 0"},
 	} {
-		r := Request{Key: "a", Profile: c.profile}
-		_, err := c.engine.Score(t.Context(), r)
-		if !errors.Is(err, ErrSettings) || !strings.Contains(err.Error(), c.says) {
-			t.Errorf("error %v does not say %q", err, c.says)
-		}
-		if before := c.engine.Validate(r); fmt.Sprint(before) != fmt.Sprint(err) {
-			t.Errorf("Validate returns %v, Score %v", before, err)
+		for _, class := range []int{told, untold} {
+			r := Request{Key: "a", Class: class, Profile: c.profile}
+			_, err := c.engine.Score(t.Context(), r)
+			if !errors.Is(err, ErrSettings) || !strings.Contains(err.Error(), c.says) {
+				t.Errorf("class %d: error %v does not say %q", class, err, c.says)
+			}
+			if before := c.engine.Validate(r); fmt.Sprint(before) != fmt.Sprint(err) || c.engine.Rows(r) != 0 {
+				t.Errorf("class %d: Validate returns %v, Score %v, %d rows", class, before, err, c.engine.Rows(r))
+			}
 		}
 	}
 	if _, err := e.Rollout(t.Context(), Request{Key: "a"}, "heirs"); !errors.Is(err, ErrSettings) {
@@ -346,6 +348,9 @@ func TestHungJudge(t *testing.T) {
 			t.Error(err)
 		}
 		time.Sleep(hangLeast)
+		if age := e.sampler.runAge(); age != 13*time.Second {
+			t.Errorf("the oldest run is %s old", age)
+		}
 		if err := e.Check(t.Context(), time.Hour); err == nil ||
 			!strings.Contains(err.Error(), "a run of the decoder and judge has not returned for 13s") {
 			t.Errorf("check: %v", err)
@@ -476,7 +481,7 @@ func TestWithSamplerOfFormat2(t *testing.T) {
 // rows of the backbone.
 func BenchmarkPictures(b *testing.B) {
 	e := open(b, shipped, Options{Threads: 1})
-	latent := [][]float32{e.sampler.probeLatent}
+	latent := [][]float32{probeLatent(e.ensemble)}
 	for _, callers := range []int{1, 64} {
 		b.Run(fmt.Sprint(callers), func(b *testing.B) {
 			var next atomic.Int64

@@ -138,7 +138,7 @@ func TestGolden(t *testing.T) {
 					t.Fatal(err)
 				}
 				r := Request{Key: c.Key, Class: c.Class, Seed: c.Seed}
-				f, receipt, err := e.run(t.Context(), r, p, c.Eta)
+				f, receipt, err := e.run(t.Context(), r, p)
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -201,7 +201,7 @@ func TestGoldenImageRisk(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		f, _, err := e.run(t.Context(), r, p, c.Eta)
+		f, _, err := e.run(t.Context(), r, p)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/decuwatch/decuwatch/scoring/ensemble"
 	"github.com/decuwatch/decuwatch/scoring/ort"
@@ -59,11 +60,10 @@ type imager struct {
 	picked []slot
 	faults []error // by picked latent; the goroutine's own
 	owner  sync.WaitGroup
-	trial  []float32 // latent of the probe
 }
 
-func newImager(e *ensemble.Ensemble, decoder stage, judge *judge, rows int, pad bool, trial []float32) *imager {
-	m := &imager{ensemble: e, decoder: decoder, judge: judge, rows: rows, pad: pad, trial: trial}
+func newImager(e *ensemble.Ensemble, decoder stage, judge *judge, rows int, pad bool) *imager {
+	m := &imager{ensemble: e, decoder: decoder, judge: judge, rows: rows, pad: pad}
 	m.wake.L = &m.mu
 	m.vitals = vitals{mu: &m.mu, wake: m.wake.Broadcast, what: "decoder and judge", hang: hangLeast}
 	m.owner.Go(m.own)
@@ -92,6 +92,13 @@ func (m *imager) run(ctx context.Context, latents [][]float32, judged bool, prio
 		return nil, m.blame(ctx, o.err)
 	}
 	return o.pictures, nil
+}
+
+// runAge returns the age of the run in progress, or 0.
+func (m *imager) runAge() time.Duration {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.age()
 }
 
 // end ends an order early, and the run in progress if nobody else needs it.
@@ -268,7 +275,7 @@ func (m *imager) settle(err error) {
 
 // runProbe decodes and judges a latent whose image and logits were finite when the engine was opened.
 func (m *imager) runProbe() error {
-	m.put(0, m.trial)
+	m.put(0, probeLatent(m.ensemble))
 	if err := m.retry(m.decoder); err != nil {
 		return err
 	}

@@ -27,7 +27,7 @@ func newMetrics(reg prometheus.Registerer, model string, runAge func() time.Dura
 	}, []string{"kind"})
 	auto.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "decuwatch_sampler_run_age_seconds",
-		Help: "Age of the oldest run of the backbone in progress; 0 between runs.",
+		Help: "Age of the oldest run of backbone, decoder or judge in progress; 0 between runs.",
 	}, func() float64 { return runAge().Seconds() })
 	m := &metrics{
 		batch: auto.NewHistogram(prometheus.HistogramOpts{

@@ -12,6 +12,7 @@ import (
 // plan is the work of one request: its trajectories, and what is read from them.
 type plan struct {
 	guidance     float64
+	eta          float64
 	measures     []Measure
 	trajectories []trajectory
 	noises       int // steps after which noise may be added
@@ -56,7 +57,7 @@ func sourceOf(m Measure) source {
 
 // newPlan compiles the sampler of a profile with one or several measurements.
 func newPlan(e *ensemble.Ensemble, profile Profile, measures []Measure) (*plan, error) {
-	p := &plan{guidance: profile.GuidanceScale, measures: measures}
+	p := &plan{guidance: profile.GuidanceScale, eta: profile.Eta, measures: measures}
 	var sources []source
 	for k, m := range measures {
 		i := slices.Index(sources, sourceOf(m))

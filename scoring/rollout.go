@@ -31,7 +31,7 @@ func (e *Engine) Rollout(ctx context.Context, r Request, sets ...string) (Rollou
 	if err != nil {
 		return Rollout{}, err
 	}
-	t, _, err := e.run(ctx, r, p, profile.Eta)
+	t, _, err := e.run(ctx, r, p)
 	if err != nil {
 		return Rollout{}, err
 	}

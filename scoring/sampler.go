@@ -40,6 +40,7 @@ type worker struct {
 // room for the narrowest path of each request in flight; further requests wait in order.
 type sampler struct {
 	ensemble *ensemble.Ensemble
+	imager   *imager
 	workers  []*worker
 	maxRows  int
 	buckets  []int // ascending; empty pads nothing
@@ -57,16 +58,13 @@ type sampler struct {
 	free   [][]float32
 	closed bool
 	owners sync.WaitGroup
-
-	probeLatent   []float32
-	probeTimestep int64
 }
 
-func newSampler(e *ensemble.Ensemble, workers []*worker, o Options) *sampler {
-	s := &sampler{ensemble: e, workers: workers, maxRows: o.MaxBatchRows, buckets: o.Buckets, share: o.BackgroundShare}
+func newSampler(e *ensemble.Ensemble, workers []*worker, m *imager, o Options) *sampler {
+	s := &sampler{ensemble: e, workers: workers, imager: m, maxRows: o.MaxBatchRows, buckets: o.Buckets,
+		share: o.BackgroundShare}
 	s.metrics = newMetrics(o.Registerer, e.Name, s.runAge)
 	s.wake.L = &s.mu
-	s.newProbe()
 	for _, w := range workers {
 		w.picked = make([]*path, 0, o.MaxBatchRows)
 		w.vitals = vitals{mu: &s.mu, wake: s.wake.Broadcast, what: backbone, hang: hangLeast}
@@ -79,6 +77,10 @@ func newSampler(e *ensemble.Ensemble, workers []*worker, o Options) *sampler {
 
 // runAge returns the age of the oldest run in progress, or 0.
 func (s *sampler) runAge() time.Duration {
+	return max(s.backboneAge(), s.imager.runAge())
+}
+
+func (s *sampler) backboneAge() time.Duration {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	age := time.Duration(0)

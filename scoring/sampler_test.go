@@ -67,13 +67,14 @@ func fakeSamplerOf(t testing.TB, dir string, maxRows, workers int, buckets []int
 		}
 		fakes, ls = append(fakes, f), append(ls, &f.worker)
 	}
-	e.sampler = newSampler(verified, ls, Options{MaxBatchRows: maxRows, Buckets: buckets, BackgroundShare: 0.05})
 	decoder, jury := newFakeStage(verified.Latent.Size(), verified.Image.Size()), (*judge)(nil)
 	if j := verified.Judge; j != nil {
 		opened := newFakeStage(j.Channels*j.Height*j.Width, len(j.Outputs)).stage
 		jury = newJudge(opened, j, verified.Image, len(verified.Classes))
 	}
-	e.imager = newImager(verified, decoder.stage, jury, imageRows, len(buckets) > 0, e.sampler.probeLatent)
+	e.imager = newImager(verified, decoder.stage, jury, imageRows, len(buckets) > 0)
+	e.sampler = newSampler(verified, ls, e.imager,
+		Options{MaxBatchRows: maxRows, Buckets: buckets, BackgroundShare: 0.05})
 	t.Cleanup(func() {
 		if err := errors.Join(e.sampler.close(), e.imager.close()); err != nil {
 			t.Error(err)

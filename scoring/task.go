@@ -53,7 +53,7 @@ func (p *path) nonFinite() error {
 }
 
 // newTask returns the task of a request, whose latents must be drawn yet.
-func (s *sampler) newTask(p *plan, r Request, eta float64) *task {
+func (s *sampler) newTask(p *plan, r Request) *task {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	t := &task{plan: p, class: r.Class, priority: r.Priority, paths: make([]path, 0, p.paths),
@@ -66,7 +66,7 @@ func (s *sampler) newTask(p *plan, r Request, eta float64) *task {
 		t.paths = append(t.paths, path{trajectory: line, task: t, group: Carrier(r.Key, line.tables.Count()) / line.size,
 			branch: -1, end: line.end, latents: s.buffersFor(t, line.size)})
 	}
-	if eta > 0 {
+	if p.eta > 0 {
 		t.noise = s.buffersFor(t, p.noises)
 	}
 	return t
