@@ -3,6 +3,7 @@ package main
 import (
 	"encoding/json"
 	"fmt"
+	"io"
 	"log/slog"
 	"text/tabwriter"
 
@@ -39,20 +40,30 @@ func (c *ensembleInspectCmd) Run(s *streams) error {
 		return out.Encode(map[string]any{"digest": e.Digest, "manifest": json.RawMessage(e.Document)})
 	}
 	meaning := map[string]string{
-		ensemble.RegimeExposure:     "a high class gap says: the class was hardly trained",
-		ensemble.RegimeDisagreement: "a high class gap says: the data leave the class open",
+		ensemble.RegimeExposure: "the class was hardly trained", ensemble.RegimeDisagreement: "the data leave the class open",
 	}[e.Regime]
+	about := "class gap"
+	if e.Profile.ClassGap.Tables != ensemble.TablesMembers {
+		about = "disagreement of the members"
+	}
 	w := tabwriter.NewWriter(s.out, 0, 8, 2, ' ', 0)
 	fmt.Fprintf(w, "name\t%s\ndigest\t%s\n", e.Name, e.Digest)
 	fmt.Fprintf(w, "components\t%d tables of %d classes, %d x %d\n", e.Components, len(e.Classes), e.Context.Tokens,
 		e.Context.Dim)
+	if e.Posterior > 0 {
+		fmt.Fprintf(w, "posterior\t%d tables around the producer's\n", e.Posterior)
+	}
+	if e.Judge != nil {
+		fmt.Fprintf(w, "judge\t%s, %.1f MB: %s\n", e.Files.Judge.Path, float64(e.Files.Judge.Size)/1e6, e.Judge.Measured)
+	}
 	fmt.Fprintf(w, "latent\t%d x %d x %d\n", e.Latent.Channels, e.Latent.Height, e.Latent.Width)
 	fmt.Fprintf(w, "image\t%d x %d x %d\n", e.Image.Channels, e.Image.Height, e.Image.Width)
 	fmt.Fprintf(w, "backbone\t%s, %.1f MB, %s, opset %d\n", e.Files.UNet.Path, float64(e.Files.UNet.Size)/1e6,
 		e.Precision, e.Opset)
 	fmt.Fprintf(w, "diffusion\t%s of %d timesteps, %s, %s spacing\n", e.Diffusion.BetaSchedule,
 		e.Diffusion.TrainTimesteps, e.Diffusion.Prediction, e.Diffusion.TimestepSpacing)
-	fmt.Fprintf(w, "noise\t%s\nregime\t%s: %s\nsettings\t%s\n", e.Noise, e.Regime, meaning, e.Profile.Settings())
+	fmt.Fprintf(w, "noise\t%s\nregime\t%s: a high %s says: %s\nsettings\t%s\n", e.Noise, e.Regime, about, meaning,
+		e.Profile.Settings())
 	if e.Profile.Reason != "" {
 		fmt.Fprintf(w, "reason\t%s\n", e.Profile.Reason)
 	}
@@ -62,11 +73,41 @@ func (c *ensembleInspectCmd) Run(s *streams) error {
 				r.Quantiles["0.99"], r.N)
 		}
 	}
-	fmt.Fprintf(w, "\nclass\tlabel\ttraining images\n")
-	for i, class := range e.Classes {
-		fmt.Fprintf(w, "%d\t%s\t%s\n", i, class.Label, class.ImageCount())
-	}
+	printClasses(w, e)
 	return w.Flush()
+}
+
+// printClasses prints the classes, and what ensembles of format 2 know of each: "-" if they do not know it.
+func printClasses(w io.Writer, e *ensemble.Ensemble) {
+	if e.Format == ensemble.Format1 {
+		fmt.Fprintf(w, "\nclass\tlabel\ttraining images\n")
+		for i, class := range e.Classes {
+			fmt.Fprintf(w, "%d\t%s\t%s\n", i, class.Label, class.ImageCount())
+		}
+		return
+	}
+	number := func(v *float64) string {
+		if v == nil {
+			return "-"
+		}
+		return fmt.Sprintf("%.4g", *v)
+	}
+	fmt.Fprintf(w, "\nclass\tlabel\ttraining images\tn_eff\tdraws\texpected gap\tjudge's accuracy\n")
+	for i, class := range e.Classes {
+		var nEff, accuracy *float64
+		if class.Data != nil {
+			nEff = &class.Data.NEff
+		}
+		if e.Judge != nil {
+			accuracy = e.Judge.Accuracy[i]
+		}
+		told := number(accuracy)
+		if e.Judge != nil && !e.Judge.CanTell(i) {
+			told += " (cannot tell)"
+		}
+		fmt.Fprintf(w, "%d\t%s\t%s\t%s\t%d\t%s\t%s\n", i, class.Label, class.ImageCount(), number(nEff), class.Draws,
+			number(class.ClassGap), told)
+	}
 }
 
 type ensembleVerifyCmd struct {

@@ -543,6 +543,9 @@ func TestEnsembleVerbs(t *testing.T) {
 	user := command{t: t}
 	out, _ := user.run(exitOK, "ensemble", "inspect", shipped)
 	holds(t, out, "fashion-mnist", "5 tables of 10 classes", "Ankle boot", "5000", "reference class_gap")
+	out, _ = user.run(exitOK, "ensemble", "inspect", "../../scoring/testdata/tiny-2")
+	holds(t, out, "3 tables around the producer's", "random weights: on nothing", "reference image_risk", "3.16",
+		"0.5 (cannot tell)", "a high disagreement of the members says")
 	v := decode[map[string]json.RawMessage](t, first(user.run(exitOK, "ensemble", "inspect", "--json", shipped)))
 	if v["digest"] == nil || v["manifest"] == nil {
 		t.Errorf("inspect --json has the fields %v", v)
