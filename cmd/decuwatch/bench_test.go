@@ -26,6 +26,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 	"github.com/prometheus/client_golang/prometheus"
 	dto "github.com/prometheus/client_model/go"
 
@@ -514,7 +515,7 @@ func pipelineCells(b *testing.B, path, which string) []*cell {
 					b.Fatal(err)
 				}
 				msg := &nats.Msg{Subject: schema.SubjectGeneration(name), Header: header, Data: payload}
-				if _, err := js.PublishMsgAsync(msg); err != nil {
+				if _, err := js.PublishMsgAsync(msg, jetstream.WithStallWait(time.Minute)); err != nil {
 					b.Fatal(err)
 				}
 			}

@@ -15,7 +15,7 @@ type evalCmd struct {
 	Truth      []string      `sep:"none" placeholder:"DIR" help:"Judge that says which images are wrong; repeatable."`
 	Seeds      int           `default:"16" help:"Requests of each class in each rotation. Defaults to 16."`
 	ErrorSteps int           `default:"20" help:"Steps of the images whose errors are measured. Defaults to 20."`
-	AlarmSeeds int           `default:"60" help:"Requests of each class for false alarms. Defaults to 60."`
+	AlarmSeeds int           `default:"60" help:"Further requests of each class, for false alarms. Defaults to 60."`
 	Alpha      float64       `default:"0.05" placeholder:"RATE" help:"Wanted rate of false alarms. Defaults to 0.05."`
 	JSON       bool          `name:"json" help:"Print the results as JSON."`
 	Out        string        `placeholder:"DIR" help:"Directory for results.json. Defaults to none."`

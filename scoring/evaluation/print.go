@@ -214,7 +214,7 @@ func (r *Ensemble) printImages(w io.Writer) error {
 		return err
 	}
 	for i, seen := range r.Truths {
-		fmt.Fprintf(w, "\nTruth %d: %s (%.12s) on the images of a producer: %s.\n", i+1, terminal.Printable(seen.Judge),
+		fmt.Fprintf(w, "\nTruth %d, on the images of a producer: %s (%.12s)\n%s.\n", i+1, terminal.Printable(seen.Judge),
 			seen.Digest, terminal.Printable(strings.TrimSuffix(seen.Measured, ".")))
 		fmt.Fprintf(w, "%d of %d requests have a class that truth and judge can tell; share of wrong images by bin %s.\n\n",
 			seen.Requests, r.Requests, binText(seen.Wrong))

@@ -172,3 +172,22 @@ func TestMostLikely(t *testing.T) {
 		}
 	}
 }
+
+// Cells share the seeds of their requests, but not of those that false alarms are counted on.
+func TestSeeds(t *testing.T) {
+	c := Config{Seeds: 2, AlarmSeeds: 3}
+	seen := map[uint64]bool{}
+	for cell := range 4 {
+		for request := range c.scored() {
+			seed := c.seed(cell, request)
+			if request < c.Seeds {
+				if seed != uint64(request) {
+					t.Errorf("request %d of cell %d has seed %d", request, cell, seed)
+				}
+			} else if seen[seed] || seed < uint64(c.Seeds) {
+				t.Errorf("seed %d of cell %d is there twice", seed, cell)
+			}
+			seen[seed] = true
+		}
+	}
+}

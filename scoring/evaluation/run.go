@@ -25,7 +25,7 @@ type Config struct {
 	Profiles   []string        // see ParseProfile. Defaults to the manifest's profile
 	Truths     []string        // directories of judges that say which images are wrong: judge.json and judge.onnx
 	Seeds      int             // requests of each class in each rotation, at least 2
-	AlarmSeeds int             // likewise for false alarms, at least 2: further requests that are only scored
+	AlarmSeeds int             // further requests that are only scored, for false alarms; at least 2
 	ErrorSteps int             // steps of the images whose errors are compared with scores
 	Alpha      float64         // false-alarm rate at which thresholds are calibrated
 }
@@ -34,6 +34,15 @@ type Config struct {
 type Evaluation struct {
 	config   Config
 	subjects []*subject
+}
+
+// seed returns the seed of a cell's request. All cells have the same seeds, so that they compare the same first latents.
+// Only the requests for false alarms have seeds of their own: alarms are counted as if they were independent.
+func (c Config) seed(cell, request int) uint64 {
+	if request >= c.Seeds {
+		request += cell * c.AlarmSeeds
+	}
+	return uint64(request) //nolint:gosec // not negative
 }
 
 // subject is an ensemble that is evaluated.
@@ -141,7 +150,7 @@ func (e *Evaluation) Requests() int {
 }
 
 // scored returns how many requests of each class are scored.
-func (c Config) scored() int { return max(c.Seeds, c.AlarmSeeds) }
+func (c Config) scored() int { return c.Seeds + c.AlarmSeeds }
 
 // observed are the numbers of one measurement of one profile, [cells][seeds]. Values are NaN if it was not measured.
 type observed struct {
@@ -322,7 +331,7 @@ func (t *trial) rotation(ctx context.Context, rotation int, path string) (err er
 		for seed := range t.config.scored() {
 			r := scoring.Request{
 				Key: fmt.Sprintf("/decuwatch/eval\n%d-%d", class, seed), Class: class, Priority: scoring.Background,
-				Seed: uint64(seed), //nolint:gosec // from 0
+				Seed: t.config.seed(cell, seed),
 			}
 			for i := range t.profiles {
 				group.Go(func() error { return t.score(ctx, r, i, cell, seed) })
@@ -452,12 +461,13 @@ func (t *trial) countAlarms(e *ensemble.Ensemble, from int) error {
 	for i, o := range t.scores {
 		var halves [2][]schema.Sample
 		for cell := from; cell < len(t.cells); cell++ {
-			for seed, v := range o.values[cell][:t.config.AlarmSeeds] {
+			for seed := t.config.Seeds; seed < t.config.scored(); seed++ {
+				v := o.values[cell][seed]
 				if math.IsNaN(v) {
 					continue
 				}
 				half := &halves[0]
-				if seed >= t.config.AlarmSeeds/2 {
+				if seed >= t.config.Seeds+t.config.AlarmSeeds/2 {
 					half = &halves[1]
 				}
 				*half = append(*half, schema.Sample{Class: t.cells[cell].Class, Value: v, Distance: o.distances[cell][seed],
