@@ -255,7 +255,8 @@ func checkImageRisk(t *testing.T, e *Engine, r Request, c judgedCase) {
 		return
 	}
 	if risk == nil || result.ImageRiskReason != "" || math.Abs(risk.Value-*c.Value) > probabilityBound ||
-		risk.UpperBound != 1 || risk.Saturated || risk.MeanDistance != 0 || risk.Tables != ensemble.TablesProducer || risk.Steps != c.Steps {
+		risk.UpperBound != 1 || risk.Saturated || risk.MeanDistance != 0 ||
+		risk.Tables != ensemble.TablesProducer || risk.Steps != c.Steps {
 		t.Errorf("class %d: image risk %+v, reason %q, want %v", c.Class, risk, result.ImageRiskReason, *c.Value)
 	}
 	if len(risk.Top) != len(c.Top) {

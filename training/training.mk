@@ -6,7 +6,8 @@ EVALUATE ?=
 DATA_CARD ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/decuwatch/data-card-fashion-mnist
 DECUWATCH_TRAIN = PYTHONPATH=training "$$(training/setup)/bin/python" -m decuwatch_training
 
-.PHONY: ensemble check-ensemble evaluate-ensemble evaluate-spoiled ensemble-experiments data-card test-training lock-training
+.PHONY: ensemble check-ensemble evaluate-ensemble evaluate-spoiled ensemble-experiments \
+	data-card test-training lock-training
 
 ensemble: ## train ensembles/fashion-mnist from scratch and export it
 	@data=$$(training/fetch-fashion-mnist) && \

@@ -100,9 +100,9 @@ func TestThresholdsCalibrate(t *testing.T) {
 		t.Errorf("no reason: %d %s", code, stderr)
 	}
 
-	// Classes 3 and 7 saw most images. Class 3 has scores enough; 0 and 1 are alike and have them together; 2 has few.
-	storeScores(t, store, e, []int{12, 12, 4, 40, 0, 0, 0, 40, 0, 0}, func(class int) float64 {
-		return []float64{50, 50, 90, 10, 0, 0, 0, 10.5, 0, 0}[class]
+	// Classes 4 and 9 saw most images. Class 4 has scores enough; 0 and 1 are alike and have them together; 2 has few.
+	storeScores(t, store, e, []int{12, 12, 4, 0, 40, 0, 0, 0, 0, 40}, func(class int) float64 {
+		return []float64{50, 50, 90, 0, 10, 0, 0, 0, 0, 10.5}[class]
 	})
 	if _, stderr, code := calibrate("--alpha", "0.001"); code != exitFailed ||
 		!strings.Contains(stderr, "takes 999 scores, 80 are there: 919 are missing") ||
@@ -148,8 +148,8 @@ func TestThresholdsCalibrate(t *testing.T) {
 	if fmt.Sprint(scopes) != "map[class:2 cluster:2 limit:1 model:1]" {
 		t.Errorf("scopes %v", scopes)
 	}
-	// What was counted is what a live decision says: the share of class 3's scores that alert is at most alpha.
-	if line := plan.Classes[4]; *line.Class != 3 || line.NewScope != schema.ScopeClass ||
+	// What was counted is what a live decision says: the share of class 4's scores that alert is at most alpha.
+	if line := plan.Classes[5]; *line.Class != 4 || line.NewScope != schema.ScopeClass ||
 		float64(line.AlertsNew) > 0.05*41 {
 		t.Errorf("%+v", line)
 	}
@@ -178,7 +178,7 @@ func TestThresholdsCalibrate(t *testing.T) {
 	}
 
 	// A threshold set by hand stays, unless told otherwise; an alpha that classes cannot carry any more withdraws theirs.
-	if _, stderr, code := verb(t, "thresholds", "set", shippedEnsemble, "--measurement", "request_risk", "--class", "3",
+	if _, stderr, code := verb(t, "thresholds", "set", shippedEnsemble, "--measurement", "request_risk", "--class", "4",
 		"--value", "12", "--reason", "incident", "--postgres.url", url); code != exitOK {
 		t.Fatal(stderr)
 	}
@@ -194,7 +194,7 @@ func TestThresholdsCalibrate(t *testing.T) {
 	for _, th := range now {
 		scopes[string(th.Scope)+" "+th.Origin]++
 	}
-	// Classes 3 and 7 differ by half a deviation and are one cluster or none: 80 scores of the pool carry the model's.
+	// Classes 4 and 9 differ by half a deviation and are one cluster or none: 80 scores of the pool carry the model's.
 	if scopes["class manual"] != 1 || scopes["class calibrated"] != 0 || scopes["model calibrated"] != 1 ||
 		scopes["limit calibrated"] != 1 {
 		t.Errorf("scopes %v", scopes)

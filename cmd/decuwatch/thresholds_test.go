@@ -85,8 +85,8 @@ func TestCalibrateSaysWhatItSetsAside(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	storeScores(t, store, e, []int{0, 0, 0, 40, 0, 0, 0, 40, 0, 0},
-		func(class int) float64 { return []float64{0, 0, 0, 10, 0, 0, 0, 50, 0, 0}[class] })
+	storeScores(t, store, e, []int{0, 0, 0, 0, 40, 0, 0, 0, 0, 40},
+		func(class int) float64 { return []float64{0, 0, 0, 0, 10, 0, 0, 0, 0, 50}[class] })
 	run := func(args ...string) (string, string, int) {
 		return verb(t, append([]string{"thresholds", args[0], shippedEnsemble, "--measurement=request_risk", "--reason=test",
 			"--postgres.url", url}, args[1:]...)...)
@@ -94,8 +94,8 @@ func TestCalibrateSaysWhatItSetsAside(t *testing.T) {
 	if _, stderr, code := run("set", "--value=99", "--severity=critical"); code != exitOK {
 		t.Fatal(stderr)
 	}
-	aside := "the model's critical threshold 99 does not apply to classes with more specific thresholds: 3 Dress, 7 " +
-		"Sneaker"
+	aside := "the model's critical threshold 99 does not apply to classes with more specific thresholds: 4 Coat, 9 " +
+		"Ankle boot"
 	for _, apply := range [][]string{nil, {"--apply"}} {
 		stdout, stderr, code := run(append([]string{"calibrate", "--alpha=0.05"}, apply...)...)
 		if code != exitOK || !strings.Contains(stdout, aside) {
@@ -107,7 +107,7 @@ func TestCalibrateSaysWhatItSetsAside(t *testing.T) {
 	if err := json.Unmarshal([]byte(stdout), &plan); err != nil {
 		t.Fatal(err)
 	}
-	if line := plan.Classes[4]; len(line.SetAside) != 2 || line.SetAside[0].Severity != "warn" ||
+	if line := plan.Classes[5]; len(line.SetAside) != 2 || line.SetAside[0].Severity != "warn" ||
 		line.SetAside[1].Value != 99 {
 		t.Errorf("%+v", line)
 	}

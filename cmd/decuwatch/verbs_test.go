@@ -512,7 +512,7 @@ func TestScoreOffline(t *testing.T) {
 			[]string{`"class_label": "T-shirt/top"`, `"profile": "fixed"`, `"runtime": "onnxruntime`}},
 		{"as requested", exitOK,
 			[]string{"--class=0", "--seed=1", "--scoring.profile=as-requested", "--steps=8", "--guidance=3"},
-			[]string{`"profile": "as-requested"`, "ddim s=8 g=3"}},
+			[]string{`"profile": "as-requested"`, "ddim g=3 eta=0 class_gap=paide-w2@0+1/8:posterior:shared"}},
 		{"another sampler", exitOK, []string{"--class=0", "--seed=1", "--sampler=euler"},
 			[]string{"euler was replaced by ddim"}},
 		{"another sampler, skipped", exitOK,

@@ -10,8 +10,8 @@ import (
 	"github.com/decuwatch/decuwatch/schema/postgres"
 )
 
-// whenBack calls get until Postgres answers it, and returns what get returns then. Each attempt that finds Postgres away
-// is logged and passed to note. Another error, or the end of ctx, ends the wait.
+// whenBack calls get until Postgres answers it, and returns what get returns then. Each attempt that finds Postgres
+// away is logged and passed to note. Another error, or the end of ctx, ends the wait.
 func whenBack[T any](ctx context.Context, log *slog.Logger, note func(error), get func() (T, error)) (T, error) {
 	for retry := (backoff.Backoff{Min: 500 * time.Millisecond, Max: 10 * time.Second}); ; {
 		got, err := get()

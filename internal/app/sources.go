@@ -199,8 +199,8 @@ func UnknownVariables(environment []string) []string {
 	return unknown
 }
 
-// EmptyVariables returns the variables of an environment that name a setting and are empty. They leave the setting as it
-// is, so a default such as an address stays.
+// EmptyVariables returns the variables of an environment that name a setting and are empty. They leave the setting as
+// it is, so a default such as an address stays.
 func EmptyVariables(environment []string) []string {
 	var empty []string
 	for _, f := range Settings() {

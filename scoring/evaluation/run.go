@@ -36,8 +36,8 @@ type Evaluation struct {
 	subjects []*subject
 }
 
-// seed returns the seed of a cell's request. All cells have the same seeds, so that they compare the same first latents.
-// Only the requests for false alarms have seeds of their own: alarms are counted as if they were independent.
+// seed returns the seed of a cell's request. All cells have the same seeds, so that they compare the same first
+// latents. Only the requests for false alarms have seeds of their own: alarms are counted as if they were independent.
 func (c Config) seed(cell, request int) uint64 {
 	if request >= c.Seeds {
 		request += cell * c.AlarmSeeds

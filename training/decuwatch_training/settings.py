@@ -16,7 +16,8 @@ from decuwatch_training.paide import ESTIMATORS
 from decuwatch_training.profile import GUIDANCE, JUDGE, TABLES, Measure, measures_of
 
 FORM = re.compile(
-    r"(?P<estimator>[a-z0-9-]+)@(?P<branch>\d+)\+(?P<rollout>\d+)/(?P<steps>\d+):(?P<tables>[a-z]+):(?P<guidance>[a-z]+)"
+    r"(?P<estimator>[a-z0-9-]+)@(?P<branch>\d+)\+(?P<rollout>\d+)/(?P<steps>\d+)"
+    r":(?P<tables>[a-z]+):(?P<guidance>[a-z]+)"
     r"(:(?P<count>\d+))?(:g=(?P<scale>\d+(\.\d+)?))?"
 )
 EXPECTED = "estimator@branch+rollout/steps:tables:guidance[:M][:g=2]"

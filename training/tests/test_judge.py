@@ -66,7 +66,8 @@ class Network(nn.Module):
 def export(network: nn.Module, path: Path, shape: tuple[int, ...], free: tuple[int, ...] = (0,), **more: Any) -> Path:
     names = {"input_names": ["pixels"], "output_names": ["out"]}
     axes = {"pixels": {axis: f"axis{axis}" for axis in free}, "out": {0: "axis0"}} if free else {}
-    torch.onnx.export(network, (torch.zeros(shape),), str(path), dynamo=False, dynamic_axes=axes, **(names | more))  # type: ignore[call-overload]
+    options: dict[str, Any] = {"dynamo": False, "dynamic_axes": axes, **names, **more}
+    torch.onnx.export(network, (torch.zeros(shape),), str(path), **options)
     return path
 
 

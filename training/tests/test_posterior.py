@@ -23,7 +23,13 @@ from decuwatch_training.posterior import (
     squared_distance,
 )
 from decuwatch_training.profile import DEFAULT_PROFILE, measures_of
-from decuwatch_training.tables import TableSettings, choose_images, production_images, train_producers
+from decuwatch_training.tables import (
+    TableSettings,
+    TrainedProducers,
+    choose_images,
+    production_images,
+    train_producers,
+)
 from decuwatch_training.train import load_run
 
 SMALL = TableSettings(
@@ -31,7 +37,9 @@ SMALL = TableSettings(
 )
 
 
-def producers(backbone: Backbone, data: DataSet, settings: TableSettings, checkpoint: Path | None = None):  # type: ignore[no-untyped-def]
+def producers(
+    backbone: Backbone, data: DataSet, settings: TableSettings, checkpoint: Path | None = None
+) -> TrainedProducers:
     latents = backbone.encode(data.train.scaled())
     return train_producers(
         backbone, latents, data.train.classes, data.train.labels, settings, checkpoint=checkpoint, checkpoint_every=4
