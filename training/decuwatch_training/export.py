@@ -83,7 +83,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="how producers draw the first latent",
     )
     parser.add_argument(
-        "--profile", type=Path, help="a scoring profile, such as evaluate's profile.json; defaults to a first guess"
+        "--profile", type=Path, help="a scoring profile as JSON, as in the manifest; defaults to a first guess"
     )
     parser.add_argument("--judge", type=Path, help="the directory that judge wrote; without it, no image_risk")
     parser.add_argument(
