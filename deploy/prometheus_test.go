@@ -375,6 +375,8 @@ func TestPrometheus(t *testing.T) {
 			}
 		}
 	}
+	// Panels without a series here: the ensemble of this test says no closed form.
+	empty := map[string]bool{"Class gap over its closed form": true}
 	n := 0
 	for name, b := range boards(t) {
 		for _, p := range b.Panels {
@@ -388,10 +390,14 @@ func TestPrometheus(t *testing.T) {
 				expr := strings.NewReplacer("$model", ".*", "$__rate_interval", "1m").Replace(target.Expr)
 				var series int
 				var failure string
-				for end := time.Now().Add(patience); series == 0 && time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
+				wait := patience
+				if empty[p.Title] {
+					wait = time.Second
+				}
+				for end := time.Now().Add(wait); series == 0 && time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
 					series, failure = query(expr)
 				}
-				if series == 0 {
+				if series == 0 && !(empty[p.Title] && failure == "") {
 					t.Errorf("%s: no series: %s %s", where, expr, failure)
 				}
 			}
