@@ -83,7 +83,7 @@ func TestPrometheusRules(t *testing.T) {
 				if !strings.Contains(string(operating), "\n### "+r.Alert+"\n") {
 					t.Errorf("docs/operating.md has no runbook ### %s", r.Alert)
 				}
-				if s := r.Labels["severity"]; s != "warning" && s != "critical" {
+				if s := r.Labels["severity"]; s != "warn" && s != "critical" {
 					t.Errorf("%s: severity %q", r.Alert, s)
 				}
 			}

@@ -77,9 +77,9 @@ func (r recorder) Recorded(ctx context.Context, ev schema.Event, d schema.Delive
 	return known, err
 }
 
-func (r recorder) Record(ctx context.Context, v schema.Verdict) (bool, error) {
+func (r recorder) Record(ctx context.Context, v schema.Verdict) (monitor.Recorded, error) {
 	recorded, err := r.Store.Record(ctx, v)
-	return recorded.First, err
+	return monitor.Recorded{First: recorded.First}, err
 }
 
 // work is a worker process: all of the monitor but the engine.

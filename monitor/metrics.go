@@ -24,6 +24,7 @@ type metrics struct {
 	events    *prometheus.CounterVec
 	scores    *prometheus.HistogramVec
 	alerts    *prometheus.CounterVec
+	silenced  *prometheus.CounterVec
 	saturated *prometheus.CounterVec
 	missing   *prometheus.CounterVec
 	fallbacks *prometheus.CounterVec
@@ -49,6 +50,10 @@ func newMetrics(reg prometheus.Registerer, models map[string]Model, maxClassSeri
 			NativeHistogramBucketFactor:    1.1,
 			NativeHistogramMaxBucketNumber: 160,
 		}, []string{"model", "class", "measurement"}),
+		silenced: with.NewCounterVec(prometheus.CounterOpts{
+			Name: "decuwatch_alerts_silenced_total",
+			Help: "Alerts that were stored but not sent because of a silence.",
+		}, []string{"model", "severity", "measurement"}),
 		alerts: with.NewCounterVec(prometheus.CounterOpts{
 			Name: "decuwatch_alerts_total",
 			Help: "Alerts that were committed, by severity and reason.",
@@ -96,6 +101,9 @@ func (m *metrics) create(model string, classes []string) {
 			schema.ReasonClass, schema.ReasonCluster, schema.ReasonModel, schema.ReasonLimit,
 		} {
 			m.alerts.WithLabelValues(model, string(severity), string(reason))
+		}
+		for _, measurement := range schema.MeasurementNames() {
+			m.silenced.WithLabelValues(model, string(severity), string(measurement))
 		}
 	}
 	for _, reason := range schema.UnmeasuredReasons() {

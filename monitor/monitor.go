@@ -41,9 +41,14 @@ type Decider interface {
 type Recorder interface {
 	// Recorded reports whether the event has its verdict already.
 	Recorded(ctx context.Context, ev schema.Event, d schema.Delivery) (bool, error)
-	// Record commits v, with its alerts, in one transaction. First is false if the event had a verdict already: that
-	// verdict stands, and nothing of v is kept.
-	Record(ctx context.Context, v schema.Verdict) (first bool, err error)
+	// Record commits v, with its alerts, in one transaction.
+	Record(ctx context.Context, v schema.Verdict) (Recorded, error)
+}
+
+// Recorded says what became of a verdict.
+type Recorded struct {
+	First    bool                       // false if the event had a verdict already: that one stands, nothing of this is kept
+	Withheld map[string]schema.Dispatch // why alerts are stored but not sent, by their ids
 }
 
 // Config is the configuration of a Monitor.
@@ -185,21 +190,36 @@ func (m *Monitor) commit(ctx context.Context, v schema.Verdict, findings ...aler
 	ctx, span := m.tracer.Start(ctx, "commit")
 	defer func() { finish(span, err) }()
 	start := time.Now()
-	first, err := m.recorder.Record(ctx, v)
+	recorded, err := m.recorder.Record(ctx, v)
 	if err != nil {
 		return refusal(fmt.Errorf("commit verdict: %w", err))
 	}
 	m.metrics.commit.Since(ctx, start)
-	span.SetAttributes(attribute.Bool("decuwatch.first", first), attribute.Int("decuwatch.alerts", len(v.Alerts)))
-	m.metrics.verdict(v, first, findings)
-	if first && v.Score != nil {
+	span.SetAttributes(attribute.Bool("decuwatch.first", recorded.First), attribute.Int("decuwatch.alerts", len(v.Alerts)))
+	m.metrics.verdict(v, recorded.First, findings)
+	if recorded.First && v.Score != nil {
 		for _, a := range v.Alerts {
-			m.log.InfoContext(ctx, "alert", "alert", a.ID, "model", a.Model, "class", a.ClassLabel,
-				"severity", a.Severity, "reason", a.Reason, "measurement", a.Measurement, "value", a.Decided,
-				"threshold", a.Threshold, "source", a.Source, "id", a.EventID)
+			m.logAlert(ctx, a, recorded.Withheld[a.ID])
 		}
 	}
 	return nil
+}
+
+// logAlert logs an alert that is sent, or why it is not.
+func (m *Monitor) logAlert(ctx context.Context, a schema.Alert, withheld schema.Dispatch) {
+	log, says := m.log, "alert"
+	switch withheld {
+	case "", schema.DispatchOwed:
+	case schema.DispatchSilenced:
+		says = "alert silenced: it is stored, but not sent"
+		m.metrics.silenced.WithLabelValues(a.Model, string(a.Severity), string(a.Measurement)).Inc()
+	default:
+		says = "alert held back: it is stored, but not sent"
+		log = log.With("held_back", withheld)
+	}
+	log.InfoContext(ctx, says, "alert", a.ID, "model", a.Model, "class", a.ClassLabel,
+		"severity", a.Severity, "reason", a.Reason, "measurement", a.Measurement, "value", a.Decided,
+		"threshold", a.Threshold, "source", a.Source, "id", a.EventID)
 }
 
 // warnMissing logs once, until that changes, that no threshold applies to a measurement.

@@ -71,9 +71,9 @@ func (r *recorder) Recorded(_ context.Context, ev schema.Event, d schema.Deliver
 	return ok, nil
 }
 
-func (r *recorder) Record(_ context.Context, v schema.Verdict) (bool, error) {
+func (r *recorder) Record(_ context.Context, v schema.Verdict) (monitor.Recorded, error) {
 	if r.err != nil {
-		return false, r.err
+		return monitor.Recorded{}, r.err
 	}
 	key := fmt.Sprint(v.Delivery.Sequence)
 	switch {
@@ -84,13 +84,13 @@ func (r *recorder) Record(_ context.Context, v schema.Verdict) (bool, error) {
 	}
 	if first, ok := r.verdicts[key]; ok {
 		if first.Delivery.Digest != v.Delivery.Digest {
-			return false, fmt.Errorf("record: %w", &schema.Invalid{Field: "id", Reason: "belongs to another event"})
+			return monitor.Recorded{}, fmt.Errorf("record: %w", &schema.Invalid{Field: "id", Reason: "belongs to another event"})
 		}
-		return false, nil
+		return monitor.Recorded{}, nil
 	}
 	r.verdicts[key] = v
 	r.order = append(r.order, v)
-	return true, nil
+	return monitor.Recorded{First: true}, nil
 }
 
 // table decides by a fixed table of thresholds.

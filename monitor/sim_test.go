@@ -76,9 +76,9 @@ func (l *simLedger) Recorded(ctx context.Context, ev schema.Event, d schema.Deli
 	return known, nil
 }
 
-func (l *simLedger) Record(ctx context.Context, v schema.Verdict) (bool, error) {
+func (l *simLedger) Record(ctx context.Context, v schema.Verdict) (monitor.Recorded, error) {
 	if err := l.fault(ctx); err != nil {
-		return false, err
+		return monitor.Recorded{}, err
 	}
 	l.mu.Lock()
 	id := v.Score.Event.ID
@@ -93,11 +93,11 @@ func (l *simLedger) Record(ctx context.Context, v schema.Verdict) (bool, error) 
 	l.mu.Unlock()
 	switch {
 	case known && first.Delivery.Digest != v.Delivery.Digest:
-		return false, &schema.Invalid{Field: "id", Reason: "belongs to another event"}
+		return monitor.Recorded{}, &schema.Invalid{Field: "id", Reason: "belongs to another event"}
 	case lost:
-		return false, errors.New("the answer to the commit was lost")
+		return monitor.Recorded{}, errors.New("the answer to the commit was lost")
 	}
-	return !known, nil
+	return monitor.Recorded{First: !known}, nil
 }
 
 func (l *simLedger) Score(ctx context.Context, r scoring.Request) (scoring.Result, error) {

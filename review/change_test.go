@@ -200,7 +200,7 @@ func TestQueue(t *testing.T) {
 		if len(page) < 3 {
 			break
 		}
-		f.After = &postgres.ReviewPlace{OpenedAt: page[2].OpenedAt, ID: page[2].ID}
+		f.After = &page[2].Place
 	}
 	if len(seen) != 8 || !seen[sample] {
 		t.Errorf("the pages hold %d reviews, want 8", len(seen))

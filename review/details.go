@@ -21,7 +21,8 @@ import (
 type Details struct {
 	postgres.Review
 	Score   *schema.Score          `json:"score,omitempty"` // nil if retention dropped it
-	Alert   *schema.Alert          `json:"alert,omitempty"` // nil for a request that was drawn at random
+	Alert   *schema.Alert          `json:"alert,omitempty"` // most severe; nil for a request that was drawn at random
+	Alerts  []schema.Alert         `json:"alerts"`          // all of the request, the most severe first
 	History []postgres.ReviewEntry `json:"history"`
 	Files   []string               `json:"files"` // of the evidence
 
@@ -48,12 +49,11 @@ func details(ctx context.Context, store *postgres.Store, r postgres.Review) (d D
 	if d.Score, err = store.ScoreByID(ctx, d.Identity()); err != nil && !errors.Is(err, postgres.ErrNotFound) {
 		return d, err
 	}
-	if d.AlertID != "" {
-		alert, err := store.AlertByID(ctx, d.AlertID)
-		if err != nil {
-			return d, err
-		}
-		d.Alert = &alert
+	if d.Alerts, err = store.AlertsOf(ctx, d.Identity()); err != nil {
+		return d, err
+	}
+	if len(d.Alerts) > 0 {
+		d.Alert = &d.Alerts[0]
 	}
 	if d.files, err = store.EvidenceFiles(ctx, d.ID); err != nil {
 		return d, err
@@ -102,8 +102,8 @@ func (d Details) Print(out io.Writer) error {
 	line("assignee", "%s", dash(d.Assignee))
 	line("class", "%s (%d) of %s", terminal.Printable(d.ClassLabel), d.ClassIndex, terminal.Printable(d.Model))
 	line("event", "%s of %s, %s", terminal.Printable(d.EventID), terminal.Printable(d.Source),
-		d.EventTime.Local().Format(time.DateTime))
-	if a := d.Alert; a != nil {
+		stamp(d.EventTime))
+	for _, a := range d.Alerts {
 		line("alert", "%s: %s, %s %.4g >= %.4g", a.Severity, Words(a.Reason), a.Measurement, a.Decided, a.Threshold)
 	}
 	if s := d.Score; s != nil {
@@ -139,7 +139,7 @@ func (d Details) Print(out io.Writer) error {
 			what += " to " + dash(h.Assignee)
 		}
 		comment := strings.ReplaceAll(h.Comment, "\n", " ")
-		line(h.At.Local().Format(time.DateTime), "%s %s%s", terminal.Printable(h.Actor), what, because(comment))
+		line(stamp(h.At), "%s %s%s", terminal.Printable(h.Actor), what, because(comment))
 	}
 	return w.Flush()
 }
@@ -151,7 +151,7 @@ func PrintList(out io.Writer, list []postgres.Review) error {
 	for _, r := range list {
 		fmt.Fprintf(w, "%.12s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", r.ID, StateOf(r), terminal.Printable(r.Model),
 			terminal.Printable(r.ClassLabel), terminal.Printable(r.EventID), dash(r.Assignee), dash(string(r.Evidence)),
-			r.OpenedAt.Local().Format(time.DateTime))
+			stamp(r.OpenedAt))
 	}
 	return w.Flush()
 }
@@ -183,6 +183,9 @@ func StateOf(r postgres.Review) string {
 	}
 	return string(r.State)
 }
+
+// stamp returns a time with its date and zone. Every time for people is in UTC.
+func stamp(t time.Time) string { return t.UTC().Format("2006-01-02 15:04:05 UTC") }
 
 func dash(s string) string { return cmp.Or(terminal.Printable(s), "-") }
 

@@ -80,6 +80,7 @@ type request struct {
 	labels  map[string]string
 	alert   schema.Severity // severity of the alert on its class gap, or ""
 	limit   float64         // threshold of the model that it reached. Defaults to the class's, a tenth below
+	both    bool            // a critical alert on its request risk, too
 	sampled bool
 	source  string // Defaults to /review/test
 	ago     time.Duration
@@ -132,6 +133,15 @@ func (b *bench) commit(score schema.Score, r request) string {
 			Threshold: r.limit, ThresholdID: 1, ClassGap: score.ClassGap.Value, RequestRisk: score.RequestRisk.Value,
 			Receipt: score.Receipt, FiredAt: ev.Time,
 		}}
+		if r.both {
+			second := v.Alerts[0]
+			second.ID, second.Severity = hex.EncodeToString(digest[16:]), schema.SeverityCritical
+			second.Measurement, second.Value, second.Decided = schema.RequestRisk, score.RequestRisk.Value, score.RequestRisk.Value
+			v.Alerts, id = append(v.Alerts, second), second.ID
+			if r.alert == schema.SeverityCritical { // alike severe: the first stands for both
+				id = v.Alerts[0].ID
+			}
+		}
 	}
 	if _, err := b.store.Record(b.t.Context(), v); err != nil {
 		b.t.Fatal(err)

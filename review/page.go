@@ -79,10 +79,14 @@ func NewPage(store *postgres.Store, address net.Addr, c PageConfig) (*Page, erro
 	}
 	mux := http.NewServeMux()
 	change := []string{"do", "version", "comment", "assignee"}
-	mux.HandleFunc("GET /{$}", p.page(parameters{query: []string{"state", "model", "class", "assignee", "severity",
-		"after"}}, p.queue))
-	mux.HandleFunc("GET /review/{id}", p.page(parameters{}, p.review))
-	mux.HandleFunc("POST /review/{id}", p.page(parameters{form: change}, p.act))
+	queue, visit := append([]string{"at", "last"}, queueParameters...), []string{"in", "done", "last"}
+	mux.HandleFunc("GET /{$}", p.page(parameters{query: queue}, p.queue))
+	mux.HandleFunc("POST /{$}", p.page(parameters{query: queue, form: []string{"do", "comment", "assignee"},
+		many: []string{"pick"}}, p.bulk))
+	mux.HandleFunc("GET /queue.csv", p.page(parameters{query: queueParameters}, p.export))
+	mux.HandleFunc("POST /dismiss", p.page(parameters{form: []string{"id", "to"}}, p.dismiss))
+	mux.HandleFunc("GET /review/{id}", p.page(parameters{query: visit}, p.review))
+	mux.HandleFunc("POST /review/{id}", p.page(parameters{query: visit, form: change}, p.act))
 	mux.HandleFunc("GET /review/{id}/evidence/{name}", p.page(parameters{}, p.evidence))
 	mux.HandleFunc("GET /stats", p.page(parameters{query: []string{"model", "days"}}, p.stats))
 	mux.HandleFunc("GET /login", p.login)
@@ -110,6 +114,7 @@ type view struct {
 	Open     bool // the page is for this machine alone
 	Token    bool // a session can be ended
 	Error    string
+	Note     string // what was done
 	Content  any
 }
 
@@ -218,161 +223,6 @@ func (p *Page) render(w http.ResponseWriter, r *http.Request, status int, name s
 
 var errNoPage = fmt.Errorf("there is no such page: %w", postgres.ErrNotFound)
 
-// queuePage is the content of queue.html.
-type queuePage struct {
-	Tabs      []tab
-	Models    []string
-	Classes   []postgres.ReviewClass
-	Filter    url.Values
-	Rows      []row
-	Next      string // address of the next page, or ""
-	Here      string // address of this one, for refreshing
-	Evidence  postgres.EvidenceStats
-	Notices   []schema.Alert
-	Narrowed  bool // by severity: random draws are not among the rows
-	Assignees []string
-}
-
-type tab struct {
-	Name, Address string
-	Count         int
-	Current       bool
-}
-
-type row struct {
-	postgres.Review
-	Thumb string // address of an image, or ""
-}
-
-var tabs = []struct {
-	name   string
-	state  schema.ReviewState
-	states []schema.ReviewState
-}{
-	{"To do", "", []schema.ReviewState{schema.ReviewOpen, schema.ReviewAcknowledged}},
-	{"Open", schema.ReviewOpen, []schema.ReviewState{schema.ReviewOpen}},
-	{"Acknowledged", schema.ReviewAcknowledged, []schema.ReviewState{schema.ReviewAcknowledged}},
-	{"Resolved", schema.ReviewResolved, []schema.ReviewState{schema.ReviewResolved}},
-}
-
-const queueRows = 30
-
-func (p *Page) queue(w http.ResponseWriter, r *http.Request, reviewer string) error {
-	q := r.URL.Query()
-	filter, err := queueFilter(q)
-	if err != nil {
-		return err
-	}
-	counts, err := p.store.ReviewCounts(r.Context(), filter)
-	if err != nil {
-		return err
-	}
-	filter.Limit = queueRows + 1
-	reviews, err := p.store.Reviews(r.Context(), filter)
-	if err != nil {
-		return err
-	}
-	classes, err := p.store.ReviewClasses(r.Context())
-	if err != nil {
-		return err
-	}
-	stats, err := p.store.EvidenceStats(r.Context())
-	if err != nil {
-		return err
-	}
-	c := queuePage{Filter: q, Classes: classes, Evidence: stats, Here: "/?" + q.Encode(), Narrowed: filter.Severity != ""}
-	for _, class := range classes {
-		if !slices.Contains(c.Models, class.Model) {
-			c.Models = append(c.Models, class.Model)
-		}
-	}
-	for _, t := range tabs {
-		n := 0
-		for _, state := range t.states {
-			n += counts[state]
-		}
-		c.Tabs = append(c.Tabs, tab{t.name, "/?" + with(q, "state", string(t.state), "after", "").Encode(), n,
-			q.Get("state") == string(t.state)})
-	}
-	if len(reviews) > queueRows {
-		last := reviews[queueRows-1]
-		c.Next = "/?" + with(q, "after", last.OpenedAt.UTC().Format(time.RFC3339Nano)+" "+last.ID).Encode()
-		reviews = reviews[:queueRows]
-	}
-	for _, v := range reviews {
-		v = Unmarked(v)
-		one := row{Review: v}
-		if v.Evidence == postgres.EvidenceDone {
-			one.Thumb = "/review/" + url.PathEscape(v.ID) + "/evidence/image-0"
-		}
-		c.Rows = append(c.Rows, one)
-	}
-	if c.Notices, err = p.notices(r.Context()); err != nil {
-		return err
-	}
-	p.render(w, r, http.StatusOK, "queue", view{Title: "Queue", Reviewer: reviewer, Content: c})
-	return nil
-}
-
-// notices returns the alerts of the last day that are about no single score.
-func (p *Page) notices(ctx context.Context) ([]schema.Alert, error) {
-	now, err := p.store.Now(ctx)
-	if err != nil {
-		return nil, err
-	}
-	return p.store.Alerts(ctx, postgres.AlertFilter{NotKind: schema.AlertScore, Since: now.Add(-24 * time.Hour), Limit: 4})
-}
-
-// queueFilter reads the filter of the queue.
-func queueFilter(q url.Values) (postgres.ReviewFilter, error) {
-	f := postgres.ReviewFilter{Model: q.Get("model"), Assignee: q.Get("assignee"),
-		Severity: schema.Severity(q.Get("severity"))}
-	found := false
-	for _, t := range tabs {
-		if string(t.state) == q.Get("state") {
-			f.States, found = t.states, true
-		}
-	}
-	if !found {
-		return f, fmt.Errorf("%w: state: there is no state %q", errForm, q.Get("state"))
-	}
-	if f.Severity != "" && f.Severity != schema.SeverityWarn && f.Severity != schema.SeverityCritical {
-		return f, fmt.Errorf("%w: severity: there is no severity %q", errForm, f.Severity)
-	}
-	if s := q.Get("class"); s != "" { // model/index
-		model, index, ok := strings.Cut(s, "/")
-		i, err := strconv.Atoi(index)
-		if !ok || err != nil || i < 0 || i > maxInteger {
-			return f, fmt.Errorf("%w: class: there is no class %q", errForm, s)
-		}
-		if f.Model != "" && f.Model != model {
-			return f, fmt.Errorf("%w: the class %q is not one of %s", errForm, s, f.Model)
-		}
-		f.Model, f.Class = model, &i
-	}
-	if s := q.Get("after"); s != "" {
-		at, id, ok := strings.Cut(s, " ")
-		t, err := time.Parse(time.RFC3339Nano, at)
-		if !ok || err != nil {
-			return f, fmt.Errorf("%w: after: there is no place %q", errForm, s)
-		}
-		f.After = &postgres.ReviewPlace{OpenedAt: t, ID: id}
-	}
-	return f, nil
-}
-
-// with returns values with some of them replaced.
-func with(q url.Values, pairs ...string) url.Values {
-	c := maps.Clone(q)
-	for i := 0; i < len(pairs); i += 2 {
-		c.Del(pairs[i])
-		if pairs[i+1] != "" {
-			c.Set(pairs[i], pairs[i+1])
-		}
-	}
-	return c
-}
-
 // reviewPage is the content of review.html.
 type reviewPage struct {
 	Details
@@ -387,6 +237,7 @@ type reviewPage struct {
 	Receipt    []pair
 	Waiting    bool // for evidence
 	Expired    bool // evidence was dropped by retention
+	Visit      visitPage
 }
 
 type pair struct{ Name, Value string }
@@ -399,8 +250,8 @@ type measurePage struct {
 	Below  float64 // share of the class's other scores that are lower
 	N      int
 	Plot   plot
-	Likely []likely // what the judge says; of image_risk only
-	Fired  bool     // it raised the alert
+	Likely []likely      // what the judge says; of image_risk only
+	Fired  *schema.Alert // the alert that it raised, or nil
 	Bounds []bound
 }
 
@@ -412,11 +263,17 @@ var questions = map[schema.MeasurementName]string{
 }
 
 func (p *Page) review(w http.ResponseWriter, r *http.Request, reviewer string) error {
-	return p.show(w, r, reviewer, r.PathValue("id"), nil)
+	s, err := readSitting(r.URL.Query())
+	if err != nil {
+		return err
+	}
+	return p.show(w, r, reviewer, r.PathValue("id"), s, nil)
 }
 
 // show renders a review, with what went wrong on the way there.
-func (p *Page) show(w http.ResponseWriter, r *http.Request, reviewer, id string, wrong error) error {
+func (p *Page) show(
+	w http.ResponseWriter, r *http.Request, reviewer, id string, s sitting, wrong error,
+) error {
 	ctx := r.Context()
 	v, err := p.store.ReviewByID(ctx, id)
 	if errors.Is(err, postgres.ErrNotFound) && wrong == nil {
@@ -433,11 +290,14 @@ func (p *Page) show(w http.ResponseWriter, r *http.Request, reviewer, id string,
 		return err
 	}
 	if v.ID != id && wrong == nil {
-		http.Redirect(w, r, "/review/"+url.PathEscape(v.ID), http.StatusSeeOther)
+		http.Redirect(w, r, s.address(v.ID), http.StatusSeeOther)
 		return nil
 	}
 	c, err := p.load(ctx, v)
 	if err != nil {
+		return err
+	}
+	if c.Visit, err = p.visit(ctx, s, v.ID); err != nil {
 		return err
 	}
 	status, text := http.StatusOK, ""
@@ -525,7 +385,9 @@ func (p *Page) measures(ctx context.Context, c *reviewPage) error {
 			m.Below = float64(below) / float64(m.N-1)
 		}
 		m.Bounds = bounds(table, s, m.Name, m.Measurement)
-		m.Fired = c.Alert != nil && c.Alert.Measurement == m.Name
+		if i := slices.IndexFunc(c.Alerts, func(a schema.Alert) bool { return a.Measurement == m.Name }); i >= 0 {
+			m.Fired = &c.Alerts[i]
+		}
 		m.Plot = distribution(class, all, m.Value, m.Bounds, s.ClassLabel)
 		if m.Name == schema.ImageRisk {
 			m.Likely = c.verdict()
@@ -565,39 +427,85 @@ func receipt(r schema.Receipt) []pair {
 // act changes a review as a button or a form says.
 func (p *Page) act(w http.ResponseWriter, r *http.Request, reviewer string) error {
 	id := r.PathValue("id")
-	version, err := strconv.Atoi(r.PostForm.Get("version"))
-	if err != nil || version < 1 || version > maxInteger {
-		return fmt.Errorf("%w: version is %q, it names no version of the review", errForm, r.PostForm.Get("version"))
+	s, err := readSitting(r.URL.Query())
+	if err != nil {
+		return err
+	}
+	version, err := readVersion(r.PostForm.Get("version"))
+	if err != nil {
+		return err
 	}
 	do := r.PostForm.Get("do")
-	change := Change{Action: do, Actor: reviewer, Comment: r.PostForm.Get("comment"), Version: version}
-	switch {
-	case slices.Contains(schema.ReviewVerdicts(), schema.ReviewVerdict(do)):
-		change.Action, change.Verdict = Resolve, schema.ReviewVerdict(do)
-	case do == Assign:
-		change.Assignee, change.Comment = strings.TrimSpace(r.PostForm.Get("assignee")), ""
-	case do == "evidence":
+	if do == "evidence" {
 		if err := p.store.RetryEvidence(r.Context(), id); err != nil {
 			return err
 		}
-		return p.done(w, r, reviewer, id)
+		return p.done(w, r, reviewer, id, s)
 	}
-	if _, err := change.Apply(r.Context(), p.store, id); err != nil {
-		if errors.Is(err, ErrRefused) || errors.Is(err, ErrConflict) {
-			return p.show(w, r, reviewer, id, err)
-		}
+	change := changeOf(r.PostForm, reviewer)
+	change.Version = version
+	changed, err := change.Apply(r.Context(), p.store, id)
+	switch {
+	case errors.Is(err, ErrRefused) || errors.Is(err, ErrConflict):
+		return p.show(w, r, reviewer, id, s, err)
+	case err != nil:
 		return err
+	case do == undo:
+		redirect(w, r, s.address(changed.ID))
+		return nil
+	case change.Action == Resolve && s.in:
+		next, err := p.next(r.Context(), s, changed.ID)
+		if err != nil {
+			return err
+		}
+		redirect(w, r, next)
+		return nil
 	}
-	return p.done(w, r, reviewer, id)
+	return p.done(w, r, reviewer, id, s)
+}
+
+// undo is the button that takes the last verdict back and returns to its review.
+const undo = "undo"
+
+// changeOf returns the change that a form asks for.
+func changeOf(form url.Values, reviewer string) Change {
+	do := form.Get("do")
+	change := Change{Action: do, Actor: reviewer, Comment: form.Get("comment")}
+	switch {
+	case slices.Contains(schema.ReviewVerdicts(), schema.ReviewVerdict(do)):
+		change.Action, change.Verdict = Resolve, schema.ReviewVerdict(do)
+	case do == undo:
+		change.Action = Reopen
+	case do == Assign:
+		change.Assignee, change.Comment = strings.TrimSpace(form.Get("assignee")), ""
+	}
+	return change
+}
+
+func readVersion(text string) (int, error) {
+	version, err := strconv.Atoi(text)
+	if err != nil || version < 1 || version > maxInteger {
+		return 0, fmt.Errorf("%w: version is %q, it names no version of the review", errForm, text)
+	}
+	return version, nil
 }
 
 // done shows the review after a change.
-func (p *Page) done(w http.ResponseWriter, r *http.Request, reviewer, id string) error {
+func (p *Page) done(w http.ResponseWriter, r *http.Request, reviewer, id string, s sitting) error {
 	if r.Header.Get("HX-Request") == "" {
-		http.Redirect(w, r, "/review/"+url.PathEscape(id), http.StatusSeeOther)
+		http.Redirect(w, r, s.address(id), http.StatusSeeOther)
 		return nil
 	}
-	return p.show(w, r, reviewer, id, nil)
+	return p.show(w, r, reviewer, id, s, nil)
+}
+
+// redirect sends the browser to another page.
+func redirect(w http.ResponseWriter, r *http.Request, address string) {
+	if r.Header.Get("HX-Request") != "" {
+		w.Header().Set("HX-Redirect", address)
+		return
+	}
+	http.Redirect(w, r, address, http.StatusSeeOther)
 }
 
 func (p *Page) evidence(w http.ResponseWriter, r *http.Request, _ string) error {
@@ -721,6 +629,9 @@ var functions = template.FuncMap{
 	"number":     number,
 	"words":      Words,
 	"short":      short,
+	"tail":       tail,
+	"orders":     postgres.ReviewOrders,
+	"highest":    func(o postgres.ReviewOrder) bool { return o != postgres.ReviewNewest && o != postgres.ReviewOldest },
 	"severities": func() []schema.Severity { return []schema.Severity{schema.SeverityCritical, schema.SeverityWarn} },
 	"inc":        func(i int) int { return i + 1 },
 	"percent": func(v float64) string {
@@ -734,7 +645,7 @@ var functions = template.FuncMap{
 	},
 	"scale": func(v, most float64) float64 { return round(v * most) },
 	"sub":   func(a, b float64) float64 { return round(a - b) },
-	"time":  func(t time.Time) string { return t.UTC().Format("2006-01-02 15:04:05 UTC") },
+	"time":  stamp,
 	"stamp": func(t time.Time) string { return t.UTC().Format(time.RFC3339) },
 	"ago": func(t time.Time) string {
 		switch d := time.Since(t); {

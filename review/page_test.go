@@ -253,7 +253,7 @@ func TestPageInChromium(t *testing.T) {
 	p.holds(`location.pathname === "/"`)
 
 	// One review: five images that load, the heat map over them, what the labels say as text only.
-	p.run("open", chromedp.Click(chromedp.CSS("#r-"+first)))
+	p.run("open", chromedp.Navigate(site.URL+"/review/"+first))
 	p.says("h1", "open")
 	p.holds(`document.querySelectorAll(".images figure").length === 6 && 
 		Array.from(document.images).every(i => i.complete && i.naturalWidth > 0)`)

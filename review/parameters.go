@@ -28,7 +28,8 @@ const (
 // parameters are the names that a route takes in its query and in its form.
 type parameters struct {
 	query, form []string
-	any         bool // nothing is looked at: there is no such page
+	many        []string // names in the form that may be given several times
+	any         bool     // nothing is looked at: there is no such page
 }
 
 // check reads the request's form and returns an error that names the first parameter which is unknown, given twice or
@@ -46,7 +47,7 @@ func (p parameters) check(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return fmt.Errorf("%w: the query: %w", errForm, err)
 	}
-	if err := checkValues(query, p.query); err != nil || r.Method != http.MethodPost {
+	if err := checkValues(query, p.query, nil); err != nil || r.Method != http.MethodPost {
 		return err
 	}
 	if kind, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil ||
@@ -61,20 +62,23 @@ func (p parameters) check(w http.ResponseWriter, r *http.Request) error {
 	} else if err != nil {
 		return fmt.Errorf("%w: the form: %w", errForm, err)
 	}
-	return checkValues(r.PostForm, p.form)
+	return checkValues(r.PostForm, p.form, p.many)
 }
 
-func checkValues(values url.Values, known []string) error {
+func checkValues(values url.Values, known, many []string) error {
 	for _, name := range slices.Sorted(maps.Keys(values)) {
 		list := values[name]
+		repeats := slices.Contains(many, name)
 		switch {
-		case !slices.Contains(known, name):
+		case !repeats && !slices.Contains(known, name):
 			return fmt.Errorf("%w: there is no parameter %q here", errForm, name)
-		case len(list) > 1:
+		case !repeats && len(list) > 1:
 			return fmt.Errorf("%w: %s is given %d times", errForm, name, len(list))
 		}
-		if err := checkText(name, list[0]); err != nil {
-			return err
+		for _, value := range list {
+			if err := checkText(name, value); err != nil {
+				return err
+			}
 		}
 	}
 	return nil

@@ -5,6 +5,7 @@ import (
 	"math"
 	"slices"
 	"strconv"
+	"unicode/utf8"
 
 	"github.com/decuwatch/decuwatch/schema"
 )
@@ -165,11 +166,11 @@ func distribution(class, all []float64, score float64, bounds []bound, label str
 		}
 	}
 	for _, v := range a.ticks(6) {
-		p.Ticks = append(p.Ticks, mark{X: round(a.at(v)), Y: p.Base, Text: number(v), Anchor: anchor(a.at(v), p)})
+		p.Ticks = append(p.Ticks, mark{X: round(a.at(v)), Y: p.Base, Text: number(v), Anchor: anchor(a.at(v), number(v), p)})
 	}
 	for _, b := range bounds {
 		p.Lines = append(p.Lines, mark{X: round(a.at(b.Value)), Y: 30, Text: b.text(), Class: "bound " + string(b.Severity),
-			Anchor: anchor(a.at(b.Value), p)})
+			Anchor: anchor(a.at(b.Value), b.text(), p)})
 	}
 	slices.SortFunc(p.Lines, func(a, b mark) int { return int(a.X - b.X) })
 	for i := 1; i < len(p.Lines); i++ { // texts that would meet stand one above the other
@@ -177,16 +178,20 @@ func distribution(class, all []float64, score float64, bounds []bound, label str
 			p.Lines[i].Y = 76 - p.Lines[i-1].Y
 		}
 	}
-	p.Lines = append(p.Lines, mark{X: round(a.at(score)), Y: 14, Text: "this score " + number(score), Class: "score",
-		Anchor: anchor(a.at(score), p)})
+	text := "this score " + number(score)
+	p.Lines = append(p.Lines, mark{X: round(a.at(score)), Y: 14, Text: text, Class: "score",
+		Anchor: anchor(a.at(score), text, p)})
 	return p
 }
 
-func anchor(x float64, p plot) string {
+// anchor returns on which side of x a text fits. Texts are largest on a phone.
+func anchor(x float64, text string, p plot) string {
+	const character = 11 // width on a phone, in the plot's units
+	half := character * float64(utf8.RuneCountInString(text)) / 2
 	switch {
-	case x < p.Left+100:
+	case x < p.Left+half:
 		return "start"
-	case x > p.Right-100:
+	case x > p.Right-half:
 		return "end"
 	}
 	return "middle"
@@ -194,7 +199,7 @@ func anchor(x float64, p plot) string {
 
 // trajectory draws the disagreement of the components by the step at which they leave the shared path.
 func trajectory(dots []TrajectoryDot) plot {
-	p := plot{Width: 640, Height: 170, Left: 62, Right: 628, Base: 138}
+	p := plot{Width: 640, Height: 170, Left: 106, Right: 628, Base: 138}
 	if len(dots) == 0 {
 		p.Empty = true
 		return p

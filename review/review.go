@@ -185,6 +185,13 @@ func (c Change) message(
 		Source:  r.Source, EventID: r.EventID, EventTime: r.EventTime.UTC(), Model: r.Model, ClassIndex: r.ClassIndex,
 		ClassLabel: r.ClassLabel, At: at,
 	}
+	raised, err := store.AlertsOf(ctx, r.Identity())
+	if err != nil {
+		return schema.OutboxMessage{}, err
+	}
+	for _, a := range raised {
+		event.AlertIDs = append(event.AlertIDs, a.ID)
+	}
 	score, err := store.ScoreByID(ctx, r.Identity())
 	if err != nil && !errors.Is(err, postgres.ErrNotFound) { // retention may have dropped it
 		return schema.OutboxMessage{}, err
@@ -203,6 +210,15 @@ func (c Change) message(
 		Sink: schema.SinkStream, AlertID: schema.ReviewMessageID(event), Subject: schema.ReviewSubject(event),
 		Header: header, Body: body,
 	}, nil
+}
+
+// tail returns an id shortened to its end. Ids that are made one after the other often begin alike.
+func tail(id string) string {
+	const most = 16
+	if runes := []rune(id); len(runes) > most {
+		return "…" + string(runes[len(runes)-most+1:])
+	}
+	return id
 }
 
 // short returns the beginning of an id, as it is shown.

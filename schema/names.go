@@ -1,6 +1,10 @@
 package schema
 
-import "strings"
+import (
+	"cmp"
+	"slices"
+	"strings"
+)
 
 // Severity is how urgent an alert is.
 type Severity string
@@ -13,6 +17,11 @@ const (
 
 // Severities returns all severities, the mildest first.
 func Severities() []Severity { return []Severity{SeverityWarn, SeverityCritical} }
+
+// Compare returns -1 if s is milder than t, 1 if it is more severe, and 0 if they are the same.
+func (s Severity) Compare(t Severity) int {
+	return cmp.Compare(slices.Index(Severities(), s), slices.Index(Severities(), t))
+}
 
 // Scope is what a threshold applies to.
 type Scope string
@@ -62,6 +71,18 @@ const (
 	AlertClassDrift       AlertKind = "class_drift"       // a class's scores rose above the model's distribution
 	AlertThresholdMissing AlertKind = "threshold_missing" // the model has thresholds, but of other series only
 	AlertCanaryMissed     AlertKind = "canary_missed"     // no alert fired on a canary
+)
+
+// Dispatch is whether an alert is sent, or why not.
+type Dispatch string
+
+// Dispatches of an alert. All but the first are stored only.
+const (
+	DispatchOwed        Dispatch = "owed"
+	DispatchClassBudget Dispatch = "class_budget" // beyond the class's budget of the hour
+	DispatchModelBudget Dispatch = "model_budget" // beyond the model's budget of the hour
+	DispatchCoolDown    Dispatch = "cool_down"    // repeats one that was sent shortly before
+	DispatchSilenced    Dispatch = "silenced"     // a silence is in force
 )
 
 // Reason is why an alert fired, or why it did not. The reason of an alert that is not about a score is its kind.

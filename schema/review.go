@@ -15,10 +15,11 @@ const LabelCanary = "decuwatch.canary"
 // Review is the data of a review event: a reviewer's verdict on one request, or its withdrawal.
 type Review struct {
 	ReviewID    string        `json:"review_id"`
-	AlertID     string        `json:"alert_id,omitempty"` // empty for a request that was drawn at random
-	Version     int           `json:"version"`            // of the review; a greater one is newer
-	State       ReviewState   `json:"state"`              // resolved, or open if an earlier verdict was withdrawn
-	Verdict     ReviewVerdict `json:"verdict,omitempty"`  // empty if it was withdrawn
+	AlertID     string        `json:"alert_id,omitempty"`  // most severe; empty for a request that was drawn at random
+	AlertIDs    []string      `json:"alert_ids,omitempty"` // of all alerts on the request, the most severe first
+	Version     int           `json:"version"`             // of the review; a greater one is newer
+	State       ReviewState   `json:"state"`               // resolved, or open if an earlier verdict was withdrawn
+	Verdict     ReviewVerdict `json:"verdict,omitempty"`   // empty if it was withdrawn
 	Reviewer    string        `json:"reviewer"`
 	Comment     string        `json:"comment,omitempty"`
 	Source      string        `json:"source"` // of the event

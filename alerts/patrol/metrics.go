@@ -37,8 +37,8 @@ func newMetrics(reg prometheus.Registerer, models []Model) *metrics {
 		}, []string{"model", "reason"}),
 		stale: with.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "decuwatch_thresholds_stale",
-			Help: "1 if the model has thresholds of the measurement, but no threshold for the ensemble and settings that " +
-				"score now.",
+			Help: "1 if the model has or had thresholds of the measurement, but none applies to the ensemble and settings " +
+				"that score now.",
 		}, []string{"model", "measurement"}),
 		shadow: with.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "decuwatch_threshold_shadow_ratio",

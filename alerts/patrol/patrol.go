@@ -48,6 +48,8 @@ type Raiser interface {
 // ThresholdSource reads the thresholds in force.
 type ThresholdSource interface {
 	Thresholds(ctx context.Context) ([]schema.Threshold, error)
+	// NewestChange returns the newest change of a threshold of a model's measurement, or 0 if it never had one.
+	NewestChange(ctx context.Context, model string, of schema.MeasurementName) (int64, error)
 }
 
 // Model is what is patrolled.
@@ -182,7 +184,7 @@ func (p *Patrol) Summaries(ctx context.Context, now time.Time) error {
 			FiredAt: now.UTC().Truncate(time.Microsecond), Count: n,
 			Detail: fmt.Sprintf("%d more alerts from %s to %s UTC were not sent: %d beyond the class's budget, %d beyond the "+
 				"model's, %d in the cool-down; all of them are in review",
-				n, h.Hour.Format("2006-01-02 15:04"), end.Format("15:04"), h.ClassBudget, h.ModelBudget, h.CoolDown),
+				n, h.Hour.Format("2006-01-02 15:04"), end.Format("2006-01-02 15:04"), h.ClassBudget, h.ModelBudget, h.CoolDown),
 		})
 		if first {
 			p.metrics.heldBack.WithLabelValues(h.Model, "class_budget").Add(float64(h.ClassBudget))
@@ -195,7 +197,7 @@ func (p *Patrol) Summaries(ctx context.Context, now time.Time) error {
 }
 
 // Stale raises one alert for each model and measurement whose thresholds were all set for another ensemble or other
-// settings: they do not silently apply, so that nothing decides but what is set anew.
+// settings, or were all withdrawn: nothing decides until thresholds are set anew.
 func (p *Patrol) Stale(ctx context.Context, now time.Time) error {
 	thresholds, err := p.thresholds.Thresholds(ctx)
 	if err != nil {
@@ -215,19 +217,31 @@ func (p *Patrol) Stale(ctx context.Context, now time.Time) error {
 					others++
 				}
 			}
-			if applies > 0 || others == 0 {
+			id := []string{string(schema.AlertThresholdMissing), m.Name, m.EnsembleDigest, m.Settings, string(measurement)}
+			detail := fmt.Sprintf("the %d thresholds of %s belong to another ensemble or other settings and do not apply "+
+				"to %.12s: calibrate anew", others, measurement, m.EnsembleDigest)
+			missing := applies == 0 && others > 0
+			if applies == 0 && others == 0 {
+				change, err := p.thresholds.NewestChange(ctx, m.Name, measurement)
+				if err != nil {
+					errs = append(errs, err)
+					continue
+				}
+				missing = change > 0
+				id = append(id, fmt.Sprint(change)) // each time that none is left
+				detail = fmt.Sprintf("change %d left no threshold of %s: scores are stored, but raise no alert", change, measurement)
+			}
+			if !missing {
 				p.metrics.stale.WithLabelValues(m.Name, string(measurement)).Set(0)
 				continue
 			}
 			p.metrics.stale.WithLabelValues(m.Name, string(measurement)).Set(1)
 			_, err := p.raise(ctx, schema.Alert{
-				ID: schema.ID(string(schema.AlertThresholdMissing), m.Name, m.EnsembleDigest, m.Settings,
-					string(measurement)), Kind: schema.AlertThresholdMissing, Model: m.Name, ClassIndex: -1,
+				ID: schema.ID(id...), Kind: schema.AlertThresholdMissing, Model: m.Name, ClassIndex: -1,
 				Severity: schema.SeverityCritical, Measurement: measurement, EventTime: now.UTC().Truncate(time.Microsecond),
 				FiredAt: now.UTC().Truncate(time.Microsecond), Count: others,
 				Receipt: schema.Receipt{EnsembleDigest: m.EnsembleDigest, Settings: m.Settings},
-				Detail: fmt.Sprintf("the %d thresholds of %s belong to another ensemble or other settings and do not apply "+
-					"to %.12s: calibrate anew", others, measurement, m.EnsembleDigest),
+				Detail:  detail,
 			})
 			errs = append(errs, err)
 		}

@@ -1,6 +1,7 @@
 package patrol
 
 import (
+	"errors"
 	"fmt"
 	"log/slog"
 	"math"
@@ -243,6 +244,25 @@ func TestStale(t *testing.T) {
 	set(t, store, digest, 1)
 	if got := stale(); got != 0 || len(raised(t, store, schema.AlertThresholdMissing)) != 1 {
 		t.Errorf("the metric is %g after the calibration", got)
+	}
+	// Rollbacks until no threshold is left: missing, each time that it happens.
+	for i := range 2 {
+		for {
+			if _, err := store.RollbackThresholds(t.Context(), "test", "test"); errors.Is(err, postgres.ErrNotFound) {
+				break
+			} else if err != nil {
+				t.Fatal(err)
+			}
+		}
+		got := stale()
+		if all := raised(t, store, schema.AlertThresholdMissing); got != 1 || len(all) != 2+i ||
+			!strings.Contains(all[0].Detail, "left no threshold of class_gap") {
+			t.Errorf("round %d: the metric is %g, %+v", i, got, all)
+		}
+		set(t, store, digest, 1)
+	}
+	if got := stale(); got != 0 {
+		t.Errorf("the metric is %g after the last calibration", got)
 	}
 }
 

@@ -47,6 +47,7 @@ type cli struct {
 	Redeliver  redeliverCmd  `cmd:"" help:"Publish events again that became dead letters."`
 	Republish  republishCmd  `cmd:"" help:"Publish alerts again that their stream has lost."`
 	Thresholds thresholdsCmd `cmd:"" help:"List and set thresholds."`
+	Silences   silencesCmd   `cmd:"" help:"Stop sending alerts for a time."`
 	Review     reviewCmd     `cmd:"" help:"Work through the queue of alerts."`
 	Canary     canaryCmd     `cmd:"" help:"Publish under-trained classes, and raise an alert if no alert fires."`
 	Ensemble   ensembleCmd   `cmd:"" help:"Inspect or verify an ensemble directory."`

@@ -35,9 +35,7 @@ func (c *ensembleInspectCmd) Run(s *streams) error {
 		return err
 	}
 	if c.JSON {
-		out := json.NewEncoder(s.out)
-		out.SetIndent("", "  ")
-		return out.Encode(map[string]any{"digest": e.Digest, "manifest": json.RawMessage(e.Document)})
+		return writeJSON(s.out, map[string]any{"digest": e.Digest, "manifest": json.RawMessage(e.Document)})
 	}
 	meaning := map[string]string{
 		ensemble.RegimeExposure: "the class was hardly trained", ensemble.RegimeDisagreement: "the data leave the class open",

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"slices"
 
 	"github.com/decuwatch/decuwatch/internal/app"
 	"github.com/decuwatch/decuwatch/review"
@@ -12,14 +13,16 @@ import (
 )
 
 type reviewListCmd struct {
-	State    string             `default:"todo" enum:"todo,open,acknowledged,resolved,all" help:"State of the reviews."`
-	Model    string             `placeholder:"NAME" help:"Only this model."`
-	Class    *int               `placeholder:"INDEX" help:"Only this class."`
-	Assignee string             `placeholder:"NAME" help:"Only reviews of this person."`
-	Severity schema.Severity    `enum:"warn,critical," default:"" placeholder:"warn|critical" help:"Only this severity."`
-	Limit    int                `default:"50" help:"Maximum number of reviews to list, newest first."`
-	JSON     bool               `name:"json" help:"Print JSON."`
-	Postgres app.PostgresConfig `embed:"" prefix:"postgres." group:"Postgres"`
+	State    string               `default:"todo" enum:"todo,open,acknowledged,resolved,all" help:"State of the reviews."`
+	Model    string               `placeholder:"NAME" help:"Only this model."`
+	Class    string               `placeholder:"CLASS" help:"Only this class: an index, or a label."`
+	Assignee string               `placeholder:"NAME" help:"Only reviews of this person."`
+	Search   string               `placeholder:"TEXT" help:"Part of an event id or label, or a label as name=value."`
+	Order    postgres.ReviewOrder `placeholder:"ORDER" help:"newest, oldest, or the measurement whose highest comes first."`
+	Severity schema.Severity      `enum:"warn,critical," default:"" placeholder:"warn|critical" help:"Only this severity."`
+	Limit    int                  `default:"50" help:"Maximum number of reviews to list."`
+	JSON     bool                 `name:"json" help:"Print each review as one line of JSON."`
+	Postgres app.PostgresConfig   `embed:"" prefix:"postgres." group:"Postgres"`
 }
 
 func (reviewListCmd) Help() string {
@@ -29,7 +32,7 @@ Examples:
 
   decuwatch review list
   decuwatch review list --severity critical --model fashion-mnist
-  decuwatch review list --state resolved --json | jq -r '[.[] | .verdict] | group_by(.) | map({(.[0]): length}) | add'`
+  decuwatch review list --state resolved --json | jq -r .verdict | sort | uniq -c`
 }
 
 func (c *reviewListCmd) Run(ctx context.Context, s *streams, log *slog.Logger) error {
@@ -37,7 +40,10 @@ func (c *reviewListCmd) Run(ctx context.Context, s *streams, log *slog.Logger) e
 		return usage("--limit is %d, must be 1 to 10000", c.Limit)
 	}
 	filter := postgres.ReviewFilter{
-		Model: c.Model, Class: c.Class, Assignee: c.Assignee, Severity: c.Severity, Limit: c.Limit,
+		Model: c.Model, Assignee: c.Assignee, Severity: c.Severity, Search: c.Search, Order: c.Order, Limit: c.Limit,
+	}
+	if orders := postgres.ReviewOrders(); c.Order != "" && !slices.Contains(orders, c.Order) {
+		return usage("--order is %q, must be one of %s", c.Order, schema.List(orders))
 	}
 	switch c.State {
 	case "todo":
@@ -47,6 +53,10 @@ func (c *reviewListCmd) Run(ctx context.Context, s *streams, log *slog.Logger) e
 		filter.States = []schema.ReviewState{schema.ReviewState(c.State)}
 	}
 	return app.WithStore(ctx, c.Postgres, log, func(store *postgres.Store) error {
+		var err error
+		if filter.Class, _, err = storedClass(ctx, store, c.Model, c.Class); err != nil {
+			return err
+		}
 		list, err := store.Reviews(ctx, filter)
 		if err != nil {
 			return err
@@ -57,7 +67,7 @@ func (c *reviewListCmd) Run(ctx context.Context, s *streams, log *slog.Logger) e
 		}
 		switch {
 		case c.JSON:
-			return writeJSON(s.out, unmarked)
+			return writeLines(s.out, unmarked)
 		case len(list) == 0:
 			_, err := fmt.Fprintln(s.out, "Nothing waits for a reviewer here.")
 			return err

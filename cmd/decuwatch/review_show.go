@@ -12,7 +12,7 @@ import (
 type reviewShowCmd struct {
 	ID       string             `arg:"" help:"Id of the review; an alert and its review have the same id."`
 	Images   string             `placeholder:"DIR" help:"Write the files of the evidence into this directory."`
-	JSON     bool               `name:"json" help:"Print JSON."`
+	JSON     bool               `name:"json" help:"Print one line of JSON."`
 	Postgres app.PostgresConfig `embed:"" prefix:"postgres." group:"Postgres"`
 }
 

@@ -232,8 +232,9 @@ func TestReviewLoop(t *testing.T) {
 	var queue []postgres.Review
 	natstest.Until(t, "both are in review", func() bool {
 		out, _ := l.run(exitOK, "review", "list", "--state=all", "--json")
-		if err := json.Unmarshal([]byte(out), &queue); err != nil {
-			t.Fatal(err)
+		queue = nil
+		for line := range strings.Lines(out) {
+			queue = append(queue, decode[postgres.Review](t, line))
 		}
 		return len(queue) == 2
 	})

@@ -3,8 +3,6 @@ package main
 import (
 	"cmp"
 	"context"
-	"encoding/json"
-	"io"
 	"log/slog"
 	"time"
 
@@ -108,11 +106,4 @@ func eventView(e schema.Event) event { return event{e.Source, e.ID, e.Time, e.Da
 type scoreView struct {
 	Event event `json:"event"`
 	schema.Score
-}
-
-func writeJSON(w io.Writer, v any) error {
-	out := json.NewEncoder(w)
-	out.SetIndent("", "  ")
-	out.SetEscapeHTML(false)
-	return out.Encode(v)
 }

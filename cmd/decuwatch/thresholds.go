@@ -7,7 +7,6 @@ import (
 	"os/user"
 	"slices"
 	"text/tabwriter"
-	"time"
 
 	"github.com/decuwatch/decuwatch/internal/app"
 	"github.com/decuwatch/decuwatch/schema"
@@ -17,6 +16,7 @@ import (
 type thresholdsCmd struct {
 	List      thresholdsListCmd      `cmd:"" help:"List the thresholds in force."`
 	Set       thresholdsSetCmd       `cmd:"" help:"Set one threshold; running monitors follow at once."`
+	Reference thresholdsReferenceCmd `cmd:"" name:"from-reference" help:"Set first thresholds from an ensemble's reference."`
 	Calibrate thresholdsCalibrateCmd `cmd:"" help:"Find thresholds with a known false-alarm rate from stored scores."`
 	History   thresholdsHistoryCmd   `cmd:"" help:"List changes of thresholds: who, when, why."`
 	Rollback  thresholdsRollbackCmd  `cmd:"" help:"Undo the newest change of thresholds."`
@@ -24,7 +24,7 @@ type thresholdsCmd struct {
 
 type thresholdsListCmd struct {
 	Model    string             `placeholder:"NAME" help:"Thresholds of this model only."`
-	JSON     bool               `name:"json" help:"Print JSON."`
+	JSON     bool               `name:"json" help:"Print each threshold as one line of JSON."`
 	Postgres app.PostgresConfig `embed:"" prefix:"postgres." group:"Postgres"`
 }
 
@@ -44,7 +44,7 @@ func (c *thresholdsListCmd) Run(ctx context.Context, s *streams, log *slog.Logge
 			list = slices.DeleteFunc(list, func(t schema.Threshold) bool { return t.Model != c.Model })
 		}
 		if c.JSON {
-			return writeJSON(s.out, slices.Concat([]schema.Threshold{}, list)) // [] instead of null
+			return writeLines(s.out, list)
 		}
 		return printThresholds(s, list)
 	})
@@ -53,7 +53,7 @@ func (c *thresholdsListCmd) Run(ctx context.Context, s *streams, log *slog.Logge
 func printThresholds(s *streams, list []schema.Threshold) error {
 	if len(list) == 0 {
 		_, err := fmt.Fprintln(s.out, "There are no thresholds: scores are stored, but raise no alert. "+
-			"Set one: decuwatch thresholds set --help")
+			"Set the first: decuwatch thresholds from-reference --help")
 		return err
 	}
 	w := tabwriter.NewWriter(s.out, 0, 8, 2, ' ', 0)
@@ -69,7 +69,7 @@ func printThresholds(s *streams, list []schema.Threshold) error {
 		}
 		fmt.Fprintf(w, "%d\t%s\t%.8s\t%s\t%s\t%s\t%.4g\t%s\t%s\t%d\t%s\t%s\t%s\n", t.ID, t.Model, t.EnsembleDigest,
 			t.Measurement, scope, t.Severity, t.Value, distance, t.Origin, t.N,
-			printable(t.SetBy), t.SetAt.Local().Format(time.DateTime), printable(t.Reason))
+			printable(t.SetBy), stamp(t.SetAt), printable(t.Reason))
 	}
 	return w.Flush()
 }

@@ -7,16 +7,16 @@ import (
 	"slices"
 	"strings"
 	"text/tabwriter"
-	"time"
 
 	"github.com/decuwatch/decuwatch/internal/app"
+	"github.com/decuwatch/decuwatch/schema"
 	"github.com/decuwatch/decuwatch/schema/postgres"
 )
 
 type thresholdsHistoryCmd struct {
 	Model    string             `placeholder:"NAME" help:"Changes of this model only."`
 	Limit    int                `default:"20" help:"Maximum number of changes to list, newest first."`
-	JSON     bool               `name:"json" help:"Print JSON, with every threshold."`
+	JSON     bool               `name:"json" help:"Print each change as one line of JSON, with its thresholds."`
 	Postgres app.PostgresConfig `embed:"" prefix:"postgres." group:"Postgres"`
 }
 
@@ -36,7 +36,7 @@ func (c *thresholdsHistoryCmd) Run(ctx context.Context, s *streams, log *slog.Lo
 			return err
 		}
 		if c.JSON {
-			return writeJSON(s.out, slices.Concat([]postgres.ThresholdChange{}, changes)) // [] instead of null
+			return writeLines(s.out, changes)
 		}
 		w := tabwriter.NewWriter(s.out, 0, 8, 2, ' ', 0)
 		fmt.Fprintln(w, "change\tset at\tby\tkind\tthresholds\treason")
@@ -45,7 +45,7 @@ func (c *thresholdsHistoryCmd) Run(ctx context.Context, s *streams, log *slog.Lo
 			if change.Undoes != 0 {
 				kind = fmt.Sprintf("%s of %d", kind, change.Undoes)
 			}
-			fmt.Fprintf(w, "%d\t%s\t%s\t%s\t%d\t%s\n", change.ID, change.SetAt.Local().Format(time.DateTime),
+			fmt.Fprintf(w, "%d\t%s\t%s\t%s\t%d\t%s\n", change.ID, stamp(change.SetAt),
 				printable(change.SetBy), kind, len(change.Thresholds), printable(change.Reason))
 		}
 		return w.Flush()
@@ -81,8 +81,29 @@ func (c *thresholdsRollbackCmd) Run(ctx context.Context, s *streams, log *slog.L
 		if err != nil {
 			return err
 		}
-		_, err = fmt.Fprintf(s.out, "change %d takes back change %d: %d thresholds\n", change.ID, change.Undoes,
+		fmt.Fprintf(s.out, "change %d takes back change %d: %d thresholds\n", change.ID, change.Undoes,
 			len(change.Thresholds))
-		return err
+		return warnNoneLeft(ctx, s, store, change)
 	})
+}
+
+// warnNoneLeft names the measurements for which a change has left no threshold in force.
+func warnNoneLeft(ctx context.Context, s *streams, store *postgres.Store, change postgres.ThresholdChange) error {
+	left, err := store.Thresholds(ctx)
+	if err != nil {
+		return fmt.Errorf("the change is made, but what is left is unknown: %w", err)
+	}
+	var named []string
+	for _, t := range change.Thresholds {
+		text := fmt.Sprintf("%s of %s (ensemble %.12s)", t.Measurement, t.Model, t.EnsembleDigest)
+		if slices.Contains(named, text) || slices.ContainsFunc(left, func(l schema.Threshold) bool {
+			return l.Series() == t.Series() && l.Measurement == t.Measurement
+		}) {
+			continue
+		}
+		named = append(named, text)
+		fmt.Fprintf(s.out, "Warning: no threshold is left for %s: scores are stored, but raise no alert. Set the first: "+
+			"decuwatch thresholds from-reference --help\n", printable(text))
+	}
+	return nil
 }

@@ -25,6 +25,7 @@ type thresholdsSetCmd struct {
 	Limit       bool                   `help:"An absolute limit that applies beside the other thresholds, to every class."`
 	Distance    *float64               `placeholder:"D" help:"Threshold of the mean distance of saturated measurements."`
 	Settings    string                 `placeholder:"KEY" help:"Settings of the scores. Defaults to the ensemble's."`
+	DryRun      bool                   `help:"Only print what would change."`
 	Reason      string                 `required:"" placeholder:"TEXT" help:"Why, for the history."`
 	By          string                 `placeholder:"NAME" help:"Who sets it. Defaults to the user who runs this."`
 
@@ -36,7 +37,8 @@ func (thresholdsSetCmd) Help() string {
 		`every class that has no threshold of its own. The most specific scope with any threshold decides: a class with a ` +
 		`threshold of one severity no longer uses the model's thresholds of either severity. The output names what no ` +
 		`longer applies. A critical threshold below the warn threshold of the same scope is refused. A saturated ` +
-		`measurement is decided by its mean distance; without --distance it fires.
+		`measurement is decided by its mean distance; without --distance it fires. The output says how many alerts of the ` +
+		`last week the change adds or removes; with --dry-run nothing else happens.
 
 Examples:
 
@@ -61,11 +63,26 @@ func (c *thresholdsSetCmd) Run(ctx context.Context, s *streams, log *slog.Logger
 		return err
 	}
 	return app.WithStore(ctx, c.Postgres, log, func(store *postgres.Store) error {
+		impact, err := thresholdImpact(ctx, store, t.Series(), []schema.Threshold{t})
+		if err != nil {
+			return err
+		}
+		if c.DryRun {
+			fmt.Fprintln(s.out, describeThreshold(t, e))
+			if err := impact.Print(s.out); err != nil {
+				return err
+			}
+			_, err := fmt.Fprintln(s.out, "Nothing was changed. Set it without --dry-run")
+			return err
+		}
 		t, err := store.SetThreshold(ctx, t)
 		if err != nil {
 			return err
 		}
-		fmt.Fprintf(s.out, "threshold %d: %s of %s alerts as %s from %g\n", t.ID, t.Measurement, t.Model, t.Severity, t.Value)
+		fmt.Fprintf(s.out, "threshold %d: %s\n", t.ID, describeThreshold(t, e))
+		if err := impact.Print(s.out); err != nil {
+			return err
+		}
 		table, err := alerts.ReadTable(ctx, store)
 		if err != nil {
 			return fmt.Errorf("the threshold is set, but what it sets aside is unknown: %w", err)

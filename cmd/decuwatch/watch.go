@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"log/slog"
 	"strings"
@@ -60,7 +59,7 @@ func (c *watchCmd) Run(ctx context.Context, s *streams, log *slog.Logger) error 
 
 func (c *watchCmd) print(s *streams, a schema.Alert) error {
 	if c.JSON {
-		return json.NewEncoder(s.out).Encode(a)
+		return writeJSON(s.out, a)
 	}
 	fmt.Fprintln(s.out, watch.Line(a, s.terminal))
 	link := c.Alerts.Link

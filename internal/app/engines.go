@@ -7,6 +7,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/decuwatch/decuwatch/alerts/calibration"
 	"github.com/decuwatch/decuwatch/internal/settings"
 	"github.com/decuwatch/decuwatch/monitor"
 	"github.com/decuwatch/decuwatch/schema"
@@ -66,8 +67,26 @@ func warnWithoutThresholds(ctx context.Context, store *postgres.Store, engines m
 		digest, profile := engine.Ensemble().Digest, engine.Profile().Settings()
 		series := schema.Series{Model: name, EnsembleDigest: digest, Settings: profile}
 		if !slices.ContainsFunc(list, func(t schema.Threshold) bool { return t.Series() == series }) {
+			advice := "decuwatch thresholds set --help"
+			if len(ReferenceThresholds(engine.Ensemble())) > 0 {
+				advice = "decuwatch thresholds from-reference " + engine.Ensemble().Path + " --apply"
+			}
 			log.Warn("no threshold applies to this ensemble and its settings: scores are stored, but raise no alert",
-				"model", name, "ensemble", digest, "settings", profile, "see", "decuwatch thresholds set --help")
+				"model", name, "ensemble", digest, "settings", profile, "run", advice)
 		}
 	}
+}
+
+// SeriesOf returns the series of the scores that an ensemble makes with its fixed profile.
+func SeriesOf(e *ensemble.Ensemble) schema.Series {
+	return schema.Series{Model: e.Name, EnsembleDigest: e.Digest, Settings: e.Profile.Settings()}
+}
+
+// ReferenceThresholds returns the thresholds that an ensemble's reference scores give, or none if it brings none.
+func ReferenceThresholds(e *ensemble.Ensemble) (list []schema.Threshold) {
+	for _, name := range schema.MeasurementNames() {
+		reference := e.Reference[string(name)]
+		list = append(list, calibration.FromReference(SeriesOf(e), name, reference.Quantiles, reference.N)...)
+	}
+	return list
 }

@@ -65,23 +65,20 @@ func (c NATSConfig) Connect(name string, wait bool, log *slog.Logger) (*nats.Con
 	if err := c.Check(); err != nil {
 		return nil, err
 	}
+	told := &natsLog{config: c, log: log}
 	opts := []nats.Option{
 		nats.Name("decuwatch " + name), nats.MaxReconnects(-1), nats.ReconnectWait(500 * time.Millisecond),
 		nats.Timeout(connectTimeout), nats.RetryOnFailedConnect(wait), nats.CustomInboxPrefix(c.InboxPrefix),
+		nats.IgnoreAuthErrorAbort(), // credentials may become valid
 		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
 			if err != nil {
 				log.Warn("lost the connection to NATS", "err", err)
 			}
 		}),
-		nats.ReconnectErrHandler(func(_ *nats.Conn, err error) {
-			log.Warn("cannot connect to NATS, trying again", "nats", settings.Redact(c.URL), "err", c.explain(err))
-		}),
-		nats.ReconnectHandler(func(nc *nats.Conn) {
-			log.Info("connected to NATS again", "server", nc.ConnectedUrlRedacted())
-		}),
-		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
-			log.Warn("NATS reports an error", "err", err)
-		}),
+		nats.ReconnectErrHandler(func(_ *nats.Conn, err error) { told.failed(err) }),
+		nats.ConnectHandler(told.connected),
+		nats.ReconnectHandler(told.reconnected),
+		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) { told.reported(err) }),
 	}
 	if c.Creds != "" {
 		opts = append(opts, nats.UserCredentials(c.Creds))
@@ -105,6 +102,9 @@ func (c NATSConfig) Connect(name string, wait bool, log *slog.Logger) (*nats.Con
 	nc, err := nats.Connect(c.URL, opts...)
 	if err != nil {
 		return nil, fmt.Errorf("connect to NATS at %s: %w", settings.Redact(c.URL), c.explain(err))
+	}
+	if wait {
+		go told.follow(nc)
 	}
 	return nc, nil
 }

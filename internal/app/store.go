@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/decuwatch/decuwatch/consumers"
+	"github.com/decuwatch/decuwatch/monitor"
 	"github.com/decuwatch/decuwatch/schema"
 	"github.com/decuwatch/decuwatch/schema/postgres"
 	"github.com/decuwatch/decuwatch/scoring"
@@ -23,10 +24,10 @@ func (r Recorder) Recorded(ctx context.Context, ev schema.Event, d schema.Delive
 	return known, unavailable(err)
 }
 
-// Record commits a verdict and reports whether it is the first.
-func (r Recorder) Record(ctx context.Context, v schema.Verdict) (bool, error) {
+// Record commits a verdict and reports whether it is the first, and which of its alerts are not sent.
+func (r Recorder) Record(ctx context.Context, v schema.Verdict) (monitor.Recorded, error) {
 	recorded, err := r.Store.Record(ctx, v)
-	return recorded.First, unavailable(err)
+	return monitor.Recorded{First: recorded.First, Withheld: recorded.Withheld}, unavailable(err)
 }
 
 // tries is the store as the consumers need it.

@@ -63,6 +63,9 @@ func (d *demo) events(before uint64) []schema.Event {
 	return events
 }
 
+// sayEvery is the interval of lines about progress if there is no terminal to draw on.
+const sayEvery = 5 * time.Second
+
 // scored waits until the messages of the stream from one sequence number to another have their verdicts.
 func (d *demo) scored(ctx context.Context, from, to uint64) error {
 	late := fmt.Errorf("not every request has its verdict after %s", d.Timeout)
@@ -70,9 +73,14 @@ func (d *demo) scored(ctx context.Context, from, to uint64) error {
 	defer cancel()
 	bar := terminal.Progress(d.Progress, d.Requests, "scoring")
 	defer bar.Exit() //nolint:errcheck // it only draws
+	said := time.Now()
 	return until(ctx, 100*time.Millisecond, func() (bool, error) {
 		verdicts, err := d.store.VerdictsBySequence(ctx, d.cfg.Stream.Name, from, to)
 		_ = bar.Set(min(len(verdicts), d.Requests)) // it only draws
+		if d.Progress == nil && time.Since(said) >= sayEvery && len(verdicts) < d.Requests {
+			said = time.Now()
+			d.say("scoring", "%d of %d requests", len(verdicts), d.Requests)
+		}
 		return len(verdicts) >= d.Requests, err
 	})
 }

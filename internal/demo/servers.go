@@ -64,6 +64,7 @@ func (d *demo) startServers(ctx context.Context) (err error) {
 
 	d.cfg.NATS.URL, d.cfg.Postgres.URL = d.broker.ClientURL(), d.database.URL()
 	d.cfg.Metrics.Address, d.cfg.Review.Address = loopback(freePort(d.MetricsPort)), loopback(freePort(d.ReviewPort))
+	d.cfg.Volume = postgres.Volume{} // every alert of a demo is sent, however often it runs
 	d.cfg.Scoring.Ensembles, d.cfg.Scoring.Library = []string{d.Ensemble}, d.Library
 	if d.store, err = d.cfg.Postgres.Open(ctx, d.log); err != nil {
 		return err

@@ -15,6 +15,7 @@ import (
 
 	"github.com/decuwatch/decuwatch/alerts"
 	"github.com/decuwatch/decuwatch/alerts/watch"
+	"github.com/decuwatch/decuwatch/internal/app"
 	"github.com/decuwatch/decuwatch/internal/settings"
 	"github.com/decuwatch/decuwatch/internal/terminal"
 	"github.com/decuwatch/decuwatch/schema"
@@ -23,9 +24,10 @@ import (
 
 // classSummary is what became of the requests of one class.
 type classSummary struct {
-	index            int
-	requests, alerts int
-	sums, counts     map[schema.MeasurementName]float64
+	index             int
+	requests, alerted int
+	alerts            int // a request may raise one for each measurement
+	sums, counts      map[schema.MeasurementName]float64
 }
 
 // mean returns the mean of a measurement; false if no request has it.
@@ -49,12 +51,14 @@ func (d *demo) summary(ctx context.Context, events []schema.Event, took time.Dur
 	if err != nil {
 		return err
 	}
-	alerted := 0
+	alerted, raised := 0, 0
 	for _, c := range classes {
-		alerted += c.alerts
+		alerted += c.alerted
+		raised += c.alerts
 	}
-	fmt.Fprintf(d.Out, "\n%d requests in %.1f s: %.0f requests/s, %.0f rows of U-Net work/s; %d raised an alert\n\n",
-		len(events), took.Seconds(), float64(len(events))/took.Seconds(), float64(rows)/took.Seconds(), alerted)
+	fmt.Fprintf(d.Out, "\n%d requests in %.1f s: %.0f requests/s, %.0f rows of U-Net work/s; %d of the requests "+
+		"raised %d alerts\n\n",
+		len(events), took.Seconds(), float64(len(events))/took.Seconds(), float64(rows)/took.Seconds(), alerted, raised)
 	if err := d.printClasses(classes, table); err != nil {
 		return err
 	}
@@ -98,19 +102,20 @@ func (d *demo) classes(ctx context.Context, events []schema.Event) (list []class
 		}
 		rows += recorded.Score.Receipt.Rows
 		if len(recorded.AlertIDs) > 0 {
-			c.alerts++
+			c.alerted++
 		}
+		c.alerts += len(recorded.AlertIDs)
 	}
 	list = slices.DeleteFunc(list, func(c classSummary) bool { return c.requests == 0 })
 	slices.SortStableFunc(list, func(a, b classSummary) int { return cmp.Compare(b.gap(), a.gap()) })
 	return list, rows, nil
 }
 
-// printClasses prints one line for each class, with a bar as long as its class gap is high.
+// printClasses prints one line for each class, with a bar beside the class gap.
 func (d *demo) printClasses(classes []classSummary, table *alerts.Table) error {
 	const width = 24
 	bound := func(measurement schema.MeasurementName, class int) string { // the lowest that raises an alert
-		list := table.Applicable(seriesOf(d.ensemble), measurement, class).All()
+		list := table.Applicable(app.SeriesOf(d.ensemble), measurement, class).All()
 		if len(list) == 0 {
 			return "-"
 		}
@@ -122,7 +127,7 @@ func (d *demo) printClasses(classes []classSummary, table *alerts.Table) error {
 	for _, name := range schema.MeasurementNames() {
 		fmt.Fprintf(w, "mean %s\tthreshold\t", strings.ReplaceAll(string(name), "_", " "))
 	}
-	fmt.Fprintln(w, "alerts\t  ")
+	fmt.Fprintln(w, "requests with an alert\t")
 	for _, c := range classes {
 		class := d.ensemble.Classes[c.index]
 		fmt.Fprintf(w, "%s\t%s\t%d\t", terminal.Printable(class.Label), class.ImageCount(), c.requests)
@@ -131,10 +136,13 @@ func (d *demo) printClasses(classes []classSummary, table *alerts.Table) error {
 			if mean, measured := c.mean(name); measured {
 				value = fmt.Sprintf("%.4f", mean)
 			}
+			if name == schema.ClassGap {
+				n := max(1, int(math.Round(c.gap()/classes[0].gap()*width)))
+				value = strings.Repeat(" ", width-n) + strings.Repeat("█", n) + "  " + value
+			}
 			fmt.Fprintf(w, "%s\t%s\t", value, bound(name, c.index))
 		}
-		n := max(1, int(math.Round(c.gap()/classes[0].gap()*width)))
-		fmt.Fprintf(w, "%d\t  %s\n", c.alerts, strings.Repeat("█", n)+strings.Repeat(" ", width-n))
+		fmt.Fprintf(w, "%d\t\n", c.alerted)
 	}
 	return w.Flush()
 }

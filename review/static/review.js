@@ -9,16 +9,18 @@ function rows() {
 
 function choose(step) {
   const list = rows();
-  if (list.length === 0) return;
+  if (list.length === 0) return false;
   const at = list.findIndex((row) => row.id === current);
   const next = list[Math.min(Math.max(at + step, 0), list.length - 1)];
   current = next.id;
   mark();
   next.focus({ preventScroll: true });
   next.scrollIntoView({ block: "nearest" });
+  return true;
 }
 
 function mark() {
+  current ||= document.querySelector(".row.chosen")?.id ?? "";
   rows().forEach((row) => row.classList.toggle("chosen", row.id === current));
 }
 
@@ -33,6 +35,20 @@ function toggle(id) {
   }
 }
 
+function pick() {
+  const box = document.getElementById(current)?.closest("li").querySelector(".pick");
+  if (box) box.checked = !box.checked;
+}
+
+function enlarge(link) {
+  const dialog = document.getElementById("large");
+  const image = new Image();
+  image.src = link.href;
+  image.alt = link.querySelector("img[alt]:not([alt=''])")?.alt ?? "";
+  dialog.replaceChildren(image, dialog.querySelector("form"));
+  dialog.showModal();
+}
+
 function showKeys() {
   document.getElementById("keys").showModal();
 }
@@ -45,13 +61,16 @@ document.addEventListener("keydown", (event) => {
     return;
   }
   const keys = {
-    j: () => choose(1),
-    k: () => choose(-1),
+    x: pick,
     h: () => toggle("heat"),
     s: () => toggle("score"),
     m: () => document.querySelector("[data-comment]")?.focus(),
     "?": showKeys,
   };
+  if (event.key === "j" && choose(1) || event.key === "k" && choose(-1)) {
+    event.preventDefault();
+    return;
+  }
   const act = keys[event.key];
   if (act) {
     event.preventDefault();
@@ -68,12 +87,27 @@ document.addEventListener("keydown", (event) => {
 
 document.addEventListener("click", (event) => {
   if (event.target.closest("[data-keys]")) showKeys();
+  const link = event.target.closest("[data-enlarge]");
+  if (link && !event.ctrlKey && !event.metaKey && !event.shiftKey) {
+    event.preventDefault();
+    enlarge(link);
+  }
 });
+
+// The row that the reviewer comes back from is where the keys go on.
+mark();
+document.getElementById(current)?.scrollIntoView({ block: "center" });
 
 // What a swap brings in is as the server made it: open what was open before.
 let opened = {};
 document.addEventListener("htmx:beforeSwap", () => {
-  opened = { score: document.getElementById("score")?.open, heat: document.getElementById("heat")?.checked };
+  opened = {
+    score: document.getElementById("score")?.open, heat: document.getElementById("heat")?.checked,
+    notices: document.querySelector(".notices")?.open,
+  };
+});
+document.addEventListener("htmx:beforeRequest", (event) => { // a refresh would lose the selection
+  if (event.target.id === "queue" && document.querySelector(".pick:checked")) event.preventDefault();
 });
 document.addEventListener("htmx:afterSettle", () => {
   mark();
@@ -81,5 +115,7 @@ document.addEventListener("htmx:afterSettle", () => {
   if (score && opened.score) score.open = true;
   const heat = document.getElementById("heat");
   if (heat && opened.heat) heat.checked = true;
+  const notices = document.querySelector(".notices");
+  if (notices && opened.notices) notices.open = true;
   document.querySelector(".flash")?.scrollIntoView({ block: "nearest" });
 });

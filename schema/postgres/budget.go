@@ -10,14 +10,6 @@ import (
 	"github.com/decuwatch/decuwatch/schema"
 )
 
-// Deliveries of an alert.
-const (
-	deliveryOwed        = "owed"
-	deliveryClassBudget = "class_budget"
-	deliveryModelBudget = "model_budget"
-	deliveryCoolDown    = "cool_down"
-)
-
 // Volume bounds how many alerts on scores are sent. An alert beyond it is stored, and enters review, all the same; a
 // summary of the hour counts it. Warnings and critical alerts have budgets of their own, so that one cannot
 // crowd out the other. Monitors that commit at the same moment may exceed a budget by what they commit.
@@ -58,8 +50,8 @@ type spent struct {
 	last   map[coolDownKey]time.Time
 }
 
-// applyBudgets sets the delivery of each alert by what was sent lately.
-func applyBudgets(ctx context.Context, tx pgx.Tx, v Volume, alerts []alertRow) error {
+// applyBudgets sets the delivery of each alert that is not silenced by what was sent lately.
+func applyBudgets(ctx context.Context, tx pgx.Tx, v Volume, alerts []*alertRow) error {
 	if !v.bounded() || len(alerts) == 0 {
 		return nil
 	}
@@ -72,13 +64,15 @@ func applyBudgets(ctx context.Context, tx pgx.Tx, v Volume, alerts []alertRow) e
 		return err
 	}
 	for i := range alerts {
-		alerts[i].Delivery = v.deliver(sent, alerts[i], now)
+		if alerts[i].Delivery == schema.DispatchOwed {
+			alerts[i].Delivery = v.deliver(sent, alerts[i], now)
+		}
 	}
 	return nil
 }
 
 // readSpent reads what was sent of the alerts' models in this hour of the clock, and within the cool-down.
-func readSpent(ctx context.Context, tx pgx.Tx, v Volume, alerts []alertRow, now time.Time) (spent, error) {
+func readSpent(ctx context.Context, tx pgx.Tx, v Volume, alerts []*alertRow, now time.Time) (spent, error) {
 	sent := spent{map[budgetKey]int{}, map[coolDownKey]time.Time{}}
 	var models []string
 	for _, a := range alerts {
@@ -106,19 +100,19 @@ func readSpent(ctx context.Context, tx pgx.Tx, v Volume, alerts []alertRow, now 
 }
 
 // deliver decides on one alert and counts it if it is sent.
-func (v Volume) deliver(sent spent, a alertRow, now time.Time) string {
+func (v Volume) deliver(sent spent, a *alertRow, now time.Time) schema.Dispatch {
 	class, model := budgetKey{a.Model, a.Severity, a.ClassIndex}, budgetKey{a.Model, a.Severity, allClasses}
 	cool := coolDownKey{class, a.Measurement}
 	switch last := sent.last[cool]; {
 	case v.CoolDown > 0 && !last.IsZero() && now.Sub(last) < v.CoolDown:
-		return deliveryCoolDown
+		return schema.DispatchCoolDown
 	case v.ClassPerHour > 0 && sent.inHour[class] >= v.ClassPerHour:
-		return deliveryClassBudget
+		return schema.DispatchClassBudget
 	case v.ModelPerHour > 0 && sent.inHour[model] >= v.ModelPerHour:
-		return deliveryModelBudget
+		return schema.DispatchModelBudget
 	}
 	sent.inHour[class]++
 	sent.inHour[model]++
 	sent.last[cool] = now
-	return deliveryOwed
+	return schema.DispatchOwed
 }

@@ -5,6 +5,8 @@ import (
 	"slices"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/decuwatch/decuwatch/schema"
 )
 
 // insertWon inserts everything that belongs to the verdicts that stand now.
@@ -13,7 +15,7 @@ func insertWon(ctx context.Context, tx pgx.Tx, round []*call, volume Volume) err
 		scores      []*scoreRow
 		skips       []*skipRow
 		deadLetters []*deadLetterRow
-		alerts      []alertRow
+		alerts      []*alertRow
 		outbox      []outboxRow
 		reviews     []reviewRow
 	)
@@ -32,15 +34,22 @@ func insertWon(ctx context.Context, tx pgx.Tx, round []*call, volume Volume) err
 		if c.deadLetter != nil && c.event != nil {
 			deadLetters = append(deadLetters, c.deadLetter) // others are written already, by claimMessages
 		}
-		alerts = append(alerts, c.alerts...)
+		for i := range c.alerts {
+			alerts = append(alerts, &c.alerts[i])
+		}
 		outbox = append(outbox, c.outbox...)
-		reviews = append(reviews, c.reviews...)
+		if c.review != nil {
+			reviews = append(reviews, *c.review)
+		}
+	}
+	if err := applySilences(ctx, tx, alerts); err != nil {
+		return err
 	}
 	if err := applyBudgets(ctx, tx, volume, alerts); err != nil {
 		return err
 	}
 	for _, a := range alerts {
-		if a.Delivery != deliveryOwed {
+		if a.Delivery != schema.DispatchOwed {
 			outbox = slices.DeleteFunc(outbox, func(o outboxRow) bool { return o.MessageID == a.ID })
 		}
 	}

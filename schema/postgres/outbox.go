@@ -57,6 +57,9 @@ func (s *Store) RaiseAlert(ctx context.Context, a schema.Alert) (bool, error) {
 	}
 	first := false
 	err := s.begin(ctx, "raise alert "+a.ID, func(tx pgx.Tx) error {
+		if err := applySilences(ctx, tx, []*alertRow{&c.alerts[0]}); err != nil {
+			return err
+		}
 		b := &batch{}
 		insert(b, "alerts", "ON CONFLICT DO NOTHING", c.alerts)
 		if b.err != nil {
@@ -71,6 +74,9 @@ func (s *Store) RaiseAlert(ctx context.Context, a schema.Alert) (bool, error) {
 			return err
 		}
 		first = true
+		if c.alerts[0].Delivery != schema.DispatchOwed {
+			return nil
+		}
 		b = &batch{}
 		insert(b, "outbox", "ON CONFLICT DO NOTHING", c.outbox)
 		b.notify(ChannelOutbox)

@@ -21,6 +21,8 @@ var (
 	alertsList string
 	//go:embed queries/alerts_of_event.sql
 	alertsOfEvent string
+	//go:embed queries/alerts_of_request.sql
+	alertsOfRequest string
 	//go:embed queries/alerts_sent.sql
 	alertsSent string
 	//go:embed queries/alerts_spent.sql
@@ -39,6 +41,8 @@ var (
 	claimDeadLetters string
 	//go:embed queries/claim_events.sql
 	claimEvents string
+	//go:embed queries/class_by_label.sql
+	classByLabel string
 	//go:embed queries/class_data.sql
 	classData string
 	//go:embed queries/class_gap_distances.sql
@@ -59,6 +63,8 @@ var (
 	ensurePartition string
 	//go:embed queries/ensure_partitions.sql
 	ensurePartitions string
+	//go:embed queries/end_silence.sql
+	endSilence string
 	//go:embed queries/event_by_identity.sql
 	eventByIdentity string
 	//go:embed queries/event_digests.sql
@@ -89,6 +95,8 @@ var (
 	insertRepeat string
 	//go:embed queries/insert_review_history.sql
 	insertReviewHistory string
+	//go:embed queries/insert_silence.sql
+	insertSilence string
 	//go:embed queries/insert_threshold.sql
 	insertThreshold string
 	//go:embed queries/insert_threshold_change.sql
@@ -105,6 +113,8 @@ var (
 	messagesSent string
 	//go:embed queries/messages_standing.sql
 	messagesStanding string
+	//go:embed queries/newest_threshold_change.sql
+	newestThresholdChange string
 	//go:embed queries/open_reviews.sql
 	openReviews string
 	//go:embed queries/other_workers.sql
@@ -135,6 +145,8 @@ var (
 	reviewExists string
 	//go:embed queries/review_history.sql
 	reviewHistory string
+	//go:embed queries/review_position.sql
+	reviewPosition string
 	//go:embed queries/reviews_by_prefix.sql
 	reviewsByPrefix string
 	//go:embed queries/reviews_list.sql
@@ -151,6 +163,12 @@ var (
 	settled string
 	//go:embed queries/settled_before.sql
 	settledBefore string
+	//go:embed queries/silence_counts.sql
+	silenceCounts string
+	//go:embed queries/silences_in_force.sql
+	silencesInForce string
+	//go:embed queries/silences_list.sql
+	silencesList string
 	//go:embed queries/swept_position.sql
 	sweptPosition string
 	//go:embed queries/tables_not_writable.sql

@@ -17,6 +17,9 @@ type Recorded struct {
 	Reason   string        // of a skip; kind of a dead letter
 	Score    *schema.Score // nil if the outcome is another, or the score was dropped by retention
 	AlertIDs []string      // of the score's alerts
+
+	// Withheld says, if First, why alerts are stored but not sent, by their ids.
+	Withheld map[string]schema.Dispatch
 }
 
 // Record commits a verdict and returns when it is durable. Calls that run at the same time share one transaction.
@@ -56,6 +59,11 @@ func (s *Store) Record(ctx context.Context, v schema.Verdict) (Recorded, error) 
 		return Recorded{}, fmt.Errorf("record verdict: %w", c.err)
 	}
 	if c.won {
+		for _, a := range c.alerts {
+			if a.Delivery != schema.DispatchOwed {
+				c.result.Withheld[a.ID] = a.Delivery
+			}
+		}
 		return c.result, nil
 	}
 	first, err := s.standing(ctx, *c.stands)
@@ -82,7 +90,7 @@ type call struct {
 	deadLetter *deadLetterRow
 	alerts     []alertRow
 	outbox     []outboxRow
-	reviews    []reviewRow
+	review     *reviewRow
 
 	done   chan struct{} // closed when what follows is set
 	result Recorded      // if this verdict stands
@@ -158,18 +166,17 @@ func (s *Store) prepareScore(ctx context.Context, c *call, v schema.Verdict) err
 	}
 	row := newScoreRow(v.Score)
 	c.score = &row
-	c.result = Recorded{First: true, Outcome: schema.OutcomeScore, Score: v.Score}
+	c.result = Recorded{
+		First: true, Outcome: schema.OutcomeScore, Score: v.Score, Withheld: map[string]schema.Dispatch{},
+	}
 	for _, a := range v.Alerts {
 		if err := c.addAlert(a, s.config.Sinks); err != nil {
 			return err
 		}
 	}
-	if v.Sampled && len(v.Alerts) == 0 {
-		c.reviews = append(c.reviews, reviewRow{
-			ID: SampleID(v.Score.Event.Identity()), Kind: "sample",
-			Source: row.Source, EventID: row.EventID, EventTime: row.EventTime, Model: row.Model,
-			EnsembleDigest: row.EnsembleDigest, ClassIndex: row.ClassIndex, ClassLabel: row.ClassLabel,
-		})
+	if v.Sampled || len(v.Alerts) > 0 {
+		review := newReviewRow(v.Score, v.Alerts)
+		c.review = &review
 	}
 	return s.ensureMonth(ctx, row.EventTime)
 }
@@ -185,7 +192,7 @@ func ofItsModel(l *schema.DeadLetter) bool {
 		l.Subject == schema.SubjectGeneration(l.Event.Data.Model))
 }
 
-// addAlert adds an alert with its review if it is about a score, and what is owed to the sinks.
+// addAlert adds an alert, and what is owed to the sinks.
 func (c *call) addAlert(a schema.Alert, sinks []schema.Sink) error {
 	if err := checkAlert(a); err != nil {
 		return err
@@ -197,12 +204,6 @@ func (c *call) addAlert(a schema.Alert, sinks []schema.Sink) error {
 	c.alerts = append(c.alerts, newAlertRow(a))
 	c.result.AlertIDs = append(c.result.AlertIDs, a.ID)
 	c.outbox = append(c.outbox, outbox...)
-	if c.score != nil {
-		c.reviews = append(c.reviews, reviewRow{
-			ID: a.ID, Kind: "alert", AlertID: &a.ID, Source: a.Source, EventID: a.EventID, EventTime: a.EventTime,
-			Model: a.Model, EnsembleDigest: a.Receipt.EnsembleDigest, ClassIndex: a.ClassIndex, ClassLabel: a.ClassLabel,
-		})
-	}
 	return nil
 }
 

@@ -14,7 +14,7 @@ import (
 // and that the outbox does not owe, and whatever else it delivered in that time. A time of 0 is no bound. Age is
 // measured on the server's clock.
 func (s *Store) Sent(ctx context.Context, within time.Duration) ([]string, error) {
-	ids, err := list(ctx, s.pool, pgx.RowTo[string], messagesSent, deliveryOwed, schema.SinkStream, within)
+	ids, err := list(ctx, s.pool, pgx.RowTo[string], messagesSent, schema.DispatchOwed, schema.SinkStream, within)
 	if err != nil {
 		return nil, fmt.Errorf("read messages that were sent: %w", err)
 	}

@@ -1,9 +1,11 @@
 package postgres
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -19,15 +21,15 @@ var ErrAmbiguous = errors.New("several reviews start with it; give more of the i
 
 // Kinds of a review.
 const (
-	ReviewAlert  = "alert"  // of an alert on a score
+	ReviewAlert  = "alert"  // of a score with alerts
 	ReviewSample = "sample" // of a score without an alert that was drawn at random
 )
 
-// Review is what a person looks at: one alert, or one request that was drawn at random.
+// Review is what a person looks at: one request with alerts, or one that was drawn at random.
 type Review struct {
 	ID             string               `json:"id"`
 	Kind           string               `json:"kind"`     // alert or sample
-	AlertID        string               `json:"alert_id"` // empty for a sample
+	AlertID        string               `json:"alert_id"` // of the most severe alert; empty for a sample
 	Source         string               `json:"source"`
 	EventID        string               `json:"event_id"`
 	EventTime      time.Time            `json:"event_time"`
@@ -43,13 +45,18 @@ type Review struct {
 	UpdatedAt      time.Time            `json:"updated_at"`
 	ResolvedAt     *time.Time           `json:"resolved_at"`
 
-	Severity    schema.Severity        `json:"severity"`    // of the alert; empty for a sample
-	Reason      schema.Reason          `json:"reason"`      // of the alert
-	Measurement schema.MeasurementName `json:"measurement"` // of the alert
+	Severity    schema.Severity        `json:"severity"`    // of the most severe alert; empty for a sample
+	Reason      schema.Reason          `json:"reason"`      // of that alert
+	Measurement schema.MeasurementName `json:"measurement"` // of that alert
 
 	Evidence         string `json:"evidence"` // pending, done or failed; empty without a job
 	EvidenceAttempts int    `json:"evidence_attempts"`
 	EvidenceError    string `json:"evidence_error"` // why the last attempt failed
+
+	Labels   map[string]string                  `json:"labels"` // of the event
+	Measured map[schema.MeasurementName]float64 `json:"-"`      // values, which a list does not show before the verdict
+
+	Place ReviewPlace `json:"-"` // in the list that it was read from
 }
 
 // Identity returns what names the review's event.
@@ -57,40 +64,109 @@ func (r *Review) Identity() schema.Identity {
 	return schema.Identity{Source: r.Source, ID: r.EventID, Model: r.Model}
 }
 
-// ReviewFilter chooses reviews; a field at its zero value does not.
-type ReviewFilter struct {
-	States   []schema.ReviewState // any of them
-	Model    string
-	Class    *int
-	Assignee string
-	Severity schema.Severity // of the alert: leaves samples out
-	After    *ReviewPlace
-	Limit    int // Defaults to 50
+// ReviewOrder is the order of a list of reviews: ReviewNewest, ReviewOldest, or the name of a measurement, whose highest
+// value comes first.
+type ReviewOrder string
+
+// Orders of a list of reviews that are about time.
+const (
+	ReviewNewest ReviewOrder = "newest"
+	ReviewOldest ReviewOrder = "oldest"
+)
+
+// ReviewOrders returns all orders.
+func ReviewOrders() []ReviewOrder {
+	list := []ReviewOrder{ReviewNewest, ReviewOldest}
+	for _, name := range schema.MeasurementNames() {
+		list = append(list, ReviewOrder(name))
+	}
+	return list
 }
 
-// ReviewPlace is a place in a list of reviews.
+// ReviewFilter chooses reviews; a field at its zero value does not.
+type ReviewFilter struct {
+	States     []schema.ReviewState // any of them
+	Model      string
+	Class      *int
+	ClassLabel string
+	Assignee   string
+	Severity   schema.Severity // of the most severe alert: leaves samples out
+	Search     string          // part of an event's id or of a label's value, a label as name=value, or a review's id
+	Order      ReviewOrder     // Defaults to ReviewNewest
+	After      *ReviewPlace    // only what comes after it
+	Before     *ReviewPlace    // only what comes before it: the last Limit of these
+	Limit      int             // Defaults to 50
+}
+
+// ReviewPlace is a place in a list of reviews of one order.
 type ReviewPlace struct {
-	OpenedAt time.Time
-	ID       string
+	Key string // a number
+	ID  string
+}
+
+func (p *ReviewPlace) args() []any {
+	if p == nil {
+		return []any{nil, nil}
+	}
+	return []any{p.Key, p.ID}
 }
 
 func (f ReviewFilter) args() []any {
-	return []any{notNil(f.States), f.Model, f.Class, f.Assignee, f.Severity}
+	return []any{notNil(f.States), f.Model, f.Class, f.Assignee, f.Severity, f.ClassLabel, f.Search}
 }
 
-// Reviews returns the reviews that the filter lets through, the newest first.
+// Reviews returns the reviews that the filter lets through, in its order.
 func (s *Store) Reviews(ctx context.Context, f ReviewFilter) ([]Review, error) {
 	if f.Limit == 0 {
 		f.Limit = 50
 	}
-	var at *time.Time
-	var id *string
-	if f.After != nil {
-		at, id = &f.After.OpenedAt, &f.After.ID
-	}
-	found, err := list(ctx, s.pool, pgx.RowTo[Review], reviewsList, append(f.args(), at, id, f.Limit)...)
+	args := append(f.args(), cmp.Or(f.Order, ReviewNewest))
+	args = append(append(args, f.After.args()...), f.Before.args()...)
+	found, err := list(ctx, s.pool, func(row pgx.CollectableRow) (Review, error) {
+		var r Review
+		var place string
+		err := row.Scan(&place, &r)
+		r.Place = ReviewPlace{place, r.ID}
+		return r, err
+	}, reviewsList, append(args, f.Limit)...)
 	if err != nil {
 		return nil, fmt.Errorf("read reviews: %w", err)
+	}
+	if f.Before != nil {
+		slices.Reverse(found)
+	}
+	return found, nil
+}
+
+// ReviewPosition is where a review stands, or stood, in a list.
+type ReviewPosition struct {
+	Place         ReviewPlace
+	Listed        bool   // it is one of the list
+	Before, After int    // how many reviews of the list come before and after it
+	Previous      string // id of the one before it; empty if there is none
+	Next          string
+}
+
+// ReviewPosition returns where a review stands among those that the filter lets through. It need not be one of them
+// any more. The error is ErrNotFound if there is no such review.
+func (s *Store) ReviewPosition(ctx context.Context, f ReviewFilter, id string) (ReviewPosition, error) {
+	p := ReviewPosition{Place: ReviewPlace{ID: id}}
+	err := s.pool.QueryRow(ctx, reviewPosition, append(f.args(), cmp.Or(f.Order, ReviewNewest), clean(id))...).
+		Scan(&p.Place.Key, &p.Listed, &p.Before, &p.After, &p.Previous, &p.Next)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return p, fmt.Errorf("review %s: %w", id, ErrNotFound)
+	}
+	if err != nil {
+		return p, fmt.Errorf("read the place of review %s: %w", id, err)
+	}
+	return p, nil
+}
+
+// AlertsOf returns the alerts on one request, the most severe first.
+func (s *Store) AlertsOf(ctx context.Context, of schema.Identity) ([]schema.Alert, error) {
+	found, err := listAlerts(ctx, s.pool, alertsOfRequest, of.Source, of.ID, of.Model)
+	if err != nil {
+		return nil, fmt.Errorf("read the alerts of %s: %w", of.ID, err)
 	}
 	return found, nil
 }
@@ -111,7 +187,7 @@ func (s *Store) ReviewCounts(ctx context.Context, f ReviewFilter) (map[schema.Re
 	return counts, nil
 }
 
-// ReviewClass is a class that has reviews.
+// ReviewClass is a class of a model.
 type ReviewClass struct {
 	Model string
 	Index int
@@ -127,7 +203,18 @@ func (s *Store) ReviewClasses(ctx context.Context) ([]ReviewClass, error) {
 	return found, nil
 }
 
-// ReviewByID returns a review by its id, or by a prefix of its id (6 characters or more) that no other review shares.
+// ClassesByLabel returns the classes with a label, in upper or lower case, of which requests were scored. An empty model
+// means every model.
+func (s *Store) ClassesByLabel(ctx context.Context, model, label string) ([]ReviewClass, error) {
+	found, err := list(ctx, s.pool, pgx.RowToStructByPos[ReviewClass], classByLabel, model, clean(label))
+	if err != nil {
+		return nil, fmt.Errorf("read classes: %w", err)
+	}
+	return found, nil
+}
+
+// ReviewByID returns a review by its id, by the id of any of its request's alerts, or by a prefix of one (6 characters or
+// more) that no other review shares.
 // The error is ErrNotFound if it does not exist.
 func (s *Store) ReviewByID(ctx context.Context, id string) (Review, error) {
 	id = clean(id)

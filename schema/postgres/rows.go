@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"math"
+	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -230,11 +231,14 @@ type alertRow struct {
 	Detail         string            `json:"detail"`
 	EnsembleDigest string            `json:"ensemble_digest"`
 	Settings       string            `json:"settings"`
-	Delivery       string            `json:"delivery"`
+	Delivery       schema.Dispatch   `json:"delivery"`
+	SilenceID      *int64            `json:"silence_id"`
 }
 
 func newAlertRow(a schema.Alert) alertRow {
-	return alertRow{a, labels(a.Labels), a.Count, a.Detail, a.Receipt.EnsembleDigest, a.Receipt.Settings, deliveryOwed}
+	return alertRow{
+		a, labels(a.Labels), a.Count, a.Detail, a.Receipt.EnsembleDigest, a.Receipt.Settings, schema.DispatchOwed, nil,
+	}
 }
 
 // listAlerts returns the alerts that a query selects, each as JSON.
@@ -281,6 +285,28 @@ type reviewRow struct {
 	EnsembleDigest string    `json:"ensemble_digest"`
 	ClassIndex     int       `json:"class_index"`
 	ClassLabel     string    `json:"class_label"`
+
+	Labels   map[string]string                  `json:"labels"`
+	Measured map[schema.MeasurementName]float64 `json:"measured"`
+}
+
+// newReviewRow returns the review of a score: of its most severe alert, or of a request that was drawn at random if
+// there is none.
+func newReviewRow(s *schema.Score, alerts []schema.Alert) reviewRow {
+	e := s.Event
+	r := reviewRow{
+		ID: SampleID(e.Identity()), Kind: ReviewSample, Source: e.Source, EventID: e.ID, EventTime: e.Time,
+		Model: e.Data.Model, EnsembleDigest: s.Receipt.EnsembleDigest, ClassIndex: s.ClassIndex, ClassLabel: s.ClassLabel,
+		Labels: labels(e.Data.Labels), Measured: map[schema.MeasurementName]float64{},
+	}
+	for _, m := range s.Measurements() {
+		r.Measured[m.Name] = m.Value
+	}
+	if len(alerts) > 0 {
+		worst := slices.MaxFunc(alerts, func(a, b schema.Alert) int { return a.Severity.Compare(b.Severity) })
+		r.ID, r.Kind, r.AlertID = worst.ID, ReviewAlert, &worst.ID
+	}
+	return r
 }
 
 // bytea is a byte string in PostgreSQL's hex format.

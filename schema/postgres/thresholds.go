@@ -149,6 +149,15 @@ func (s *Store) RollbackThresholds(ctx context.Context, by, reason string) (Thre
 	return c, err
 }
 
+// NewestChange returns the newest change that set or withdrew a threshold of a model's measurement, absolute limits left
+// out, or 0 if the model never had one.
+func (s *Store) NewestChange(ctx context.Context, model string, of schema.MeasurementName) (id int64, err error) {
+	if err := s.pool.QueryRow(ctx, newestThresholdChange, model, of).Scan(&id); err != nil {
+		return 0, fmt.Errorf("read changes of thresholds: %w", err)
+	}
+	return id, nil
+}
+
 // ThresholdHistory returns the newest changes of a model's thresholds (of all models if model is empty) with the
 // thresholds that they set, the newest first, at most limit.
 func (s *Store) ThresholdHistory(ctx context.Context, model string, limit int) ([]ThresholdChange, error) {

@@ -21,6 +21,7 @@ const maxManifest = 64 << 20
 // Ensemble is a verified ensemble. It is read-only and safe for concurrent use.
 type Ensemble struct {
 	Manifest
+	Path     string // as it was opened: a directory, or a manifest
 	Document []byte // the manifest's bytes
 	Dir      string // that holds the manifest
 	Digest   string // SHA-256 of the manifest's bytes, lower-case hex
@@ -70,7 +71,9 @@ func open(path string) (*Ensemble, error) {
 	if err := m.validate(); err != nil {
 		return nil, fmt.Errorf("%s: %w", name, err)
 	}
-	e := &Ensemble{Manifest: *m, Document: document, Dir: filepath.Clean(dir), Digest: digest(document)}
+	e := &Ensemble{
+		Manifest: *m, Path: path, Document: document, Dir: filepath.Clean(dir), Digest: digest(document),
+	}
 	if err := e.readFiles(root); err != nil {
 		return nil, err
 	}

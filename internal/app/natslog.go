@@ -1,0 +1,87 @@
+package app
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/decuwatch/decuwatch/internal/settings"
+)
+
+// repeatEvery is the interval at which an error that lasts is logged again.
+const repeatEvery = time.Minute
+
+// natsLog logs why there is no connection to NATS: once for each cause, then every minute.
+type natsLog struct {
+	config NATSConfig
+	log    *slog.Logger
+
+	mu   sync.Mutex
+	last string    // cause that was logged
+	at   time.Time // when
+}
+
+// failed logs an attempt to connect that failed.
+func (l *natsLog) failed(err error) {
+	if err == nil {
+		return
+	}
+	err = l.config.explain(err)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if err.Error() == l.last && time.Since(l.at) < repeatEvery {
+		return
+	}
+	l.last, l.at = err.Error(), time.Now()
+	l.log.Warn("cannot connect to NATS, trying again", "nats", settings.Redact(l.config.URL), "err", err)
+}
+
+// connected logs the first connection if an attempt before it failed.
+func (l *natsLog) connected(nc *nats.Conn) {
+	l.mu.Lock()
+	failed := l.last != ""
+	l.mu.Unlock()
+	if failed {
+		l.reconnected(nc)
+	}
+}
+
+// reconnected logs that the connection works again.
+func (l *natsLog) reconnected(nc *nats.Conn) {
+	l.mu.Lock()
+	l.last = ""
+	l.mu.Unlock()
+	l.log.Info("connected to NATS again", "server", nc.ConnectedUrlRedacted())
+}
+
+// follow logs, until the connection is closed, the errors of attempts that no callback is told: refused credentials.
+func (l *natsLog) follow(nc *nats.Conn) {
+	closed := nc.StatusChanged(nats.CLOSED)
+	tick := time.NewTicker(time.Second / 4)
+	defer tick.Stop()
+	for !nc.IsClosed() {
+		select {
+		case <-closed:
+		case <-tick.C:
+			if err := nc.LastError(); !nc.IsConnected() && (errors.Is(err, nats.ErrAuthorization) ||
+				errors.Is(err, nats.ErrAuthExpired) || errors.Is(err, nats.ErrAuthRevoked)) {
+				l.failed(err)
+			}
+		}
+	}
+}
+
+// reported logs what the server reports about a connection that works.
+func (l *natsLog) reported(err error) {
+	if text := err.Error(); errors.Is(err, nats.ErrPermissionViolation) && strings.Contains(text, "Subscription to") &&
+		strings.Contains(text, `"`+l.config.InboxPrefix+".") {
+		err = fmt.Errorf("%w: this user may not receive replies below %s; set nats.inbox-prefix to the prefix that its "+
+			"permissions name", err, l.config.InboxPrefix)
+	}
+	l.log.Warn("NATS reports an error", "err", err)
+}
