@@ -87,6 +87,8 @@ func (w *Webhook) Send(ctx context.Context, m schema.OutboxMessage) error {
 			return err
 		}
 		contentType = "application/json"
+	} else if w.cfg.Link != "" {
+		body = w.linked(m)
 	}
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, w.cfg.URL, bytes.NewReader(body))
 	if err != nil {
@@ -116,6 +118,31 @@ func (w *Webhook) line(m schema.OutboxMessage) ([]byte, error) {
 		}
 	}
 	return json.Marshal(map[string]string{"text": escapeSlack.Replace(text)})
+}
+
+// linked returns the CloudEvent of an alert with the link to its review. Another message stays as it is.
+func (w *Webhook) linked(m schema.OutboxMessage) []byte {
+	a, err := schema.DecodeAlert(m.Body)
+	if err != nil {
+		return m.Body
+	}
+	var event, data map[string]json.RawMessage
+	if json.Unmarshal(m.Body, &event) != nil || json.Unmarshal(event["data"], &data) != nil {
+		return m.Body
+	}
+	link, err := json.Marshal(w.cfg.Link + url.PathEscape(a.ID))
+	if err != nil {
+		return m.Body
+	}
+	data["link"] = link
+	if event["data"], err = json.Marshal(data); err != nil {
+		return m.Body
+	}
+	body, err := json.Marshal(event)
+	if err != nil {
+		return m.Body
+	}
+	return body
 }
 
 // escapeSlack keeps labels, which come from outside, from being read as mentions and links.

@@ -47,7 +47,8 @@ type Recorder interface {
 
 // Recorded says what became of a verdict.
 type Recorded struct {
-	First    bool                       // false if the event had a verdict already: that one stands, nothing of this is kept
+	// First is false if the event had a verdict already: that one stands, and nothing of this one is kept.
+	First    bool
 	Withheld map[string]schema.Dispatch // why alerts are stored but not sent, by their ids
 }
 

@@ -136,7 +136,8 @@ func (b *bench) commit(score schema.Score, r request) string {
 		if r.both {
 			second := v.Alerts[0]
 			second.ID, second.Severity = hex.EncodeToString(digest[16:]), schema.SeverityCritical
-			second.Measurement, second.Value, second.Decided = schema.RequestRisk, score.RequestRisk.Value, score.RequestRisk.Value
+			second.Measurement, second.Value = schema.RequestRisk, score.RequestRisk.Value
+			second.Decided = second.Value
 			v.Alerts, id = append(v.Alerts, second), second.ID
 			if r.alert == schema.SeverityCritical { // alike severe: the first stands for both
 				id = v.Alerts[0].ID

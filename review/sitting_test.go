@@ -347,7 +347,8 @@ func TestBulk(t *testing.T) {
 	if status, _, _ := ask(t, "POST", site.URL+"/", url.Values{"do": {"false_alarm"}}, nil); status != 409 {
 		t.Errorf("nothing selected: %d", status)
 	}
-	if status, _, _ := ask(t, "POST", site.URL+"/", url.Values{"do": {"false_alarm"}, "pick": {ids[3]}}, nil); status != 400 {
+	form := url.Values{"do": {"false_alarm"}, "pick": {ids[3]}}
+	if status, _, _ := ask(t, "POST", site.URL+"/", form, nil); status != 400 {
 		t.Errorf("no version: %d", status)
 	}
 }

@@ -229,7 +229,8 @@ func (p *Patrol) Stale(ctx context.Context, now time.Time) error {
 				}
 				missing = change > 0
 				id = append(id, fmt.Sprint(change)) // each time that none is left
-				detail = fmt.Sprintf("change %d left no threshold of %s: scores are stored, but raise no alert", change, measurement)
+				detail = fmt.Sprintf("change %d left no threshold of %s: scores are stored, but raise no alert", change,
+					measurement)
 			}
 			if !missing {
 				p.metrics.stale.WithLabelValues(m.Name, string(measurement)).Set(0)

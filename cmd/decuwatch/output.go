@@ -58,5 +58,6 @@ func storedClass(ctx context.Context, store *postgres.Store, model, text string)
 	for _, f := range found {
 		names = append(names, f.Model)
 	}
-	return nil, "", usage("--class %q is ambiguous (%s): give --model, or the class's index", text, strings.Join(names, ", "))
+	return nil, "", usage("--class %q is ambiguous (%s): give --model, or the class's index", text,
+		strings.Join(names, ", "))
 }

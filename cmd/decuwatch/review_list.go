@@ -18,7 +18,7 @@ type reviewListCmd struct {
 	Class    string               `placeholder:"CLASS" help:"Only this class: an index, or a label."`
 	Assignee string               `placeholder:"NAME" help:"Only reviews of this person."`
 	Search   string               `placeholder:"TEXT" help:"Part of an event id or label, or a label as name=value."`
-	Order    postgres.ReviewOrder `placeholder:"ORDER" help:"newest, oldest, or the measurement whose highest comes first."`
+	Order    postgres.ReviewOrder `placeholder:"ORDER" help:"newest, oldest, or a measurement: the highest first."`
 	Severity schema.Severity      `enum:"warn,critical," default:"" placeholder:"warn|critical" help:"Only this severity."`
 	Limit    int                  `default:"50" help:"Maximum number of reviews to list."`
 	JSON     bool                 `name:"json" help:"Print each review as one line of JSON."`

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
@@ -107,8 +106,12 @@ func (c *silencesAddCmd) Run(ctx context.Context, s *streams, log *slog.Logger) 
 	case c.Measurement != "" && !slices.Contains(names, c.Measurement):
 		return usage("--measurement is %q, must be one of %s", c.Measurement, schema.List(names))
 	}
+	author, err := person(c.By)
+	if err != nil {
+		return err
+	}
 	add := postgres.Silence{
-		Model: c.Model, Measurement: c.Measurement, Author: cmp.Or(c.By, app.UserName()), Reason: strings.TrimSpace(c.Reason),
+		Model: c.Model, Measurement: c.Measurement, Author: author, Reason: strings.TrimSpace(c.Reason),
 	}
 	if c.From != nil {
 		add.StartsAt = *c.From
@@ -134,8 +137,12 @@ type silencesEndCmd struct {
 }
 
 func (c *silencesEndCmd) Run(ctx context.Context, s *streams, log *slog.Logger) error {
+	ender, err := person(c.By)
+	if err != nil {
+		return err
+	}
 	return app.WithStore(ctx, c.Postgres, log, func(store *postgres.Store) error {
-		if err := store.EndSilence(ctx, c.ID, cmp.Or(c.By, app.UserName())); err != nil {
+		if err := store.EndSilence(ctx, c.ID, ender); err != nil {
 			return err
 		}
 		_, err := fmt.Fprintf(s.out, "silence %d has ended\n", c.ID)

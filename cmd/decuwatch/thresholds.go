@@ -16,7 +16,7 @@ import (
 type thresholdsCmd struct {
 	List      thresholdsListCmd      `cmd:"" help:"List the thresholds in force."`
 	Set       thresholdsSetCmd       `cmd:"" help:"Set one threshold; running monitors follow at once."`
-	Reference thresholdsReferenceCmd `cmd:"" name:"from-reference" help:"Set first thresholds from an ensemble's reference."`
+	Reference thresholdsReferenceCmd `cmd:"" name:"from-reference" help:"Set the first thresholds of an ensemble."`
 	Calibrate thresholdsCalibrateCmd `cmd:"" help:"Find thresholds with a known false-alarm rate from stored scores."`
 	History   thresholdsHistoryCmd   `cmd:"" help:"List changes of thresholds: who, when, why."`
 	Rollback  thresholdsRollbackCmd  `cmd:"" help:"Undo the newest change of thresholds."`

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
@@ -18,7 +17,7 @@ import (
 type thresholdsReferenceCmd struct {
 	Ensemble string `arg:"" help:"Ensemble: a directory, or a manifest."`
 	Apply    bool   `help:"Set the thresholds. Without it they are only printed."`
-	Reason   string `placeholder:"TEXT" default:"quantiles of the ensemble's reference scores" help:"Why, for the history."`
+	Reason   string `placeholder:"TEXT" default:"quantiles of the reference scores" help:"Why, for the history."`
 	By       string `placeholder:"NAME" help:"Who sets them. Defaults to the user who runs this."`
 	JSON     bool   `name:"json" help:"Print the change as one line of JSON."`
 
@@ -53,8 +52,11 @@ func (c *thresholdsReferenceCmd) Run(ctx context.Context, s *streams, log *slog.
 			return err
 		}
 		if c.Apply {
+			if c.By, err = person(c.By); err != nil {
+				return err
+			}
 			set, err := store.SetThresholds(ctx, postgres.ThresholdChange{
-				Kind: postgres.ChangeReference, SetBy: cmp.Or(c.By, app.UserName()), Reason: strings.TrimSpace(c.Reason), Thresholds: change,
+				Kind: postgres.ChangeReference, SetBy: c.By, Reason: strings.TrimSpace(c.Reason), Thresholds: change,
 			})
 			if err != nil {
 				return err
@@ -118,6 +120,6 @@ func describeThreshold(t schema.Threshold, e *ensemble.Ensemble) string {
 	if t.Distance != nil {
 		distance = fmt.Sprintf(", by the mean distance from %g if saturated", *t.Distance)
 	}
-	return fmt.Sprintf("%s of %s, %s: %s from %g%s (ensemble %.12s, settings %s)", t.Measurement, t.Model, scope, t.Severity,
-		t.Value, distance, t.EnsembleDigest, t.Settings)
+	return fmt.Sprintf("%s of %s, %s: %s from %g%s (ensemble %.12s, settings %s)", t.Measurement, t.Model, scope,
+		t.Severity, t.Value, distance, t.EnsembleDigest, t.Settings)
 }

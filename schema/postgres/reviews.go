@@ -64,7 +64,7 @@ func (r *Review) Identity() schema.Identity {
 	return schema.Identity{Source: r.Source, ID: r.EventID, Model: r.Model}
 }
 
-// ReviewOrder is the order of a list of reviews: ReviewNewest, ReviewOldest, or the name of a measurement, whose highest
+// ReviewOrder is the order of a list of reviews: ReviewNewest, ReviewOldest, or the name of a measurement. Its highest
 // value comes first.
 type ReviewOrder string
 
@@ -203,8 +203,8 @@ func (s *Store) ReviewClasses(ctx context.Context) ([]ReviewClass, error) {
 	return found, nil
 }
 
-// ClassesByLabel returns the classes with a label, in upper or lower case, of which requests were scored. An empty model
-// means every model.
+// ClassesByLabel returns the classes with a label, in upper or lower case, of which requests were scored. An empty
+// model means every model.
 func (s *Store) ClassesByLabel(ctx context.Context, model, label string) ([]ReviewClass, error) {
 	found, err := list(ctx, s.pool, pgx.RowToStructByPos[ReviewClass], classByLabel, model, clean(label))
 	if err != nil {
@@ -213,8 +213,8 @@ func (s *Store) ClassesByLabel(ctx context.Context, model, label string) ([]Revi
 	return found, nil
 }
 
-// ReviewByID returns a review by its id, by the id of any of its request's alerts, or by a prefix of one (6 characters or
-// more) that no other review shares.
+// ReviewByID returns a review by its id, by the id of any of its request's alerts, or by a prefix of one (6 characters
+// or more) that no other review shares.
 // The error is ErrNotFound if it does not exist.
 func (s *Store) ReviewByID(ctx context.Context, id string) (Review, error) {
 	id = clean(id)

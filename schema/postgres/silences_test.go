@@ -79,7 +79,8 @@ func TestSilences(t *testing.T) {
 		t.Errorf("%d of a drift and a missing threshold are owed, want the second", got)
 	}
 	list, err := s.Silences(testContext(t), alertModel, true, 10)
-	if err != nil || len(list) != 2 || list[0].ID != id || !list[0].InForce || list[0].Silenced != 2 || list[1].ID != past {
+	if err != nil || len(list) != 2 || list[0].ID != id || !list[0].InForce || list[0].Silenced != 2 ||
+		list[1].ID != past {
 		t.Errorf("%+v, %v", list, err)
 	}
 	if counts, err := s.SilenceCounts(testContext(t)); err != nil || counts[alertModel] != 1 {

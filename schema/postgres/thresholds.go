@@ -149,8 +149,8 @@ func (s *Store) RollbackThresholds(ctx context.Context, by, reason string) (Thre
 	return c, err
 }
 
-// NewestChange returns the newest change that set or withdrew a threshold of a model's measurement, absolute limits left
-// out, or 0 if the model never had one.
+// NewestChange returns the newest change that set or withdrew a threshold of a model's measurement, or 0 if the model
+// never had one. Absolute limits are left out.
 func (s *Store) NewestChange(ctx context.Context, model string, of schema.MeasurementName) (id int64, err error) {
 	if err := s.pool.QueryRow(ctx, newestThresholdChange, model, of).Scan(&id); err != nil {
 		return 0, fmt.Errorf("read changes of thresholds: %w", err)
