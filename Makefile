@@ -1,4 +1,4 @@
-# decuwatch. `make help` lists the targets; `make demo` and `make test` need nothing but Go, make and git.
+# decuwatch. `make help` lists the targets. They need Linux with Go 1.26, Python 3.11, make and git.
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 RUN := scripts/env
@@ -21,12 +21,15 @@ setup: ## get what is missing: ONNX Runtime, PostgreSQL, a C compiler
 	@scripts/setup
 
 build: setup ## build bin/decuwatch
+	@[ -x bin/decuwatch ] || echo "building bin/decuwatch: the first time takes minutes" >&2
 	@$(RUN) go build -ldflags '-X main.version=$(VERSION) -X main.revision=$(REVISION)' -o bin/decuwatch ./cmd/decuwatch
 
 demo: build ## the monitor end to end on this machine: 200 real requests, scores, alerts
 	@$(RUN) bin/decuwatch demo
 
 clean-demo: ## remove the demo's data
+	@[ ! -e .decuwatch/lock ] || flock --nonblock .decuwatch/lock true || \
+		{ echo "a demo runs in .decuwatch: end it first" >&2; exit 1; }
 	@rm -rf .decuwatch
 
 test: setup review-tools lint ## everything in Go: race detector, real NATS, Postgres and ensemble

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"slices"
 
 	"github.com/alecthomas/kong"
 	"github.com/schollz/progressbar/v3"
@@ -54,6 +55,9 @@ type cli struct {
 	Eval       evalCmd       `cmd:"" help:"Measure how good an ensemble's scores are, and what they cost."`
 	Migrate    migrateCmd    `cmd:"" help:"Create, upgrade or remove the tables."`
 	Version    versionCmd    `cmd:"" help:"Print the version."`
+	Completion completionCmd `cmd:"" help:"Print a script that completes verbs and flags in a shell."`
+
+	PrintVersion versionFlag `name:"version" help:"Print the version."`
 }
 
 // streams are what a verb reads and writes.
@@ -101,6 +105,9 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdin i
 	if err != nil {
 		fmt.Fprintf(stderr, "decuwatch: %v\n", err)
 		return exitFailed
+	}
+	if len(args) > 0 && args[0] == "help" {
+		args = append(slices.Clone(args[1:]), "--help")
 	}
 	parsed, err := parser.Parse(args)
 	if helped {

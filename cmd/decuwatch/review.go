@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 
 	"github.com/decuwatch/decuwatch/internal/app"
@@ -94,6 +95,9 @@ Examples:
 
 func (c *reviewResolveCmd) Run(ctx context.Context, s *streams, log *slog.Logger) error {
 	verdict := schema.ReviewVerdict(strings.ReplaceAll(c.Verdict, "-", "_"))
+	if verdicts := schema.ReviewVerdicts(); !slices.Contains(verdicts, verdict) {
+		return usage("the verdict is %q, must be one of %s", c.Verdict, schema.List(verdicts))
+	}
 	return c.change(ctx, s, log, review.Change{Action: review.Resolve, Verdict: verdict, Comment: c.Comment})
 }
 
