@@ -21,30 +21,33 @@ type natsLog struct {
 	config NATSConfig
 	log    *slog.Logger
 
-	mu   sync.Mutex
-	last string    // cause that was logged
-	at   time.Time // when
+	mu     sync.Mutex
+	logged map[string]time.Time // when a cause was logged last; empty while the connection works
 }
 
 // failed logs an attempt to connect that failed.
 func (l *natsLog) failed(err error) {
-	if err == nil {
+	if err == nil || errors.Is(err, nats.ErrNoServers) { // the next attempt says why
 		return
 	}
 	err = l.config.explain(err)
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if err.Error() == l.last && time.Since(l.at) < repeatEvery {
+	cause := err.Error()
+	if at, ok := l.logged[cause]; ok && time.Since(at) < repeatEvery {
 		return
 	}
-	l.last, l.at = err.Error(), time.Now()
+	if l.logged == nil {
+		l.logged = map[string]time.Time{}
+	}
+	l.logged[cause] = time.Now()
 	l.log.Warn("cannot connect to NATS, trying again", "nats", settings.Redact(l.config.URL), "err", err)
 }
 
 // connected logs the first connection if an attempt before it failed.
 func (l *natsLog) connected(nc *nats.Conn) {
 	l.mu.Lock()
-	failed := l.last != ""
+	failed := len(l.logged) > 0
 	l.mu.Unlock()
 	if failed {
 		l.reconnected(nc)
@@ -54,7 +57,7 @@ func (l *natsLog) connected(nc *nats.Conn) {
 // reconnected logs that the connection works again.
 func (l *natsLog) reconnected(nc *nats.Conn) {
 	l.mu.Lock()
-	l.last = ""
+	clear(l.logged)
 	l.mu.Unlock()
 	l.log.Info("connected to NATS again", "server", nc.ConnectedUrlRedacted())
 }
