@@ -81,7 +81,7 @@ var arrows = []struct {
 	{"internal/terminal", nil, "how text is printed for people"},
 	{"internal/app", []string{
 		"internal/backoff", "internal/settings", "schema", "schema/postgres", "scoring", "scoring/ensemble", "consumers",
-		"alerts", "monitor", "monitor/canary", "review",
+		"alerts", "alerts/calibration", "monitor", "monitor/canary", "review",
 	}, "wires everything; nobody but cmd may know it"},
 	{"internal/demo", []string{
 		"internal/app", "internal/settings", "internal/terminal", "schema", "schema/postgres", "schema/postgres/local",

@@ -66,8 +66,8 @@ func TestCompletion(t *testing.T) {
 
 // A verdict that does not exist is a wrong argument.
 func TestResolveRefusesUnknownVerdicts(t *testing.T) {
-	if _, stderr, code := verb(t, "review", "resolve", "3f2a9c", "bogus", "--postgres.url=postgres://127.0.0.1:1/x"); code !=
-		exitUsage || !strings.Contains(stderr, "bogus") || !strings.Contains(stderr, "false_alarm") {
+	_, stderr, code := verb(t, "review", "resolve", "3f2a9c", "bogus", "--postgres.url=postgres://127.0.0.1:1/x")
+	if code != exitUsage || !strings.Contains(stderr, "bogus") || !strings.Contains(stderr, "false_alarm") {
 		t.Errorf("%d %s", code, stderr)
 	}
 }

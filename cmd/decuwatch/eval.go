@@ -72,7 +72,7 @@ func (c *evalCmd) Run(ctx context.Context, s *streams) error {
 	}
 	_ = bar.Exit()
 	var content bytes.Buffer
-	if err := writeJSON(&content, results); err != nil {
+	if err := writeIndented(&content, results); err != nil {
 		return err
 	}
 	if c.Out != "" {
@@ -87,6 +87,6 @@ func (c *evalCmd) Run(ctx context.Context, s *streams) error {
 	if !c.JSON {
 		return results.Print(s.out)
 	}
-	_, err = content.WriteTo(s.out)
+	return writeJSON(s.out, results)
 	return err
 }

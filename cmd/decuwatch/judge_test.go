@@ -129,7 +129,7 @@ func TestDemoOfThreeMeasurements(t *testing.T) {
 	holds(t, out, "mean class gap", "mean request risk", "mean image risk",
 		"Reconciled: 8 messages in the stream = 8 scores")
 	for line := range strings.Lines(out) {
-		cells := strings.Fields(line)
+		cells := strings.Fields(strings.ReplaceAll(line, "█", "")) // without the bars
 		if len(cells) < 8 || !strings.HasPrefix(cells[0], "class-") {
 			continue
 		}

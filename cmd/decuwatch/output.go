@@ -18,6 +18,14 @@ func writeJSON(w io.Writer, v any) error {
 	return out.Encode(v)
 }
 
+// writeIndented writes a value as people read it.
+func writeIndented(w io.Writer, v any) error {
+	out := json.NewEncoder(w)
+	out.SetIndent("", "  ")
+	out.SetEscapeHTML(false)
+	return out.Encode(v)
+}
+
 // writeLines writes each item of a list as one line.
 func writeLines[T any](w io.Writer, list []T) error {
 	for _, item := range list {

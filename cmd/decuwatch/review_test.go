@@ -296,7 +296,8 @@ func TestReviewVerbsRefuse(t *testing.T) {
 	}{
 		{exitFailed, []string{"review", "ack", "0123456789abcdef"}, "review 0123456789abcdef: not found"},
 		{exitFailed, []string{"review", "show", "nothing"}, "review nothing: not found"},
-		{exitFailed, []string{"review", "resolve", "0123456789abcdef", "maybe"}, "not found"},
+		{exitUsage, []string{"review", "resolve", "0123456789abcdef", "maybe"}, "must be one of"},
+		{exitFailed, []string{"review", "resolve", "0123456789abcdef", "expected"}, "not found"},
 		{exitUsage, []string{"review", "stats", "--days=0"}, "--days is 0, must be 1 to 3650"},
 		{exitUsage, []string{"review", "list", "--limit=0"}, "--limit is 0"},
 		{exitUsage, []string{"review", "list", "--state=lost"}, "must be one of"},

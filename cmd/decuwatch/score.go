@@ -84,10 +84,10 @@ func (c *scoreCmd) Run(ctx context.Context, s *streams, log *slog.Logger) (err e
 			return err
 		}
 		if skip != nil {
-			return writeJSON(s.out, map[string]any{"event": eventView(ev),
+			return writeIndented(s.out, map[string]any{"event": eventView(ev),
 				"skip": map[string]string{"reason": string(skip.Reason), "detail": skip.Detail}})
 		}
-		return writeJSON(s.out, scoreView{eventView(ev), *score})
+		return writeIndented(s.out, scoreView{eventView(ev), *score})
 	}
 	return nil
 }
