@@ -56,8 +56,6 @@ type cli struct {
 	Migrate    migrateCmd    `cmd:"" help:"Create, upgrade or remove the tables."`
 	Version    versionCmd    `cmd:"" help:"Print the version."`
 	Completion completionCmd `cmd:"" help:"Print a script that completes verbs and flags in a shell."`
-
-	PrintVersion versionFlag `name:"version" help:"Print the version."`
 }
 
 // streams are what a verb reads and writes.
@@ -90,6 +88,18 @@ Exit codes: 0 done, 1 failed, 2 wrong flag, setting or argument, 3 a check found
 // names are values that flags take.
 var names = kong.Vars{"measurements": schema.List(schema.MeasurementNames())}
 
+// familiar translates what people try first: help VERB, and --version alone. A flag --version of every verb would hide
+// the flag of review's verbs.
+func familiar(args []string) []string {
+	switch {
+	case len(args) > 0 && args[0] == "help":
+		return append(slices.Clone(args[1:]), "--help")
+	case len(args) == 1 && args[0] == "--version":
+		return []string{"version"}
+	}
+	return args
+}
+
 // run runs the verb that the arguments name, and returns its exit code.
 func run(ctx context.Context, args []string, getenv func(string) string, stdin io.Reader, stdout, stderr io.Writer,
 ) int {
@@ -106,10 +116,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdin i
 		fmt.Fprintf(stderr, "decuwatch: %v\n", err)
 		return exitFailed
 	}
-	if len(args) > 0 && args[0] == "help" {
-		args = append(slices.Clone(args[1:]), "--help")
-	}
-	parsed, err := parser.Parse(args)
+	parsed, err := parser.Parse(familiar(args))
 	if helped {
 		return exitOK
 	}

@@ -79,13 +79,3 @@ func follow(node *kong.Node, words []string) (list []string) {
 	}
 	return list
 }
-
-// versionFlag prints the version instead of running a verb.
-type versionFlag bool
-
-// BeforeReset runs before the arguments are checked, so that --version needs no verb.
-func (versionFlag) BeforeReset(k *kong.Kong) error {
-	err := versionCmd{}.Run(&streams{out: k.Stdout})
-	k.Exit(exitOK)
-	return err
-}

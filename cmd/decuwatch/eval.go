@@ -88,5 +88,4 @@ func (c *evalCmd) Run(ctx context.Context, s *streams) error {
 		return results.Print(s.out)
 	}
 	return writeJSON(s.out, results)
-	return err
 }

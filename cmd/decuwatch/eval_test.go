@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/json"
@@ -9,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/decuwatch/decuwatch/schema"
@@ -65,7 +67,11 @@ func TestEval(t *testing.T) {
 		}
 	}
 	stored, err := os.ReadFile(filepath.Join(out, "results.json"))
-	if err != nil || string(stored) != stdout {
+	var line bytes.Buffer
+	if err == nil {
+		err = json.Compact(&line, stored)
+	}
+	if err != nil || line.String() != strings.TrimSpace(stdout) {
 		t.Errorf("results.json is not what was printed: %v", err)
 	}
 }
