@@ -41,7 +41,7 @@ func TestProductionSizes(t *testing.T) {
 		}
 		return n
 	}
-	const day, rowsOfEvent, rowsOfDevice = 86400, 80, 2000
+	const day, rowsOfEvent, rowsOfDevice = 86400, 22, 1150
 	rows := regexp.MustCompile(`(?m)^\| [0-9][0-9,]* \|.*\|$`).FindAllString(string(content), -1)
 	if len(rows) != 4 {
 		t.Fatalf("%d rows", len(rows))

@@ -352,8 +352,11 @@ func TestPrometheus(t *testing.T) {
 			Data          struct{ Result []any }
 		}
 		body := get(t.Context(), "http://"+listen+"/api/v1/query?query="+url.QueryEscape(expr))
-		if json.Unmarshal([]byte(body), &answer) != nil || answer.Status != "success" {
-			return 0, answer.Error
+		if err := json.Unmarshal([]byte(body), &answer); err != nil {
+			return 0, err.Error()
+		}
+		if answer.Status != "success" {
+			return 0, answer.Status + " " + answer.Error
 		}
 		return len(answer.Data.Result), ""
 	}

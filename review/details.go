@@ -10,7 +10,6 @@ import (
 	"path/filepath"
 	"strings"
 	"text/tabwriter"
-	"time"
 
 	"github.com/decuwatch/decuwatch/internal/terminal"
 	"github.com/decuwatch/decuwatch/schema"
@@ -102,7 +101,7 @@ func (d Details) Print(out io.Writer) error {
 	line("assignee", "%s", dash(d.Assignee))
 	line("class", "%s (%d) of %s", terminal.Printable(d.ClassLabel), d.ClassIndex, terminal.Printable(d.Model))
 	line("event", "%s of %s, %s", terminal.Printable(d.EventID), terminal.Printable(d.Source),
-		stamp(d.EventTime))
+		terminal.Time(d.EventTime))
 	for _, a := range d.Alerts {
 		line("alert", "%s: %s, %s %.4g >= %.4g", a.Severity, Words(a.Reason), a.Measurement, a.Decided, a.Threshold)
 	}
@@ -139,7 +138,7 @@ func (d Details) Print(out io.Writer) error {
 			what += " to " + dash(h.Assignee)
 		}
 		comment := strings.ReplaceAll(h.Comment, "\n", " ")
-		line(stamp(h.At), "%s %s%s", terminal.Printable(h.Actor), what, because(comment))
+		line(terminal.Time(h.At), "%s %s%s", terminal.Printable(h.Actor), what, because(comment))
 	}
 	return w.Flush()
 }
@@ -151,7 +150,7 @@ func PrintList(out io.Writer, list []postgres.Review) error {
 	for _, r := range list {
 		fmt.Fprintf(w, "%.12s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", r.ID, StateOf(r), terminal.Printable(r.Model),
 			terminal.Printable(r.ClassLabel), terminal.Printable(r.EventID), dash(r.Assignee), dash(string(r.Evidence)),
-			stamp(r.OpenedAt))
+			terminal.Time(r.OpenedAt))
 	}
 	return w.Flush()
 }
@@ -183,9 +182,6 @@ func StateOf(r postgres.Review) string {
 	}
 	return string(r.State)
 }
-
-// stamp returns a time with its date and zone. Every time for people is in UTC.
-func stamp(t time.Time) string { return t.UTC().Format("2006-01-02 15:04:05 UTC") }
 
 func dash(s string) string { return cmp.Or(terminal.Printable(s), "-") }
 

@@ -23,6 +23,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/decuwatch/decuwatch/alerts"
+	"github.com/decuwatch/decuwatch/internal/terminal"
 	"github.com/decuwatch/decuwatch/schema"
 	"github.com/decuwatch/decuwatch/schema/postgres"
 )
@@ -645,7 +646,7 @@ var functions = template.FuncMap{
 	},
 	"scale": func(v, most float64) float64 { return round(v * most) },
 	"sub":   func(a, b float64) float64 { return round(a - b) },
-	"time":  stamp,
+	"time":  terminal.Time,
 	"stamp": func(t time.Time) string { return t.UTC().Format(time.RFC3339) },
 	"ago": func(t time.Time) string {
 		switch d := time.Since(t); {

@@ -181,9 +181,15 @@ const topClasses = 3
 
 // top returns the most likely of the classes that the judge has outputs for, most likely first.
 func top(p []float64, outputs []int) []ClassProbability {
+	told := make([]bool, len(p))
+	for _, class := range outputs {
+		if class >= 0 {
+			told[class] = true
+		}
+	}
 	list := make([]ClassProbability, 0, len(p))
 	for class, probability := range p {
-		if slices.Contains(outputs, class) {
+		if told[class] {
 			list = append(list, ClassProbability{class, probability})
 		}
 	}

@@ -169,7 +169,7 @@ func Line(a schema.Alert, colour bool) string {
 		saturated = ", saturated"
 	}
 	return fmt.Sprintf("%s  %s  %-14s %-16s %-12s %8.4g >= %-9.4g %s%s  %s",
-		a.FiredAt.UTC().Format("2006-01-02 15:04:05 UTC"), severity, terminal.Printable(a.Model),
+		terminal.Time(a.FiredAt), severity, terminal.Printable(a.Model),
 		terminal.Printable(a.ClassLabel), a.Measurement, a.Decided, a.Threshold, a.Reason, saturated,
 		terminal.Printable(a.EventID))
 }

@@ -2,7 +2,6 @@ package main
 
 import (
 	"fmt"
-	"strings"
 
 	"github.com/alecthomas/kong"
 )
@@ -74,7 +73,7 @@ func follow(node *kong.Node, words []string) (list []string) {
 	}
 	for _, group := range node.AllFlags(true) {
 		for _, flag := range group {
-			list = append(list, "--"+strings.TrimPrefix(flag.Name, "--"))
+			list = append(list, "--"+flag.Name)
 		}
 	}
 	return list

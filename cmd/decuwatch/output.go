@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"io"
 	"strings"
-	"time"
 
 	"github.com/decuwatch/decuwatch/schema"
 	"github.com/decuwatch/decuwatch/schema/postgres"
@@ -35,9 +34,6 @@ func writeLines[T any](w io.Writer, list []T) error {
 	}
 	return nil
 }
-
-// stamp returns a time with its date and zone. Every time for people is in UTC.
-func stamp(t time.Time) string { return t.UTC().Format("2006-01-02 15:04:05 UTC") }
 
 // storedClass returns the class that a flag names by its index or its label, or nil if it names none. A label is looked
 // up among the classes that were scored.

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/decuwatch/decuwatch/internal/app"
+	"github.com/decuwatch/decuwatch/internal/terminal"
 	"github.com/decuwatch/decuwatch/schema"
 	"github.com/decuwatch/decuwatch/schema/postgres"
 )
@@ -52,12 +53,12 @@ func (c *silencesListCmd) Run(ctx context.Context, s *streams, log *slog.Logger)
 		w := tabwriter.NewWriter(s.out, 0, 8, 2, ' ', 0)
 		fmt.Fprintln(w, "id\tmodel\tclass\tmeasurement\tfrom\tuntil\tauthor\tsilenced\treason")
 		for _, one := range list {
-			until := stamp(one.EndsAt)
+			until := terminal.Time(one.EndsAt)
 			if one.EndedAt != nil {
-				until = stamp(*one.EndedAt) + " by " + printable(one.EndedBy)
+				until = terminal.Time(*one.EndedAt) + " by " + printable(one.EndedBy)
 			}
 			fmt.Fprintf(w, "%d\t%s\t%s\t%s\t%s\t%s\t%s\t%d\t%s\n", one.ID, printable(one.Model), silencedClass(one),
-				orAll(string(one.Measurement)), stamp(one.StartsAt), until, printable(one.Author), one.Silenced,
+				orAll(string(one.Measurement)), terminal.Time(one.StartsAt), until, printable(one.Author), one.Silenced,
 				printable(one.Reason))
 		}
 		return w.Flush()

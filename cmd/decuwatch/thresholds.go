@@ -9,6 +9,7 @@ import (
 	"text/tabwriter"
 
 	"github.com/decuwatch/decuwatch/internal/app"
+	"github.com/decuwatch/decuwatch/internal/terminal"
 	"github.com/decuwatch/decuwatch/schema"
 	"github.com/decuwatch/decuwatch/schema/postgres"
 )
@@ -69,7 +70,7 @@ func printThresholds(s *streams, list []schema.Threshold) error {
 		}
 		fmt.Fprintf(w, "%d\t%s\t%.8s\t%s\t%s\t%s\t%.4g\t%s\t%s\t%d\t%s\t%s\t%s\n", t.ID, t.Model, t.EnsembleDigest,
 			t.Measurement, scope, t.Severity, t.Value, distance, t.Origin, t.N,
-			printable(t.SetBy), stamp(t.SetAt), printable(t.Reason))
+			printable(t.SetBy), terminal.Time(t.SetAt), printable(t.Reason))
 	}
 	return w.Flush()
 }

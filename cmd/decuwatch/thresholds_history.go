@@ -9,6 +9,7 @@ import (
 	"text/tabwriter"
 
 	"github.com/decuwatch/decuwatch/internal/app"
+	"github.com/decuwatch/decuwatch/internal/terminal"
 	"github.com/decuwatch/decuwatch/schema"
 	"github.com/decuwatch/decuwatch/schema/postgres"
 )
@@ -45,7 +46,7 @@ func (c *thresholdsHistoryCmd) Run(ctx context.Context, s *streams, log *slog.Lo
 			if change.Undoes != 0 {
 				kind = fmt.Sprintf("%s of %d", kind, change.Undoes)
 			}
-			fmt.Fprintf(w, "%d\t%s\t%s\t%s\t%d\t%s\n", change.ID, stamp(change.SetAt),
+			fmt.Fprintf(w, "%d\t%s\t%s\t%s\t%d\t%s\n", change.ID, terminal.Time(change.SetAt),
 				printable(change.SetBy), kind, len(change.Thresholds), printable(change.Reason))
 		}
 		return w.Flush()

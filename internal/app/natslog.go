@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"strings"
 	"sync"
 	"time"
@@ -40,6 +41,8 @@ func (l *natsLog) failed(err error) {
 	if l.logged == nil {
 		l.logged = map[string]time.Time{}
 	}
+	// A cause may name the port of the attempt, which never comes again.
+	maps.DeleteFunc(l.logged, func(_ string, at time.Time) bool { return time.Since(at) >= repeatEvery })
 	l.logged[cause] = time.Now()
 	l.log.Warn("cannot connect to NATS, trying again", "nats", settings.Redact(l.config.URL), "err", err)
 }

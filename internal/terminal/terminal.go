@@ -29,6 +29,9 @@ func Printable(s string) string {
 	}, s)
 }
 
+// Time returns a time as people read it: with its date and zone, in UTC.
+func Time(t time.Time) string { return t.UTC().Format("2006-01-02 15:04:05 UTC") }
+
 // Dim returns text that a terminal prints faintly.
 func Dim(text string) string { return "\x1b[2m" + text + "\x1b[0m" }
 
