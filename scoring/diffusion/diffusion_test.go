@@ -56,7 +56,7 @@ func TestTorchCPUEqualsPyTorch(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		noise, err := NewNoise("torch-cpu", seed, c.Size)
+		noise, err := NewNoise("torch-cpu", seed, c.Size, Draw{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -112,7 +112,7 @@ func TestCounterBasedNoise(t *testing.T) {
 		const size = 30_000
 		draws := map[string][]float32{}
 		for _, seed := range []uint64{0, 1, 1 << 40} {
-			noise, err := NewNoise(name, seed, size)
+			noise, err := NewNoise(name, seed, size, Draw{})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -148,7 +148,7 @@ func TestCounterBasedNoise(t *testing.T) {
 				}
 			}
 		}
-		noise, err := NewNoise(name, 1, 7)
+		noise, err := NewNoise(name, 1, 7, Draw{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -163,10 +163,10 @@ func TestCounterBasedNoise(t *testing.T) {
 }
 
 func TestNoiseRefuses(t *testing.T) {
-	if _, err := NewNoise("numpy", 1, 10); !errors.Is(err, ErrUnknownGenerator) {
+	if _, err := NewNoise("numpy", 1, 10, Draw{}); !errors.Is(err, ErrUnknownGenerator) {
 		t.Errorf("unknown generator: %v", err)
 	}
-	if _, err := NewNoise("torch-cuda", 1, MaxTorchCUDA+1); !errors.Is(err, ErrNoiseSize) {
+	if _, err := NewNoise("torch-cuda", 1, MaxTorchCUDA+1, Draw{}); !errors.Is(err, ErrNoiseSize) {
 		t.Errorf("size that depends on the device: %v", err)
 	}
 }

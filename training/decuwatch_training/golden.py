@@ -22,6 +22,7 @@ from torch import Tensor
 from decuwatch_training.backbone import add_backbone_arguments, backbone_of
 from decuwatch_training.branch import shared_row
 from decuwatch_training.diffusion import Denoiser, NoiseSchedule, predict_guided, predict_shared
+from decuwatch_training.draws import draws
 from decuwatch_training.files import sha256_file, write_file
 from decuwatch_training.graphs import Graph
 from decuwatch_training.imagerisk import TOP, Judge, image_risk
@@ -86,6 +87,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--sweeps", type=Path, help="also write the file of the schedules at every step count; takes minutes"
     )
+    parser.add_argument("--draws", type=Path, help="also write the file of noise in batches and of rounding")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -96,6 +98,9 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.sweeps:
         _write(arguments.sweeps, sweeps())
         print(arguments.sweeps)
+    if arguments.draws:
+        _write(arguments.draws, draws())
+        print(arguments.draws)
     for directory in arguments.ensembles:
         if arguments.backbone:
             denoise, network = cast(Denoiser, backbone_of(arguments).denoiser), "PyTorch"
