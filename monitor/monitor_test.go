@@ -363,9 +363,12 @@ func TestWhatCannotBeRerunIsReplacedOrSkipped(t *testing.T) {
 		TrainTimesteps: 1000, BetaSchedule: "linear", BetaStart: 0.0001, BetaEnd: 0.02, Prediction: "epsilon",
 		TimestepSpacing: "trailing",
 	}
-	half, index, third := event("1"), 2, event("1")
+	half, index, third, last, whole := event("1"), 2, event("1"), 5, event("1")
 	half.Data.NoiseDtype = "float16"
 	third.Data.BatchIndex = &index
+	whole.Data.BatchIndex, whole.Data.BatchSize = &index, 8
+	sixth := event("1")
+	sixth.Data.BatchIndex, sixth.Data.BatchSize = &last, 8
 	plain := event("1")
 	plain.Data.NoiseDtype = "float32"
 	refuse := func(r scoring.Request) error {
@@ -377,6 +380,8 @@ func TestWhatCannotBeRerunIsReplacedOrSkipped(t *testing.T) {
 		switch {
 		case r.Noise == "jax":
 			return fmt.Errorf("%w: jax", scoring.ErrNoise)
+		case r.Draw.Dtype == "float16" || r.Draw.Batch.Index == 5:
+			return fmt.Errorf("%w: draw %v", scoring.ErrNoise, r.Draw)
 		case r.Profile.RequestRisk.Steps > 500:
 			return fmt.Errorf("%w: 900 steps", scoring.ErrTooLarge)
 		}
@@ -404,10 +409,12 @@ func TestWhatCannotBeRerunIsReplacedOrSkipped(t *testing.T) {
 			"DDIMInverseScheduler was replaced by ddim", schema.SkipSampler},
 		{"a sampler with a space", false, sampled("DPM++ 2M SDE Karras", 10), 0, "DPM++ 2M SDE Karras was replaced by ddim",
 			schema.SkipSampler},
-		{"noise of another type", false, half, 0, "float16 cannot be drawn again", schema.SkipNoise},
+		{"noise of another type", false, half, 0, "draw {float16", schema.SkipNoise},
 		{"noise of the same type", false, plain, 0, "", ""},
 		{"an image of a batch", false, third, 0, "image 2 of those drawn together cannot be drawn again", schema.SkipNoise},
-		{"noise", false, noisy, 0, "jax cannot be drawn again", schema.SkipNoise},
+		{"an image of a batch whose size is known", false, whole, 0, "", ""},
+		{"an image of a batch that cannot be drawn", false, sixth, 0, "float32 drawn alone was used", schema.SkipNoise},
+		{"noise", false, noisy, 0, "jax; the ensemble's own generator was used", schema.SkipNoise},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			f := newFixture(t, monitor.Model{AsRequested: c.asRequested, Diffusion: trailing})

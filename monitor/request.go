@@ -35,9 +35,6 @@ const Sampler = "ddim"
 // samplerNames are the names of Sampler in lower case: in user interfaces, and the classes of diffusers and CompVis.
 var samplerNames = []string{Sampler, "ddimscheduler", "ddimsampler"}
 
-// drawnAs is the number type in which first latents are drawn.
-const drawnAs = "float32"
-
 // plan is how an event comes to its verdict: its request is scored, or it is skipped, or it cannot be scored.
 type plan struct {
 	model      Model
@@ -57,21 +54,9 @@ func (m Model) plan(ev schema.Event) plan {
 		return p
 	}
 	p.request = scoring.Request{Key: Key(ev.Source, ev.ID), Class: class, Seed: ev.Data.Seed}
-	p.planLatent()
 	p.planSampler()
 	p.planNoise()
 	return p
-}
-
-// planLatent notes if the first latent cannot be drawn alone, as the numbers that the producer used.
-func (p *plan) planLatent() {
-	if i := p.event.Data.BatchIndex; i != nil {
-		p.deviate(schema.SkipNoise,
-			"noise: image %d of those drawn together cannot be drawn again, an image drawn alone was used", *i)
-	}
-	if t := p.event.Data.NoiseDtype; t != "" && t != drawnAs {
-		p.deviate(schema.SkipNoise, "noise: %s cannot be drawn again, %s was used", t, drawnAs)
-	}
 }
 
 // planSampler takes the event's sampler settings if the model is scored as requested, else the fixed profile.
@@ -92,14 +77,32 @@ func (p *plan) planSampler() {
 	}
 }
 
-// planNoise takes the event's generator of noise if the scorer has it.
+// planNoise takes the event's draw of the first latent as far as the scorer can repeat it.
 func (p *plan) planNoise() {
-	generator := p.event.Data.Noise
-	if generator != "" && p.model.Scorer.Validate(scoring.Request{Class: p.request.Class, Noise: generator}) != nil {
-		p.deviate(schema.SkipNoise, "noise: %s cannot be drawn again, the ensemble's own generator was used", generator)
+	data := p.event.Data
+	draw := scoring.Draw{Dtype: data.NoiseDtype, Offset: data.NoiseOffset}
+	if data.GPU != nil {
+		draw.GPU = scoring.GPU(*data.GPU)
+	}
+	if i := data.BatchIndex; i != nil && data.BatchSize == 0 {
+		p.deviate(schema.SkipNoise, "noise: image %d of those drawn together cannot be drawn again without batch_size, "+
+			"an image drawn alone was used", *i)
+	} else if i != nil {
+		draw.Batch = scoring.Batch{Index: *i, Size: data.BatchSize}
+	}
+	request := scoring.Request{Class: p.request.Class, Noise: data.Noise, Draw: draw}
+	err := p.model.Scorer.Validate(request)
+	if err == nil {
+		p.request.Noise, p.request.Draw = request.Noise, request.Draw
 		return
 	}
-	p.request.Noise = generator
+	request.Draw = scoring.Draw{}
+	if draw != request.Draw && p.model.Scorer.Validate(request) == nil {
+		p.request.Noise = request.Noise
+		p.deviate(schema.SkipNoise, "noise: %s; float32 drawn alone was used", err)
+		return
+	}
+	p.deviate(schema.SkipNoise, "noise: %s; the ensemble's own generator was used", err)
 }
 
 // deviate notes that the request does not follow the event. The first deviation is a skip if the model asks for that.

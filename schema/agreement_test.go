@@ -164,6 +164,14 @@ func (g generator) value(path string) string {
 			`"float32 "`, `"fp16"`, `"float\u0033\u0032"`})
 	case "data.batch_index":
 		return pick(g, numbers("0", "1", "65534", "65535", "65536", "10"))
+	case "data.batch_size":
+		return pick(g, numbers("0", "1", "65536", "65537", "10"))
+	case "data.noise_offset":
+		return pick(g, numbers("0", "2", "4", "40", "41", "18446744073709551612", "18446744073709551615",
+			"18446744073709551616"))
+	case "data.gpu":
+		return `{"sms":` + pick(g, numbers("0", "1", "132", "4096", "4097")) + `,"threads_per_sm":` +
+			pick(g, numbers("255", "256", "2048", "8192", "8193")) + pick(g, []string{"}", "}", "}", `,"name":"H100"}`})
 	case "data.sampler.name":
 		return pick(g, bounded(MaxSamplerName))
 	case "data.sampler.steps":
@@ -200,7 +208,9 @@ func (g generator) document() document {
 			d.attributes = append(d.attributes, member{name, `"application/json"`})
 		}
 	}
-	for _, optional := range []member{{"noise", `"torch-cpu"`}, {"noise_dtype", `"float32"`}, {"batch_index", `0`}} {
+	noise := pick(g, []string{`"torch-cpu"`, `"torch-cuda"`})
+	for _, optional := range []member{{"noise", noise}, {"noise_dtype", `"float32"`}, {"batch_index", `0`},
+		{"batch_size", `8`}, {"noise_offset", `8`}, {"gpu", `{"sms":132,"threads_per_sm":2048}`}} {
 		switch g.IntN(12) {
 		case 0:
 			d.data = append(d.data, member{optional.name, g.value("data." + optional.name)})

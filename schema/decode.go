@@ -27,8 +27,11 @@ const (
 	MaxSteps       = 1000
 	MaxGuidance    = 30.0
 	MaxLabels      = 16
-	MaxLabelValue  = 128            // characters
-	MaxBatchIndex  = 65_535         // of an image among those drawn together
+	MaxLabelValue  = 128    // characters
+	MaxBatchIndex  = 65_535 // of an image among those drawn together
+	MaxSMs         = 4096   // of a GPU
+	MinThreads     = 256    // of a multiprocessor of a GPU
+	MaxThreads     = 8192
 	MaxClockAhead  = 24 * time.Hour // of an event's time before the time when the stream stored its message
 )
 
@@ -45,7 +48,11 @@ var bounds = map[string]bound{
 	"time":                        {length: 64},
 	"data.class":                  {least: "0", most: number(MaxClasses - 1)},
 	"data.seed":                   {least: "0", most: "18446744073709551615"},
+	"data.noise_offset":           {least: "0", most: "18446744073709551612"},
+	"data.gpu.sms":                {least: "1", most: number(MaxSMs)},
+	"data.gpu.threads_per_sm":     {least: number(MinThreads), most: number(MaxThreads)},
 	"data.batch_index":            {least: "0", most: number(MaxBatchIndex)},
+	"data.batch_size":             {least: "1", most: number(MaxBatchIndex + 1)},
 	"data.sampler.steps":          {least: "1", most: number(MaxSteps)},
 	"data.sampler.guidance_scale": {least: "0", most: number(MaxGuidance)},
 	"data.sampler.eta":            {least: "0", most: "1"},
@@ -186,16 +193,20 @@ func decodeEvent(attributes map[string]any, data any, stored time.Time) (Event, 
 }
 
 func decodeGeneration(v any) (Generation, error) {
-	r := newReader(v, "data", "model", "class", "seed", "noise", "noise_dtype", "batch_index", "sampler", "labels")
+	r := newReader(v, "data", "model", "class", "seed", "noise", "noise_dtype", "noise_offset", "gpu", "batch_index",
+		"batch_size", "sampler", "labels")
 	g := Generation{
-		Model:      r.model(),
-		Class:      r.class(),
-		Seed:       r.integer("seed"),
-		Noise:      r.choice("noise", namePattern.MatchString, "the name of a generator: torch-cpu, torch-cuda, decuwatch"),
-		NoiseDtype: r.choice("noise_dtype", isNoiseDtype, "one of "+strings.Join(noiseDtypes, ", ")),
-		BatchIndex: r.batchIndex(),
-		Sampler:    r.sampler(),
-		Labels:     r.labels(),
+		Model:       r.model(),
+		Class:       r.class(),
+		Seed:        r.integer("seed"),
+		Noise:       r.choice("noise", namePattern.MatchString, "the name of a generator: torch-cpu, torch-cuda, decuwatch"),
+		NoiseDtype:  r.choice("noise_dtype", isNoiseDtype, "one of "+strings.Join(noiseDtypes, ", ")),
+		NoiseOffset: r.noiseOffset(),
+		GPU:         r.gpu(),
+		BatchIndex:  r.batchIndex(),
+		BatchSize:   r.batchSize(),
+		Sampler:     r.sampler(),
+		Labels:      r.labels(),
 	}
 	return g, r.err
 }
@@ -380,6 +391,47 @@ func (r *reader) batchIndex() *int {
 		return nil
 	}
 	return new(int(r.integer("batch_index"))) //nolint:gosec // at most MaxBatchIndex
+}
+
+func (r *reader) batchSize() int {
+	if !r.has("batch_size") {
+		return 0
+	}
+	size := int(r.integer("batch_size")) //nolint:gosec // at most MaxBatchIndex + 1
+	if !r.has("batch_index") {
+		r.refuse("batch_size", "needs batch_index")
+	}
+	return size
+}
+
+// ofCUDA refuses a member that only torch-cuda has, unless the event names that generator.
+func (r *reader) ofCUDA(name string) {
+	if r.members["noise"] != "torch-cuda" {
+		r.refuse(name, "needs noise torch-cuda")
+	}
+}
+
+func (r *reader) noiseOffset() uint64 {
+	if !r.has("noise_offset") {
+		return 0
+	}
+	offset := r.integer("noise_offset")
+	if offset%4 != 0 {
+		r.refuse("noise_offset", "is %d, must be a multiple of 4", offset)
+	}
+	r.ofCUDA("noise_offset")
+	return offset
+}
+
+func (r *reader) gpu() *GPU {
+	if !r.has("gpu") {
+		return nil
+	}
+	f := newReader(r.members["gpu"], r.path("gpu"), "sms", "threads_per_sm")
+	g := GPU{SMs: int(f.integer("sms")), ThreadsPerSM: int(f.integer("threads_per_sm"))} //nolint:gosec // bounded
+	r.err = f.err
+	r.ofCUDA("gpu")
+	return &g
 }
 
 func (r *reader) sampler() *Sampler {

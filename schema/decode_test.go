@@ -155,6 +155,28 @@ var breakages = []breakage{
 		"float16, bfloat16, float32, float64"},
 	{"negative batch index", set("data.batch_index", -1), "data.batch_index", "0 to 65535"},
 	{"large batch index", set("data.batch_index", MaxBatchIndex+1), "data.batch_index", "0 to 65535"},
+	{"no images", set("data.batch_size", 0), "data.batch_size", "1 to 65536"},
+	{"batch size without an index", set("data.batch_size", 2), "data.batch_size", "needs batch_index"},
+	{"offset between calls", set("data.noise_offset", 6), "data.noise_offset", "multiple of 4"},
+	{"offset on the CPU", func(e fields) {
+		set("data.noise", "torch-cpu")(e)
+		set("data.noise_offset", 4)(e)
+	}, "data.noise_offset", "torch-cuda"},
+	{"GPU of another generator", func(e fields) {
+		set("data.noise", "decuwatch")(e)
+		set("data.gpu", fields{"sms": 132, "threads_per_sm": 2048})(e)
+	}, "data.gpu", "torch-cuda"},
+	{"GPU of the ensemble's generator", func(e fields) {
+		set("data.noise", nil)(e)
+		set("data.gpu", fields{"sms": 132, "threads_per_sm": 2048})(e)
+	}, "data.gpu", "torch-cuda"},
+	{"GPU as text", set("data.gpu", "H100"), "data.gpu", "object"},
+	{"GPU without threads", set("data.gpu", fields{"sms": 132}), "data.gpu.threads_per_sm", "missing"},
+	{"GPU without SMs", set("data.gpu", fields{"sms": 0, "threads_per_sm": 2048}), "data.gpu.sms", "1 to 4096"},
+	{"GPU of few threads", set("data.gpu", fields{"sms": 1, "threads_per_sm": 255}), "data.gpu.threads_per_sm",
+		"256 to 8192"},
+	{"GPU with a name", set("data.gpu", fields{"sms": 1, "threads_per_sm": 2048, "name": "x"}), "data.gpu.name",
+		"not a field"},
 	{"long sampler name", set("data.sampler.name", strings.Repeat("x", MaxSamplerName+1)), "data.sampler.name", "128"},
 	{"no model", set("data.model", nil), "data.model", "missing"},
 	{"model that is a subject", set("data.model", "a.b.>"), "data.model", "a-z"},

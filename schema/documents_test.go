@@ -153,6 +153,7 @@ func TestEveryAlertFitsTheSchema(t *testing.T) {
 			a.ClassIndex = -1
 		}
 		if i == 0 {
+			a.Receipt.NoiseDtype, a.Receipt.LatentSHA256 = "float16", "0"
 			a.Detail, a.EventID, a.TraceParent = "d", "e", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 		}
 		_, payload, err := EncodeAlert(a)
@@ -236,6 +237,7 @@ func TestSchemasNameEveryField(t *testing.T) {
 	}{
 		{eventSchema, "generation", Generation{}},
 		{eventSchema, "sampler", Sampler{}},
+		{eventSchema, "gpu", GPU{}},
 		{alertSchema, "alert", Alert{}},
 		{alertSchema, "receipt", Receipt{}},
 		{reviewSchema, "review", Review{}},

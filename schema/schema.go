@@ -37,11 +37,21 @@ type Generation struct {
 	Noise string `json:"noise,omitempty"`
 	// NoiseDtype is the type of the noise as it was drawn: float32, float16, bfloat16 or float64; "" means float32.
 	NoiseDtype string `json:"noise_dtype,omitempty"`
+	// NoiseOffset is the offset of a torch-cuda generator when the noise was drawn; 0 means just seeded.
+	NoiseOffset uint64 `json:"noise_offset,omitempty"`
+	GPU         *GPU   `json:"gpu,omitempty"` // that drew the noise, of torch-cuda; nil means unknown
 	// BatchIndex is the index of the image in the batch that was drawn from Seed; nil means drawn alone.
 	BatchIndex *int `json:"batch_index,omitempty"`
+	BatchSize  int  `json:"batch_size,omitempty"` // images that were drawn together; 0 means unknown
 
 	Sampler *Sampler          `json:"sampler,omitempty"` // what the producer ran; nil means unknown
 	Labels  map[string]string `json:"labels,omitempty"`  // at most 16: tenant, region, ...
+}
+
+// GPU is what the order of torch-cuda's numbers depends on.
+type GPU struct {
+	SMs          int `json:"sms"`            // streaming multiprocessors, 1 to 4096
+	ThreadsPerSM int `json:"threads_per_sm"` // that are resident at most, 256 to 8192
 }
 
 // Sampler is the sampler that the producer ran.
@@ -107,6 +117,18 @@ type Receipt struct {
 	Runtime        string   `json:"runtime"`              // onnxruntime 1.27.0
 	Device         string   `json:"device"`               // cpu or cuda
 	Deviations     []string `json:"deviations,omitempty"` // "sampler: euler was replaced by ddim"
+
+	// How the generator drew the first latent. What is left out is a draw of float32 for one image, by a generator that
+	// was just seeded.
+	NoiseDtype   string `json:"noise_dtype,omitempty"`
+	NoiseOffset  uint64 `json:"noise_offset,omitempty"`
+	SMs          int    `json:"sms,omitempty"` // of the GPU that drew it
+	ThreadsPerSM int    `json:"threads_per_sm,omitempty"`
+	BatchIndex   int    `json:"batch_index,omitempty"`
+	BatchSize    int    `json:"batch_size,omitempty"`
+	// The event's own latent, if it was rerun from there: its SHA-256, and how many steps the producer had taken.
+	LatentSHA256 string `json:"latent_sha256,omitempty"`
+	LatentStep   int    `json:"latent_step,omitempty"`
 
 	// What is known of the class's training data, on which the class gap stands; left out if unknown.
 	ClassImages int     `json:"class_images,omitempty"` // training images

@@ -433,6 +433,8 @@ func (e *Engine) receipt(r Request, p *plan) Receipt {
 		Steps: profile.RequestRisk.Steps, GuidanceScale: profile.GuidanceScale, Eta: profile.Eta,
 		Seed: r.Seed, Noise: e.generator(r), Carrier: Carrier(r.Key, e.ensemble.Components), Rows: p.rows,
 		Runtime: ort.Runtime(), Device: e.options.Device, ClassDraws: class.Draws,
+		NoiseDtype: r.Draw.Dtype, NoiseOffset: r.Draw.Offset, SMs: r.Draw.GPU.SMs, ThreadsPerSM: r.Draw.GPU.ThreadsPerSM,
+		BatchIndex: r.Draw.Batch.Index, BatchSize: r.Draw.Batch.Size,
 	}
 	if class.Data != nil {
 		receipt.ClassImages, receipt.ClassNEff = class.Data.Images, class.Data.NEff
@@ -460,7 +462,7 @@ func (e *Engine) noise(r Request) (diffusion.Noise, error) {
 	if r.Priority != Live && r.Priority != Background {
 		return nil, fmt.Errorf("%w: priority is %d", ErrSettings, r.Priority)
 	}
-	noise, err := diffusion.NewNoise(e.generator(r), r.Seed, e.ensemble.Latent.Size())
+	noise, err := diffusion.NewNoise(e.generator(r), r.Seed, e.ensemble.Latent.Size(), r.Draw)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrNoise, err)
 	}

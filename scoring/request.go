@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math"
 
+	"github.com/decuwatch/decuwatch/scoring/diffusion"
 	"github.com/decuwatch/decuwatch/scoring/ensemble"
 )
 
@@ -18,6 +19,13 @@ type Measure = ensemble.Measure
 
 // Diffusion says how a sampler of an ensemble chooses its timesteps.
 type Diffusion = ensemble.Diffusion
+
+// Draw says how a generator drew the first latent.
+type (
+	Draw  = diffusion.Draw
+	GPU   = diffusion.GPU
+	Batch = diffusion.Batch
+)
 
 // Names of the two profiles in a receipt.
 const (
@@ -40,6 +48,7 @@ type Request struct {
 	Class    int      // index
 	Seed     uint64   // of the first latent
 	Noise    string   // generator of the first latent: torch-cpu, torch-cuda, decuwatch. Defaults to the ensemble's
+	Draw     Draw     // how the generator drew it
 	Profile  Profile  // Defaults (zero value) to the engine's fixed profile
 	Priority Priority // Defaults to Live
 }
@@ -98,6 +107,14 @@ type Receipt struct {
 	Runtime        string   // onnxruntime 1.27.0
 	Device         string   // cpu, cuda:0, tensorrt:0
 	Deviations     []string // set by the caller: how the rerun differs from the event
+	NoiseDtype     string   // of the draw; "" means float32
+	NoiseOffset    uint64   // of the generator when it drew
+	SMs            int      // of the GPU that drew; 0 if unknown
+	ThreadsPerSM   int      //
+	BatchIndex     int      // of the image among those drawn together
+	BatchSize      int      // 0 for an image drawn alone
+	LatentSHA256   string   // of the event's own latent; "" if the first latent was drawn from the seed
+	LatentStep     int      // steps that the producer had taken to it
 	ClassImages    int      // training images of the class by the manifest's data; 0 if unknown
 	ClassNEff      float64  // how many different images they are worth; 0 if unknown
 	ClassDraws     int      // training examples that the producer's row was drawn for; 0 if unknown
@@ -107,8 +124,8 @@ type Receipt struct {
 var (
 	// ErrUnknownClass is returned for a class index outside the ensemble's classes.
 	ErrUnknownClass = errors.New("unknown class")
-	// ErrNoise is returned if the first latent cannot be drawn again: the generator is unknown or does not support the
-	// latent's size.
+	// ErrNoise is returned if the first latent cannot be drawn again: the generator is unknown, or cannot repeat the draw
+	// at the latent's size.
 	ErrNoise = errors.New("first latent cannot be reproduced")
 	// ErrSettings is returned for a profile out of its bounds; the error names the field.
 	ErrSettings = errors.New("settings out of bounds")

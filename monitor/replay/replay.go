@@ -35,6 +35,10 @@ func Request(s *schema.Score) scoring.Request {
 	}
 	return scoring.Request{
 		Key: monitor.Key(s.Event.Source, s.Event.ID), Class: s.ClassIndex, Seed: r.Seed, Noise: r.Noise,
+		Draw: scoring.Draw{
+			Dtype: r.NoiseDtype, Offset: r.NoiseOffset, GPU: scoring.GPU{SMs: r.SMs, ThreadsPerSM: r.ThreadsPerSM},
+			Batch: scoring.Batch{Index: r.BatchIndex, Size: r.BatchSize},
+		},
 		Profile: profile, Priority: scoring.Background,
 	}
 }

@@ -55,6 +55,23 @@ type requested struct {
 	NoiseDtype string          `json:"noise_dtype,omitempty"`
 	BatchIndex *int            `json:"batch_index,omitempty"`
 	Sampler    *schema.Sampler `json:"sampler,omitempty"`
+
+	NoiseOffset uint64      `json:"noise_offset,omitempty"`
+	GPU         *schema.GPU `json:"gpu,omitempty"`
+	BatchSize   int         `json:"batch_size,omitempty"`
+}
+
+// firstLatent is the column scores.first_latent: how the receipt's first latent was drawn, or whose it was. NULL is a
+// draw of float32 for one image, by a generator that was just seeded.
+type firstLatent struct {
+	NoiseDtype   string `json:"noise_dtype,omitempty"`
+	NoiseOffset  uint64 `json:"noise_offset,omitempty"`
+	SMs          int    `json:"sms,omitempty"`
+	ThreadsPerSM int    `json:"threads_per_sm,omitempty"`
+	BatchIndex   int    `json:"batch_index,omitempty"`
+	BatchSize    int    `json:"batch_size,omitempty"`
+	LatentSHA256 string `json:"latent_sha256,omitempty"`
+	LatentStep   int    `json:"latent_step,omitempty"`
 }
 
 // scoreRow is a row of scores.
@@ -87,6 +104,7 @@ type scoreRow struct {
 	ClassImages   int               `json:"class_images"`
 	ClassNEff     float64           `json:"class_n_eff"`
 	ClassDraws    int               `json:"class_draws"`
+	FirstLatent   *firstLatent      `json:"first_latent"`
 
 	ImageRiskReason *schema.UnmeasuredReason `json:"image_risk_reason"`
 
@@ -102,7 +120,7 @@ func newScoreRow(s *schema.Score) scoreRow {
 		Profile: receipt.Profile, Steps: receipt.Steps, GuidanceScale: receipt.GuidanceScale, Eta: receipt.Eta,
 		Seed: receipt.Seed, Noise: receipt.Noise, Carrier: receipt.Carrier, UNetRows: receipt.Rows,
 		Runtime: receipt.Runtime, Device: receipt.Device, Deviations: notNil(receipt.Deviations),
-		Labels: labels(d.Labels), Requested: requested{d.Class, d.Noise, d.NoiseDtype, d.BatchIndex, d.Sampler},
+		Labels: labels(d.Labels), Requested: newRequested(d), FirstLatent: newFirstLatent(receipt),
 		TraceParent: optional(e.TraceParent), TraceState: optional(e.TraceState), ScoredAt: s.ScoredAt,
 		ClassImages: receipt.ClassImages, ClassNEff: receipt.ClassNEff, ClassDraws: receipt.ClassDraws,
 		ImageRiskReason: optional(s.ImageRiskReason),
@@ -114,6 +132,33 @@ func newScoreRow(s *schema.Score) scoreRow {
 	return row
 }
 
+func newRequested(d schema.Generation) requested {
+	return requested{
+		Class: d.Class, Noise: d.Noise, NoiseDtype: d.NoiseDtype, BatchIndex: d.BatchIndex, Sampler: d.Sampler,
+		NoiseOffset: d.NoiseOffset, GPU: d.GPU, BatchSize: d.BatchSize,
+	}
+}
+
+func newFirstLatent(r schema.Receipt) *firstLatent {
+	f := firstLatent{
+		NoiseDtype: r.NoiseDtype, NoiseOffset: r.NoiseOffset, SMs: r.SMs, ThreadsPerSM: r.ThreadsPerSM,
+		BatchIndex: r.BatchIndex, BatchSize: r.BatchSize, LatentSHA256: r.LatentSHA256, LatentStep: r.LatentStep,
+	}
+	if f == (firstLatent{}) {
+		return nil
+	}
+	return &f
+}
+
+// tell notes in a receipt what the column says.
+func (f *firstLatent) tell(r *schema.Receipt) {
+	if f == nil {
+		return
+	}
+	r.NoiseDtype, r.NoiseOffset, r.SMs, r.ThreadsPerSM = f.NoiseDtype, f.NoiseOffset, f.SMs, f.ThreadsPerSM
+	r.BatchIndex, r.BatchSize, r.LatentSHA256, r.LatentStep = f.BatchIndex, f.BatchSize, f.LatentSHA256, f.LatentStep
+}
+
 func (r scoreRow) score() *schema.Score {
 	s := &schema.Score{
 		Event: schema.Event{
@@ -122,6 +167,7 @@ func (r scoreRow) score() *schema.Score {
 			Data: schema.Generation{
 				Model: r.Model, Class: r.Requested.Class, Seed: r.Seed, Noise: r.Requested.Noise,
 				NoiseDtype: r.Requested.NoiseDtype, BatchIndex: r.Requested.BatchIndex, Sampler: r.Requested.Sampler,
+				NoiseOffset: r.Requested.NoiseOffset, GPU: r.Requested.GPU, BatchSize: r.Requested.BatchSize,
 				Labels: nilIfEmpty(r.Labels),
 			},
 		},
@@ -134,6 +180,7 @@ func (r scoreRow) score() *schema.Score {
 		},
 		ScoredAt: r.ScoredAt.UTC(),
 	}
+	r.FirstLatent.tell(&s.Receipt)
 	if r.ImageRiskReason != nil {
 		s.ImageRiskReason = *r.ImageRiskReason
 	}

@@ -65,7 +65,8 @@ func (d Draw) check(generator string, size int) error {
 		return fmt.Errorf("%w: batch index is %d, must be 0 to %d", ErrNoiseDraw, d.Batch.Index, d.Batch.Size-1)
 	}
 	if d.images() > MaxDraw/size {
-		return fmt.Errorf("%w: %d numbers for each of %d images, at most %d together", ErrNoiseSize, size, d.images(), MaxDraw)
+		return fmt.Errorf("%w: %d numbers for each of %d images, at most %d together", ErrNoiseSize, size, d.images(),
+			MaxDraw)
 	}
 	if generator != "torch-cuda" && (d.Offset != 0 || d.GPU != (GPU{})) {
 		return fmt.Errorf("%w: only torch-cuda has a GPU and an offset, not %s", ErrNoiseDraw, generator)
@@ -80,8 +81,8 @@ func (d Draw) checkGPU(n int) error {
 	case d.Offset%4 != 0:
 		return fmt.Errorf("%w: offset is %d, must be a multiple of 4", ErrNoiseDraw, d.Offset)
 	case g == (GPU{}) && n > MaxTorchCUDA:
-		return fmt.Errorf("%w: %d numbers of torch-cuda, at most %d without the GPU's SMs and threads per SM", ErrNoiseSize, n,
-			MaxTorchCUDA)
+		return fmt.Errorf("%w: %d numbers of torch-cuda, at most %d without the GPU's SMs and threads per SM",
+			ErrNoiseSize, n, MaxTorchCUDA)
 	case g == (GPU{}):
 		return nil
 	case g.SMs < 1 || g.SMs > MaxSMs:

@@ -12,8 +12,8 @@ import (
 // ErrUnknownGenerator is returned by NewNoise for an unknown name.
 var ErrUnknownGenerator = errors.New("unknown noise generator")
 
-// ErrNoiseSize is returned by NewNoise for a size at which the generator's numbers depend on the producer's device, which
-// the draw does not name, and for a draw of too many numbers.
+// ErrNoiseSize is returned by NewNoise for a size at which the generator's numbers depend on the producer's device, if
+// the draw does not name it, and for a draw of too many numbers.
 var ErrNoiseSize = errors.New("noise cannot be drawn at this size")
 
 // ErrNoiseDraw is returned by NewNoise for a draw that the generator cannot repeat.
