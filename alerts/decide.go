@@ -134,10 +134,12 @@ func alert(s schema.Score, name schema.MeasurementName, m schema.Measurement, th
 		ThresholdID: th.ID,
 		Saturated:   m.Saturated,
 		ClassGap:    s.ClassGap.Value,
-		RequestRisk: s.RequestRisk.Value,
 		Receipt:     s.Receipt,
 		FiredAt:     s.ScoredAt,
 		TraceParent: s.Event.TraceParent,
+	}
+	if s.RequestRisk != nil {
+		a.RequestRisk = &s.RequestRisk.Value
 	}
 	if s.ImageRisk != nil {
 		a.ImageRisk = &s.ImageRisk.Value

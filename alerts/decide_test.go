@@ -43,7 +43,7 @@ func score(gap, risk float64) schema.Score {
 		},
 		ClassIndex: 3, ClassLabel: "Dress",
 		ClassGap:    schema.Measurement{Estimator: "paide-w2", Value: gap, UpperBound: math.Log(5), MeanDistance: 100 * gap},
-		RequestRisk: schema.Measurement{Estimator: "mean-w2", Value: risk, MeanDistance: 100 * risk},
+		RequestRisk: &schema.Measurement{Estimator: "mean-w2", Value: risk, MeanDistance: 100 * risk},
 		Receipt:     schema.Receipt{EnsembleDigest: digest, Settings: settings},
 		ScoredAt:    time.Date(2026, 5, 4, 3, 2, 2, 0, time.UTC),
 	}
@@ -262,7 +262,7 @@ func TestAlertCarriesItsScore(t *testing.T) {
 		Model: "fashion-mnist", ClassIndex: 3, ClassLabel: "Dress", Labels: map[string]string{"tenant": "a"},
 		Severity: "warn",
 		Reason:   "class_threshold", Measurement: "class_gap", Value: .5, Decided: .5, Threshold: .1, ThresholdID: 1,
-		ClassGap: .5, RequestRisk: .6, Receipt: s.Receipt, FiredAt: s.ScoredAt,
+		ClassGap: .5, RequestRisk: new(.6), Receipt: s.Receipt, FiredAt: s.ScoredAt,
 	}
 	if !reflect.DeepEqual(a, want) {
 		t.Errorf("alert is\n%+v\nwant\n%+v", a, want)
@@ -334,9 +334,10 @@ func ExampleDecide() {
 		return
 	}
 	d := alerts.Decide(schema.Score{
-		Event:      schema.Event{Source: "//images.example.com", ID: "r-17", Data: schema.Generation{Model: "fashion-mnist"}},
-		ClassIndex: 3,
-		ClassGap:   schema.Measurement{Value: 0.31},
+		Event:       schema.Event{Source: "//images.example.com", ID: "r-17", Data: schema.Generation{Model: "fashion-mnist"}},
+		ClassIndex:  3,
+		ClassGap:    schema.Measurement{Value: 0.31},
+		RequestRisk: &schema.Measurement{Value: 0.02},
 	}, thresholds)
 	for _, f := range d.Findings {
 		fmt.Println(f.Measurement, f.Reason, f.Severity)

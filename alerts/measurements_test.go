@@ -24,7 +24,7 @@ func TestEveryMeasurementIsDecided(t *testing.T) {
 			score := schema.Score{
 				Event:       schema.Event{Data: schema.Generation{Model: "m"}},
 				ClassGap:    schema.Measurement{Value: -1},
-				RequestRisk: schema.Measurement{Value: -1},
+				RequestRisk: &schema.Measurement{Value: -1},
 				Receipt:     schema.Receipt{EnsembleDigest: "d", Settings: "s"}, ImageRiskReason: schema.JudgeCannotTell,
 			}
 			d := alerts.Decide(score, table)

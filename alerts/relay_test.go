@@ -38,7 +38,7 @@ func record(t *testing.T, s *postgres.Store, id string) schema.Alert {
 	sc := score(.5, .1)
 	sc.Event.ID, sc.Event.Time = id, time.Now().UTC().Truncate(time.Microsecond)
 	sc.ScoredAt = sc.Event.Time
-	for _, m := range []*schema.Measurement{&sc.ClassGap, &sc.RequestRisk} {
+	for _, m := range []*schema.Measurement{&sc.ClassGap, sc.RequestRisk} {
 		m.Distances, m.Shares, m.RolloutSteps = [][]float64{{0, 1}, {1, 0}}, []float64{.5, .5}, 1
 	}
 	sc.Receipt = schema.Receipt{

@@ -60,7 +60,7 @@ func (d *device) Score(_ context.Context, r scoring.Request) (scoring.Result, er
 	}
 	m := scoring.Measurement{Estimator: "mean-w2", Value: 0.01, MeanDistance: 0.01, Distances: five,
 		Shares: []float64{0.2, 0.2, 0.2, 0.2, 0.2}}
-	return scoring.Result{ClassGap: m, RequestRisk: m, Receipt: scoring.Receipt{
+	return scoring.Result{ClassGap: m, RequestRisk: &m, Receipt: scoring.Receipt{
 		EnsembleDigest: strings.Repeat("a", 64), Profile: "fixed", Settings: "no-op", Seed: r.Seed, Noise: "torch-cpu",
 		Runtime: "none", Device: "none",
 	}}, nil

@@ -64,7 +64,8 @@ func newMetrics(reg prometheus.Registerer, models map[string]Model, maxClassSeri
 		}, []string{"model", "measurement"}),
 		missing: with.NewCounterVec(prometheus.CounterOpts{
 			Name: "decuwatch_unmeasured_scores_total",
-			Help: "Scores without an image risk, by reason (no_judge, judge_cannot_tell).",
+			Help: "Measurements that scores lack, by reason: below_cut of request_risk, no_judge and judge_cannot_tell of " +
+				"image_risk.",
 		}, []string{"model", "reason"}),
 		fallbacks: with.NewCounterVec(prometheus.CounterOpts{
 			Name: "decuwatch_threshold_fallbacks_total",
@@ -168,8 +169,8 @@ func (m *metrics) scored(v schema.Verdict, findings []alerts.Finding) {
 			m.saturated.WithLabelValues(model, string(measured.Name)).Inc()
 		}
 	}
-	if s.ImageRisk == nil {
-		m.missing.WithLabelValues(model, string(s.ImageRiskReason)).Inc()
+	for _, missing := range s.Unmeasured() {
+		m.missing.WithLabelValues(model, string(missing.Reason)).Inc()
 	}
 	for _, f := range findings {
 		if f.Fallback != "" {

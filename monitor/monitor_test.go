@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"slices"
 	"strings"
 	"testing"
@@ -117,7 +118,7 @@ func result(r scoring.Request) (scoring.Result, error) {
 		Distances: [][]float64{{0, 1}, {1, 0}}, Shares: []float64{.5, .5}}
 	risk := m
 	risk.Value, risk.Saturated = 1.6, true
-	return scoring.Result{ClassGap: m, RequestRisk: risk, Receipt: scoring.Receipt{
+	return scoring.Result{ClassGap: m, RequestRisk: &risk, Receipt: scoring.Receipt{
 		EnsembleDigest: strings.Repeat("a", 64), Settings: p.Settings(), Steps: p.RequestRisk.Steps, Seed: r.Seed,
 		Noise: r.Noise, Rows: 7,
 	}}, nil
@@ -256,6 +257,43 @@ func TestMissingThresholdIsLoggedOnceAndCounted(t *testing.T) {
 	if n := strings.Count(f.log.String(), "no threshold applies"); n != 1 || !strings.Contains(f.log.String(),
 		"measurement=request_risk") {
 		t.Errorf("logged %d times:\n%s", n, f.log)
+	}
+}
+
+// A cascade gives every event a cut, but for a share that the event's identity draws. The score says with which
+// probability its request risk was to be measured.
+func TestCascade(t *testing.T) {
+	const n, share = 4000, 0.3
+	for _, c := range []struct{ cut, probability float64 }{ // the class gap is 0.2
+		{0.5, share}, {0.1, 1}, {0.2, 1}, {0, 1},
+	} {
+		f := newFixture(t, monitor.Model{Cascade: scoring.Cascade{Cut: c.cut, Share: share}})
+		again := newFixture(t, monitor.Model{Cascade: scoring.Cascade{Cut: c.cut, Share: share}})
+		whole := 0.0
+		for i := range n {
+			ev := event(fmt.Sprint(i))
+			for _, f := range []*fixture{f, again} {
+				if err := f.Handle(t.Context(), ev, first(uint64(i+1))); err != nil {
+					t.Fatal(err)
+				}
+			}
+			cut := f.scorer.requests[i].Cut
+			if cut != again.scorer.requests[i].Cut {
+				t.Fatalf("event %d has the cuts %v and %v", i, cut, again.scorer.requests[i].Cut)
+			}
+			if have := f.recorder.order[i].Score.RequestRiskProbability; have != c.probability {
+				t.Fatalf("cut %v: probability %v, want %v", c.cut, have, c.probability)
+			}
+			if cut != 0 && cut != c.cut {
+				t.Fatalf("cut %v", cut)
+			}
+			if cut == 0 {
+				whole++
+			}
+		}
+		if c.cut > 0 && math.Abs(whole/n-share) > 0.03 {
+			t.Errorf("cut %v: a share of %v is measured whole, want %v", c.cut, whole/n, share)
+		}
 	}
 }
 

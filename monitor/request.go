@@ -24,6 +24,8 @@ type Model struct {
 	// AsRequested scores each event with its own sampler settings instead of the fixed profile's. Thresholds belong to
 	// settings, so each combination needs its own.
 	AsRequested bool
+	// Cascade spares the request risk of events whose class gap is low; the zero value spares none.
+	Cascade scoring.Cascade
 	// SkipUnreproducible skips an event that cannot be rerun as its producer ran it. Otherwise it is scored, and the
 	// receipt says what was replaced.
 	SkipUnreproducible bool
@@ -56,6 +58,7 @@ func (m Model) plan(ev schema.Event) plan {
 	p.request = scoring.Request{Key: Key(ev.Source, ev.ID), Class: class, Seed: ev.Data.Seed}
 	p.planSampler()
 	p.planNoise()
+	p.planCascade()
 	return p
 }
 
@@ -105,6 +108,13 @@ func (p *plan) planNoise() {
 	p.deviate(schema.SkipNoise, "noise: %s; the ensemble's own generator was used", err)
 }
 
+// planCascade sets the cut of the request, unless the event is drawn to be measured whatever its class gap is.
+func (p *plan) planCascade() {
+	if c := p.model.Cascade; !drawn(p.event, "cascade", c.Share) {
+		p.request.Cut = c.Cut
+	}
+}
+
 // deviate notes that the request does not follow the event. The first deviation is a skip if the model asks for that.
 func (p *plan) deviate(reason schema.SkipReason, format string, args ...any) {
 	deviation := fmt.Sprintf(format, args...)
@@ -138,7 +148,11 @@ func (p *plan) score(ctx context.Context) (scoring.Result, error) {
 // compose returns the event's score, with the time in the precision that the database keeps.
 func (p *plan) compose(r scoring.Result) schema.Score {
 	class, at := p.request.Class, time.Now().UTC().Truncate(time.Microsecond)
-	return Compose(p.event, class, p.model.Classes[class], r, p.deviations, at)
+	s := Compose(p.event, class, p.model.Classes[class], r, p.deviations, at)
+	if c := p.model.Cascade; s.ClassGap.Value < c.Cut {
+		s.RequestRiskProbability = c.Share
+	}
+	return s
 }
 
 func (m Model) class(c schema.Class) (int, error) {
@@ -159,9 +173,10 @@ func (m Model) class(c schema.Class) (int, error) {
 // Key returns the identity of an event, from which its carrying component is derived.
 func Key(source, id string) string { return source + "\n" + id }
 
-// sampled reports whether an event belongs to a share of all events. It depends on the event's identity alone.
-func sampled(ev schema.Event, share float64) bool {
-	sum := sha256.Sum256([]byte("sample\n" + Key(ev.Source, ev.ID)))
+// drawn reports whether an event belongs to a share of all events. It depends on the purpose and on the event's identity
+// alone; the shares of two purposes are independent.
+func drawn(ev schema.Event, purpose string, share float64) bool {
+	sum := sha256.Sum256([]byte(purpose + "\n" + Key(ev.Source, ev.ID)))
 	return float64(binary.BigEndian.Uint64(sum[:8])>>11)/(1<<53) < share
 }
 
@@ -172,9 +187,14 @@ func Compose(
 ) schema.Score {
 	s := schema.Score{
 		Event: ev, ClassIndex: classIndex, ClassLabel: classLabel,
-		ClassGap: schema.Measurement(r.ClassGap), RequestRisk: schema.Measurement(r.RequestRisk),
+		ClassGap: schema.Measurement(r.ClassGap), RequestRiskProbability: 1,
 		Receipt: schema.Receipt(r.Receipt), ScoredAt: at,
 	}
+	if r.RequestRisk != nil {
+		risk := schema.Measurement(*r.RequestRisk)
+		s.RequestRisk = &risk
+	}
+	s.RequestRiskReason = schema.UnmeasuredReason(r.RequestRiskReason)
 	if r.ImageRisk != nil {
 		risk := schema.Measurement(*r.ImageRisk)
 		s.ImageRisk = &risk

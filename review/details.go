@@ -112,8 +112,8 @@ func (d Details) Print(out io.Writer) error {
 		for _, c := range d.verdict() {
 			line("judge", "%.3f %s", c.Probability, terminal.Printable(c.Label))
 		}
-		if why := d.Unmeasured(); why != "" {
-			line(Words(schema.ImageRisk), "%s", why)
+		for _, missing := range d.Unmeasured() {
+			line(Words(missing.Name), "%s", missing.Why)
 		}
 		r := s.Receipt
 		line("receipt", "seed %d, %s, component %d carried, %s", r.Seed, r.Settings, r.Carrier, r.EnsembleDigest)

@@ -210,7 +210,11 @@ func (w *Worker) gather(ctx context.Context, job postgres.EvidenceJob) ([]postgr
 	if engine == nil {
 		return nil, fmt.Errorf("no ensemble %s is open here", job.Score.Receipt.EnsembleDigest)
 	}
-	evidence, err := engine.Evidence(ctx, replay.Request(job.Score))
+	request, err := replay.Request(job.Score)
+	if err != nil {
+		return nil, err
+	}
+	evidence, err := engine.Evidence(ctx, request)
 	if err != nil {
 		return nil, err
 	}
@@ -276,7 +280,7 @@ func files(score schema.Score, e scoring.Evidence, shape ensemble.Image, side in
 		list = append(list, postgres.EvidenceFile{Name: fileProducer, ContentType: "image/png", Body: body})
 	}
 	n := Numbers{
-		Carrier: e.Result.Receipt.Carrier, ClassGap: e.Result.ClassGap.Value, Risk: e.Result.RequestRisk.Value,
+		Carrier: e.Result.Receipt.Carrier, ClassGap: e.Result.ClassGap.Value, Risk: e.Result.RequestRisk.Value, // a rerun measures it always
 		Agrees: replay.Compare(&score, e.Result).Agrees,
 		Width:  shape.Width, Height: shape.Height, Diversity: e.Diversity, Similarity: e.Similarity, Final: e.Final.Value,
 		UpperBound: bound,

@@ -41,12 +41,31 @@ func (d Details) verdict() []likely {
 	return list
 }
 
-// Unmeasured says why the score has no image risk. It returns "" if it has one, or if nobody knows why.
-func (d Details) Unmeasured() string {
-	if d.Score == nil || d.Score.ImageRisk != nil {
-		return ""
+// unmeasured is a measurement that the score lacks, and why.
+type unmeasured struct {
+	Name schema.MeasurementName
+	Why  string
+}
+
+// Unmeasured returns the measurements that the score lacks, if it is known why.
+func (d Details) Unmeasured() []unmeasured {
+	if d.Score == nil {
+		return nil
 	}
-	switch d.Score.ImageRiskReason {
+	var list []unmeasured
+	for _, missing := range d.Score.Unmeasured() {
+		if why := d.why(missing.Reason); why != "" {
+			list = append(list, unmeasured{missing.Name, why})
+		}
+	}
+	return list
+}
+
+// why returns the words of a reason, or "" if it is unknown.
+func (d Details) why(reason schema.UnmeasuredReason) string {
+	switch reason {
+	case schema.BelowCut:
+		return "not measured: the class gap is below the cut of the cascade"
 	case schema.NoJudge:
 		return "not measured: the ensemble has no judge"
 	case schema.JudgeCannotTell:

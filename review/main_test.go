@@ -130,7 +130,7 @@ func (b *bench) commit(score schema.Score, r request) string {
 			ClassIndex: r.class, ClassLabel: score.ClassLabel,
 			Labels: r.labels, Severity: r.alert, Reason: reason, Measurement: schema.ClassGap, Value: score.ClassGap.Value,
 			Decided:   score.ClassGap.Value,
-			Threshold: r.limit, ThresholdID: 1, ClassGap: score.ClassGap.Value, RequestRisk: score.RequestRisk.Value,
+			Threshold: r.limit, ThresholdID: 1, ClassGap: score.ClassGap.Value, RequestRisk: &score.RequestRisk.Value,
 			Receipt: score.Receipt, FiredAt: ev.Time,
 		}}
 		if r.both {

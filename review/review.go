@@ -197,7 +197,10 @@ func (c Change) message(
 		return schema.OutboxMessage{}, err
 	}
 	if score != nil {
-		event.ClassGap, event.RequestRisk = score.ClassGap.Value, score.RequestRisk.Value
+		event.ClassGap = score.ClassGap.Value
+		if score.RequestRisk != nil {
+			event.RequestRisk = &score.RequestRisk.Value
+		}
 		if score.ImageRisk != nil {
 			event.ImageRisk = &score.ImageRisk.Value
 		}

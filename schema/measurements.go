@@ -8,7 +8,7 @@ func (s *Score) SetMeasurement(name MeasurementName, m Measurement) {
 	case ClassGap:
 		s.ClassGap = m
 	case RequestRisk:
-		s.RequestRisk = m
+		s.RequestRisk = &m
 	case ImageRisk:
 		s.ImageRisk = &m
 	default:

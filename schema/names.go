@@ -47,8 +47,9 @@ const (
 // UnmeasuredReason is why a score lacks a measurement.
 type UnmeasuredReason string
 
-// Reasons why a score lacks its image risk.
+// Reasons why a score lacks its request risk (the first) or its image risk.
 const (
+	BelowCut        UnmeasuredReason = "below_cut"         // its class gap is below the cut of the cascade
 	NoJudge         UnmeasuredReason = "no_judge"          // the ensemble or its profile has no judge
 	JudgeCannotTell UnmeasuredReason = "judge_cannot_tell" // the judge is not known to tell the class well enough
 )
@@ -58,8 +59,10 @@ func MeasurementNames() []MeasurementName {
 	return []MeasurementName{ClassGap, RequestRisk, ImageRisk}
 }
 
-// UnmeasuredReasons returns all reasons why a score lacks its image risk.
-func UnmeasuredReasons() []UnmeasuredReason { return []UnmeasuredReason{NoJudge, JudgeCannotTell} }
+// UnmeasuredReasons returns all reasons why a score lacks a measurement.
+func UnmeasuredReasons() []UnmeasuredReason {
+	return []UnmeasuredReason{BelowCut, NoJudge, JudgeCannotTell}
+}
 
 // AlertKind is what an alert is about.
 type AlertKind string

@@ -29,8 +29,8 @@ type Review struct {
 	ClassIndex  int           `json:"class_index"`
 	ClassLabel  string        `json:"class_label"`
 	ClassGap    float64       `json:"class_gap"`
-	RequestRisk float64       `json:"request_risk"`
-	ImageRisk   *float64      `json:"image_risk"` // nil if it was not measured
+	RequestRisk *float64      `json:"request_risk"` // nil if it was not measured
+	ImageRisk   *float64      `json:"image_risk"`   // nil if it was not measured
 	At          time.Time     `json:"at"`
 }
 

@@ -138,11 +138,16 @@ type Receipt struct {
 
 // Score is the verdict on one event that was rerun.
 type Score struct {
-	Event       Event       `json:"-"`
-	ClassIndex  int         `json:"class_index"`
-	ClassLabel  string      `json:"class_label"`
-	ClassGap    Measurement `json:"class_gap"`
-	RequestRisk Measurement `json:"request_risk"`
+	Event      Event       `json:"-"`
+	ClassIndex int         `json:"class_index"`
+	ClassLabel string      `json:"class_label"`
+	ClassGap   Measurement `json:"class_gap"`
+	// RequestRisk is nil if it was not measured. RequestRiskReason says why.
+	RequestRisk       *Measurement     `json:"request_risk"`
+	RequestRiskReason UnmeasuredReason `json:"request_risk_reason,omitempty"`
+	// RequestRiskProbability is the probability with which the request risk was to be measured, given the class gap: 1
+	// without a cascade. 0 means 1 if it was measured.
+	RequestRiskProbability float64 `json:"request_risk_probability"`
 	// ImageRisk is nil if it was not measured. ImageRiskReason says why.
 	ImageRisk       *Measurement     `json:"image_risk"`
 	ImageRiskReason UnmeasuredReason `json:"image_risk_reason,omitempty"`
@@ -158,9 +163,30 @@ type NamedMeasurement struct {
 
 // Measurements returns what the score measured, in the order of [MeasurementNames].
 func (s *Score) Measurements() []NamedMeasurement {
-	list := []NamedMeasurement{{ClassGap, s.ClassGap}, {RequestRisk, s.RequestRisk}}
+	list := []NamedMeasurement{{ClassGap, s.ClassGap}}
+	if s.RequestRisk != nil {
+		list = append(list, NamedMeasurement{RequestRisk, *s.RequestRisk})
+	}
 	if s.ImageRisk != nil {
 		list = append(list, NamedMeasurement{ImageRisk, *s.ImageRisk})
+	}
+	return list
+}
+
+// NamedReason is why a score lacks a measurement.
+type NamedReason struct {
+	Name   MeasurementName
+	Reason UnmeasuredReason // empty if nobody knows why
+}
+
+// Unmeasured returns what the score did not measure, in the order of [MeasurementNames].
+func (s *Score) Unmeasured() []NamedReason {
+	var list []NamedReason
+	if s.RequestRisk == nil {
+		list = append(list, NamedReason{RequestRisk, s.RequestRiskReason})
+	}
+	if s.ImageRisk == nil {
+		list = append(list, NamedReason{ImageRisk, s.ImageRiskReason})
 	}
 	return list
 }
@@ -254,8 +280,8 @@ type Alert struct {
 	ThresholdID int64             `json:"threshold_id"`
 	Saturated   bool              `json:"saturated"`
 	ClassGap    float64           `json:"class_gap"`
-	RequestRisk float64           `json:"request_risk"`
-	ImageRisk   *float64          `json:"image_risk"` // nil if it was not measured
+	RequestRisk *float64          `json:"request_risk"` // nil if it was not measured
+	ImageRisk   *float64          `json:"image_risk"`   // nil if it was not measured
 	Receipt     Receipt           `json:"receipt"`
 	Count       int               `json:"count,omitempty"`  // alerts that a summary stands for
 	Detail      string            `json:"detail,omitempty"` // more, in words

@@ -331,7 +331,7 @@ func (e *Engine) profile(r Request) Profile {
 
 // plan returns the compiled work of a profile.
 func (e *Engine) plan(profile Profile) (*plan, error) {
-	profile.Reason = ""
+	profile = profile.Bare()
 	e.planning.Lock()
 	defer e.planning.Unlock()
 	if p := e.plans[profile]; p != nil {
@@ -345,6 +345,11 @@ func (e *Engine) plan(profile Profile) (*plan, error) {
 	if err != nil {
 		return nil, err
 	}
+	stopped, err := newPlan(e.ensemble, profile, slices.Delete(slices.Clone(measures), requestRisk, requestRisk+1))
+	if err != nil {
+		return nil, err
+	}
+	p.rowsStopped = stopped.rows
 	if len(e.plans) >= maxPlans {
 		clear(e.plans)
 	}
@@ -384,14 +389,26 @@ func (e *Engine) Score(ctx context.Context, r Request) (Result, error) {
 		return Result{}, err
 	}
 	defer e.sampler.release(t)
-	result := Result{
-		ClassGap:        p.measure(p.measures[0], t.means[0], e.ensemble.Latent),
-		RequestRisk:     p.measure(p.measures[1], t.means[1], e.ensemble.Latent),
-		ImageRiskReason: reason,
-		Receipt:         receipt,
+	if t.stopped {
+		receipt.Rows = p.rowsStopped
+	}
+	result, err := e.result(ctx, r, t, reason)
+	result.Receipt = receipt
+	return result, err
+}
+
+// result reads the measurements of a task that ran. If reason is not "", it says why there is no image risk.
+func (e *Engine) result(ctx context.Context, r Request, t *task, reason string) (result Result, err error) {
+	measure := func(k int) Measurement { return t.plan.measure(t.plan.measures[k], t.means[k], e.ensemble.Latent) }
+	result.ClassGap, result.ImageRiskReason = measure(classGap), reason
+	if t.stopped {
+		result.RequestRiskReason = ReasonBelowCut
+	} else {
+		risk := measure(requestRisk)
+		result.RequestRisk = &risk
 	}
 	if reason == "" {
-		result.ImageRisk, err = e.imageRisk(ctx, r, p.measures[2], t.means[2])
+		result.ImageRisk, err = e.imageRisk(ctx, r, t.plan.measures[imageRisk], t.means[imageRisk])
 	}
 	return result, err
 }
@@ -427,7 +444,7 @@ func (e *Engine) run(ctx context.Context, r Request, p *plan) (*task, Receipt, e
 
 // receipt returns the receipt of a request that ran.
 func (e *Engine) receipt(r Request, p *plan) Receipt {
-	profile, fixed, class := e.profile(r), e.fixed, e.ensemble.Classes[r.Class]
+	profile, class := e.profile(r), e.ensemble.Classes[r.Class]
 	receipt := Receipt{
 		EnsembleDigest: e.ensemble.Digest, Profile: ProfileAsRequested, Settings: profile.Settings(),
 		Steps: profile.RequestRisk.Steps, GuidanceScale: profile.GuidanceScale, Eta: profile.Eta,
@@ -439,8 +456,7 @@ func (e *Engine) receipt(r Request, p *plan) Receipt {
 	if class.Data != nil {
 		receipt.ClassImages, receipt.ClassNEff = class.Data.Images, class.Data.NEff
 	}
-	profile.Reason, fixed.Reason = "", ""
-	if profile == fixed {
+	if profile.Bare() == e.fixed.Bare() {
 		receipt.Profile = ProfileFixed
 	}
 	return receipt
@@ -461,6 +477,9 @@ func (e *Engine) noise(r Request) (diffusion.Noise, error) {
 	}
 	if r.Priority != Live && r.Priority != Background {
 		return nil, fmt.Errorf("%w: priority is %d", ErrSettings, r.Priority)
+	}
+	if !(r.Cut >= 0) {
+		return nil, fmt.Errorf("%w: cut is %g, must be at least 0", ErrSettings, r.Cut)
 	}
 	noise, err := diffusion.NewNoise(e.generator(r), r.Seed, e.ensemble.Latent.Size(), r.Draw)
 	if err != nil {

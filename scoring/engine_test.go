@@ -164,7 +164,7 @@ func TestResultsAreInBounds(t *testing.T) {
 				if result.Receipt.Profile != ProfileAsRequested || result.Receipt.Eta != eta {
 					t.Errorf("receipt %+v", result.Receipt)
 				}
-				for _, r := range []Measurement{result.ClassGap, result.RequestRisk} {
+				for _, r := range []Measurement{result.ClassGap, *result.RequestRisk} {
 					bound := math.Inf(1)
 					if estimator != ensemble.MeanW2 {
 						if bound = math.Log(float64(m)); r.UpperBound != bound {

@@ -100,15 +100,12 @@ func (e *Engine) Evidence(ctx context.Context, r Request) (Evidence, error) {
 	}
 	defer e.sampler.release(t)
 	receipt.Rows = scored.rows // of the score that the receipt belongs to
-	means := t.means
-	result := Result{ClassGap: p.measure(p.measures[0], means[0], e.ensemble.Latent),
-		RequestRisk: p.measure(p.measures[1], means[1], e.ensemble.Latent), ImageRiskReason: reason, Receipt: receipt}
-	if reason == "" {
-		if result.ImageRisk, err = e.imageRisk(ctx, r, p.measures[2], means[2]); err != nil {
-			return Evidence{}, err
-		}
+	result, err := e.result(ctx, r, t, reason)
+	if err != nil {
+		return Evidence{}, err
 	}
-	means = means[len(scored.measures):]
+	result.Receipt = receipt
+	means := t.means[len(scored.measures):]
 	evidence, err := e.members(ctx, means[0])
 	if err != nil {
 		return Evidence{}, err

@@ -24,7 +24,7 @@ func TestEvidence(t *testing.T) {
 		}
 		// The same request, in other runs: the score is the same within the tolerance, the receipt exactly.
 		for _, pair := range [][2]Measurement{{evidence.Result.ClassGap, score.ClassGap},
-			{evidence.Result.RequestRisk, score.RequestRisk}} {
+			{*evidence.Result.RequestRisk, *score.RequestRisk}} {
 			if !Agrees(pair[0].Value, pair[1].Value) {
 				t.Errorf("evidence has %v, the score %v", pair[0].Value, pair[1].Value)
 			}

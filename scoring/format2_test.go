@@ -151,7 +151,7 @@ func compareResults(t *testing.T, i int, a, b Result) {
 			b.ImageRiskReason)
 		return
 	}
-	pairs := [][2]Measurement{{a.ClassGap, b.ClassGap}, {a.RequestRisk, b.RequestRisk}}
+	pairs := [][2]Measurement{{a.ClassGap, b.ClassGap}, {*a.RequestRisk, *b.RequestRisk}}
 	if a.ImageRisk != nil {
 		pairs = append(pairs, [2]Measurement{*a.ImageRisk, *b.ImageRisk})
 	}

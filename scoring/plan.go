@@ -20,7 +20,15 @@ type plan struct {
 	narrowest    int // rows of a step of the narrowest path
 	widest       int
 	rows         int
+	rowsStopped  int // of a request whose request risk is not measured, if that can be
 }
+
+// Measurements of a score, by their index in its plan.
+const (
+	classGap = iota
+	requestRisk
+	imageRisk
+)
 
 // trajectory is the way of one set of tables through the steps of one sampler. Measurements with the same tables, steps
 // and guidance share it. The tables step in groups: all together if they share guidance, else each alone. One group

@@ -17,6 +17,9 @@ type Profile = ensemble.Profile
 // Measure is one measurement of a profile.
 type Measure = ensemble.Measure
 
+// Cascade spares the request risk of requests whose class gap is low. A [Request] has its cut.
+type Cascade = ensemble.Cascade
+
 // Diffusion says how a sampler of an ensemble chooses its timesteps.
 type Diffusion = ensemble.Diffusion
 
@@ -51,19 +54,25 @@ type Request struct {
 	Draw     Draw     // how the generator drew it
 	Profile  Profile  // Defaults (zero value) to the engine's fixed profile
 	Priority Priority // Defaults to Live
+	// Cut is the class gap below which the request risk is not measured, so that its rows are free for others: a cascade.
+	// In the unit of the class gap's estimator; 0 measures the request risk whatever the class gap is.
+	Cut float64
 }
 
 // Result is the score of one request.
 type Result struct {
-	ClassGap        Measurement
-	RequestRisk     Measurement
-	ImageRisk       *Measurement // nil if it was not measured
-	ImageRiskReason string       // why it was not: ReasonNoJudge or ReasonJudgeCannotTell
-	Receipt         Receipt
+	ClassGap Measurement
+	// RequestRisk is nil if it was not measured; RequestRiskReason says why, ReasonBelowCut.
+	RequestRisk       *Measurement
+	RequestRiskReason string
+	ImageRisk         *Measurement // nil if it was not measured
+	ImageRiskReason   string       // why it was not: ReasonNoJudge or ReasonJudgeCannotTell
+	Receipt           Receipt
 }
 
-// Reasons why an image risk was not measured.
+// Reasons why a measurement is missing: the first for a request risk, the others for an image risk.
 const (
+	ReasonBelowCut        = "below_cut"         // the class gap is below the request's cut
 	ReasonNoJudge         = "no_judge"          // the profile does not measure it
 	ReasonJudgeCannotTell = "judge_cannot_tell" // the judge's accuracy on the class is too low, or unknown
 )

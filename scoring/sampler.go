@@ -145,7 +145,7 @@ func (s *sampler) admit() {
 			s.active[priority] = append(s.active[priority], t)
 			s.joined[priority] += t.plan.narrowest
 			for i := range t.plan.trajectories {
-				s.begin(t, t.paths[i].width)
+				s.start(t, &t.paths[i])
 				s.fork(t, &t.paths[i])
 			}
 		}
@@ -339,7 +339,7 @@ func (s *sampler) take(w *worker, priority Priority, room, rows int) int {
 		}
 		for i := range t.paths {
 			p := &t.paths[i]
-			if p.running || p.step == p.end || rows+p.width > room {
+			if p.running || p.held || p.step == p.end || rows+p.width > room {
 				continue
 			}
 			rows += p.width

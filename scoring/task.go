@@ -1,6 +1,8 @@
 package scoring
 
 import (
+	"slices"
+
 	"github.com/decuwatch/decuwatch/scoring/diffusion"
 )
 
@@ -8,6 +10,9 @@ import (
 type task struct {
 	plan      *plan
 	class     int
+	cut       float64 // class gap below which the request risk is not measured; 0 measures it always
+	undecided bool    // whether the request risk is measured depends on a class gap that is not known yet
+	stopped   bool    // it is not measured
 	priority  Priority
 	noise     [][]float32 // by step, if eta is not 0: every table adds the same
 	paths     []path      // the shared one of each trajectory first; the length is how many have begun
@@ -33,7 +38,8 @@ type path struct {
 	step, end int // the next step, and the end: one after the last step
 	latents   [][]float32
 	running   bool
-	bad       int // one more than the table for which the backbone's output was not finite, or 0
+	held      bool // until it is decided whether the request risk is measured
+	bad       int  // one more than the table for which the backbone's output was not finite, or 0
 }
 
 // table returns the index of the group's table i in its set.
@@ -47,6 +53,18 @@ func (p *path) unconditional() []float32 {
 	return p.tables.Row(p.group, p.tables.Classes())
 }
 
+// forRequestRisk reports whether nothing but the request risk needs the steps that the path has left.
+func (p *path) forRequestRisk() bool {
+	for _, k := range p.measures {
+		m := p.task.plan.measures[k]
+		own := p.branch < 0 || p.branches[p.branch].step == m.BranchStep
+		if k != requestRisk && own && m.BranchStep+m.RolloutSteps > p.step {
+			return false
+		}
+	}
+	return true
+}
+
 // nonFinite returns the error of a path whose output is bad.
 func (p *path) nonFinite() error {
 	return &NonFiniteError{Step: p.step, Component: p.bad - 1, Tables: p.task.plan.measures[p.measures[0]].Tables}
@@ -56,8 +74,9 @@ func (p *path) nonFinite() error {
 func (s *sampler) newTask(p *plan, r Request) *task {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	t := &task{plan: p, class: r.Class, priority: r.Priority, paths: make([]path, 0, p.paths),
-		means: make([][][]float32, len(p.measures)), done: make(chan struct{}), remaining: p.rows}
+	t := &task{plan: p, class: r.Class, cut: r.Cut, undecided: r.Cut > 0 && p.rowsStopped > 0, priority: r.Priority,
+		paths: make([]path, 0, p.paths), means: make([][][]float32, len(p.measures)), done: make(chan struct{}),
+		remaining: p.rows}
 	for i := range p.trajectories {
 		line := &p.trajectories[i]
 		for _, k := range line.measures {
@@ -102,8 +121,16 @@ func (s *sampler) fork(t *task, shared *path) {
 				copy(latent, shared.latents[j])
 			}
 			t.paths = append(t.paths, p) // within the capacity: workers hold pointers to paths
-			s.begin(t, p.width)
+			s.start(t, &t.paths[len(t.paths)-1])
 		}
+	}
+}
+
+// start lets a path begin, unless it must wait for a decision.
+func (s *sampler) start(t *task, p *path) {
+	p.held = t.undecided && p.forRequestRisk()
+	if !p.held {
+		s.begin(t, p.width)
 	}
 }
 
@@ -125,9 +152,14 @@ func (s *sampler) advance(t *task, p *path) {
 			s.read(t, p, k)
 		}
 	}
-	if p.step == p.end {
+	s.decide(t)
+	switch {
+	case p.step == p.end:
 		s.begin(t, -p.width)
 		return
+	case t.undecided && p.forRequestRisk():
+		s.begin(t, -p.width)
+		p.held = true
 	}
 	if t.noise != nil {
 		for _, latent := range p.latents {
@@ -136,6 +168,30 @@ func (s *sampler) advance(t *task, p *path) {
 	}
 	if p.branch < 0 {
 		s.fork(t, p)
+	}
+}
+
+// decide ends the paths of the request risk, or lets them begin, as soon as the class gap is known.
+func (s *sampler) decide(t *task) {
+	if !t.undecided || slices.ContainsFunc(t.means[classGap], func(mean []float32) bool { return mean == nil }) {
+		return
+	}
+	gap := t.plan.measure(t.plan.measures[classGap], t.means[classGap], s.ensemble.Latent)
+	t.undecided, t.stopped = false, gap.Value < t.cut
+	if t.stopped {
+		unneeded := t.plan.rows - t.plan.rowsStopped
+		t.remaining -= unneeded
+		s.metrics.queued.Sub(float64(unneeded))
+	}
+	for i := range t.paths {
+		p := &t.paths[i]
+		switch {
+		case t.stopped && p.step < p.end && p.forRequestRisk():
+			p.end = p.step
+		case p.held:
+			s.begin(t, p.width)
+		}
+		p.held = false
 	}
 }
 

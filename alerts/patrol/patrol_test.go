@@ -44,7 +44,7 @@ func (h *history) add(class int, at time.Time, gap, risk float64, severity schem
 		Event: schema.Event{Source: "//test", ID: fmt.Sprint(h.n), Time: at,
 			Data: schema.Generation{Model: "m", Class: schema.ClassIndex(class)}},
 		ClassIndex: class, ClassLabel: fmt.Sprint("class ",
-			class), ClassGap: measurement(gap), RequestRisk: measurement(risk), ScoredAt: at,
+			class), ClassGap: measurement(gap), RequestRisk: new(measurement(risk)), ScoredAt: at,
 		Receipt: schema.Receipt{EnsembleDigest: digest, Settings: fixed, Profile: "fixed", Steps: 20},
 	}
 	v := schema.Verdict{Delivery: schema.Delivery{Stream: "GENERATION", Sequence: h.n, Delivered: 1,

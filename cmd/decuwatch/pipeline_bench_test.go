@@ -44,7 +44,7 @@ func newNoOpScorer() noOpScorer {
 		row[i] = 0
 		m.Distances = append(m.Distances, row)
 	}
-	return noOpScorer{scoring.Result{ClassGap: m, RequestRisk: m, Receipt: scoring.Receipt{
+	return noOpScorer{scoring.Result{ClassGap: m, RequestRisk: &m, Receipt: scoring.Receipt{
 		EnsembleDigest: fmt.Sprintf("%064d", 1), Profile: scoring.ProfileFixed, Settings: "no-op",
 		Steps: 20, GuidanceScale: 2, Noise: "torch-cpu",
 		Rows: 30, Runtime: "no-op", Device: "cpu",

@@ -79,7 +79,11 @@ func (c *scoreCmd) Run(ctx context.Context, s *streams, log *slog.Logger) (err e
 		if _, _, err := schema.Encode(ev); err != nil { // the bounds of an event
 			return usage("%w", err)
 		}
-		score, skip, err := monitor.ScoreOnce(ctx, app.Models(engines, c.Scoring)[name], ev)
+		models, err := app.Models(engines, c.Scoring)
+		if err != nil {
+			return err
+		}
+		score, skip, err := monitor.ScoreOnce(ctx, models[name], ev)
 		if err != nil {
 			return err
 		}

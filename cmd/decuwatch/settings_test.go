@@ -31,6 +31,7 @@ var wrongTexts = map[string][]string{
 	"scoring.library":            {""},
 	"scoring.device":             {"gpu", "cuda", "cuda:", "cuda:-1", "CPU", "cpu:0"},
 	"scoring.profile":            {"loose", "Fixed"},
+	"scoring.cascade":            {"", "0.2", "0.2,2", "0,0.5", "on"},
 	"scoring.unreproducible":     {"drop"},
 	"postgres.url":               {"http://127.0.0.1/x", "postgres://a:b:c", "postgres://127.0.0.1/x?sslmode=maybe"},
 	"alerts.stream":              {"a b", "a.b", ">"},

@@ -48,7 +48,7 @@ func storeScores(t *testing.T, store *postgres.Store, e *ensemble.Ensemble, n []
 			s := &schema.Score{
 				Event: schema.Event{Source: "//test", ID: fmt.Sprint(sequence), Time: now.Add(-time.Duration(i) * time.Hour / 2),
 					Data: schema.Generation{Model: e.Name, Class: schema.ClassIndex(class)}},
-				ClassIndex: class, ClassLabel: e.Classes[class].Label, ClassGap: m, RequestRisk: m, ScoredAt: now,
+				ClassIndex: class, ClassLabel: e.Classes[class].Label, ClassGap: m, RequestRisk: &m, ScoredAt: now,
 				Receipt: schema.Receipt{EnsembleDigest: e.Digest, Settings: e.Profile.Settings(), Profile: "fixed", Steps: 20,
 					Runtime: "test", Device: "cpu", Noise: "torch-cpu"},
 			}

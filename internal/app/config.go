@@ -7,6 +7,8 @@ import (
 	"io"
 	"log/slog"
 	"reflect"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/alecthomas/kong"
@@ -47,6 +49,10 @@ type ScoringConfig struct {
 	// Settings that events are scored with: fixed uses the ensemble's, so that scores can be compared; as-requested
 	// uses the event's.
 	Profile string `name:"profile" default:"fixed" oneof:"fixed,as-requested"`
+	// Class gap below which the request risk is not measured, so that its rows are free for other events, and the share
+	// of these events, 0 to 1, whose request risk is measured all the same: 0.25,0.05. off always measures it; profile
+	// does what the profile of the ensemble says.
+	Cascade string `name:"cascade" default:"profile" placeholder:"CUT,SHARE"`
 	// Treatment of an event that cannot be rerun as its producer ran it: score (the receipt says what was replaced)
 	// or skip (recorded with the reason).
 	Unreproducible string `name:"unreproducible" default:"score" oneof:"score,skip"`
@@ -54,12 +60,35 @@ type ScoringConfig struct {
 
 // Check returns an error that names the settings out of their bounds.
 func (c ScoringConfig) Check() error {
-	errs := []error{settings.Check("scoring", c), c.Options.Check()}
+	_, err := c.cascade(scoring.Cascade{})
+	errs := []error{settings.Check("scoring", c), c.Options.Check(), err}
 	if len(c.Ensembles) == 0 {
 		errs = append(errs, settings.Errorf(
 			"scoring.ensembles is empty, must name at least one ensemble directory: -e ensembles/fashion-mnist"))
 	}
 	return errors.Join(errs...)
+}
+
+// cascade returns the cascade of an ensemble whose profile has the given one.
+func (c ScoringConfig) cascade(profile scoring.Cascade) (scoring.Cascade, error) {
+	switch c.Cascade {
+	case "profile":
+		return profile, nil
+	case "off":
+		return scoring.Cascade{}, nil
+	}
+	cut, share, ok := strings.Cut(c.Cascade, ",")
+	var set scoring.Cascade
+	var errs [2]error
+	set.Cut, errs[0] = strconv.ParseFloat(cut, 64)
+	set.Share, errs[1] = strconv.ParseFloat(share, 64)
+	if !ok || errors.Join(errs[:]...) != nil || set == (scoring.Cascade{}) {
+		return set, settings.Errorf("scoring.cascade is %q, must be off, profile, or a cut and a share: 0.25,0.05", c.Cascade)
+	}
+	if err := set.Validate(); err != nil {
+		return set, settings.Errorf("scoring.cascade is %q: %w", c.Cascade, err)
+	}
+	return set, nil
 }
 
 // PostgresConfig says how Postgres is reached.

@@ -43,16 +43,21 @@ func OpenEngines(c ScoringConfig, reg prometheus.Registerer, log *slog.Logger, l
 }
 
 // Models returns how the events of each model are scored.
-func Models(engines map[string]*scoring.Engine, c ScoringConfig) map[string]monitor.Model {
+func Models(engines map[string]*scoring.Engine, c ScoringConfig) (map[string]monitor.Model, error) {
 	list := map[string]monitor.Model{}
 	for name, engine := range engines {
+		cascade, err := c.cascade(engine.Profile().Cascade)
+		if err != nil {
+			return nil, err
+		}
 		list[name] = monitor.Model{
-			Scorer: engine, Classes: engine.Ensemble().Labels(), Profile: engine.Profile(),
+			Cascade: cascade,
+			Scorer:  engine, Classes: engine.Ensemble().Labels(), Profile: engine.Profile(),
 			Diffusion:   engine.Ensemble().Diffusion,
 			AsRequested: c.Profile == scoring.ProfileAsRequested, SkipUnreproducible: c.Unreproducible == "skip",
 		}
 	}
-	return list
+	return list, nil
 }
 
 // warnWithoutThresholds names at the start the models that raise no alert.

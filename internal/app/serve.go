@@ -153,7 +153,11 @@ func Serve(ctx context.Context, c Config, o Options) (err error) {
 	}
 
 	// Events come in.
-	m, err := monitor.New(Models(engines, c.Scoring), thresholds, Recorder{store}, monitor.Config{
+	models, err := Models(engines, c.Scoring)
+	if err != nil {
+		return err
+	}
+	m, err := monitor.New(models, thresholds, Recorder{store}, monitor.Config{
 		MaxClassSeries: c.Metrics.MaxClassSeries, SampleShare: c.Review.Share,
 		Registerer: reg, Tracer: tracer, Log: log,
 	})

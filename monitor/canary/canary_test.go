@@ -72,7 +72,7 @@ func record(t *testing.T, store *postgres.Store, engine *scoring.Engine, ev sche
 	}
 	score := schema.Score{
 		Event: ev, ClassIndex: class, ClassLabel: engine.Ensemble().Classes[class].Label,
-		ClassGap: schema.Measurement(result.ClassGap), RequestRisk: schema.Measurement(result.RequestRisk),
+		ClassGap: schema.Measurement(result.ClassGap), RequestRisk: new(schema.Measurement(*result.RequestRisk)),
 		Receipt: schema.Receipt(result.Receipt), ScoredAt: ev.Time,
 	}
 	gap := score.ClassGap.Value
@@ -88,7 +88,7 @@ func record(t *testing.T, store *postgres.Store, engine *scoring.Engine, ev sche
 			Model: ev.Data.Model, ClassIndex: class, ClassLabel: score.ClassLabel, Labels: ev.Data.Labels,
 			Severity: schema.SeverityWarn, Reason: schema.ReasonClass, Measurement: schema.ClassGap,
 			Value: gap, Decided: gap, Threshold: gap * 0.9, ThresholdID: 1,
-			ClassGap: gap, RequestRisk: score.RequestRisk.Value, Receipt: score.Receipt, FiredAt: ev.Time,
+			ClassGap: gap, RequestRisk: &score.RequestRisk.Value, Receipt: score.Receipt, FiredAt: ev.Time,
 		}},
 	}); err != nil {
 		t.Fatal(err)

@@ -17,21 +17,28 @@ import (
 	"github.com/decuwatch/decuwatch/scoring/ensemble"
 )
 
-// Request returns the request that reruns a stored score, behind live work. It reads nothing but the score.
-func Request(s *schema.Score) scoring.Request {
+// Request returns the request that reruns a stored score, behind live work. It reads nothing but the score. It measures a
+// request risk that a cascade spared; if the receipt's settings do not say how, the error is a scoring.ErrSettings.
+func Request(s *schema.Score) (scoring.Request, error) {
 	r := s.Receipt
-	measure := func(m schema.Measurement) scoring.Measure {
+	measure := func(m *schema.Measurement) scoring.Measure {
+		if m == nil {
+			return scoring.Measure{}
+		}
 		return scoring.Measure{ // older scores name neither tables nor guidance, nor the steps of each measurement
 			Tables: cmp.Or(m.Tables, ensemble.TablesMembers), Guidance: cmp.Or(m.Guidance, ensemble.GuidanceOwn),
 			Steps: cmp.Or(m.Steps, r.Steps), BranchStep: m.BranchStep, RolloutSteps: m.RolloutSteps,
 			Estimator: m.Estimator,
 		}
 	}
-	profile := scoring.Profile{
-		GuidanceScale: r.GuidanceScale, Eta: r.Eta, ClassGap: measure(s.ClassGap), RequestRisk: measure(s.RequestRisk),
-	}
-	if s.ImageRisk != nil {
-		profile.ImageRisk = measure(*s.ImageRisk)
+	profile := scoring.Profile{GuidanceScale: r.GuidanceScale, Eta: r.Eta, ClassGap: measure(&s.ClassGap),
+		RequestRisk: measure(s.RequestRisk), ImageRisk: measure(s.ImageRisk)}
+	if s.RequestRisk == nil {
+		whole, err := ensemble.ParseSettings(r.Settings)
+		if err != nil {
+			return scoring.Request{}, fmt.Errorf("%w: %w", scoring.ErrSettings, err)
+		}
+		profile.RequestRisk = whole.RequestRisk
 	}
 	return scoring.Request{
 		Key: monitor.Key(s.Event.Source, s.Event.ID), Class: s.ClassIndex, Seed: r.Seed, Noise: r.Noise,
@@ -40,7 +47,7 @@ func Request(s *schema.Score) scoring.Request {
 			Batch: scoring.Batch{Index: r.BatchIndex, Size: r.BatchSize},
 		},
 		Profile: profile, Priority: scoring.Background,
-	}
+	}, nil
 }
 
 // Replay is a stored score beside its recomputation.
@@ -60,7 +67,11 @@ func Run(ctx context.Context, engines map[string]*scoring.Engine, stored *schema
 	given := make([]string, 0, len(engines))
 	for name, engine := range engines {
 		if engine.Ensemble().Digest == stored.Receipt.EnsembleDigest {
-			result, err := engine.Score(ctx, Request(stored))
+			request, err := Request(stored)
+			if err != nil {
+				return nil, err
+			}
+			result, err := engine.Score(ctx, request)
 			if err != nil {
 				return nil, err
 			}

@@ -1,6 +1,7 @@
 package replay
 
 import (
+	"errors"
 	"math"
 	"testing"
 	"time"
@@ -18,7 +19,7 @@ func result() scoring.Result {
 		}
 	}
 	return scoring.Result{
-		ClassGap: measurement(1, 2, "paide-w2"), RequestRisk: measurement(3, 4, "mean-w2"),
+		ClassGap: measurement(1, 2, "paide-w2"), RequestRisk: new(measurement(3, 4, "mean-w2")),
 		Receipt: scoring.Receipt{Carrier: 1, Seed: 7, Noise: "torch-cpu", Steps: 20, GuidanceScale: 2.5, Eta: 0.5},
 	}
 }
@@ -43,8 +44,20 @@ func TestRequest(t *testing.T) {
 			},
 		},
 	}
-	if got := Request(stored()); got != want {
-		t.Errorf("request is %+v, want %+v", got, want)
+	got, err := Request(stored())
+	if err != nil || got != want {
+		t.Errorf("request is %+v (%v), want %+v", got, err, want)
+	}
+	// What a cascade spared is measured as the settings say.
+	spared := stored()
+	spared.RequestRisk = nil
+	spared.Receipt.Settings = want.Profile.Settings()
+	if got, err = Request(spared); err != nil || got != want {
+		t.Errorf("request is %+v (%v), want %+v", got, err, want)
+	}
+	spared.Receipt.Settings = "none"
+	if _, err = Request(spared); !errors.Is(err, scoring.ErrSettings) {
+		t.Errorf("settings of no profile: %v", err)
 	}
 }
 

@@ -25,7 +25,7 @@ var stored = []struct {
 	sums   []column[sums]
 }{
 	{schema.ClassGap, slices.Concat(path, spread), slices.Concat(summed, saturated)},
-	{schema.RequestRisk, slices.Concat(path, spread), slices.Concat(summed, saturated)},
+	{schema.RequestRisk, slices.Concat(path, spread), slices.Concat(lacking, summed, saturated)},
 	{schema.ImageRisk, slices.Concat(path, judged), slices.Concat(counted, summed)},
 }
 

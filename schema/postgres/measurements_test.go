@@ -15,7 +15,7 @@ import (
 // fullScore returns a score with every measurement.
 func fullScore(id string, value float64) *schema.Score {
 	s := score(id, value, value)
-	for _, m := range []*schema.Measurement{&s.ClassGap, &s.RequestRisk} {
+	for _, m := range []*schema.Measurement{&s.ClassGap, s.RequestRisk} {
 		m.Tables, m.Guidance, m.Steps = "posterior", "shared", 3
 	}
 	s.ImageRisk = &schema.Measurement{
@@ -148,8 +148,59 @@ func TestUnmeasuredIsNull(t *testing.T) {
 	}
 }
 
-// Numbers that no image risk can have are refused, by the program or by the table.
-func TestImpossibleImageRiskIsRefused(t *testing.T) {
+// A request risk that a cascade spared is NULL with its reason and its probability, and no statistic counts it, also
+// after the rollups are folded.
+func TestSparedRequestRiskIsNull(t *testing.T) {
+	s, conn := open(t, postgres.Config{})
+	ctx := testContext(t)
+	var scores []*schema.Score
+	for i, value := range []float64{0.25, 0.75, 0, 0} {
+		x := fullScore(string(rune('a'+i)), value)
+		if value == 0 {
+			x.RequestRisk, x.RequestRiskReason, x.RequestRiskProbability = nil, schema.BelowCut, 0.05*float64(i%2)
+		}
+		scores = append(scores, x)
+	}
+	scores[0].RequestRiskProbability = 0.05
+	for i, x := range scores {
+		a := alert(x, "alert-"+x.Event.ID)
+		a.Measurement = schema.ClassGap
+		mustRecord(t, s, schema.Verdict{Score: x, Delivery: delivery(uint64(i), x.Event.ID), Alerts: []schema.Alert{a}})
+		if got, err := s.ScoreByID(ctx, x.Event.Identity()); err != nil || !reflect.DeepEqual(got, x) {
+			t.Errorf("stored\n%+v, read\n%+v\n%v", x, got, err)
+		}
+		if got, err := s.AlertByID(ctx, a.ID); err != nil || (got.RequestRisk == nil) != (x.RequestRisk == nil) {
+			t.Errorf("%s: the alert has the request risk %v: %v", x.Event.ID, got.RequestRisk, err)
+		}
+	}
+	check := func(when string) {
+		t.Helper()
+		for _, view := range []string{"class_risk_hourly", "class_risk_daily"} {
+			if n := count(t, conn, `SELECT count(*) FROM decuwatch_views.`+view+` WHERE n = 4 AND request_risk_n = 2
+				AND request_risk_min = 0.25 AND request_risk_max = 0.75
+				AND image_risk_n = 4 AND class_gap_max = 0.75 AND class_gap_min = 0`); n != 1 {
+				t.Errorf("%s: %s has %d such rows", when, view, n)
+			}
+		}
+	}
+	check("as written")
+	if n := count(t, conn, `SELECT decuwatch.fold()::int`); n != 1 {
+		t.Fatal("not folded")
+	}
+	check("folded")
+	samples, err := s.Samples(ctx, scores[0].Series(), schema.RequestRisk, at.Add(-time.Hour), at.Add(time.Hour))
+	if err != nil || len(samples) != 2 {
+		t.Errorf("%d samples of the request risk, want 2: %v", len(samples), err)
+	}
+	if got := list(t, conn, `SELECT coalesce(request_risk_reason, '-') || ' ' || request_risk_probability
+		FROM decuwatch_views.production_scores ORDER BY event_id`); !reflect.DeepEqual(got,
+		[]string{"- 0.05", "- 1", "below_cut 0", "below_cut 0.05"}) {
+		t.Errorf("reasons and probabilities %v", got)
+	}
+}
+
+// Numbers that no image risk or request risk can have are refused, by the program or by the table.
+func TestImpossibleMeasurementIsRefused(t *testing.T) {
 	s, conn := open(t, postgres.Config{})
 	for i, change := range []func(*schema.Score){
 		func(s *schema.Score) { s.ImageRisk.Value = math.NaN() },
@@ -160,6 +211,12 @@ func TestImpossibleImageRiskIsRefused(t *testing.T) {
 		func(s *schema.Score) { s.ImageRiskReason = schema.NoJudge },
 		func(s *schema.Score) { s.ImageRisk, s.ImageRiskReason = nil, "tired" },
 		func(s *schema.Score) { s.Receipt.ClassNEff = math.Inf(1) },
+		func(s *schema.Score) { s.RequestRisk = nil },
+		func(s *schema.Score) { s.RequestRisk, s.RequestRiskReason = nil, "tired" },
+		func(s *schema.Score) { s.RequestRiskReason = schema.BelowCut },
+		func(s *schema.Score) { s.RequestRiskProbability = 1.1 },
+		func(s *schema.Score) { s.RequestRiskProbability = -0.1 },
+		func(s *schema.Score) { s.RequestRiskProbability = math.NaN() },
 	} {
 		x := fullScore("one", 0.5)
 		change(x)

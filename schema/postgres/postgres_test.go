@@ -63,7 +63,8 @@ func measurement(value float64) schema.Measurement {
 
 func score(id string, gap, risk float64) *schema.Score {
 	return &schema.Score{
-		Event: event(id), ClassIndex: 1, ClassLabel: "Trouser", ClassGap: measurement(gap), RequestRisk: measurement(risk),
+		Event: event(id), ClassIndex: 1, ClassLabel: "Trouser", ClassGap: measurement(gap), RequestRisk: new(measurement(risk)),
+		RequestRiskProbability: 1,
 		Receipt: schema.Receipt{
 			EnsembleDigest: ensembleDigest, Profile: "fixed", Settings: seriesSettings, Steps: 20, GuidanceScale: 2,
 			Seed: math.MaxUint64, Noise: "torch-cpu", Carrier: 1, Rows: 40, Runtime: "onnxruntime 1.27.0", Device: "cpu",
@@ -75,13 +76,17 @@ func score(id string, gap, risk float64) *schema.Score {
 }
 
 func alert(s *schema.Score, id string) schema.Alert {
-	return schema.Alert{
+	a := schema.Alert{
 		ID: id, Kind: "score", Source: s.Event.Source, EventID: s.Event.ID, EventTime: s.Event.Time,
 		Model: s.Event.Data.Model, ClassIndex: s.ClassIndex, ClassLabel: s.ClassLabel, Labels: s.Event.Data.Labels,
 		Severity: schema.SeverityWarn, Reason: "class_threshold", Measurement: schema.ClassGap,
 		Value: s.ClassGap.Value, Decided: s.ClassGap.Value, Threshold: 0.1, ThresholdID: 7,
-		ClassGap: s.ClassGap.Value, RequestRisk: s.RequestRisk.Value, Receipt: s.Receipt, FiredAt: s.ScoredAt,
+		ClassGap: s.ClassGap.Value, Receipt: s.Receipt, FiredAt: s.ScoredAt,
 	}
+	if s.RequestRisk != nil {
+		a.RequestRisk = &s.RequestRisk.Value
+	}
+	return a
 }
 
 func delivery(sequence uint64, message string) schema.Delivery {

@@ -11,6 +11,7 @@ import (
 // sums is what is summed of a measurement.
 type sums struct {
 	n            int // scores that have it
+	unmeasured   int // scores that lack it
 	sum, squares float64
 	min, max     *float64
 	saturated    int
@@ -24,12 +25,17 @@ var (
 		{"_max", func(s *sums) any { return &s.max }},
 	}
 	saturated = []column[sums]{{"_saturated", func(s *sums) any { return &s.saturated }}}
-	// counted is for a measurement that some scores lack.
+	// counted or lacking is for a measurement that some scores lack.
 	counted = []column[sums]{{"_n", func(s *sums) any { return &s.n }}}
+	lacking = []column[sums]{{"_unmeasured", func(s *sums) any { return &s.unmeasured }}}
 )
 
-// add counts one value.
+// add counts one score, which lacks the measurement if m is nil.
 func (s *sums) add(m *schema.Measurement) {
+	if m == nil {
+		s.unmeasured++
+		return
+	}
 	if s.n == 0 {
 		s.min, s.max = &m.Value, &m.Value
 	}
@@ -176,8 +182,8 @@ func addClass(classes map[classKey]*classSums, span time.Duration, s *scoreRow, 
 		classes[key] = row
 	}
 	row.N++
-	for name, m := range s.measured {
-		row.measured[name].add(m)
+	for name, sums := range row.measured {
+		sums.add(s.measured[name])
 	}
 	has := func(of schema.Severity) bool {
 		return slices.ContainsFunc(alerts, func(a alertRow) bool { return a.Severity == of })

@@ -1,6 +1,7 @@
 package postgres
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -106,7 +107,9 @@ type scoreRow struct {
 	ClassDraws    int               `json:"class_draws"`
 	FirstLatent   *firstLatent      `json:"first_latent"`
 
-	ImageRiskReason *schema.UnmeasuredReason `json:"image_risk_reason"`
+	RequestRiskReason      *schema.UnmeasuredReason `json:"request_risk_reason"`
+	RequestRiskProbability float64                  `json:"request_risk_probability"`
+	ImageRiskReason        *schema.UnmeasuredReason `json:"image_risk_reason"`
 
 	measured map[schema.MeasurementName]*schema.Measurement // in columns of their own, see stored
 }
@@ -123,8 +126,12 @@ func newScoreRow(s *schema.Score) scoreRow {
 		Labels: labels(d.Labels), Requested: newRequested(d), FirstLatent: newFirstLatent(receipt),
 		TraceParent: optional(e.TraceParent), TraceState: optional(e.TraceState), ScoredAt: s.ScoredAt,
 		ClassImages: receipt.ClassImages, ClassNEff: receipt.ClassNEff, ClassDraws: receipt.ClassDraws,
+		RequestRiskReason: optional(s.RequestRiskReason), RequestRiskProbability: s.RequestRiskProbability,
 		ImageRiskReason: optional(s.ImageRiskReason),
 		measured:        map[schema.MeasurementName]*schema.Measurement{},
+	}
+	if s.RequestRisk != nil {
+		row.RequestRiskProbability = cmp.Or(s.RequestRiskProbability, 1)
 	}
 	for _, m := range s.Measurements() {
 		row.measured[m.Name] = &m.Measurement
@@ -178,12 +185,10 @@ func (r scoreRow) score() *schema.Score {
 			Rows: r.UNetRows, Runtime: r.Runtime, Device: r.Device, Deviations: nilIfNone(r.Deviations),
 			ClassImages: r.ClassImages, ClassNEff: r.ClassNEff, ClassDraws: r.ClassDraws,
 		},
-		ScoredAt: r.ScoredAt.UTC(),
+		ScoredAt: r.ScoredAt.UTC(), RequestRiskProbability: r.RequestRiskProbability,
 	}
 	r.FirstLatent.tell(&s.Receipt)
-	if r.ImageRiskReason != nil {
-		s.ImageRiskReason = *r.ImageRiskReason
-	}
+	s.RequestRiskReason, s.ImageRiskReason = text(r.RequestRiskReason), text(r.ImageRiskReason)
 	for name, m := range r.measured {
 		s.SetMeasurement(name, *m)
 	}
@@ -206,6 +211,9 @@ func checkScore(s *schema.Score) error {
 			}
 		}
 	}
+	if !finite(s.RequestRiskProbability) {
+		return fmt.Errorf("request_risk_probability: %w", ErrNotFinite)
+	}
 	if !finite(s.Receipt.GuidanceScale) || !finite(s.Receipt.Eta) || !finite(s.Receipt.ClassNEff) {
 		return fmt.Errorf("receipt: %w", ErrNotFinite)
 	}
@@ -213,9 +221,11 @@ func checkScore(s *schema.Score) error {
 }
 
 func checkAlert(a schema.Alert) error {
-	numbers := []float64{a.Value, a.Decided, a.Threshold, a.ClassGap, a.RequestRisk}
-	if a.ImageRisk != nil {
-		numbers = append(numbers, *a.ImageRisk)
+	numbers := []float64{a.Value, a.Decided, a.Threshold, a.ClassGap}
+	for _, risk := range []*float64{a.RequestRisk, a.ImageRisk} {
+		if risk != nil {
+			numbers = append(numbers, *risk)
+		}
 	}
 	for _, x := range numbers {
 		if !finite(x) {
@@ -397,7 +407,7 @@ func optional[T ~string](s T) *T {
 	return &s
 }
 
-func text(s *string) string {
+func text[T ~string](s *T) T {
 	if s == nil {
 		return ""
 	}

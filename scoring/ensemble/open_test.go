@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 )
@@ -352,6 +353,31 @@ func FuzzParseSafetensors(f *testing.F) {
 	f.Add(safetensors("tables", []int{2, 3}, 1))
 	f.Add([]byte{2, 0, 0, 0, 0, 0, 0, 0, '{', '}'})
 	f.Fuzz(func(_ *testing.T, content []byte) { _, _ = parseSafetensors(content) })
+}
+
+// The settings key of a profile gives the profile, and nothing else does.
+func TestParseSettings(t *testing.T) {
+	plain := Profile{GuidanceScale: 2.5, Eta: 0.25, ClassGap: Measure{TablesMembers, 20, GuidanceOwn, 0, 1, PaiDEW2},
+		RequestRisk: Measure{TablesMembers, 20, GuidanceOwn, 10, 10, PixelPaiDEW2}}
+	full := Profile{GuidanceScale: 1e-7, ClassGap: Measure{TablesPosterior, 3, GuidanceShared, 0, 1, PaiDEKL},
+		RequestRisk: Measure{TablesMembers, 4, GuidanceOwn, 1, 2, MeanW2},
+		ImageRisk:   Measure{TablesProducer, 4, GuidanceOwn, 0, 3, EstimatorJudge}}
+	gapless := full
+	gapless.ImageRisk = Measure{}
+	for _, p := range []Profile{plain, full, gapless} {
+		if have, err := ParseSettings(p.Settings()); err != nil || have != p {
+			t.Errorf("%s gives %+v: %v", p.Settings(), have, err)
+		}
+	}
+	for _, key := range []string{
+		"", "ddim", "fixed", plain.Settings() + " ", strings.Replace(plain.Settings(), "g=2.5", "g=x", 1),
+		strings.Replace(plain.Settings(), "g=2.5", "g=2.50", 1), strings.Replace(full.Settings(), "@0+1", "@0", 1),
+		strings.Replace(full.Settings(), "+2/4", "+2/99999999999999999999", 1), full.Settings() + " image_risk=judge@0+3",
+	} {
+		if p, err := ParseSettings(key); err == nil || !strings.Contains(err.Error(), strconv.Quote(key)) {
+			t.Errorf("%q gives %+v: %v", key, p, err)
+		}
+	}
 }
 
 func TestWithSampler(t *testing.T) {

@@ -1,8 +1,10 @@
 package ensemble
 
 import (
+	"errors"
 	"fmt"
 	"math"
+	"regexp"
 	"strconv"
 
 	"github.com/decuwatch/decuwatch/scoring/diffusion"
@@ -51,7 +53,37 @@ type Profile struct {
 	ClassGap      Measure `json:"class_gap"`
 	RequestRisk   Measure `json:"request_risk"`
 	ImageRisk     Measure `json:"image_risk,omitzero" format:"2"` // zero: not measured
+	Cascade       Cascade `json:"cascade,omitzero" format:"2"`    // zero: the request risk is always measured
 	Reason        string  `json:"reason"`
+}
+
+// Cascade spares the request risk of requests whose class gap is low. It says what is measured, not how, so it is no
+// part of the settings.
+type Cascade struct {
+	// Cut is the class gap, in the unit of its estimator, below which the request risk is not measured.
+	Cut float64 `json:"cut"`
+	// Share of the requests below the cut, 0 to 1, whose request risk is measured all the same. Without it nothing is
+	// known of their request risk.
+	Share float64 `json:"share"`
+}
+
+// Validate returns an error that names the field that is out of its bounds.
+func (c Cascade) Validate() error {
+	switch {
+	case c == Cascade{}:
+		return nil
+	case !(c.Cut > 0) || math.IsInf(c.Cut, 0):
+		return fmt.Errorf("cut is %v, must be positive", c.Cut)
+	case !(c.Share >= 0 && c.Share <= 1):
+		return fmt.Errorf("share is %v, must be 0 to 1", c.Share)
+	}
+	return nil
+}
+
+// Bare returns the profile without what does not change how it measures.
+func (p Profile) Bare() Profile {
+	p.Reason, p.Cascade = "", Cascade{}
+	return p
 }
 
 // Settings returns the canonical key of the sampler and of all measurements. Scores are comparable, and a threshold
@@ -75,6 +107,63 @@ func (p Profile) Settings() string {
 		key += " image_risk=" + p.ImageRisk.String()
 	}
 	return key
+}
+
+// settingsForms are the two forms of Settings.
+var settingsForms = []*regexp.Regexp{
+	regexp.MustCompile(`^ddim s=(\S+) g=(\S+) eta=(\S+) class_gap=(\S+) request_risk=(\S+)$`),
+	regexp.MustCompile(`^ddim g=(\S+) eta=(\S+) class_gap=(\S+) request_risk=(\S+?)(?: image_risk=(\S+))?$`),
+}
+
+// measureForm is String, or the part of it that the first form of Settings has.
+var measureForm = regexp.MustCompile(`^([a-z0-9-]+)@(\d+)\+(\d+)(?:/(\d+):([a-z]+):([a-z]+))?$`)
+
+// ParseSettings returns the profile whose Settings are given.
+func ParseSettings(key string) (Profile, error) {
+	var p Profile
+	var err error
+	number := func(s string) float64 {
+		v, e := strconv.ParseFloat(s, 64)
+		err = errors.Join(err, e)
+		return v
+	}
+	measure := func(s string) Measure {
+		m, e := parseMeasure(s)
+		err = errors.Join(err, e)
+		return m
+	}
+	if f := settingsForms[0].FindStringSubmatch(key); f != nil {
+		p = Profile{GuidanceScale: number(f[2]), Eta: number(f[3]), ClassGap: measure(f[4]), RequestRisk: measure(f[5])}
+		for _, m := range []*Measure{&p.ClassGap, &p.RequestRisk} {
+			m.Steps, m.Tables, m.Guidance = int(number(f[1])), TablesMembers, GuidanceOwn
+		}
+	} else if f := settingsForms[1].FindStringSubmatch(key); f != nil {
+		p = Profile{GuidanceScale: number(f[1]), Eta: number(f[2]), ClassGap: measure(f[3]), RequestRisk: measure(f[4])}
+		if f[5] != "" {
+			p.ImageRisk = measure(f[5])
+		}
+	}
+	if err == nil && p.Settings() != key {
+		err = errors.New("they are in no known form")
+	}
+	if err != nil {
+		return Profile{}, fmt.Errorf("settings %q: %w", key, err)
+	}
+	return p, nil
+}
+
+func parseMeasure(s string) (m Measure, err error) {
+	f := measureForm.FindStringSubmatch(s)
+	if f == nil {
+		return m, fmt.Errorf("%q is no measurement", s)
+	}
+	m = Measure{Estimator: f[1], Tables: f[5], Guidance: f[6]}
+	for i, number := range map[int]*int{2: &m.BranchStep, 3: &m.RolloutSteps, 4: &m.Steps} {
+		if f[i] != "" && err == nil {
+			*number, err = strconv.Atoi(f[i])
+		}
+	}
+	return m, err
 }
 
 // plainMeasure returns whether format 1 can express a measurement, in a profile of the given steps.
@@ -138,6 +227,9 @@ func (p Profile) Validate(m *Manifest) error {
 	}
 	if err := p.RequestRisk.validateDistance(m, p.Eta); err != nil {
 		return fmt.Errorf("request_risk.%w", err)
+	}
+	if err := p.Cascade.Validate(); err != nil {
+		return fmt.Errorf("cascade.%w", err)
 	}
 	if p.ImageRisk == (Measure{}) {
 		return nil

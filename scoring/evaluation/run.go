@@ -275,7 +275,7 @@ func measured(r scoring.Result, name schema.MeasurementName) *scoring.Measuremen
 	case schema.ClassGap:
 		return &r.ClassGap
 	case schema.RequestRisk:
-		return &r.RequestRisk
+		return r.RequestRisk
 	default:
 		return r.ImageRisk
 	}

@@ -4,6 +4,7 @@ A profile of format 1 has ``steps`` and two measurements of the members with gui
 measurement has its own tables, steps and guidance, and there may be a third one, ``image_risk``.
 """
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -133,7 +134,8 @@ def check_profile(
         raise TrainingError("profile: expected an object")
     older = (form or format_of(profile)) == FORMAT_1
     names = {"guidance_scale", "eta", *SPREADS, "reason"}
-    _known("profile", profile, names | {"steps"} if older else names, set() if older else {"image_risk"})
+    optional = set() if older else {"image_risk", "cascade"}
+    _known("profile", profile, names | {"steps"} if older else names, optional)
     if older:
         _within("profile.steps", profile["steps"], 1, 1000, whole=True)
     _within("profile.guidance_scale", profile["guidance_scale"], 0, 30, whole=False)
@@ -157,6 +159,8 @@ def check_profile(
         _one_of(f"profile.{name}.estimator", measure["estimator"], (JUDGE,) if name == "image_risk" else ESTIMATORS)
     if not older:
         _check_tables(profile, posterior, judge)
+    if "cascade" in profile:
+        _check_cascade(profile["cascade"])
 
 
 def _check_tables(profile: Mapping[str, Any], posterior: int, judge: bool) -> None:
@@ -176,6 +180,15 @@ def _check_tables(profile: Mapping[str, Any], posterior: int, judge: bool) -> No
             raise TrainingError(f"profile.image_risk.{field} {profile['image_risk'][field]!r}: expected {expected!r}")
     if not judge:
         raise TrainingError("profile.image_risk: the ensemble has no judge")
+
+
+def _check_cascade(cascade: Any) -> None:
+    """The cascade spares the request risk below a cut of the class gap, but for a share of the requests."""
+    _known("profile.cascade", cascade, {"cut", "share"}, set())
+    _within("profile.cascade.cut", cascade["cut"], 0, sys.float_info.max, whole=False)
+    if cascade["cut"] == 0:
+        raise TrainingError("profile.cascade.cut 0: expected a positive number")
+    _within("profile.cascade.share", cascade["share"], 0, 1, whole=False)
 
 
 def _known(name: str, value: Any, fields: set[str], optional: set[str]) -> None:

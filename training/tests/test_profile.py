@@ -1,6 +1,7 @@
 """Format 2: tables, steps and guidance of each measurement, shared guidance, image risk, and the settings' key."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,11 @@ def test_rows_of_the_recommended_profile() -> None:
         (changed("image_risk", branch_step=1, rollout_steps=1), "profile.image_risk.branch_step 1: expected 0"),
         (changed("image_risk", estimator="mean-w2"), "profile.image_risk.estimator 'mean-w2': expected one of judge"),
         ({**DEFAULT_PROFILE, "extra": 1}, "profile: expected an object with the fields"),
+        ({**DEFAULT_PROFILE, "cascade": {"cut": 1}}, "profile.cascade: expected an object with the fields cut, share"),
+        ({**DEFAULT_PROFILE, "cascade": {"cut": 0, "share": 0.5}}, "profile.cascade.cut 0: expected a positive"),
+        ({**DEFAULT_PROFILE, "cascade": {"cut": -1, "share": 0.5}}, "profile.cascade.cut -1: expected a number"),
+        ({**DEFAULT_PROFILE, "cascade": {"cut": math.inf, "share": 0.5}}, "profile.cascade.cut inf: expected a number"),
+        ({**DEFAULT_PROFILE, "cascade": {"cut": 1, "share": 1.5}}, "profile.cascade.share 1.5: expected a number"),
         ([], "profile: expected an object"),
     ],
 )
@@ -85,6 +91,9 @@ def test_profiles_that_are_refused(profile: Any, message: str) -> None:
 
 def test_a_profile_needs_the_tables_and_the_judge_that_it_names() -> None:
     check_profile(DEFAULT_PROFILE, NoiseSchedule(), posterior=3, judge=True)
+    cascade = {**DEFAULT_PROFILE, "cascade": {"cut": 0.25, "share": 0.05}}
+    check_profile(cascade, NoiseSchedule(), posterior=3, judge=True)
+    assert settings_key(cascade) == settings_key(DEFAULT_PROFILE)
     with pytest.raises(TrainingError, match="has no judge"):
         check_profile(DEFAULT_PROFILE, NoiseSchedule(), posterior=3, judge=False)
     with pytest.raises(TrainingError, match="has no posterior tables"):
