@@ -8,4 +8,5 @@ COMMENT ON COLUMN decuwatch.scores.first_latent IS
 COMMENT ON COLUMN decuwatch.scores.requested IS 'What the event asked for: class as it was named; noise, latent and sampler if given';
 
 -- +goose Down
-ALTER TABLE decuwatch.scores DROP COLUMN first_latent;
+-- Columns of older tables go with these: migrations are only taken back all together.
+SELECT 1;
