@@ -19,6 +19,9 @@ import (
 // by a message, expire at once, or appear that nobody published. Its text names the setting.
 var ErrStreamConfig = errors.New("alerts: the stream's settings would lose alerts")
 
+// ProbeBytes is the maximum size of the stream of probes, which lies beside the stream of alerts.
+const ProbeBytes = 1 << 20
+
 const (
 	maxConsumers = 256         // of a new stream
 	minMaxAge    = time.Minute // shortest time that a stream may keep alerts
@@ -172,7 +175,7 @@ func (s *StreamSink) Probe(ctx context.Context, id string) error {
 			Subjects:          []string{subject + "*"},
 			Storage:           jetstream.FileStorage,
 			MaxMsgsPerSubject: 1,
-			MaxBytes:          1 << 20,
+			MaxBytes:          ProbeBytes,
 			MaxAge:            24 * time.Hour,
 			Replicas:          s.cfg.Replicas,
 		})

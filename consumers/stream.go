@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -16,13 +17,23 @@ import (
 const (
 	codeAccountLimits   jetstream.ErrorCode = 10002
 	codeStorageExceeded jetstream.ErrorCode = 10047
+	codeNoPeers         jetstream.ErrorCode = 10005 // of a cluster, for this and for other reasons
 )
 
 // NoRoom reports whether err says that a new stream would be larger than what the server, or the account, has left.
 // [Runner.Run] returns such an error, because only an operator can help.
 func NoRoom(err error) bool {
 	var refusal *jetstream.APIError
-	return errors.As(err, &refusal) && (refusal.ErrorCode == codeAccountLimits || refusal.ErrorCode == codeStorageExceeded)
+	if !errors.As(err, &refusal) {
+		return false
+	}
+	switch refusal.ErrorCode {
+	case codeAccountLimits, codeStorageExceeded:
+		return true
+	case codeNoPeers:
+		return strings.Contains(refusal.Description, "insufficient storage")
+	}
+	return false
 }
 
 // subjectPrefix begins each subject of generation events. The model's name follows.

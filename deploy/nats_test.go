@@ -8,7 +8,6 @@ import (
 	"net"
 	"net/url"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -21,51 +20,24 @@ import (
 
 	"github.com/decuwatch/decuwatch/alerts"
 	"github.com/decuwatch/decuwatch/consumers"
+	"github.com/decuwatch/decuwatch/consumers/natstest"
+	defaults "github.com/decuwatch/decuwatch/internal/settings"
 	"github.com/decuwatch/decuwatch/schema"
 )
 
 // patience bounds every wait, far above what a slow machine needs.
 const patience = 2 * time.Minute
 
-// secrets runs the command that makes a deployment's secrets and returns their directory.
+// secrets makes a deployment's secrets and returns their directory.
 func secrets(t testing.TB, args ...string) string {
 	t.Helper()
-	dir := filepath.Join(t.TempDir(), "secrets")
-	cmd := exec.CommandContext(t.Context(), "go", append([]string{"run", "./secrets", "-dir", dir}, args...)...)
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s", err, out)
-	}
-	return dir
+	return natstest.Secrets(t, "./secrets", args...)
 }
 
 // startNATS runs the real server from nats/nats-server.conf; only ports and paths are the test's.
 func startNATS(t testing.TB, secrets string) *server.Server {
 	t.Helper()
-	conf, err := os.ReadFile("nats/nats-server.conf")
-	if err != nil {
-		t.Fatal(err)
-	}
-	dir := t.TempDir()
-	if err := os.Symlink(filepath.Join(secrets, "nats"), filepath.Join(dir, "secrets")); err != nil {
-		t.Fatal(err)
-	}
-	// Inside its container the server reads the certificate there.
-	tlsConf, err := os.ReadFile(filepath.Join(secrets, "nats/tls.conf"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	tlsConf = []byte(strings.ReplaceAll(string(tlsConf), "/etc/nats/secrets", filepath.Join(secrets, "nats")))
-	if err := os.WriteFile(filepath.Join(secrets, "nats/tls.conf"), tlsConf, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	path := filepath.Join(dir, "nats-server.conf")
-	if err := os.WriteFile(path, conf, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	opts, err := server.ProcessConfigFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
+	opts := natstest.Shipped(t, "nats/nats-server.conf", secrets)
 	if !opts.SyncAlways {
 		t.Error("sync_interval is not always: a power failure loses acknowledged messages")
 	}
@@ -75,18 +47,12 @@ func startNATS(t testing.TB, secrets string) *server.Server {
 	if opts.MaxPayload < schema.MaxPayload {
 		t.Errorf("max_payload is %d, below the event's %d", opts.MaxPayload, schema.MaxPayload)
 	}
-	opts.Host, opts.Port, opts.HTTPPort, opts.StoreDir, opts.NoSigs, opts.NoLog = "127.0.0.1", server.RANDOM_PORT,
-		server.RANDOM_PORT, t.TempDir(), true, true
-	s, err := server.NewServer(opts)
-	if err != nil {
-		t.Fatal(err)
+	stream, alerting := defaults.WithDefaults(consumers.StreamConfig{}), defaults.WithDefaults(alerts.StreamConfig{})
+	if need := 2*stream.MaxBytes + alerting.MaxBytes + alerts.ProbeBytes; opts.JetStreamMaxStore < need {
+		t.Errorf("max_file_store is %d, and the streams that a worker makes reserve %d", opts.JetStreamMaxStore, need)
 	}
-	s.Start()
-	t.Cleanup(func() { s.Shutdown(); s.WaitForShutdown() })
-	if !s.ReadyForConnections(patience) {
-		t.Fatal("the server is not ready")
-	}
-	return s
+	opts.HTTPPort = server.RANDOM_PORT
+	return natstest.Run(t, opts)
 }
 
 // as connects as one of the users; violations of permissions arrive on the channel.

@@ -318,7 +318,7 @@ func TestBackupAndRestore(t *testing.T) {
 		!strings.Contains(out, "12 messages are missing") {
 		t.Errorf("exit code %d: %s", code, out)
 	}
-	step("decuwatch republish --yes")
+	step("decuwatch republish --apply")
 	eventually(t, "every alert is published again", func() bool { return slices.Equal(s.published(), alerts) })
 	step("decuwatch reconcile")
 	if out := s.must("operator", "decuwatch republish"); !strings.Contains(out, "nothing is missing") {

@@ -68,7 +68,7 @@ func NewPlan(c Config, samples, week []schema.Sample, now []schema.Threshold) (*
 	if len(samples) == 0 {
 		return nil, fmt.Errorf("there are no scores of model %s by ensemble %.12s under settings %q from %s to %s: "+
 			"nothing was changed",
-			c.Model, c.EnsembleDigest, c.Settings, c.From.Format(time.RFC3339), c.To.Format(time.RFC3339))
+			c.Model, c.EnsembleDigest, c.Settings, c.From.UTC().Format(time.RFC3339), c.To.UTC().Format(time.RFC3339))
 	}
 	options := Options{Alpha: c.Alpha, Classes: len(c.Labels), WellSampled: c.WellSampled}
 	results, err := Calibrate(samples, options)

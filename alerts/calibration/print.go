@@ -5,7 +5,6 @@ import (
 	"io"
 	"strings"
 	"text/tabwriter"
-	"time"
 
 	"github.com/decuwatch/decuwatch/internal/terminal"
 	"github.com/decuwatch/decuwatch/schema"
@@ -13,9 +12,9 @@ import (
 
 // Print writes the plan as text: a row for each class, then the limit, what is set aside, and the alerts it changes.
 func (p *Plan) Print(out io.Writer) error {
-	fmt.Fprintf(out, "%s of %s (ensemble %.12s), %s at a false-alarm rate of %g, from %d scores of %s to %s UTC\n\n",
+	fmt.Fprintf(out, "%s of %s (ensemble %.12s), %s at a false-alarm rate of %g, from %d scores of %s to %s\n\n",
 		p.Measurement, p.Model, p.EnsembleDigest, p.Severity, p.Alpha, p.Scores,
-		p.WindowFrom.UTC().Format(time.DateTime), p.WindowTo.UTC().Format(time.DateTime))
+		terminal.Time(p.WindowFrom), terminal.Time(p.WindowTo))
 	w := tabwriter.NewWriter(out, 0, 8, 2, ' ', 0)
 	fmt.Fprintln(w, "class\tscores\told\tfrom\tnew\tfrom\tn\trate\talerts last week: old\tnew\tremark")
 	for _, l := range p.Classes {

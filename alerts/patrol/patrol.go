@@ -18,6 +18,7 @@ import (
 
 	"github.com/decuwatch/decuwatch/alerts/drift"
 	"github.com/decuwatch/decuwatch/internal/settings"
+	"github.com/decuwatch/decuwatch/internal/terminal"
 	"github.com/decuwatch/decuwatch/schema"
 )
 
@@ -182,9 +183,9 @@ func (p *Patrol) Summaries(ctx context.Context, now time.Time) error {
 				h.Hour.Format(time.RFC3339)), Kind: schema.AlertSummary,
 			Model: h.Model, ClassIndex: h.ClassIndex, ClassLabel: h.ClassLabel, Severity: h.Severity, EventTime: h.Hour,
 			FiredAt: now.UTC().Truncate(time.Microsecond), Count: n,
-			Detail: fmt.Sprintf("%d more alerts from %s to %s UTC were not sent: %d beyond the class's budget, %d beyond the "+
+			Detail: fmt.Sprintf("%d more alerts from %s to %s were not sent: %d beyond the class's budget, %d beyond the "+
 				"model's, %d in the cool-down; all of them are in review",
-				n, h.Hour.Format("2006-01-02 15:04"), end.Format("2006-01-02 15:04"), h.ClassBudget, h.ModelBudget, h.CoolDown),
+				n, terminal.Time(h.Hour), terminal.Time(end), h.ClassBudget, h.ModelBudget, h.CoolDown),
 		})
 		if first {
 			p.metrics.heldBack.WithLabelValues(h.Model, "class_budget").Add(float64(h.ClassBudget))

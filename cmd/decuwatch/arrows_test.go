@@ -49,7 +49,7 @@ var arrows = []struct {
 	}, "delivery must not know what is done with an event, nor the monitor how it came"},
 	{"consumers/natstest", nil, "a server for tests"},
 	{"alerts", []string{
-		"internal/backoff", "internal/settings", "internal/stage", "schema",
+		"internal/backoff", "internal/settings", "internal/stage", "internal/terminal", "schema",
 	}, "the decision is pure; the outbox is an interface"},
 	{"alerts/calibration", []string{"internal/terminal", "schema", "alerts"}, "samples and thresholds in, a plan out"},
 	{"alerts/watch", []string{
@@ -93,7 +93,7 @@ var arrows = []struct {
 		"internal/app", "internal/demo", "internal/settings", "internal/terminal", "schema", "schema/postgres",
 		"scoring", "scoring/ensemble", "scoring/ort", "scoring/diffusion", "scoring/evaluation", "consumers", "alerts",
 		"alerts/calibration", "alerts/watch", "monitor", "monitor/canary", "monitor/reconcile", "monitor/redeliver",
-		"monitor/replay", "review",
+		"monitor/replay", "review", "internal/modelname",
 	}, "wires everything, tests' helpers excepted"},
 }
 

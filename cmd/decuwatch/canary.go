@@ -7,6 +7,7 @@ import (
 	"log/slog"
 
 	"github.com/decuwatch/decuwatch/internal/app"
+	"github.com/decuwatch/decuwatch/internal/settings"
 	"github.com/decuwatch/decuwatch/monitor/canary"
 	"github.com/decuwatch/decuwatch/schema/postgres"
 )
@@ -30,6 +31,11 @@ Examples:
 func (c *canaryCmd) Run(ctx context.Context, s *streams, log *slog.Logger) error {
 	if c.Every <= 0 || c.Deadline <= 0 {
 		return usage("--every and --deadline must be positive")
+	}
+	if c.Listen != app.NoPage {
+		if err := settings.HostPort("--listen", c.Listen); err != nil {
+			return err
+		}
 	}
 	report := func(k postgres.Canary) {
 		if k.Outcome == "" {

@@ -34,6 +34,16 @@ func (c *demoCmd) Run(ctx context.Context, s *streams) error {
 	if c.Requests < 1 || c.Requests > 1_000_000 {
 		return usage("--requests is %d, must be 1 to 1000000", c.Requests)
 	}
+	for name, port := range map[string]int{
+		"--nats-port": c.NATSPort, "--metrics-port": c.HTTPPort, "--review-port": c.ReviewPort,
+	} {
+		if port < 0 || port > 65535 {
+			return usage("%s is %d, must be 0 to 65535", name, port)
+		}
+	}
+	if c.Timeout <= 0 {
+		return usage("--timeout is %s, must be more than 0", c.Timeout)
+	}
 	o := demo.Options{
 		Dir: c.Dir, Ensemble: c.Ensemble, Library: c.Library, Requests: c.Requests, Timeout: c.Timeout,
 		Stay:     c.Stay == "yes" || c.Stay == "auto" && s.terminal,

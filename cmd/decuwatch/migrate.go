@@ -25,7 +25,7 @@ Examples:
 }
 
 type migrateUpCmd struct {
-	Postgres app.PostgresConfig `embed:"" prefix:"postgres." group:"Postgres"`
+	Postgres app.PostgresConfig `embed:"" prefix:"postgres." group:"Postgres" shows:"url"`
 }
 
 func (c *migrateUpCmd) Run(ctx context.Context, s *streams) error {
@@ -45,7 +45,7 @@ func (c *migrateUpCmd) Run(ctx context.Context, s *streams) error {
 }
 
 type migrateDownCmd struct {
-	Postgres app.PostgresConfig `embed:"" prefix:"postgres." group:"Postgres"`
+	Postgres app.PostgresConfig `embed:"" prefix:"postgres." group:"Postgres" shows:"url"`
 	Yes      bool               `help:"Confirm that every score, alert and threshold is removed."`
 }
 
@@ -61,7 +61,7 @@ func (c *migrateDownCmd) Run(ctx context.Context, s *streams) error {
 }
 
 type migrateStatusCmd struct {
-	Postgres app.PostgresConfig `embed:"" prefix:"postgres." group:"Postgres"`
+	Postgres app.PostgresConfig `embed:"" prefix:"postgres." group:"Postgres" shows:"url"`
 }
 
 func (c *migrateStatusCmd) Run(ctx context.Context, s *streams) error {

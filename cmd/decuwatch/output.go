@@ -42,20 +42,19 @@ func storedClass(ctx context.Context, store *postgres.Store, model, text string)
 		return nil, "", nil
 	}
 	class := schema.ParseClass(text)
-	if class.Label == "" {
-		if class.Index < 0 {
-			return nil, "", usage("--class is %d, must be 0 or more", class.Index)
-		}
-		return &class.Index, "", nil
+	if class.Label == "" && class.Index < 0 {
+		return nil, "", usage("--class is %d, must be 0 or more", class.Index)
 	}
-	found, err := store.ClassesByLabel(ctx, model, class.Label)
+	found, err := store.ClassesScored(ctx, model, class)
 	if err != nil {
 		return nil, "", err
 	}
-	switch len(found) {
-	case 0:
+	switch {
+	case class.Label == "" && len(found) != 1: // of several models, or not scored yet
+		return &class.Index, "", nil
+	case len(found) == 0:
 		return nil, "", usage("--class: no request of a class %q was scored; give its index", text)
-	case 1:
+	case len(found) == 1:
 		return &found[0].Index, found[0].Label, nil
 	}
 	var names []string

@@ -28,7 +28,7 @@ type publishCmd struct {
 	samplerFlags `embed:""`
 	Concurrency  int                    `default:"64" help:"Maximum number of events in flight."`
 	NATS         app.NATSConfig         `embed:"" prefix:"nats." group:"NATS"`
-	Stream       consumers.StreamConfig `embed:"" prefix:"stream." group:"Stream of events"`
+	Stream       consumers.StreamConfig `embed:"" prefix:"stream." group:"Stream of events" hides:"keep-settled,check-interval"`
 }
 
 func (publishCmd) Help() string {
@@ -46,6 +46,9 @@ Examples:
 }
 
 func (c *publishCmd) Run(ctx context.Context, s *streams, log *slog.Logger) error {
+	if c.Concurrency < 1 || c.Concurrency > 10_000 {
+		return usage("--concurrency is %d, must be 1 to 10000", c.Concurrency)
+	}
 	events, err := c.events(s.in)
 	if err != nil {
 		return err
@@ -79,6 +82,9 @@ func (c *publishCmd) events(stdin io.Reader) ([]schema.Event, error) {
 	case "":
 		if c.Model == "" || c.Class == "" || c.Seed == nil {
 			return nil, usage("--model, --class and --seed are required without a file")
+		}
+		if err := c.check(); err != nil {
+			return nil, err
 		}
 		e := schema.NewEvent(c.Source, c.generation(c.Model, schema.ParseClass(c.Class), *c.Seed))
 		if c.ID != "" {

@@ -17,10 +17,10 @@ import (
 type replayCmd struct {
 	ID       string             `arg:"" help:"Id of the event."`
 	Source   string             `placeholder:"SOURCE" help:"Source of the event; required if several sources used the id."`
-	Model    string             `placeholder:"NAME" help:"Model of the event; required if several models used the id."`
+	Model    modelName          `placeholder:"NAME" help:"Model of the event; required if several models used the id."`
 	JSON     bool               `name:"json" help:"Print the comparison as JSON."`
-	Scoring  app.ScoringConfig  `embed:"" prefix:"scoring." group:"Scoring"`
-	Postgres app.PostgresConfig `embed:"" prefix:"postgres." group:"Postgres"`
+	Scoring  app.ScoringConfig  `embed:"" prefix:"scoring." group:"Scoring" hides:"sessions,background-share,profile,unreproducible"`
+	Postgres app.PostgresConfig `embed:"" prefix:"postgres." group:"Postgres" shows:"url,statement-timeout,lock-timeout"`
 }
 
 func (replayCmd) Help() string {
@@ -35,7 +35,7 @@ Example:
 
 func (c *replayCmd) Run(ctx context.Context, s *streams, log *slog.Logger) error {
 	return app.WithStore(ctx, c.Postgres, log, func(store *postgres.Store) error {
-		stored, err := store.ScoreByID(ctx, schema.Identity{Source: c.Source, ID: c.ID, Model: c.Model})
+		stored, err := store.ScoreByID(ctx, schema.Identity{Source: c.Source, ID: c.ID, Model: string(c.Model)})
 		if errors.Is(err, postgres.ErrNotFound) {
 			return fmt.Errorf("no score is stored: %w", err)
 		}

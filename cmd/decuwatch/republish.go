@@ -14,21 +14,22 @@ import (
 )
 
 type republishCmd struct {
-	Yes      bool               `help:"Publish them again instead of only listing them."`
+	Apply    bool               `help:"Publish them again instead of only listing them."`
+	Yes      bool               `hidden:"" help:"The earlier name of --apply."`
 	NATS     app.NATSConfig     `embed:"" prefix:"nats." group:"NATS"`
-	Alerts   alerts.Config      `embed:"" prefix:"alerts." group:"Alerts"`
-	Postgres app.PostgresConfig `embed:"" prefix:"postgres." group:"Postgres"`
+	Alerts   alerts.Config      `embed:"" prefix:"alerts." group:"Alerts" shows:"stream,max-age"`
+	Postgres app.PostgresConfig `embed:"" prefix:"postgres." group:"Postgres" shows:"url,statement-timeout,lock-timeout"`
 }
 
 func (republishCmd) Help() string {
 	return `Finds alerts and reviewers' verdicts that were published but are not in the stream, as after a loss of NATS,
-and prints their ids. With --yes, a running worker publishes them again under the same ids. Messages older than the
-stream's maximum age are left out. Exit code 3 if some are missing and --yes was not given.
+and prints their ids. With --apply, a running worker publishes them again under the same ids. Messages older than the
+stream's maximum age are left out. Exit code 3 if some are missing and --apply was not given.
 
 Examples:
 
   decuwatch republish
-  decuwatch republish --yes`
+  decuwatch republish --apply`
 }
 
 func (c *republishCmd) Run(ctx context.Context, s *streams, log *slog.Logger) error {
@@ -45,8 +46,8 @@ func (c *republishCmd) Run(ctx context.Context, s *streams, log *slog.Logger) er
 		case len(missing) == 0:
 			fmt.Fprintf(s.out, "nothing is missing from the stream %s\n", c.Alerts.Stream)
 			return nil
-		case !c.Yes:
-			fmt.Fprintf(s.out, "%d messages are missing from the stream %s; publish them again with --yes\n",
+		case !c.Apply && !c.Yes:
+			fmt.Fprintf(s.out, "%d messages are missing from the stream %s; publish them again with --apply\n",
 				len(missing), c.Alerts.Stream)
 			return errDifference
 		}

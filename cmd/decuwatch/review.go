@@ -33,10 +33,21 @@ characters, 6 or more.`
 
 // reviewFlags are the flags of every verb that changes a review.
 type reviewFlags struct {
-	ID       string             `arg:"" help:"Id of the review; an alert and its review have the same id."`
+	ID       reviewID           `arg:"" help:"Id of the review; an alert and its review have the same id."`
 	By       string             `placeholder:"NAME" help:"Name of the reviewer. Defaults to the current user."`
 	Version  int                `placeholder:"N" help:"Fail if the review is not at version N. Defaults to any."`
-	Postgres app.PostgresConfig `embed:"" prefix:"postgres." group:"Postgres"`
+	Postgres app.PostgresConfig `embed:"" prefix:"postgres." group:"Postgres" shows:"url,statement-timeout,lock-timeout"`
+}
+
+// reviewID is the id of a review, or its beginning.
+type reviewID string
+
+// Validate is called by kong once the arguments are read.
+func (id reviewID) Validate() error {
+	if len(id) < 6 {
+		return fmt.Errorf("%q is too short, must be 6 characters or more", string(id))
+	}
+	return nil
 }
 
 // change changes the review and prints its new state.
@@ -50,7 +61,7 @@ func (f reviewFlags) change(ctx context.Context, s *streams, log *slog.Logger, c
 	}
 	c.Actor, c.Version = actor, f.Version
 	return app.WithStore(ctx, f.Postgres, log, func(store *postgres.Store) error {
-		r, err := c.Apply(ctx, store, f.ID)
+		r, err := c.Apply(ctx, store, string(f.ID))
 		if err != nil {
 			return err
 		}

@@ -14,7 +14,7 @@ import (
 
 type reviewListCmd struct {
 	State    string               `default:"todo" enum:"todo,open,acknowledged,resolved,all" help:"State of the reviews."`
-	Model    string               `placeholder:"NAME" help:"Only this model."`
+	Model    modelName            `placeholder:"NAME" help:"Only this model."`
 	Class    string               `placeholder:"CLASS" help:"Only this class: an index, or a label."`
 	Assignee string               `placeholder:"NAME" help:"Only reviews of this person."`
 	Search   string               `placeholder:"TEXT" help:"Part of an event id or label, or a label as name=value."`
@@ -22,7 +22,7 @@ type reviewListCmd struct {
 	Severity schema.Severity      `enum:"warn,critical," default:"" placeholder:"warn|critical" help:"Only this severity."`
 	Limit    int                  `default:"50" help:"Maximum number of reviews to list."`
 	JSON     bool                 `name:"json" help:"Print each review as one line of JSON."`
-	Postgres app.PostgresConfig   `embed:"" prefix:"postgres." group:"Postgres"`
+	Postgres app.PostgresConfig   `embed:"" prefix:"postgres." group:"Postgres" shows:"url,statement-timeout,lock-timeout"`
 }
 
 func (reviewListCmd) Help() string {
@@ -40,7 +40,7 @@ func (c *reviewListCmd) Run(ctx context.Context, s *streams, log *slog.Logger) e
 		return usage("--limit is %d, must be 1 to 10000", c.Limit)
 	}
 	filter := postgres.ReviewFilter{
-		Model: c.Model, Assignee: c.Assignee, Severity: c.Severity, Search: c.Search, Order: c.Order, Limit: c.Limit,
+		Model: string(c.Model), Assignee: c.Assignee, Severity: c.Severity, Search: c.Search, Order: c.Order, Limit: c.Limit,
 	}
 	if orders := postgres.ReviewOrders(); c.Order != "" && !slices.Contains(orders, c.Order) {
 		return usage("--order is %q, must be one of %s", c.Order, schema.List(orders))
@@ -54,7 +54,7 @@ func (c *reviewListCmd) Run(ctx context.Context, s *streams, log *slog.Logger) e
 	}
 	return app.WithStore(ctx, c.Postgres, log, func(store *postgres.Store) error {
 		var err error
-		if filter.Class, _, err = storedClass(ctx, store, c.Model, c.Class); err != nil {
+		if filter.Class, _, err = storedClass(ctx, store, string(c.Model), c.Class); err != nil {
 			return err
 		}
 		list, err := store.Reviews(ctx, filter)

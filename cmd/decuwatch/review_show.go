@@ -10,10 +10,10 @@ import (
 )
 
 type reviewShowCmd struct {
-	ID       string             `arg:"" help:"Id of the review; an alert and its review have the same id."`
+	ID       reviewID           `arg:"" help:"Id of the review; an alert and its review have the same id."`
 	Images   string             `placeholder:"DIR" help:"Write the files of the evidence into this directory."`
 	JSON     bool               `name:"json" help:"Print one line of JSON."`
-	Postgres app.PostgresConfig `embed:"" prefix:"postgres." group:"Postgres"`
+	Postgres app.PostgresConfig `embed:"" prefix:"postgres." group:"Postgres" shows:"url,statement-timeout,lock-timeout"`
 }
 
 func (reviewShowCmd) Help() string {
@@ -25,7 +25,7 @@ func (reviewShowCmd) Help() string {
 
 func (c *reviewShowCmd) Run(ctx context.Context, s *streams, log *slog.Logger) error {
 	return app.WithStore(ctx, c.Postgres, log, func(store *postgres.Store) error {
-		details, err := review.Load(ctx, store, c.ID)
+		details, err := review.Load(ctx, store, string(c.ID))
 		if err != nil {
 			return err
 		}

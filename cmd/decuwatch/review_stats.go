@@ -11,11 +11,11 @@ import (
 )
 
 type reviewStatsCmd struct {
-	Model    string             `placeholder:"NAME" help:"Only this model."`
+	Model    modelName          `placeholder:"NAME" help:"Only this model."`
 	Class    string             `placeholder:"CLASS" help:"Only this class: an index, or a label."`
 	Days     int                `default:"30" placeholder:"N" help:"Count the events of the last N days."`
 	JSON     bool               `name:"json" help:"Print one line of JSON."`
-	Postgres app.PostgresConfig `embed:"" prefix:"postgres." group:"Postgres"`
+	Postgres app.PostgresConfig `embed:"" prefix:"postgres." group:"Postgres" shows:"url,statement-timeout,lock-timeout"`
 }
 
 func (reviewStatsCmd) Help() string {
@@ -33,12 +33,12 @@ func (c *reviewStatsCmd) Run(ctx context.Context, s *streams, log *slog.Logger) 
 		return usage("--days is %d, must be 1 to 3650", c.Days)
 	}
 	return app.WithStore(ctx, c.Postgres, log, func(store *postgres.Store) error {
-		class, _, err := storedClass(ctx, store, c.Model, c.Class)
+		class, _, err := storedClass(ctx, store, string(c.Model), c.Class)
 		if err != nil {
 			return err
 		}
 		now := time.Now()
-		stats, err := review.LoadStats(ctx, store, c.Model, class, now.AddDate(0, 0, -c.Days), now)
+		stats, err := review.LoadStats(ctx, store, string(c.Model), class, now.AddDate(0, 0, -c.Days), now)
 		if err != nil {
 			return err
 		}

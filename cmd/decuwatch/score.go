@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"log/slog"
+	"math"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -35,6 +36,16 @@ func (f samplerFlags) generation(model string, c schema.Class, seed uint64) sche
 	return g
 }
 
+// check refuses what JSON cannot carry.
+func (f samplerFlags) check() error {
+	for name, value := range map[string]*float64{"--guidance": f.Guidance, "--eta": f.Eta} {
+		if value != nil && (math.IsNaN(*value) || math.IsInf(*value, 0)) {
+			return usage("%s is %g, must be finite", name, *value)
+		}
+	}
+	return nil
+}
+
 // set sets what a flag was given for.
 func set[T any](field, flag *T) {
 	if flag != nil {
@@ -48,7 +59,7 @@ type scoreCmd struct {
 	samplerFlags `embed:""`
 	Source       string            `default:"/decuwatch/score" help:"Source of the event."`
 	ID           string            `default:"offline" help:"Id of the event."`
-	Scoring      app.ScoringConfig `embed:"" prefix:"scoring." group:"Scoring"`
+	Scoring      app.ScoringConfig `embed:"" prefix:"scoring." group:"Scoring" hides:"sessions,background-share"`
 }
 
 func (scoreCmd) Help() string {
@@ -67,15 +78,26 @@ func (c *scoreCmd) Run(ctx context.Context, s *streams, log *slog.Logger) (err e
 	if len(c.Scoring.Ensembles) != 1 {
 		return usage("scoring.ensembles names %d ensembles, score needs exactly one", len(c.Scoring.Ensembles))
 	}
+	if err := c.check(); err != nil {
+		return err
+	}
 	life, ctx := app.NewLifecycle(ctx, log)
 	defer life.End(&err)
 	engines, err := app.OpenEngines(c.Scoring, prometheus.NewRegistry(), slog.New(slog.DiscardHandler), life)
 	if err != nil {
 		return err
 	}
-	for name := range engines {
+	for name, engine := range engines {
+		index, err := classIndex(engine.Ensemble(), c.Class)
+		if err != nil {
+			return err
+		}
+		class := schema.ParseClass(c.Class)
+		if class.Label != "" {
+			class.Label = engine.Ensemble().Classes[index].Label
+		}
 		ev := schema.Event{Source: c.Source, ID: c.ID, Time: time.Now().UTC().Truncate(time.Microsecond),
-			Data: c.generation(name, schema.ParseClass(c.Class), c.Seed)}
+			Data: c.generation(name, class, c.Seed)}
 		if _, _, err := schema.Encode(ev); err != nil { // the bounds of an event
 			return usage("%w", err)
 		}

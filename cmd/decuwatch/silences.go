@@ -27,11 +27,11 @@ missing thresholds and summaries are never silenced. Running monitors follow at 
 }
 
 type silencesListCmd struct {
-	Model    string             `placeholder:"NAME" help:"Silences of this model only."`
+	Model    modelName          `placeholder:"NAME" help:"Silences of this model only."`
 	Past     bool               `help:"Also list the silences that have ended."`
 	Limit    int                `default:"100" help:"Maximum number of silences to list, newest first."`
 	JSON     bool               `name:"json" help:"Print each silence as one line of JSON."`
-	Postgres app.PostgresConfig `embed:"" prefix:"postgres." group:"Postgres"`
+	Postgres app.PostgresConfig `embed:"" prefix:"postgres." group:"Postgres" shows:"url,statement-timeout,lock-timeout"`
 }
 
 func (c *silencesListCmd) Run(ctx context.Context, s *streams, log *slog.Logger) error {
@@ -39,7 +39,7 @@ func (c *silencesListCmd) Run(ctx context.Context, s *streams, log *slog.Logger)
 		return usage("--limit is %d, must be at least 1", c.Limit)
 	}
 	return app.WithStore(ctx, c.Postgres, log, func(store *postgres.Store) error {
-		list, err := store.Silences(ctx, c.Model, c.Past, c.Limit)
+		list, err := store.Silences(ctx, string(c.Model), c.Past, c.Limit)
 		if err != nil {
 			return err
 		}
@@ -80,14 +80,14 @@ func orAll(s string) string {
 }
 
 type silencesAddCmd struct {
-	Model       string                 `required:"" placeholder:"NAME" help:"Model."`
+	Model       modelName              `required:"" placeholder:"NAME" help:"Model."`
 	Class       string                 `placeholder:"CLASS" help:"Class: an index, or a label. Defaults to every class."`
 	Measurement schema.MeasurementName `placeholder:"NAME" help:"Measurement. Defaults to every measurement."`
 	For         time.Duration          `required:"" placeholder:"DURATION" help:"How long it lasts, like 2h or 90m."`
 	From        *time.Time             `placeholder:"TIME" help:"When it begins, RFC 3339. Defaults to now."`
 	Reason      string                 `required:"" placeholder:"TEXT" help:"Why, for the history."`
 	By          string                 `placeholder:"NAME" help:"Who adds it. Defaults to the user who runs this."`
-	Postgres    app.PostgresConfig     `embed:"" prefix:"postgres." group:"Postgres"`
+	Postgres    app.PostgresConfig     `embed:"" prefix:"postgres." group:"Postgres" shows:"url,statement-timeout,lock-timeout"`
 }
 
 func (silencesAddCmd) Help() string {
@@ -112,13 +112,13 @@ func (c *silencesAddCmd) Run(ctx context.Context, s *streams, log *slog.Logger) 
 		return err
 	}
 	add := postgres.Silence{
-		Model: c.Model, Measurement: c.Measurement, Author: author, Reason: strings.TrimSpace(c.Reason),
+		Model: string(c.Model), Measurement: c.Measurement, Author: author, Reason: strings.TrimSpace(c.Reason),
 	}
 	if c.From != nil {
 		add.StartsAt = *c.From
 	}
 	return app.WithStore(ctx, c.Postgres, log, func(store *postgres.Store) (err error) {
-		if add.ClassIndex, add.ClassLabel, err = storedClass(ctx, store, c.Model, c.Class); err != nil {
+		if add.ClassIndex, add.ClassLabel, err = storedClass(ctx, store, string(c.Model), c.Class); err != nil {
 			return err
 		}
 		id, err := store.AddSilence(ctx, add, c.For)
@@ -134,10 +134,13 @@ func (c *silencesAddCmd) Run(ctx context.Context, s *streams, log *slog.Logger) 
 type silencesEndCmd struct {
 	ID       int64              `arg:"" help:"Number of the silence."`
 	By       string             `placeholder:"NAME" help:"Who ends it. Defaults to the user who runs this."`
-	Postgres app.PostgresConfig `embed:"" prefix:"postgres." group:"Postgres"`
+	Postgres app.PostgresConfig `embed:"" prefix:"postgres." group:"Postgres" shows:"url,statement-timeout,lock-timeout"`
 }
 
 func (c *silencesEndCmd) Run(ctx context.Context, s *streams, log *slog.Logger) error {
+	if c.ID < 1 {
+		return usage("id is %d, must be at least 1", c.ID)
+	}
 	ender, err := person(c.By)
 	if err != nil {
 		return err

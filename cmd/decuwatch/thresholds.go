@@ -24,9 +24,9 @@ type thresholdsCmd struct {
 }
 
 type thresholdsListCmd struct {
-	Model    string             `placeholder:"NAME" help:"Thresholds of this model only."`
+	Model    modelName          `placeholder:"NAME" help:"Thresholds of this model only."`
 	JSON     bool               `name:"json" help:"Print each threshold as one line of JSON."`
-	Postgres app.PostgresConfig `embed:"" prefix:"postgres." group:"Postgres"`
+	Postgres app.PostgresConfig `embed:"" prefix:"postgres." group:"Postgres" shows:"url,statement-timeout,lock-timeout"`
 }
 
 func (thresholdsListCmd) Help() string {
@@ -42,7 +42,7 @@ func (c *thresholdsListCmd) Run(ctx context.Context, s *streams, log *slog.Logge
 			return err
 		}
 		if c.Model != "" {
-			list = slices.DeleteFunc(list, func(t schema.Threshold) bool { return t.Model != c.Model })
+			list = slices.DeleteFunc(list, func(t schema.Threshold) bool { return t.Model != string(c.Model) })
 		}
 		if c.JSON {
 			return writeLines(s.out, list)

@@ -30,7 +30,7 @@ type thresholdsCalibrateCmd struct {
 	By          string                 `placeholder:"NAME" help:"Who sets them. Defaults to the user who runs this."`
 	JSON        bool                   `name:"json" help:"Print the plan as JSON."`
 
-	Postgres app.PostgresConfig `embed:"" prefix:"postgres." group:"Postgres"`
+	Postgres app.PostgresConfig `embed:"" prefix:"postgres." group:"Postgres" shows:"url,statement-timeout,lock-timeout"`
 }
 
 func (thresholdsCalibrateCmd) Help() string {

@@ -15,10 +15,10 @@ import (
 )
 
 type thresholdsHistoryCmd struct {
-	Model    string             `placeholder:"NAME" help:"Changes of this model only."`
+	Model    modelName          `placeholder:"NAME" help:"Changes of this model only."`
 	Limit    int                `default:"20" help:"Maximum number of changes to list, newest first."`
 	JSON     bool               `name:"json" help:"Print each change as one line of JSON, with its thresholds."`
-	Postgres app.PostgresConfig `embed:"" prefix:"postgres." group:"Postgres"`
+	Postgres app.PostgresConfig `embed:"" prefix:"postgres." group:"Postgres" shows:"url,statement-timeout,lock-timeout"`
 }
 
 func (thresholdsHistoryCmd) Help() string {
@@ -32,7 +32,7 @@ func (c *thresholdsHistoryCmd) Run(ctx context.Context, s *streams, log *slog.Lo
 		return usage("--limit is %d, must be at least 1", c.Limit)
 	}
 	return app.WithStore(ctx, c.Postgres, log, func(store *postgres.Store) error {
-		changes, err := store.ThresholdHistory(ctx, c.Model, c.Limit)
+		changes, err := store.ThresholdHistory(ctx, string(c.Model), c.Limit)
 		if err != nil {
 			return err
 		}
@@ -56,7 +56,7 @@ func (c *thresholdsHistoryCmd) Run(ctx context.Context, s *streams, log *slog.Lo
 type thresholdsRollbackCmd struct {
 	Reason   string             `required:"" placeholder:"TEXT" help:"Why, for the history."`
 	By       string             `placeholder:"NAME" help:"Who does it. Defaults to the user who runs this."`
-	Postgres app.PostgresConfig `embed:"" prefix:"postgres." group:"Postgres"`
+	Postgres app.PostgresConfig `embed:"" prefix:"postgres." group:"Postgres" shows:"url,statement-timeout,lock-timeout"`
 }
 
 func (thresholdsRollbackCmd) Help() string {

@@ -21,7 +21,7 @@ type thresholdsReferenceCmd struct {
 	By       string `placeholder:"NAME" help:"Who sets them. Defaults to the user who runs this."`
 	JSON     bool   `name:"json" help:"Print the change as one line of JSON."`
 
-	Postgres app.PostgresConfig `embed:"" prefix:"postgres." group:"Postgres"`
+	Postgres app.PostgresConfig `embed:"" prefix:"postgres." group:"Postgres" shows:"url,statement-timeout,lock-timeout"`
 }
 
 func (thresholdsReferenceCmd) Help() string {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math"
+	"slices"
 	"strings"
 	"time"
 
@@ -29,7 +30,7 @@ type thresholdsSetCmd struct {
 	Reason      string                 `required:"" placeholder:"TEXT" help:"Why, for the history."`
 	By          string                 `placeholder:"NAME" help:"Who sets it. Defaults to the user who runs this."`
 
-	Postgres app.PostgresConfig `embed:"" prefix:"postgres." group:"Postgres"`
+	Postgres app.PostgresConfig `embed:"" prefix:"postgres." group:"Postgres" shows:"url,statement-timeout,lock-timeout"`
 }
 
 func (thresholdsSetCmd) Help() string {
@@ -124,12 +125,16 @@ func (c *thresholdsSetCmd) threshold(e *ensemble.Ensemble) (schema.Threshold, er
 	return t, nil
 }
 
-// classIndex returns the index of a class that a flag names by its index or its label.
+// classIndex returns the index of a class that a flag names by its index or its label, in upper or lower case.
 func classIndex(e *ensemble.Ensemble, text string) (int, error) {
 	index := schema.ParseClass(text).Index
 	if index < 0 {
-		var ok bool
-		if index, ok = e.ClassIndex(text); !ok {
+		same := func(label string) bool { return strings.EqualFold(label, text) }
+		exact, ok := e.ClassIndex(text)
+		if index = exact; !ok {
+			index = slices.IndexFunc(e.Labels(), same)
+		}
+		if index < 0 {
 			return 0, usage("--class %q is no label of %s", text, e.Name)
 		}
 	}

@@ -520,7 +520,7 @@ func TestScoreOffline(t *testing.T) {
 		{"another generator, skipped", exitOK,
 			[]string{"--class=0", "--seed=1", "--noise=jax", "--scoring.unreproducible=skip"},
 			[]string{`"reason": "noise"`}},
-		{"unknown class", exitFailed, []string{"--class=Submarine", "--seed=1"}, []string{"data.class", "Submarine"}},
+		{"unknown class", exitUsage, []string{"--class=Submarine", "--seed=1"}, []string{"--class", "Submarine"}},
 		{"out of bounds", exitUsage, []string{"--class=0", "--seed=1", "--steps=5000"},
 			[]string{"data.sampler.steps", "1000"}},
 		{"negative seed", exitUsage, []string{"--class=0", "--seed=-1"}, []string{"seed"}},
@@ -607,7 +607,7 @@ func TestWrongCallsAreExplained(t *testing.T) {
 		{exitFailed, []string{"watch", "--nats.url=nats://user:secret@127.0.0.1:1"},
 			[]string{"connect to NATS at nats://127.0.0.1:1"}},
 		{exitFailed, []string{"migrate", "--postgres.url=postgres://127.0.0.1:1/x"}, []string{"127.0.0.1:1"}},
-		{exitFailed, []string{"score", "-e", "/no/such/ensemble", "--class=0", "--seed=1"}, []string{"/no/such/ensemble"}},
+		{exitUsage, []string{"score", "-e", "/no/such/ensemble", "--class=0", "--seed=1"}, []string{"/no/such/ensemble"}},
 	} {
 		out, errs := user.run(c.code, c.args...)
 		holds(t, out+errs, c.words...)

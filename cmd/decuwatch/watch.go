@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -17,10 +16,10 @@ import (
 )
 
 type watchCmd struct {
-	Model    string          `placeholder:"NAME" help:"Only this model."`
+	Model    modelName       `placeholder:"NAME" help:"Only this model."`
 	Severity schema.Severity `enum:"warn,critical," default:"" placeholder:"warn|critical" help:"Only this severity."`
 	Class    string          `placeholder:"CLASS" help:"Only this class: an index, or a label."`
-	Since    time.Duration   `placeholder:"DURATION" help:"Start with alerts from the last DURATION. Default: new ones."`
+	Since    time.Duration   `placeholder:"DURATION" help:"Start with alerts from the last DURATION. Defaults to new ones."`
 	All      bool            `help:"Start with every alert in the stream."`
 	NoFollow bool            `help:"Stop after the last alert instead of waiting for more."`
 	JSON     bool            `name:"json" help:"Print each alert as one line of JSON."`
@@ -28,7 +27,7 @@ type watchCmd struct {
 	ReviewURL string `name:"review.url" default:"http://127.0.0.1:8080" group:"Review" help:"Address of the review page."`
 
 	NATS   app.NATSConfig `embed:"" prefix:"nats." group:"NATS"`
-	Alerts alerts.Config  `embed:"" prefix:"alerts." group:"Alerts"`
+	Alerts alerts.Config  `embed:"" prefix:"alerts." group:"Alerts" shows:"stream,link"`
 }
 
 func (watchCmd) Help() string {
@@ -42,12 +41,18 @@ Examples:
 }
 
 func (c *watchCmd) Run(ctx context.Context, s *streams, log *slog.Logger) error {
-	if strings.ContainsAny(c.Model, ". *>\t") {
-		return usage("--model %q is not a model's name", c.Model)
+	if err := settings.WebAddress("review.url", c.ReviewURL); err != nil {
+		return err
+	}
+	if c.Since < 0 {
+		return usage("--since is %s, must be 0 or more", c.Since)
+	}
+	if c.All && c.Since > 0 {
+		return usage("--all and --since exclude each other")
 	}
 	return app.WithNATS("watch", c.NATS, log, func(js jetstream.JetStream) error {
 		follow := watch.Config{
-			Stream: c.Alerts.Stream, Model: c.Model, Severity: c.Severity, Class: c.Class,
+			Stream: c.Alerts.Stream, Model: string(c.Model), Severity: c.Severity, Class: c.Class,
 			All: c.All, Since: c.Since, Follow: !c.NoFollow, Log: log,
 		}
 		if !c.NoFollow && s.terminal && !c.JSON {

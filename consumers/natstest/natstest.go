@@ -26,6 +26,9 @@ import (
 // test.
 const deadline = 60 * time.Second
 
+// maxStore has room for the default streams of several tests on one server. Nothing is written before it is needed.
+const maxStore = 256 << 30
+
 // childEnv has the options of a child process as JSON. RunIfChild reads it.
 const childEnv = "DECUWATCH_NATSTEST_SERVER"
 
@@ -213,8 +216,10 @@ func startEmbedded(o options) (*server.Server, error) {
 		JetStream:  true,
 		StoreDir:   o.Dir,
 		SyncAlways: o.SyncAlways,
-		NoLog:      true,
-		NoSigs:     true,
+		// Streams reserve their sizes. Without a limit of its own, the server takes three quarters of the disk that is free.
+		JetStreamMaxStore: maxStore,
+		NoLog:             true,
+		NoSigs:            true,
 	}
 	if o.ClusterPort != 0 {
 		so.Cluster = server.ClusterOpts{Name: "natstest", Host: "127.0.0.1", Port: o.ClusterPort}

@@ -3,6 +3,7 @@ package app
 import (
 	_ "embed"
 	"reflect"
+	"slices"
 	"strings"
 	"time"
 
@@ -28,13 +29,61 @@ func Documented() kong.Option {
 	}
 	return kong.PostBuild(func(k *kong.Kong) error {
 		return kong.Visit(k.Model, func(node kong.Visitable, next kong.Next) error {
-			if flag, ok := node.(*kong.Flag); ok && flag.Help == "" {
-				flag.Help = documented[flag.Name].Help
+			switch node := node.(type) {
+			case *kong.Flag:
+				if node.Help == "" {
+					node.Help = documented[node.Name].Help
+				}
+				if node.HasDefault && node.PlaceHolder == "" && strings.Contains(node.Help, "Defaults to ") {
+					node.PlaceHolder = placeholder(node.Target.Type()) // instead of the default, which the text names
+				}
+			case *kong.Node:
+				hideUnused(node, node.Target)
 			}
 			return next(nil)
 		})
 	})
 }
+
+// placeholder returns what stands for a value in the help.
+func placeholder(t reflect.Type) string {
+	switch kind(t) {
+	case "duration":
+		return "DURATION"
+	case "integer":
+		return "N"
+	case "number":
+		return "X"
+	}
+	return "TEXT"
+}
+
+// hideUnused hides from a verb's help the settings of a group that the verb does not use. The tag shows of the group's
+// field lists those that it does use, or the tag hides the others. Hidden settings can be given all the same, as in an
+// environment that serves several verbs.
+func hideUnused(verb *kong.Node, group reflect.Value) {
+	if group.Kind() != reflect.Struct {
+		return
+	}
+	for i := range group.NumField() {
+		field := group.Type().Field(i)
+		if _, embedded := field.Tag.Lookup("embed"); !embedded {
+			continue
+		}
+		prefix := field.Tag.Get("prefix")
+		shown, some := field.Tag.Lookup("shows")
+		hidden := field.Tag.Get("hides")
+		hideUnused(verb, group.Field(i))
+		for _, flag := range verb.Flags {
+			name, of := strings.CutPrefix(flag.Name, prefix)
+			if of && (some && !listed(shown, name) || listed(hidden, name)) {
+				flag.Hidden = true
+			}
+		}
+	}
+}
+
+func listed(names, name string) bool { return slices.Contains(strings.Split(names, ","), name) }
 
 // Settings lists all settings in the order of Config.
 func Settings() []Setting {

@@ -30,9 +30,10 @@ func ExplainRoom(ctx context.Context, js jetstream.JetStream, stream consumers.S
 			has += fmt.Sprintf(" of %d", info.Limits.MaxStore)
 		}
 	}
+	all := 2*stream.MaxBytes + sinks.MaxBytes + alerts.ProbeBytes
 	return fmt.Errorf("%w: new streams ask for %d bytes of events (stream.max-bytes), as many of advisories, and "+
-		"%d bytes of alerts (alerts.max-bytes)%s; lower these settings, or raise max_file_store of the NATS server "+
-		"or the account's limit", err, stream.MaxBytes, sinks.MaxBytes, has)
+		"%d bytes of alerts (alerts.max-bytes), with probes %d bytes in all%s; lower these settings, or raise "+
+		"max_file_store of the NATS server or the account's limit", err, stream.MaxBytes, sinks.MaxBytes, all, has)
 }
 
 // ensureAlerts creates the stream of alerts once NATS is connected, then waits for ctx. It returns early only if

@@ -41,8 +41,8 @@ var (
 	claimDeadLetters string
 	//go:embed queries/claim_events.sql
 	claimEvents string
-	//go:embed queries/class_by_label.sql
-	classByLabel string
+	//go:embed queries/classes_scored.sql
+	classesScored string
 	//go:embed queries/class_data.sql
 	classData string
 	//go:embed queries/class_gap_distances.sql
@@ -55,6 +55,8 @@ var (
 	countOrphans string
 	//go:embed queries/dead_letter_of_event.sql
 	deadLetterOfEvent string
+	//go:embed queries/dead_letters_list.sql
+	deadLettersList string
 	//go:embed queries/dead_letters_standing.sql
 	deadLettersStanding string
 	//go:embed queries/dead_letters_to_redeliver.sql

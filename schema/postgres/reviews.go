@@ -203,10 +203,10 @@ func (s *Store) ReviewClasses(ctx context.Context) ([]ReviewClass, error) {
 	return found, nil
 }
 
-// ClassesByLabel returns the classes with a label, in upper or lower case, of which requests were scored. An empty
-// model means every model.
-func (s *Store) ClassesByLabel(ctx context.Context, model, label string) ([]ReviewClass, error) {
-	found, err := list(ctx, s.pool, pgx.RowToStructByPos[ReviewClass], classByLabel, model, clean(label))
+// ClassesScored returns the classes with an index, or with a label in upper or lower case, of which requests were
+// scored. An empty model means every model.
+func (s *Store) ClassesScored(ctx context.Context, model string, of schema.Class) ([]ReviewClass, error) {
+	found, err := list(ctx, s.pool, pgx.RowToStructByPos[ReviewClass], classesScored, model, clean(of.Label), of.Index)
 	if err != nil {
 		return nil, fmt.Errorf("read classes: %w", err)
 	}
