@@ -40,25 +40,27 @@ type cli struct {
 
 	Log app.LogConfig `embed:"" prefix:"log." group:"Logging"`
 
-	Serve      serveCmd       `cmd:"" help:"Score events as they come, until SIGTERM."`
-	Demo       demoCmd        `cmd:"" help:"Show the monitor end to end, with servers of its own."`
-	Publish    publishCmd     `cmd:"" help:"Publish generation events, one from flags or many from a file."`
-	Watch      watchCmd       `cmd:"" help:"Follow alerts."`
-	Score      scoreCmd       `cmd:"" help:"Score one request locally, without NATS and Postgres."`
-	Replay     replayCmd      `cmd:"" help:"Compute a stored score again and compare."`
-	Reconcile  reconcileCmd   `cmd:"" help:"Compare the streams with Postgres."`
-	DeadLetter deadLettersCmd `cmd:"" name:"dead-letters" help:"List, show and republish messages that could not be scored."`
-	Redeliver  redeliverCmd   `cmd:"" hidden:"" help:"The earlier name of dead-letters republish."`
-	Republish  republishCmd   `cmd:"" help:"Publish alerts again that their stream has lost."`
-	Thresholds thresholdsCmd  `cmd:"" help:"List and set thresholds."`
-	Silences   silencesCmd    `cmd:"" help:"Stop sending alerts for a time."`
-	Review     reviewCmd      `cmd:"" help:"Work through the queue of alerts."`
-	Canary     canaryCmd      `cmd:"" help:"Publish under-trained classes, and raise an alert if no alert fires."`
-	Ensemble   ensembleCmd    `cmd:"" help:"Inspect or verify an ensemble directory."`
-	Eval       evalCmd        `cmd:"" help:"Measure how good an ensemble's scores are, and what they cost."`
-	Migrate    migrateCmd     `cmd:"" help:"Create, upgrade or remove the tables."`
-	Version    versionCmd     `cmd:"" help:"Print the version."`
-	Completion completionCmd  `cmd:"" help:"Print a script that completes verbs and flags in a shell."`
+	Serve     serveCmd     `cmd:"" help:"Score events as they come, until SIGTERM."`
+	Demo      demoCmd      `cmd:"" help:"Show the monitor end to end, with servers of its own."`
+	Publish   publishCmd   `cmd:"" help:"Publish generation events, one from flags or many from a file."`
+	Watch     watchCmd     `cmd:"" help:"Follow alerts."`
+	Score     scoreCmd     `cmd:"" help:"Score one request locally, without NATS and Postgres."`
+	Replay    replayCmd    `cmd:"" help:"Compute a stored score again and compare."`
+	Reconcile reconcileCmd `cmd:"" help:"Compare the streams with Postgres."`
+
+	DeadLetter deadLettersCmd `cmd:"" name:"dead-letters" help:"List, show and republish what could not be scored."`
+
+	Redeliver  redeliverCmd  `cmd:"" hidden:"" help:"The earlier name of dead-letters republish."`
+	Republish  republishCmd  `cmd:"" help:"Publish alerts again that their stream has lost."`
+	Thresholds thresholdsCmd `cmd:"" help:"List and set thresholds."`
+	Silences   silencesCmd   `cmd:"" help:"Stop sending alerts for a time."`
+	Review     reviewCmd     `cmd:"" help:"Work through the queue of alerts."`
+	Canary     canaryCmd     `cmd:"" help:"Publish under-trained classes, and raise an alert if no alert fires."`
+	Ensemble   ensembleCmd   `cmd:"" help:"Inspect or verify an ensemble directory."`
+	Eval       evalCmd       `cmd:"" help:"Measure how good an ensemble's scores are, and what they cost."`
+	Migrate    migrateCmd    `cmd:"" help:"Create, upgrade or remove the tables."`
+	Version    versionCmd    `cmd:"" help:"Print the version."`
+	Completion completionCmd `cmd:"" help:"Print a script that completes verbs and flags in a shell."`
 }
 
 // streams are what a verb reads and writes.
@@ -106,7 +108,10 @@ func familiar(args []string) []string {
 // named reports whether err says that a file or directory that the arguments name does not exist.
 func named(args []string, err error) bool {
 	var missing *fs.PathError
-	return errors.As(err, &missing) && errors.Is(missing, fs.ErrNotExist) && slices.ContainsFunc(args, func(arg string) bool {
+	if !errors.As(err, &missing) || !errors.Is(missing, fs.ErrNotExist) {
+		return false
+	}
+	return slices.ContainsFunc(args, func(arg string) bool {
 		_, value, _ := strings.Cut(arg, "=")
 		return missing.Path == arg || missing.Path == value
 	})

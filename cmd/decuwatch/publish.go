@@ -26,9 +26,10 @@ type publishCmd struct {
 	Class        string  `placeholder:"CLASS" help:"Class: an index, or a label."`
 	Seed         *uint64 `placeholder:"N" help:"Seed of the first latent."`
 	samplerFlags `embed:""`
-	Concurrency  int                    `default:"64" help:"Maximum number of events in flight."`
-	NATS         app.NATSConfig         `embed:"" prefix:"nats." group:"NATS"`
-	Stream       consumers.StreamConfig `embed:"" prefix:"stream." group:"Stream of events" hides:"keep-settled,check-interval"`
+	Concurrency  int            `default:"64" help:"Maximum number of events in flight."`
+	NATS         app.NATSConfig `embed:"" prefix:"nats." group:"NATS"`
+
+	Stream consumers.StreamConfig `embed:"" prefix:"stream." group:"Stream of events" hides:"keep-settled,check-interval"`
 }
 
 func (publishCmd) Help() string {

@@ -15,12 +15,13 @@ import (
 )
 
 type reconcileCmd struct {
-	From     uint64                 `placeholder:"SEQUENCE" help:"Report losses from this message on. Defaults to 1."`
-	JSON     bool                   `name:"json" help:"Print the counts as JSON."`
-	NATS     app.NATSConfig         `embed:"" prefix:"nats." group:"NATS"`
-	Stream   consumers.StreamConfig `embed:"" prefix:"stream." group:"Stream of events" shows:"name"`
-	Alerts   alerts.Config          `embed:"" prefix:"alerts." group:"Alerts" shows:"stream"`
-	Postgres app.PostgresConfig     `embed:"" prefix:"postgres." group:"Postgres" shows:"url,statement-timeout,lock-timeout"`
+	From   uint64                 `placeholder:"SEQUENCE" help:"Report losses from this message on. Defaults to 1."`
+	JSON   bool                   `name:"json" help:"Print the counts as JSON."`
+	NATS   app.NATSConfig         `embed:"" prefix:"nats." group:"NATS"`
+	Stream consumers.StreamConfig `embed:"" prefix:"stream." group:"Stream of events" shows:"name"`
+	Alerts alerts.Config          `embed:"" prefix:"alerts." group:"Alerts" shows:"stream"`
+
+	Postgres app.PostgresConfig `embed:"" prefix:"postgres." group:"Postgres" shows:"url,statement-timeout,lock-timeout"`
 }
 
 func (reconcileCmd) Help() string {

@@ -29,9 +29,10 @@ type redeliverCmd struct {
 	Apply bool                    `help:"Publish the messages again instead of only listing them."`
 	By    string                  `placeholder:"NAME" help:"Name of the operator. Defaults to the current user."`
 
-	NATS     app.NATSConfig         `embed:"" prefix:"nats." group:"NATS"`
-	Stream   consumers.StreamConfig `embed:"" prefix:"stream." group:"Stream of events" shows:"name"`
-	Postgres app.PostgresConfig     `embed:"" prefix:"postgres." group:"Postgres" shows:"url,statement-timeout,lock-timeout"`
+	NATS   app.NATSConfig         `embed:"" prefix:"nats." group:"NATS"`
+	Stream consumers.StreamConfig `embed:"" prefix:"stream." group:"Stream of events" shows:"name"`
+
+	Postgres app.PostgresConfig `embed:"" prefix:"postgres." group:"Postgres" shows:"url,statement-timeout,lock-timeout"`
 }
 
 func (redeliverCmd) Help() string {

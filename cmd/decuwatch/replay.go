@@ -15,11 +15,13 @@ import (
 )
 
 type replayCmd struct {
-	ID       string             `arg:"" help:"Id of the event."`
-	Source   string             `placeholder:"SOURCE" help:"Source of the event; required if several sources used the id."`
-	Model    modelName          `placeholder:"NAME" help:"Model of the event; required if several models used the id."`
-	JSON     bool               `name:"json" help:"Print the comparison as JSON."`
-	Scoring  app.ScoringConfig  `embed:"" prefix:"scoring." group:"Scoring" hides:"sessions,background-share,profile,unreproducible"`
+	ID     string    `arg:"" help:"Id of the event."`
+	Source string    `placeholder:"SOURCE" help:"Source of the event; required if several sources used the id."`
+	Model  modelName `placeholder:"NAME" help:"Model of the event; required if several models used the id."`
+	JSON   bool      `name:"json" help:"Print the comparison as JSON."`
+
+	Scoring app.ScoringConfig `embed:"" prefix:"scoring." group:"Scoring" hides:"background-share,profile,unreproducible"`
+
 	Postgres app.PostgresConfig `embed:"" prefix:"postgres." group:"Postgres" shows:"url,statement-timeout,lock-timeout"`
 }
 

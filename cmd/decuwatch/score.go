@@ -59,7 +59,7 @@ type scoreCmd struct {
 	samplerFlags `embed:""`
 	Source       string            `default:"/decuwatch/score" help:"Source of the event."`
 	ID           string            `default:"offline" help:"Id of the event."`
-	Scoring      app.ScoringConfig `embed:"" prefix:"scoring." group:"Scoring" hides:"sessions,background-share"`
+	Scoring      app.ScoringConfig `embed:"" prefix:"scoring." group:"Scoring" hides:"background-share"`
 }
 
 func (scoreCmd) Help() string {

@@ -13,7 +13,7 @@ import (
 	"github.com/decuwatch/decuwatch/schema/postgres/pgtest"
 )
 
-// operatingCommands returns the commands of docs/operating.md that connect as one of the shipped NATS users, by the verb.
+// operatingCommands returns the commands of docs/operating.md that connect as one of the shipped NATS users, by verb.
 func operatingCommands(t *testing.T, secrets string) map[string][]string {
 	t.Helper()
 	page, err := os.ReadFile("../../docs/operating.md")
@@ -23,7 +23,8 @@ func operatingCommands(t *testing.T, secrets string) map[string][]string {
 	commands := map[string][]string{}
 	text := strings.ReplaceAll(string(page), "\\\n", " ")
 	for _, line := range regexp.MustCompile(`(?m)^decuwatch .*--nats\.nkey .*$`).FindAllString(text, -1) {
-		words := strings.Fields(strings.NewReplacer("deploy/.secrets", secrets, "ensembles/", "../../ensembles/").Replace(line))
+		here := strings.NewReplacer("deploy/.secrets", secrets, "ensembles/", "../../ensembles/")
+		words := strings.Fields(here.Replace(line))
 		commands[words[1]] = words[1:]
 	}
 	return commands

@@ -27,10 +27,11 @@ missing thresholds and summaries are never silenced. Running monitors follow at 
 }
 
 type silencesListCmd struct {
-	Model    modelName          `placeholder:"NAME" help:"Silences of this model only."`
-	Past     bool               `help:"Also list the silences that have ended."`
-	Limit    int                `default:"100" help:"Maximum number of silences to list, newest first."`
-	JSON     bool               `name:"json" help:"Print each silence as one line of JSON."`
+	Model modelName `placeholder:"NAME" help:"Silences of this model only."`
+	Past  bool      `help:"Also list the silences that have ended."`
+	Limit int       `default:"100" help:"Maximum number of silences to list, newest first."`
+	JSON  bool      `name:"json" help:"Print each silence as one line of JSON."`
+
 	Postgres app.PostgresConfig `embed:"" prefix:"postgres." group:"Postgres" shows:"url,statement-timeout,lock-timeout"`
 }
 
@@ -87,7 +88,8 @@ type silencesAddCmd struct {
 	From        *time.Time             `placeholder:"TIME" help:"When it begins, RFC 3339. Defaults to now."`
 	Reason      string                 `required:"" placeholder:"TEXT" help:"Why, for the history."`
 	By          string                 `placeholder:"NAME" help:"Who adds it. Defaults to the user who runs this."`
-	Postgres    app.PostgresConfig     `embed:"" prefix:"postgres." group:"Postgres" shows:"url,statement-timeout,lock-timeout"`
+
+	Postgres app.PostgresConfig `embed:"" prefix:"postgres." group:"Postgres" shows:"url,statement-timeout,lock-timeout"`
 }
 
 func (silencesAddCmd) Help() string {
@@ -132,8 +134,9 @@ func (c *silencesAddCmd) Run(ctx context.Context, s *streams, log *slog.Logger) 
 }
 
 type silencesEndCmd struct {
-	ID       int64              `arg:"" help:"Number of the silence."`
-	By       string             `placeholder:"NAME" help:"Who ends it. Defaults to the user who runs this."`
+	ID int64  `arg:"" help:"Number of the silence."`
+	By string `placeholder:"NAME" help:"Who ends it. Defaults to the user who runs this."`
+
 	Postgres app.PostgresConfig `embed:"" prefix:"postgres." group:"Postgres" shows:"url,statement-timeout,lock-timeout"`
 }
 

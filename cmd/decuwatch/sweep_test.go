@@ -44,7 +44,8 @@ func words(verb *kong.Node) []string {
 // required are the arguments without which a verb refuses to start, by the verb.
 var required = map[string][]string{
 	"watch": {"--no-follow"}, "score": {"--scoring.ensembles=" + faultEnsemble, "--class=0", "--seed=1"},
-	"publish": {"--model=" + faultModel, "--class=0", "--seed=1"}, "replay": {"e000001", "--scoring.ensembles=" + faultEnsemble},
+	"publish":           {"--model=" + faultModel, "--class=0", "--seed=1"},
+	"replay":            {"e000001", "--scoring.ensembles=" + faultEnsemble},
 	"dead-letters show": {"1"}, "dead-letters republish": nil, "redeliver": nil,
 	"thresholds set":            {faultEnsemble, "--measurement=class_gap", "--value=1", "--reason=test", "--dry-run"},
 	"thresholds from-reference": {shipped}, "thresholds rollback": {"--reason=test"},
@@ -52,7 +53,8 @@ var required = map[string][]string{
 	"silences add":         {"--model=" + faultModel, "--for=1h", "--reason=test"}, "silences end": {"1"},
 	"review show": {"3f2a9c"}, "review ack": {"3f2a9c"}, "review resolve": {"3f2a9c", "confirmed"},
 	"review reopen": {"3f2a9c"}, "review assign": {"3f2a9c"}, "review comment": {"3f2a9c", "text"},
-	"canary": {"--scoring.ensembles=" + faultEnsemble, "--once"}, "ensemble inspect": {shipped}, "ensemble verify": {faultEnsemble},
+	"canary":           {"--scoring.ensembles=" + faultEnsemble, "--once"},
+	"ensemble inspect": {shipped}, "ensemble verify": {faultEnsemble},
 	"eval": {faultEnsemble}, "migrate down": nil, "completion": {"bash"},
 }
 
@@ -198,7 +200,7 @@ func TestHelpOfEveryVerb(t *testing.T) {
 			if slices.Contains(writes, flag.Name) && !flag.Hidden {
 				t.Errorf("%s lists --%s, which only serve uses", name, flag.Name)
 			}
-			if flag.Name == "postgres.migrate" && !flag.Hidden && name != "canary" {
+			if flag.Name == "postgres.migrate" && !flag.Hidden {
 				t.Errorf("%s lists --%s, which it does not use", name, flag.Name)
 			}
 		}
@@ -245,6 +247,9 @@ func installation(t *testing.T) command {
 	return user
 }
 
+// clocks matches times of day with what stands around them.
+var clocks = regexp.MustCompile(`[^\s|]*\s?\b\d{1,2}:\d\d(:\d\d)?(\.\d+)?\S*( \w+)?`)
+
 // Every list as JSON is lines, every text for people is not, and all times have a date and one zone, UTC, whatever the
 // zone of the machine.
 func TestVerbsPrintOneForm(t *testing.T) {
@@ -259,7 +264,8 @@ func TestVerbsPrintOneForm(t *testing.T) {
 		"thresholds calibrate": {faultEnsemble, "--measurement=class_gap", "--alpha=0.5", "--pool=all"},
 		"review stats":         nil, "ensemble inspect": {shipped}, "eval": {faultEnsemble, "--seeds=2", "--alarm-seeds=2"},
 	}
-	lists := []string{"watch", "dead-letters list", "thresholds list", "thresholds history", "silences list", "review list"}
+	lists := []string{"watch", "dead-letters list", "thresholds list", "thresholds history", "silences list",
+		"review list"}
 	for _, verb := range commands(t) {
 		name := strings.Join(words(verb), " ")
 		args, known := calls[name]
@@ -286,7 +292,7 @@ func TestVerbsPrintOneForm(t *testing.T) {
 		if text == "" || json.Valid([]byte(text)) {
 			t.Errorf("%s prints for people: %.80s", name, text)
 		}
-		for _, clock := range regexp.MustCompile(`[^\s|]*\s?\b\d{1,2}:\d\d(:\d\d)?(\.\d+)?\S*( \w+)?`).FindAllString(text, -1) {
+		for _, clock := range clocks.FindAllString(text, -1) {
 			if !regexp.MustCompile(`\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d(\.\d+)?( UTC|Z)`).MatchString(clock) &&
 				!strings.Contains(clock, "://") {
 				t.Errorf("%s prints the time %q without its date or zone", name, clock)
@@ -328,7 +334,8 @@ func TestClassesByIndexAndLabel(t *testing.T) {
 		"silences add": {"--model=" + faultModel, "--for=1h", "--reason=test", "--by=me"},
 		"publish":      {"--model=" + faultModel, "--seed=1"},
 	}
-	passing := regexp.MustCompile(`silence \d+|published \S+|\d{4}-\d\d-\d\dT[0-9:.]+Z|"(class|seconds|duration|took)[a-z_]*":[^,]*|"class": [^,]*`)
+	passing := regexp.MustCompile(`silence \d+|published \S+|\d{4}-\d\d-\d\dT[0-9:.]+Z|` +
+		`"(class|seconds|duration|took)[a-z_]*":[^,]*|"class": [^,]*`)
 	for _, verb := range commands(t) {
 		name := strings.Join(words(verb), " ")
 		if !slices.ContainsFunc(verb.Flags, func(f *kong.Flag) bool { return f.Name == "class" }) {
@@ -426,7 +433,8 @@ func eventsQuery(t *testing.T, source string) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	found := regexp.MustCompile("(?s)```sql\nSELECT recorded_at, field, reason, event_id(.*?)```").FindStringSubmatch(string(page))
+	query := regexp.MustCompile("(?s)```sql\nSELECT recorded_at, field, reason, event_id(.*?)```")
+	found := query.FindStringSubmatch(string(page))
 	if found == nil {
 		t.Fatal("docs/events.md has no query")
 	}

@@ -19,7 +19,7 @@ type watchCmd struct {
 	Model    modelName       `placeholder:"NAME" help:"Only this model."`
 	Severity schema.Severity `enum:"warn,critical," default:"" placeholder:"warn|critical" help:"Only this severity."`
 	Class    string          `placeholder:"CLASS" help:"Only this class: an index, or a label."`
-	Since    time.Duration   `placeholder:"DURATION" help:"Start with alerts from the last DURATION. Defaults to new ones."`
+	Since    time.Duration   `placeholder:"DURATION" help:"Start with alerts of the last DURATION. Defaults to new ones."`
 	All      bool            `help:"Start with every alert in the stream."`
 	NoFollow bool            `help:"Stop after the last alert instead of waiting for more."`
 	JSON     bool            `name:"json" help:"Print each alert as one line of JSON."`

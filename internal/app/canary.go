@@ -28,10 +28,13 @@ type Canary struct {
 	Once     bool          `help:"Publish one canary of each model and wait for its alert; exit code 3 if it is missed."`
 	Listen   string        `default:"127.0.0.1:9465" help:"Address of /metrics, or none; port 0 is any free port."`
 
-	NATS     NATSConfig             `embed:"" prefix:"nats." group:"NATS"`
-	Stream   consumers.StreamConfig `embed:"" prefix:"stream." group:"Stream of events" hides:"keep-settled,check-interval"`
-	Alerts   alerts.Config          `embed:"" prefix:"alerts." group:"Alerts" hides:"stream,max-age,max-bytes,replicas,link"`
-	Postgres PostgresConfig         `embed:"" prefix:"postgres." group:"Postgres" shows:"url,statement-timeout,lock-timeout,migrate"`
+	NATS NATSConfig `embed:"" prefix:"nats." group:"NATS"`
+
+	Stream consumers.StreamConfig `embed:"" prefix:"stream." group:"Stream of events" hides:"keep-settled,check-interval"`
+
+	Alerts alerts.Config `embed:"" prefix:"alerts." group:"Alerts" hides:"stream,max-age,max-bytes,replicas,link"`
+
+	Postgres PostgresConfig `embed:"" prefix:"postgres." group:"Postgres" shows:"url,statement-timeout,lock-timeout"`
 }
 
 // WatchCanaries publishes canaries until ctx ends. With Once, it reports each canary and ends when all are decided; the

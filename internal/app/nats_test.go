@@ -132,7 +132,8 @@ func TestNoRoomForStreams(t *testing.T) {
 		if err == nil {
 			t.Fatal("no error")
 		}
-		for _, part := range []string{"stream.max-bytes", "8589934592", "alerts.max-bytes", "4294967296", "21475885056", "reserved",
+		for _, part := range []string{"stream.max-bytes", "8589934592", "alerts.max-bytes", "4294967296", "21475885056",
+			"reserved",
 			"max_file_store"} {
 			if !strings.Contains(err.Error(), part) {
 				t.Errorf("%v does not say %s", err, part)

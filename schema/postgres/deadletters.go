@@ -29,7 +29,7 @@ type DeadLetter struct {
 	PayloadBytes int                   `json:"payload_bytes"`  // as it came
 	Payload      []byte                `json:"-"`              // of DeadLetterByID only
 	Republished  *int64                `json:"republished_as"` // sequence; nil if it was not published again
-	Outcome      schema.Outcome        `json:"outcome"`        // the verdict that stands on the event now; "" if there is none
+	Outcome      schema.Outcome        `json:"outcome"`        // the verdict that stands now; "" if there is none
 	OutcomeWhy   string                `json:"outcome_reason"`
 }
 
