@@ -1,6 +1,7 @@
 package deploy
 
 import (
+	"fmt"
 	"math"
 	"os"
 	"path/filepath"
@@ -8,6 +9,8 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+
+	"github.com/decuwatch/decuwatch/scoring"
 )
 
 var (
@@ -28,8 +31,18 @@ func anchors(text string) map[string]bool {
 	return all
 }
 
-// TestProductionSizes computes the table of docs/production.md from its formulas.
+// TestProductionSizes computes the table of docs/production.md from its formulas and the shipped ensemble's rows.
 func TestProductionSizes(t *testing.T) {
+	engine, err := scoring.Open("../ensembles/fashion-mnist", scoring.Options{Threads: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := engine.Close(); err != nil {
+			t.Error(err)
+		}
+	}()
+	rowsOfEvent := float64(engine.Rows(scoring.Request{}))
 	content, err := os.ReadFile("../docs/production.md")
 	if err != nil {
 		t.Fatal(err)
@@ -41,7 +54,10 @@ func TestProductionSizes(t *testing.T) {
 		}
 		return n
 	}
-	const day, rowsOfEvent, rowsOfDevice = 86400, 22, 1150
+	if said := fmt.Sprintf("With %g rows an event", rowsOfEvent); !strings.Contains(string(content), said) {
+		t.Errorf("docs/production.md does not say %q", said)
+	}
+	const day, rowsOfDevice = 86400, 1150
 	rows := regexp.MustCompile(`(?m)^\| [0-9][0-9,]* \|.*\|$`).FindAllString(string(content), -1)
 	if len(rows) != 4 {
 		t.Fatalf("%d rows", len(rows))

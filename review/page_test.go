@@ -252,11 +252,11 @@ func TestPageInChromium(t *testing.T) {
 	p.run("back", chromedp.KeyEvent("u"))
 	p.holds(`location.pathname === "/"`)
 
-	// One review: five images that load, the heat map over them, what the labels say as text only.
+	// One review: an image of each member that loads, the heat map over them, what the labels say as text only.
 	p.run("open", chromedp.Navigate(site.URL+"/review/"+first))
 	p.says("h1", "open")
-	p.holds(`document.querySelectorAll(".images figure").length === 6 && 
-		Array.from(document.images).every(i => i.complete && i.naturalWidth > 0)`)
+	p.holds(fmt.Sprintf(`document.querySelectorAll(".images figure").length === %d && 
+		Array.from(document.images).every(i => i.complete && i.naturalWidth > 0)`, b.engine.Ensemble().Components+1))
 	p.holds(`getComputedStyle(document.querySelector(".images .heat")).opacity === "0"`)
 	p.run("heat", chromedp.KeyEvent("h"))
 	p.holds(`getComputedStyle(document.querySelector(".images .heat")).opacity === "1"`)
@@ -283,10 +283,10 @@ func TestPageInChromium(t *testing.T) {
 		r.Version != 3 {
 		t.Fatalf("a lost race changed the review: %+v, %v", r, err)
 	}
-	p.run("confirm", chromedp.SendKeys(chromedp.CSS("[data-comment]"), "Five components, three kinds of clothes."),
+	p.run("confirm", chromedp.SendKeys(chromedp.CSS("[data-comment]"), "Four components, three kinds of clothes."),
 		chromedp.Click(chromedp.CSS(`button[value="confirmed"]`)))
 	p.says("h1", "confirmed")
-	p.says(".history", "Five components, three kinds of clothes.")
+	p.says(".history", "Four components, three kinds of clothes.")
 	p.holds(`document.querySelector(".flash") === null && document.getElementById("score").open`)
 	p.run("heat off", chromedp.KeyEvent("h"))
 	p.holds(`getComputedStyle(document.querySelector(".images .heat")).opacity === "0"`)

@@ -16,7 +16,7 @@ ensemble: ## train ensembles/fashion-mnist from scratch and export it
 		--bins 1 10 100 1000 5000 --rotations 5 --components 5 --steps 700 --producer-steps 2800 && \
 	$(DECUWATCH_TRAIN) judge --data "$$data" --out "$(ENSEMBLE_BUILD)/judge" && \
 	$(DECUWATCH_TRAIN) export --backbone "$(ENSEMBLE_BUILD)/backbone" --run "$(ENSEMBLE_BUILD)/tables" \
-		--judge "$(ENSEMBLE_BUILD)/judge" --out ensembles/fashion-mnist \
+		--judge "$(ENSEMBLE_BUILD)/judge" --out ensembles/fashion-mnist --members 3 --producer-member \
 		--name fashion-mnist --profile training/fashion-mnist-profile.json --golden
 
 check-ensemble: ## compare the exported ensemble with the PyTorch model it came from

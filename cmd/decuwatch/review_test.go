@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"fmt"
 	"log/slog"
 	"os"
 	"os/exec"
@@ -32,6 +33,8 @@ type loop struct {
 	page  string
 	js    jetstream.JetStream
 	store *postgres.Store
+
+	components int // of the ensemble
 }
 
 // newLoop serves the shipped ensemble. Every request without an alert enters review. Under-trained classes fire, and
@@ -55,6 +58,7 @@ func newLoop(t *testing.T) *loop {
 	if err != nil {
 		t.Fatal(err)
 	}
+	l.components = e.Components
 	rare, err := canary.Classes(&e.Manifest)
 	if err != nil {
 		t.Fatal(err)
@@ -202,8 +206,8 @@ func TestReviewLoop(t *testing.T) {
 		t.Fatal(err)
 	}
 	// The page fills in the evidence by itself once the worker behind live work has made it.
-	shows(`document.querySelectorAll(".images figure").length === 6 &&
-		Array.from(document.images).every(i => i.complete && i.naturalWidth > 0)`)
+	shows(fmt.Sprintf(`document.querySelectorAll(".images figure").length === %d &&
+		Array.from(document.images).every(i => i.complete && i.naturalWidth > 0)`, l.components+1))
 	shows(`document.querySelector("#evidence").innerText.includes("the rerun gave the stored score")`)
 	if err := chromedp.Do(browser, chromedp.Click(chromedp.CSS(`button[value="acknowledge"]`))); err != nil {
 		t.Fatal(err)

@@ -541,7 +541,7 @@ func TestScoreOffline(t *testing.T) {
 func TestEnsembleVerbs(t *testing.T) {
 	user := command{t: t}
 	out, _ := user.run(exitOK, "ensemble", "inspect", shipped)
-	holds(t, out, "fashion-mnist", "5 tables of 10 classes", "Ankle boot", "5000", "reference class_gap")
+	holds(t, out, "fashion-mnist", "4 tables of 10 classes", "Ankle boot", "5000", "reference class_gap")
 	out, _ = user.run(exitOK, "ensemble", "inspect", "../../scoring/testdata/tiny-2")
 	holds(t, out, "3 tables around the producer's", "random weights: on nothing", "reference image_risk", "3.16",
 		"0.5 (cannot tell)", "a high disagreement of the members says")

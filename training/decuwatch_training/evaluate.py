@@ -27,7 +27,7 @@ from decuwatch_training.data import read_data
 from decuwatch_training.errors import TrainingError
 from decuwatch_training.figures import draw_densities
 from decuwatch_training.files import read_json, sha256_file, write_file, write_json
-from decuwatch_training.imagerisk import Judge
+from decuwatch_training.imagerisk import Judge, most_likely
 from decuwatch_training.judge import write_judge
 from decuwatch_training.manifest import check_judge, manifests_of
 from decuwatch_training.measure import Errors, Subject, subjects_of
@@ -310,7 +310,7 @@ def image_level(
     wrong_parts, seen_parts = [], []
     for subject, each in zip(subjects, errors, strict=True):
         images = [subject.decode(torch.from_numpy(latents)) for latents in each.latents]
-        verdicts = [truth.probabilities(image).argmax(1) != subject.requests.classes for image in images]
+        verdicts = [most_likely(truth.probabilities(image))[0] != subject.requests.classes for image in images]
         wrong_parts.append(torch.stack(verdicts).numpy())
         if subject.judge is not None:
             seen_parts.append(torch.stack([subject.risk(subject.judge, image) for image in images]).numpy())

@@ -9,7 +9,7 @@ import platform
 import shutil
 import sys
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +82,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="torch-cpu",
         help="how producers draw the first latent",
     )
+    parser.add_argument("--members", type=int, help="how many of the run's members to export; defaults to all of them")
+    parser.add_argument(
+        "--producer-member", action="store_true", help="add the producer's table as one more, the last, member"
+    )
     parser.add_argument(
         "--profile", type=Path, help="a scoring profile as JSON, as in the manifest; defaults to a first guess"
     )
@@ -113,6 +117,7 @@ def run(arguments: argparse.Namespace) -> None:
             f"{arguments.run_directory}: {len(findings)} findings say that the tables are unsound (above); train anew, "
             "or give --force"
         )
+    trained = chosen_members(trained, arguments.members, arguments.producer_member)
     judge = Verdicts.read(arguments.judge) if arguments.judge else None
     profile = read_json(arguments.profile) if arguments.profile else default_profile(trained, judge)
     backbone_record = arguments.backbone / "backbone.json"
@@ -136,6 +141,26 @@ def run(arguments: argparse.Namespace) -> None:
     )
     size = sum(entry.stat().st_size for entry in arguments.out.iterdir())
     print(f"{arguments.out}: {len(trained.tables)} manifests, {size / 1e6:.1f} MB, checked against PyTorch")
+
+
+def chosen_members(trained: Run, count: int | None, producer: bool) -> Run:
+    """The run with its first ``count`` members (None: all), and after them, if ``producer``, the producer's table.
+
+    Raises TrainingError if fewer than two members are left, or the run lacks what is asked for.
+    """
+    there = trained.tables.shape[1]
+    least = 1 if producer else 2
+    if count is not None and not least <= count <= there:
+        raise TrainingError(f"--members {count}: expected {least} to {there}, the members of {trained.path}")
+    tables, images = trained.tables[:, :count], trained.images[:, :count]
+    if producer:
+        if trained.producer is None:
+            raise TrainingError(f"--producer-member: {trained.path} has no producer table; train anew")
+        # Members and producer have as many images of each class: a member's are drawn from production's.
+        tables = torch.cat([tables, trained.producer[:, None]], 1)
+        images = torch.cat([images, images[:, :1]], 1)
+    members = {"of_the_run": there if count is None else count, "producer": producer}
+    return replace(trained, tables=tables, images=images, record=trained.record | {"members": members})
 
 
 def manifest_name(rotation: int) -> str:
@@ -322,7 +347,8 @@ def _expected_gaps(backbone: Backbone, trained: Run, rotation: int, profile: dic
 
 
 def _provenance(trained: Run, rotation: int, backbone_provenance: dict[str, Any]) -> dict[str, Any]:
-    return {
+    chosen = {"members": trained.record["members"]} if "members" in trained.record else {}
+    return chosen | {
         "data": trained.record["data"],
         "folders": trained.record.get("folders", []),
         "rotation": rotation,

@@ -58,7 +58,7 @@ class Judge:
         if self.fields["resize"] == "bilinear":
             size = (self.fields["height"], self.fields["width"])
             scaled = torch.nn.functional.interpolate(scaled, size, mode="bilinear", align_corners=False)
-        return class_probabilities(self.logits(scaled), self.fields["outputs"], len(self.fields["accuracy"]))[0]
+        return class_probabilities(self.logits(scaled), self.fields["outputs"], len(self.fields["accuracy"]))
 
     def can_tell(self, label: int) -> bool:
         """Whether the judge knows this class well enough on held-out data."""
@@ -66,14 +66,23 @@ class Judge:
         return accuracy is not None and accuracy >= self.fields["least_accuracy"]
 
 
-def class_probabilities(logits: Tensor, outputs: Sequence[int], classes: int) -> tuple[Tensor, Tensor]:
-    """Probabilities of the classes [n, K], and of the most likely output that stands for no class [n], float64."""
+def class_probabilities(logits: Tensor, outputs: Sequence[int], classes: int) -> Tensor:
+    """Probabilities of the classes, float64 [n, K]: the softmax over all logits, summed over each class's outputs."""
     shares = logits.double().softmax(1)
     stands = torch.tensor(list(outputs))
     named = stands >= 0
-    result = torch.zeros(len(logits), classes, dtype=torch.float64).index_add_(1, stands[named], shares[:, named])
-    rest = shares[:, ~named]
-    return result, rest.max(1).values if rest.shape[1] else torch.zeros(len(logits), dtype=torch.float64)
+    return torch.zeros(len(logits), classes, dtype=torch.float64).index_add_(1, stands[named], shares[:, named])
+
+
+def most_likely(probabilities: Tensor) -> tuple[Tensor, Tensor]:
+    """The most likely class [n] and its probability [n], of probabilities of the classes [n, K].
+
+    The class is -1 if it is more likely that the image is of no class: if the outputs that stand for none have more
+    together.
+    """
+    top = probabilities.max(1)
+    nothing = 1 - probabilities.sum(1)
+    return torch.where(top.values < nothing, -1, top.indices), torch.maximum(top.values, nothing)
 
 
 def image_risk(probabilities: Tensor, classes: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ from decuwatch_training.data import DataSet, Images, background_color, read_data
 from decuwatch_training.errors import TrainingError
 from decuwatch_training.files import check_replaceable, staged_directory, write_json
 from decuwatch_training.graphs import export_classifier
-from decuwatch_training.imagerisk import class_probabilities
+from decuwatch_training.imagerisk import class_probabilities, most_likely
 from decuwatch_training.picture import shown
 from decuwatch_training.pretrained import (
     Normalization,
@@ -269,17 +269,15 @@ class Measured:
 def measure_judge(logits: Tensor, outputs: list[int], images: Images) -> Measured:
     """Accuracy by class and the expected calibration error (Naeini et al. 2015; 15 bins of equal width).
 
-    The judge takes an image for the class with the largest probability, unless one output that stands for no class has
-    a larger one.
+    The judge takes an image for the class with the largest probability, unless the outputs that stand for no class have
+    more together.
     """
     classes = len(images.labels)
     counts = torch.bincount(images.classes, minlength=classes).tolist()
     if not len(images):
         return Measured([None] * classes, counts, float("nan"), float("nan"), float("nan"))
-    probabilities, rest = class_probabilities(logits, outputs, classes)
-    top = probabilities.max(1)
-    confidence = torch.maximum(top.values, rest)
-    right = (top.indices == images.classes) & (top.values >= rest)
+    taken, confidence = most_likely(class_probabilities(logits, outputs, classes))
+    right = taken == images.classes
     accuracy = [
         float(right[images.classes == label].double().mean()) if count and label in outputs else None
         for label, count in enumerate(counts)

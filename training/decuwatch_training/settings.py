@@ -99,10 +99,10 @@ def comparison(tables: Mapping[str, int], judged: bool) -> Iterable[str]:
     """The settings beside the profile's that an evaluation measures by default, as far as the ensemble has tables."""
     members = tables["members"]
     for count in range(2, members + 1):
-        yield f"mean-w2@0+2/3:members:shared:{count}"
+        yield f"mean-w2@0+3/4:members:shared:{count}"
     yield from (
-        "paide-w2@0+2/3:members:shared",
-        "mean-w2@0+3/4:members:shared",
+        "paide-w2@0+3/4:members:shared",
+        "mean-w2@0+2/3:members:shared",
         "mean-w2@0+2/3:members:own",
         "mean-w2@0+8/10:members:own",
         "paide-w2@0+1/3:members:shared",

@@ -23,7 +23,12 @@ OLDER_PROFILE = FORMAT_1_PROFILE | {
     "request_risk": {"branch_step": 5, "rollout_steps": 2, "estimator": "mean-w2"},
     "reason": "random weights: any profile will do",
 }
-PROFILE = DEFAULT_PROFILE | {"reason": OLDER_PROFILE["reason"]}
+PROFILE = DEFAULT_PROFILE | {
+    "request_risk": DEFAULT_PROFILE["request_risk"] | {"steps": 3, "rollout_steps": 2},
+    "image_risk": DEFAULT_PROFILE["image_risk"] | {"steps": 4, "rollout_steps": 3},
+    "reason": OLDER_PROFILE["reason"],
+}
+"""Not the recommended steps: three different trajectories test more."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

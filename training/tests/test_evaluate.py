@@ -61,7 +61,7 @@ def test_the_profile_and_a_handful_are_evaluated_at_every_level(ensemble: Path, 
     assert manifest["components"] == 3
     for level in (document["class_level"], document["request_level"]["settings"], document["image_level"]["settings"]):
         entries = by_name(level)
-        assert {"random scores", "mean-w2@0+2/3:members:shared:2:g=2"} <= entries.keys()
+        assert {"random scores", "mean-w2@0+3/4:members:shared:2:g=2"} <= entries.keys()
         assert {entry["measurement"] for entry in level} == {None, *document["profile"]}
     rows = {name: entry["rows"] for name, entry in by_name(document["class_level"]).items()}
     assert rows["mean-w2@0+2/3:members:shared:3:g=2"] == 2 * (3 + 1)

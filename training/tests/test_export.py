@@ -19,12 +19,12 @@ from decuwatch_training.check import check_directory
 from decuwatch_training.cli import main
 from decuwatch_training.diffusion import NoiseSchedule, Sampler, predict_guided
 from decuwatch_training.errors import TrainingError
-from decuwatch_training.export import export_ensemble
+from decuwatch_training.export import chosen_members, export_ensemble
 from decuwatch_training.files import sha256_file
 from decuwatch_training.graphs import UNET_NAMES, Graph
 from decuwatch_training.manifest import manifests_of
 from decuwatch_training.profile import FORMAT_1_PROFILE
-from decuwatch_training.tiny import tiny_backbone, tiny_run
+from decuwatch_training.tiny import tiny_backbone, tiny_run, with_format_2
 from decuwatch_training.train import Run
 
 PROFILE = {
@@ -231,3 +231,31 @@ def test_sample_runs_on_an_exported_directory(tmp_path: Path) -> None:
     assert main(["sample", str(out), "--out", str(tmp_path / "grids"), "--steps", "4", "--reference"]) == 0
     assert (tmp_path / "grids" / "ensemble.png").read_bytes().startswith(b"\x89PNG")
     assert manifests_of(out) == [out / "ensemble.json"]
+
+
+def test_the_producer_can_be_the_last_member() -> None:
+    backbone = tiny_backbone(4, 1, 1)
+    run = with_format_2(tiny_run(backbone, 3, 1), 1)
+    assert run.producer is not None
+    chosen = chosen_members(run, 2, producer=True)
+    assert chosen.tables.shape[1] == chosen.images.shape[1] == 3
+    assert torch.equal(chosen.tables[:, :2], run.tables[:, :2])
+    assert torch.equal(chosen.tables[:, 2], run.producer)
+    assert torch.equal(chosen.images[:, 2], run.images[:, 0])
+    assert chosen.record["members"] == {"of_the_run": 2, "producer": True}
+    every = chosen_members(run, None, producer=False)
+    assert torch.equal(every.tables, run.tables)
+
+
+@pytest.mark.parametrize(
+    ("count", "producer", "message"),
+    [
+        (1, False, "--members 1: expected 2 to 3"),
+        (0, True, "--members 0: expected 1 to 3"),
+        (4, False, "--members 4: expected 2 to 3"),
+        (2, True, "--producer-member: .* has no producer table"),
+    ],
+)
+def test_members_that_the_run_lacks_are_refused(count: int, producer: bool, message: str) -> None:
+    with pytest.raises(TrainingError, match=message):
+        chosen_members(tiny_run(tiny_backbone(4, 1, 1), 3, 1), count, producer)

@@ -18,7 +18,7 @@ from decuwatch_training.classifier import ClassifierSettings, train_classifier
 from decuwatch_training.cli import main
 from decuwatch_training.data import DataSet, Images
 from decuwatch_training.errors import TrainingError
-from decuwatch_training.imagerisk import class_probabilities
+from decuwatch_training.imagerisk import class_probabilities, most_likely
 from decuwatch_training.judge import calibration_error, fit_head, measure_judge
 from tests.conftest import LABELS, pattern, patterns
 
@@ -217,9 +217,15 @@ def test_a_finished_judge_is_measured_by_its_label_map(
 
 def test_probabilities_of_several_outputs_add_up() -> None:
     found = torch.tensor([[0.1, 0.2, 0.3, 0.4]], dtype=torch.float64).log()
-    probabilities, rest = class_probabilities(found, [1, 0, 1, -1], 3)
+    probabilities = class_probabilities(found, [1, 0, 1, -1], 3)
     torch.testing.assert_close(probabilities, torch.tensor([[0.2, 0.4, 0.0]], dtype=torch.float64))
-    assert float(rest) == pytest.approx(0.4)
+
+
+def test_the_most_likely_class_is_that_of_the_go_evaluation() -> None:
+    """The cases of TestMostLikely in scoring/evaluation."""
+    taken, confidence = most_likely(torch.tensor([[0.2, 0.5, 0.3], [0.4, 0, 0.2], [0.3, 0, 0.3]], dtype=torch.float64))
+    assert taken.tolist() == [1, 0, -1]
+    assert confidence.tolist() == pytest.approx([0.5, 0.4, 0.4])
 
 
 def test_an_output_for_no_class_competes() -> None:
@@ -228,6 +234,11 @@ def test_an_output_for_no_class_competes() -> None:
     measured = measure_judge(found, [0, 1, -1], one)
     assert measured.accuracy == [0, 1]
     assert measured.confidence == pytest.approx(0.5)
+    # Several of them compete together: 0.3 + 0.25 is more than 0.45.
+    found = torch.tensor([[0.45, 0, 0.3, 0.25], [0.2, 0.6, 0.1, 0.1]]).log()
+    measured = measure_judge(found, [0, 1, -1, -1], one)
+    assert measured.accuracy == [0, 1]
+    assert measured.confidence == pytest.approx((0.55 + 0.6) / 2)
 
 
 def test_the_calibration_error_is_the_gap_by_bin() -> None:

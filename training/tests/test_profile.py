@@ -39,8 +39,8 @@ def changed(name: str, **fields: Any) -> dict[str, Any]:
 def test_settings_keys_are_those_of_the_contract_with_the_monitor() -> None:
     assert settings_key(FORMAT_1_PROFILE) == "ddim s=20 g=2 eta=0 class_gap=paide-w2@0+1 request_risk=mean-w2@10+1"
     key = (
-        "ddim g=2 eta=0 class_gap=paide-w2@0+1/3:posterior:shared request_risk=mean-w2@0+2/3:members:shared"
-        " image_risk=judge@0+3/4:producer:own"
+        "ddim g=2 eta=0 class_gap=paide-w2@0+1/3:posterior:shared request_risk=mean-w2@0+3/4:members:shared"
+        " image_risk=judge@0+2/3:producer:own"
     )
     assert settings_key(DEFAULT_PROFILE) == key
     without = {name: value for name, value in DEFAULT_PROFILE.items() if name != "image_risk"}
@@ -55,10 +55,9 @@ def test_settings_keys_are_those_of_the_contract_with_the_monitor() -> None:
 
 
 def test_rows_of_the_recommended_profile() -> None:
-    assert rows_of(DEFAULT_PROFILE, {"members": 5, "posterior": 3, "producer": 1}) == 4 + 12 + 6
-    assert (
-        rows_of({**DEFAULT_PROFILE, "guidance_scale": 1}, {"members": 5, "posterior": 3, "producer": 1}) == 3 + 10 + 3
-    )
+    tables = {"members": 4, "posterior": 3, "producer": 1}
+    assert rows_of(DEFAULT_PROFILE, tables) == 4 + 15 + 4
+    assert rows_of({**DEFAULT_PROFILE, "guidance_scale": 1}, tables) == 3 + 12 + 2
     assert rows_of(FORMAT_1_PROFILE, {"members": 5}) == 2 * 5 + 2 * 15
 
 
@@ -69,7 +68,7 @@ def test_rows_of_the_recommended_profile() -> None:
         (changed("request_risk", guidance="both"), "profile.request_risk.guidance 'both': expected one of own, shared"),
         (changed("request_risk", branch_step=1, rollout_steps=1), "branch_step 1: expected 0 with guidance 'shared'"),
         (changed("request_risk", steps=0), "profile.request_risk.steps 0: expected an integer from 1"),
-        (changed("request_risk", rollout_steps=4), "profile.request_risk.rollout_steps 4"),
+        (changed("request_risk", rollout_steps=5), "profile.request_risk.rollout_steps 5"),
         (changed("request_risk", estimator="judge"), "profile.request_risk.estimator 'judge'"),
         (changed("image_risk", tables="members"), "profile.image_risk.tables 'members': expected 'producer'"),
         (changed("image_risk", guidance="shared"), "profile.image_risk.guidance 'shared': expected 'own'"),
