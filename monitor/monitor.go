@@ -14,6 +14,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/codes"
+	"go.opentelemetry.io/otel/log"
+	nolog "go.opentelemetry.io/otel/log/noop"
 	"go.opentelemetry.io/otel/trace"
 	"go.opentelemetry.io/otel/trace/noop"
 
@@ -62,6 +64,7 @@ type Config struct {
 	SampleShare float64
 	Registerer  prometheus.Registerer // nil registers nowhere
 	Tracer      trace.Tracer          // Defaults to none
+	Evaluations log.Logger            // of the log events of evaluations. Defaults to none
 	Log         *slog.Logger          // Defaults to slog.Default
 }
 
@@ -74,6 +77,8 @@ type Monitor struct {
 	share    float64
 	tracer   trace.Tracer
 	log      *slog.Logger
+
+	evaluations log.Logger
 
 	missing sync.Map // thresholds whose absence was logged
 }
@@ -90,6 +95,7 @@ func New(models map[string]Model, decider Decider, recorder Recorder, c Config) 
 		models: models, decider: decider, recorder: recorder, share: c.SampleShare,
 		metrics: newMetrics(c.Registerer, models, cmp.Or(c.MaxClassSeries, 100)),
 		tracer:  cmp.Or[trace.Tracer](c.Tracer, noop.Tracer{}), log: cmp.Or(c.Log, slog.Default()),
+		evaluations: cmp.Or[log.Logger](c.Evaluations, nolog.Logger{}),
 	}, nil
 }
 
@@ -199,6 +205,7 @@ func (m *Monitor) commit(ctx context.Context, v schema.Verdict, findings ...aler
 	span.SetAttributes(attribute.Bool("decuwatch.first", recorded.First), attribute.Int("decuwatch.alerts", len(v.Alerts)))
 	m.metrics.verdict(v, recorded.First, findings)
 	if recorded.First && v.Score != nil {
+		m.evaluate(ctx, *v.Score, findings)
 		for _, a := range v.Alerts {
 			m.logAlert(ctx, a, recorded.Withheld[a.ID])
 		}

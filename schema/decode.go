@@ -118,7 +118,11 @@ func decode(header map[string][]string, payload []byte, stored time.Time) (Event
 	if err != nil {
 		return Event{}, err
 	}
-	return decodeEvent(attributes, data, stored)
+	e, err := decodeEvent(attributes, data, stored)
+	if e.TraceParent == "" {
+		e.TraceParent, e.TraceState = traceHeaders(header)
+	}
+	return e, err
 }
 
 // envelope separates the attributes from the data, both as JSON values, for either mode.

@@ -42,6 +42,23 @@ func cloudEventsHeaders(header map[string][]string) (contentType string, attribu
 	return contentType, attributes, nil
 }
 
+// traceHeaders returns the W3C trace context in the headers of a message, as instrumented NATS clients send it, or "".
+func traceHeaders(header map[string][]string) (parent, state string) {
+	for _, name := range sortedNames(header) {
+		values := header[name]
+		if strings.EqualFold(name, HeaderTraceParent) && len(values) == 1 && isTraceParent(values[0]) {
+			parent = values[0]
+		}
+		if strings.EqualFold(name, "tracestate") && len(values) == 1 && len(values[0]) <= 512 {
+			state = values[0]
+		}
+	}
+	if parent == "" {
+		return "", ""
+	}
+	return parent, state
+}
+
 // mediaType returns the media type of a Content-Type header without its parameters, in lower case.
 func mediaType(value string) (string, error) {
 	media, parameters, err := mime.ParseMediaType(value)

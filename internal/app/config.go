@@ -152,6 +152,9 @@ type TracingConfig struct {
 	Endpoint string `name:"endpoint" placeholder:"URL"`
 	// Share of new traces that are sampled, 0 to 1; a trace that a producer began keeps the producer's decision.
 	SampleRatio float64 `name:"sample-ratio" default:"1" min:"0" max:"1"`
+	// Send an OpenTelemetry log event gen_ai.evaluation.result for each measurement of a score, by OTLP/HTTP to
+	// tracing.endpoint with /v1/logs. Without an endpoint, OTEL_EXPORTER_OTLP_ENDPOINT says where.
+	Evaluations bool `name:"evaluations"`
 }
 
 // Check returns an error that names the settings out of their bounds.

@@ -62,6 +62,11 @@ func Serve(ctx context.Context, c Config, o Options) (err error) {
 		return err
 	}
 	life.OnStop("tracing", flush)
+	evaluations, flush, err := newEvaluations(ctx, c.Tracing, reg)
+	if err != nil {
+		return err
+	}
+	life.OnStop("evaluations", flush)
 
 	// Ensembles.
 	engines, err := OpenEngines(c.Scoring, reg, log, life)
@@ -159,7 +164,7 @@ func Serve(ctx context.Context, c Config, o Options) (err error) {
 	}
 	m, err := monitor.New(models, thresholds, Recorder{store}, monitor.Config{
 		MaxClassSeries: c.Metrics.MaxClassSeries, SampleShare: c.Review.Share,
-		Registerer: reg, Tracer: tracer, Log: log,
+		Registerer: reg, Tracer: tracer, Evaluations: evaluations, Log: log,
 	})
 	if err != nil {
 		return err

@@ -33,16 +33,32 @@ func newTracer(ctx context.Context, c TracingConfig) (trace.Tracer, func() error
 	if err != nil {
 		return nil, nil, fmt.Errorf("tracing.endpoint: %w", err)
 	}
-	host, _ := os.Hostname() // "" leaves it out
+	of, err := telemetryResource(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
 	provider := sdktrace.NewTracerProvider(
 		sdktrace.WithBatcher(exporter),
 		sdktrace.WithSampler(sdktrace.ParentBased(sdktrace.TraceIDRatioBased(c.SampleRatio))),
-		sdktrace.WithResource(resource.NewSchemaless(
-			attribute.String("service.name", "decuwatch"), attribute.String("host.name", host))),
+		sdktrace.WithResource(of),
 	)
-	return provider.Tracer(instrumentation), func() error {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
-		defer cancel()
-		return provider.Shutdown(ctx)
-	}, nil
+	return provider.Tracer(instrumentation), func() error { return flush(ctx, provider.Shutdown) }, nil
+}
+
+// telemetryResource says who sends spans and events: OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES win.
+func telemetryResource(ctx context.Context) (*resource.Resource, error) {
+	host, _ := os.Hostname() // "" leaves it out
+	of, err := resource.New(ctx, resource.WithAttributes(
+		attribute.String("service.name", "decuwatch"), attribute.String("host.name", host)), resource.WithFromEnv())
+	if err != nil {
+		return nil, settings.Errorf("OTEL_RESOURCE_ATTRIBUTES: %w", err)
+	}
+	return of, nil
+}
+
+// flush shuts a provider down within a few seconds, after ctx has ended.
+func flush(ctx context.Context, shutdown func(context.Context) error) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+	defer cancel()
+	return shutdown(ctx)
 }
