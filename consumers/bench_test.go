@@ -47,14 +47,16 @@ type counting struct {
 	done  chan struct{}
 }
 
-func (c *counting) Plan(schema.Event) (int, func(context.Context, schema.Delivery) error) {
+func (c *counting) Plan(
+	context.Context, schema.Event, schema.Delivery,
+) (int, func(context.Context, schema.Delivery) error, error) {
 	return 1, func(context.Context, schema.Delivery) error {
 		time.Sleep(c.takes)
 		if c.seen.Add(1) == c.want {
 			close(c.done)
 		}
 		return nil
-	}
+	}, nil
 }
 
 func (c *counting) DeadLetter(context.Context, schema.Verdict) error { return nil }

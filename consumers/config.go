@@ -75,11 +75,21 @@ type Config struct {
 	// go to another worker, unless Tries fails, too. Nil is always healthy.
 	Healthy func(context.Context) error `kong:"-"`
 
+	// Backlog is called after each look at the stream with what waits for a model. Nil is not called.
+	Backlog func(model string, b Backlog) `kong:"-"`
+
 	Tries Tries `kong:"-"` // counts attempts on messages. Nil counts in memory
 
 	Logger  *slog.Logger `kong:"-"` // Defaults to slog.Default()
 	Metrics *Metrics     `kong:"-"` // see [NewMetrics]. Nil registers nowhere
 	Tracer  trace.Tracer `kong:"-"` // continues the producer's trace. Defaults to none
+}
+
+// Backlog is what waits in the stream for a model.
+type Backlog struct {
+	Events int           // that have no verdict
+	Oldest time.Duration // age of the oldest of them
+	MaxAge time.Duration // age at which the stream drops an event; 0 means never
 }
 
 // withDefaults returns c with defaults in place of zero values.

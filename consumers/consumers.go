@@ -26,14 +26,17 @@ import (
 
 // Handler brings events to their verdicts.
 type Handler interface {
-	// Plan decides how an event is handled. It returns the rows of U-Net work that this costs, at least 1, and a function
-	// that handles one delivery of the event, and may be called again if it fails.
+	// Plan decides how a delivered event is handled. It returns the rows of U-Net work that this costs, at least 1, and a
+	// function that handles the delivery, and may be called again if it fails. Plan may wait until the event may cost its
+	// rows; the event stays in flight meanwhile. The context ends when the worker is stopped. An error means that
+	// something that every event needs is away: Plan is called again when it is back.
 	//
 	// The function returns nil once the event's verdict is committed. Its error decides what becomes of the message: an
 	// error that wraps a *schema.Invalid, or has a method DeadLetterKind() schema.DeadLetterKind, makes it a dead letter.
 	// If the error is [Unavailable], the message is kept until the dependency is back. After any other error the message
 	// is tried again. The context ends at the event's deadline, or when a drain has run out of time.
-	Plan(ev schema.Event) (rows int, handle func(context.Context, schema.Delivery) error)
+	Plan(ctx context.Context, ev schema.Event, d schema.Delivery) (
+		rows int, handle func(context.Context, schema.Delivery) error, err error)
 	// DeadLetter commits v, whose DeadLetter is set. If the message, or its event, has a verdict already, that verdict
 	// stands and the result is nil.
 	DeadLetter(ctx context.Context, v schema.Verdict) error
@@ -47,6 +50,7 @@ type Runner struct {
 	handler  Handler
 	rows     *semaphore.Weighted
 	gate     *gate
+	stop     context.Context //nolint:containedctx // ends when the worker is stopped
 	log      *slog.Logger
 	pulling  pulling
 	settings settingsState
@@ -97,6 +101,7 @@ func (r *Runner) Run(ctx context.Context) error {
 	})
 	defer stopTimer()
 
+	r.stop = ctx
 	r.gate = newGate(work, r.healthy, r.log, r.cfg.Metrics)
 	defer r.gate.stop()
 

@@ -38,6 +38,7 @@ type recorder struct {
 	deadLetters map[uint64]schema.Verdict    // by sequence number
 
 	handle func(context.Context, schema.Event, schema.Delivery) error // nil returns nil
+	plan   func(context.Context, schema.Event) error                  // nil returns nil
 	rows   int
 	refuse atomic.Pointer[error] // what DeadLetter returns
 	whole  error                 // what DeadLetter returns for one that holds anything of its message
@@ -48,8 +49,15 @@ func newRecorder() *recorder {
 		deadLetters: map[uint64]schema.Verdict{}, rows: 1}
 }
 
-func (r *recorder) Plan(ev schema.Event) (int, func(context.Context, schema.Delivery) error) {
-	return r.rows, func(ctx context.Context, d schema.Delivery) error { return r.take(ctx, ev, d) }
+func (r *recorder) Plan(
+	ctx context.Context, ev schema.Event, _ schema.Delivery,
+) (int, func(context.Context, schema.Delivery) error, error) {
+	if r.plan != nil {
+		if err := r.plan(ctx, ev); err != nil {
+			return 0, nil, err
+		}
+	}
+	return r.rows, func(ctx context.Context, d schema.Delivery) error { return r.take(ctx, ev, d) }, nil
 }
 
 func (r *recorder) take(ctx context.Context, ev schema.Event, d schema.Delivery) error {

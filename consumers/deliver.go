@@ -128,7 +128,10 @@ func (r *Runner) trace(work context.Context, in incoming) (context.Context, func
 // another worker, if that can be recorded. If it cannot, the database is away, and other workers need it, too.
 func (r *Runner) admit(work context.Context, in incoming, level isolation, h *heartbeat) (begun bool, err error) {
 	start := time.Now()
-	cost, handle := r.handler.Plan(*in.event)
+	cost, handle, err := r.plan(work, in)
+	if err != nil {
+		return false, err
+	}
 	rows := level.rows(cost, r.cfg.MaxRows)
 	if err := r.rows.Acquire(work, rows); err != nil {
 		return false, fmt.Errorf("wait for %d rows: %w", rows, context.Cause(work))
@@ -170,8 +173,39 @@ func (r *Runner) admit(work context.Context, in incoming, level isolation, h *he
 	}
 }
 
+// plan decides how an event is handled. An event that waits for its rows goes to another worker when this one is
+// stopped.
+func (r *Runner) plan(work context.Context, in incoming) (
+	cost int, handle func(context.Context, schema.Delivery) error, err error,
+) {
+	ctx, cancel := context.WithCancel(work)
+	defer cancel()
+	defer context.AfterFunc(r.stop, cancel)()
+	for {
+		cost, handle, err = r.handler.Plan(ctx, *in.event, in.delivery)
+		if err == nil {
+			return cost, handle, nil
+		}
+		if ctx.Err() == nil {
+			r.gate.trip(err)
+			wait, done := context.WithTimeout(ctx, r.cfg.HandleTimeout)
+			back := r.gate.wait(wait)
+			done()
+			if back == nil {
+				continue
+			}
+		}
+		if drained(work) {
+			return 0, nil, fmt.Errorf("plan event: %w", context.Cause(work))
+		}
+		r.noteHandBack(work, in.delivery, ordinary)
+		return 0, nil, errors.Join(err, errGivenAway)
+	}
+}
+
 // errGivenAway means that the message goes to another worker, and that this is recorded.
-var errGivenAway = errors.New("a dependency of this worker is away for too long: the message goes to another worker")
+var errGivenAway = errors.New("this worker is stopped, or a dependency of it is away for too long: the message goes to " +
+	"another worker")
 
 // transient reports whether err says nothing about the message itself, so that retrying may help.
 func transient(err error) bool {

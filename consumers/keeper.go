@@ -264,6 +264,12 @@ func (k *keeper) measure(ctx context.Context, r round) error {
 			errs = append(errs, err)
 		}
 		k.metrics.consumer(model, c, oldest, orphans)
+		if k.cfg.Backlog != nil && err == nil {
+			k.cfg.Backlog(model, Backlog{
+				Events: int(min(c.NumPending, 1<<31)) + c.NumAckPending, //nolint:gosec // bounded
+				Oldest: oldest, MaxAge: v.Config.MaxAge,
+			})
+		}
 		k.report(model, c, ownership, orphans)
 	}
 	k.metrics.forget(models)

@@ -24,12 +24,14 @@ import (
 // skipper skips each event, in Postgres.
 type skipper struct{ *postgres.Store }
 
-func (s skipper) Plan(ev schema.Event) (int, func(context.Context, schema.Delivery) error) {
+func (s skipper) Plan(
+	_ context.Context, ev schema.Event, _ schema.Delivery,
+) (int, func(context.Context, schema.Delivery) error, error) {
 	return 1, func(ctx context.Context, d schema.Delivery) error {
 		skip := &schema.Skip{Event: ev, Reason: "sampler", Detail: "of a test"}
 		_, err := s.Record(ctx, schema.Verdict{Delivery: d, Skip: skip})
 		return err
-	}
+	}, nil
 }
 
 // kept is a worker with a ledger and a fast keeper.

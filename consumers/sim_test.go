@@ -198,7 +198,7 @@ func (w *world) start(name string) *simWorker {
 		context.AfterFunc(work, func() { t.Stop() })
 	})
 	r := &Runner{conn: s, cfg: cfg, handler: s, log: cfg.Logger, rows: semaphore.NewWeighted(int64(cfg.MaxRows))}
-	r.gate = newGate(work, r.healthy, cfg.Logger, cfg.Metrics)
+	r.stop, r.gate = ctx, newGate(work, r.healthy, cfg.Logger, cfg.Metrics)
 	l := r.model("m")
 	l.open = func(context.Context) (source, error) {
 		if w.faulty(10, name, "open", time.Since(w.born)) {
@@ -389,8 +389,10 @@ func (d *simDelivery) term(reason string) error {
 }
 
 // Plan returns the event's cost, and score.
-func (s *simWorker) Plan(ev schema.Event) (int, func(context.Context, schema.Delivery) error) {
-	return 1 + int(ev.Data.Seed%7), s.score
+func (s *simWorker) Plan(
+	_ context.Context, ev schema.Event, _ schema.Delivery,
+) (int, func(context.Context, schema.Delivery) error, error) {
+	return 1 + int(ev.Data.Seed%7), s.score, nil
 }
 
 // score scores an event as the monitor does: look up, compute, commit.

@@ -129,8 +129,10 @@ type handler struct {
 	dead   chan schema.Verdict
 }
 
-func (h handler) Plan(ev schema.Event) (int, func(context.Context, schema.Delivery) error) {
-	return 1, func(context.Context, schema.Delivery) error { h.events <- ev; return nil }
+func (h handler) Plan(
+	_ context.Context, ev schema.Event, _ schema.Delivery,
+) (int, func(context.Context, schema.Delivery) error, error) {
+	return 1, func(context.Context, schema.Delivery) error { h.events <- ev; return nil }, nil
 }
 
 func (h handler) DeadLetter(_ context.Context, v schema.Verdict) error { h.dead <- v; return nil }

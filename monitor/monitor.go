@@ -20,6 +20,7 @@ import (
 	"go.opentelemetry.io/otel/trace/noop"
 
 	"github.com/decuwatch/decuwatch/alerts"
+	"github.com/decuwatch/decuwatch/monitor/sampling"
 	"github.com/decuwatch/decuwatch/schema"
 	"github.com/decuwatch/decuwatch/scoring"
 )
@@ -47,6 +48,16 @@ type Recorder interface {
 	Record(ctx context.Context, v schema.Verdict) (Recorded, error)
 }
 
+// Budget bounds the rows that events cost. See package monitor/budget.
+type Budget interface {
+	// Share returns the share of a model's events that is scored, beside what the sampling rules say.
+	Share(ctx context.Context, model string, d schema.Delivery) (float64, error)
+	// Take takes the rows of an event. It may wait for them. It returns false if the event is to be skipped.
+	Take(ctx context.Context, model string, rows int, d schema.Delivery) (bool, error)
+	// Give gives rows back that an event did not need.
+	Give(model string, rows int)
+}
+
 // Recorded says what became of a verdict.
 type Recorded struct {
 	// First is false if the event had a verdict already: that one stands, and nothing of this one is kept.
@@ -62,6 +73,8 @@ type Config struct {
 	// SampleShare is the share, from 0 to 1, of scores without an alert that enter review unmarked, so that recall can be
 	// estimated. The event's identity decides which, so that every try agrees.
 	SampleShare float64
+	Sampling    sampling.Config       // which events are scored at all
+	Budget      Budget                // nil bounds nothing
 	Registerer  prometheus.Registerer // nil registers nowhere
 	Tracer      trace.Tracer          // Defaults to none
 	Evaluations log.Logger            // of the log events of evaluations. Defaults to none
@@ -73,6 +86,8 @@ type Monitor struct {
 	models   map[string]Model
 	decider  Decider
 	recorder Recorder
+	samplers map[string]sampling.Sampler // by model
+	budget   Budget
 	metrics  *metrics
 	share    float64
 	tracer   trace.Tracer
@@ -91,25 +106,37 @@ func New(models map[string]Model, decider Decider, recorder Recorder, c Config) 
 	if len(models) == 0 || decider == nil || recorder == nil {
 		return nil, errors.New("monitor: models, decider and recorder are required")
 	}
+	samplers, err := newSamplers(models, c)
+	if err != nil {
+		return nil, err
+	}
 	return &Monitor{
-		models: models, decider: decider, recorder: recorder, share: c.SampleShare,
+		models: models, decider: decider, recorder: recorder, share: c.SampleShare, samplers: samplers,
+		budget:  cmp.Or[Budget](c.Budget, unbounded{}),
 		metrics: newMetrics(c.Registerer, models, cmp.Or(c.MaxClassSeries, 100)),
 		tracer:  cmp.Or[trace.Tracer](c.Tracer, noop.Tracer{}), log: cmp.Or(c.Log, slog.Default()),
 		evaluations: cmp.Or[log.Logger](c.Evaluations, nolog.Logger{}),
 	}, nil
 }
 
-// Plan decides how an event comes to its verdict. It returns the rows of backbone work that this costs, at least 1, and
-// a function that handles one delivery of the event. The function returns nil once the verdict is committed. An event
-// that has its verdict keeps it, without a run. If retrying will not help, the function's error has a method
-// DeadLetterKind() schema.DeadLetterKind.
-func (m *Monitor) Plan(ev schema.Event) (rows int, handle func(context.Context, schema.Delivery) error) {
+// Plan decides how a delivered event comes to its verdict. It returns the rows of backbone work that this costs, at least
+// 1, and a function that handles the delivery. It waits while the budget defers the event. The error says that it cannot
+// be decided now.
+//
+// The function returns nil once the verdict is committed. An event that has its verdict keeps it, without a run. If
+// retrying will not help, the function's error has a method DeadLetterKind() schema.DeadLetterKind.
+func (m *Monitor) Plan(ctx context.Context, ev schema.Event, d schema.Delivery) (
+	rows int, handle func(context.Context, schema.Delivery) error, err error,
+) {
 	p := plan{event: ev}
 	p.err = permanent(schema.KindUnknownModel, "data.model", "there is no ensemble for %s", ev.Data.Model)
 	if model, known := m.models[ev.Data.Model]; known {
 		p = model.plan(ev)
+		if err := m.spend(ctx, &p, d); err != nil {
+			return 0, nil, err
+		}
 	}
-	return p.rows(), func(ctx context.Context, d schema.Delivery) error { return m.handle(ctx, p, d) }
+	return p.rows(), func(ctx context.Context, d schema.Delivery) error { return m.handle(ctx, p, d) }, nil
 }
 
 // handle brings one delivered event to its verdict.
@@ -119,6 +146,9 @@ func (m *Monitor) handle(ctx context.Context, p plan, d schema.Delivery) (err er
 
 	// The number of deliveries says nothing: a consumer may have been restored, and a producer may repeat itself.
 	known, err := m.recorded(ctx, p.event, d)
+	if known {
+		m.budget.Give(p.event.Data.Model, p.paid)
+	}
 	switch {
 	case known || err != nil:
 		return err
@@ -131,6 +161,7 @@ func (m *Monitor) handle(ctx context.Context, p plan, d schema.Delivery) (err er
 	if err != nil {
 		return err
 	}
+	m.budget.Give(p.event.Data.Model, p.paid-result.Receipt.Rows)
 	score := p.compose(result)
 	decision := m.decide(ctx, score)
 	v := schema.Verdict{Delivery: d, Score: &score, Alerts: decision.Alerts}

@@ -157,7 +157,10 @@ func newFixture(t *testing.T, model monitor.Model, thresholds ...schema.Threshol
 
 // handle plans and handles one delivery of an event.
 func handle(ctx context.Context, m *monitor.Monitor, ev schema.Event, d schema.Delivery) error {
-	_, handle := m.Plan(ev)
+	_, handle, err := m.Plan(ctx, ev, d)
+	if err != nil {
+		return err
+	}
 	return handle(ctx, d)
 }
 
@@ -363,7 +366,7 @@ func TestPermanentErrorsNameKindAndField(t *testing.T) {
 				t.Errorf("kind %q, field %q, reason %q; want %q and %q", kinded.DeadLetterKind(), invalid.Field, invalid.Reason,
 					c.kind, c.field)
 			}
-			if rows, _ := f.Plan(c.event); rows < 1 {
+			if rows, _, err := f.Plan(t.Context(), c.event, first(1)); rows < 1 || err != nil {
 				t.Error("an event costs at least one row")
 			}
 		})
@@ -468,7 +471,7 @@ func TestWhatCannotBeRerunIsReplacedOrSkipped(t *testing.T) {
 				c.deviation) {
 				t.Errorf("deviations %q, want %q", deviations, c.deviation)
 			}
-			if rows, _ := f.Plan(c.event); rows != 7 {
+			if rows, _, err := f.Plan(t.Context(), c.event, first(1)); rows != 7 || err != nil {
 				t.Errorf("rows %d, want 7", rows)
 			}
 

@@ -18,6 +18,7 @@ import (
 type Model struct {
 	Scorer  Scorer
 	Classes []string        // labels in index order
+	Images  []int           // training images of each class
 	Profile scoring.Profile // the fixed profile
 	// Diffusion is the ensemble's diffusion. It says how many steps the sampler of an event takes.
 	Diffusion scoring.Diffusion
@@ -42,19 +43,24 @@ type plan struct {
 	model      Model
 	event      schema.Event
 	request    scoring.Request
+	class      int      // -1 if the model does not have it
 	deviations []string // from the event, in the request
 	skip       *schema.Skip
 	err        error // why the event cannot be scored; retrying will not help
+
+	probability float64 // with which the event was selected; 0 means 1
+	paid        int     // rows that were taken from the budget
 }
 
 // plan decides how ev comes to its verdict, without running anything.
 func (m Model) plan(ev schema.Event) plan {
-	p := plan{model: m, event: ev}
+	p := plan{model: m, event: ev, class: -1}
 	class, err := m.class(ev.Data.Class)
 	if err != nil {
 		p.err = err
 		return p
 	}
+	p.class = class
 	p.request = scoring.Request{Key: Key(ev.Source, ev.ID), Class: class, Seed: ev.Data.Seed}
 	p.planSampler()
 	p.planNoise()
@@ -152,6 +158,7 @@ func (p *plan) compose(r scoring.Result) schema.Score {
 	if c := p.model.Cascade; s.ClassGap.Value < c.Cut {
 		s.RequestRiskProbability = c.Share
 	}
+	s.InclusionProbability = p.probability
 	return s
 }
 

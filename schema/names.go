@@ -121,10 +121,16 @@ const (
 	SkipSampler  SkipReason = "sampler"  // the event's sampler cannot be rerun
 	SkipNoise    SkipReason = "noise"    // the event's first latent cannot be drawn again
 	SkipSettings SkipReason = "settings" // the event's sampler settings cannot be rerun
+	// The event was left out by lot: [Skip.InclusionProbability] says how likely it was to be scored.
+	SkipSampledOut SkipReason = "sampled_out"
+	// The model's row budget was used up. This is no random choice: estimates cover the other events only.
+	SkipBudget SkipReason = "budget"
 )
 
 // SkipReasons returns all reasons of a skip.
-func SkipReasons() []SkipReason { return []SkipReason{SkipSampler, SkipNoise, SkipSettings} }
+func SkipReasons() []SkipReason {
+	return []SkipReason{SkipSampler, SkipNoise, SkipSettings, SkipSampledOut, SkipBudget}
+}
 
 // DeadLetterKind is why a message became a dead letter.
 type DeadLetterKind string

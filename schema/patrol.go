@@ -21,6 +21,7 @@ type ClassSequence struct {
 	Last       string // source and id of the newest event, a space between
 	Times      []time.Time
 	Values     []float64
+	Weights    []float64 // requests that each score stands for
 }
 
 // ClassDistance is the mean distance of the class gap of some scores of a class.

@@ -1,13 +1,19 @@
 // Package schema holds the formats that others read and write: the generation event, the score, the alert.
 package schema
 
-import "time"
+import (
+	"cmp"
+	"time"
+)
 
 // Types of the CloudEvents that decuwatch reads and writes.
 const (
 	TypeGenerationRequested = "io.decuwatch.generation.requested.v1"
 	TypeUncertaintyAlert    = "io.decuwatch.uncertainty.alert.v1"
 )
+
+// CanarySource is the CloudEvents source of canaries: events that must raise an alert.
+const CanarySource = "/decuwatch/canary"
 
 // Event is one generation request of a production service: the attributes of its CloudEvent that decuwatch
 // keeps, and its data. Source, ID and model identify it.
@@ -153,6 +159,9 @@ type Score struct {
 	ImageRiskReason UnmeasuredReason `json:"image_risk_reason,omitempty"`
 	Receipt         Receipt          `json:"receipt"`
 	ScoredAt        time.Time        `json:"scored_at"`
+	// InclusionProbability is the probability, above 0, with which the event was selected for scoring. 0 means 1: every
+	// event like it is scored. Estimates over traffic weigh a score by its inverse.
+	InclusionProbability float64 `json:"inclusion_probability,omitempty"`
 }
 
 // NamedMeasurement is a measurement of a score with its name.
@@ -196,6 +205,9 @@ type Skip struct {
 	Event  Event
 	Reason SkipReason // a metric's label
 	Detail string
+	// InclusionProbability is the probability with which the event would have been scored, if a lot decided. Otherwise
+	// it is nil.
+	InclusionProbability *float64
 }
 
 // DeadLetter is the verdict on a message that cannot be scored.
@@ -258,7 +270,12 @@ type Sample struct {
 	Value     float64
 	Distance  float64 // mean pairwise distance
 	Saturated bool
+	Weight    float64 // see Requests; 0 means 1
 }
+
+// Requests returns how many requests of the traffic the sample stands for: the inverse of its probability of being
+// measured.
+func (s Sample) Requests() float64 { return cmp.Or(s.Weight, 1) }
 
 // Alert is the data of an alert event: what fired, the score's numbers, and the receipt.
 type Alert struct {

@@ -8,6 +8,7 @@ import (
 	"math"
 	"slices"
 
+	"gonum.org/v1/gonum/floats"
 	"gonum.org/v1/gonum/stat"
 
 	"github.com/decuwatch/decuwatch/alerts"
@@ -45,28 +46,66 @@ type Bound struct {
 	Achieved float64  // p-value of the least uncertain measurement that alerts: the false-alarm rate that holds
 }
 
+// requests returns how many requests the samples stand for, and the most that one of them stands for.
+func requests(samples []schema.Sample) (total, most float64) {
+	for _, s := range samples {
+		total += s.Requests()
+		most = max(most, s.Requests())
+	}
+	return total, most
+}
+
+// effective returns how many samples of equal weight are worth as much: the number of samples, if all weights are
+// equal.
+func effective(samples []schema.Sample) int {
+	total, most := requests(samples)
+	if most == 0 {
+		return 0
+	}
+	return int(total/most + 1e-9)
+}
+
 // Find returns the bound at which a sample alerts exactly if its conformal p-value is at most alpha. The second result
-// is false if the reference has fewer than Needed(alpha) samples. The reference must be finite; it is sorted in place.
-// Find panics unless 0 < alpha < 1.
+// is false if the reference has fewer than Needed(alpha) samples, or is worth fewer. The reference must be finite; it is
+// sorted in place. Find panics unless 0 < alpha < 1.
+//
+// Samples of sampled traffic are weighed: with the weights w, the p-value of s is the sum of w over the reference at or
+// above s, over the sum of all w. The request that is decided on counts in both sums with the greatest weight, so that
+// the false-alarm rate holds for every request of the traffic.
+//
+// Reference: R. J. Tibshirani et al., "Conformal prediction under covariate shift", NeurIPS 2019, section 2.
 func Find(reference []schema.Sample, alpha float64) (Bound, bool) {
-	n := len(reference)
-	if n < Needed(alpha) {
+	if effective(reference) < Needed(alpha) {
 		return Bound{}, false
 	}
+	total, most := requests(reference)
+	total += most
 	slices.SortFunc(reference, func(a, b schema.Sample) int { return compare(b, a) }) // the most uncertain first
-	// p(s) <= alpha means #{reference >= s} <= alpha (n + 1) - 1, so s lies above the sample of that rank.
-	allowed := int(math.Floor(alpha*float64(n+1)+1e-9)) - 1
-	last := reference[min(allowed, n-1)]
-	b := Bound{N: n}
+	// p(s) <= alpha means that the reference at or above s weighs at most this, so s lies above the sample beyond it.
+	allowed := alpha*total - most + 1e-9*most
+	last := reference[len(reference)-1]
+	above := 0.0
+	for _, s := range reference {
+		if above += s.Requests(); above > allowed {
+			last = s
+			break
+		}
+	}
+	b := Bound{N: len(reference)}
 	if last.Saturated {
 		distance := math.Nextafter(last.Distance, math.Inf(1))
 		b.Value, b.Distance = math.Nextafter(last.Value, math.Inf(1)), &distance
 	} else {
 		b.Value = math.Nextafter(last.Value, math.Inf(1))
 	}
-	// ties of last do not alert
-	above := slices.IndexFunc(reference, func(s schema.Sample) bool { return compare(s, last) <= 0 })
-	b.Achieved = float64(1+above) / float64(n+1)
+	reached := most
+	for _, s := range reference {
+		if compare(s, last) <= 0 { // ties of last do not alert
+			break
+		}
+		reached += s.Requests()
+	}
+	b.Achieved = reached / total
 	return b, true
 }
 
@@ -113,6 +152,7 @@ func Clusters(samples map[int][]schema.Sample) map[int][]int {
 type cluster struct {
 	classes []int
 	values  []float64 // sorted
+	weights []float64 // of the values
 }
 
 // ordered returns a cluster for each class with enough scores, in order of their medians.
@@ -122,32 +162,51 @@ func ordered(samples map[int][]schema.Sample) []cluster {
 		if len(list) < minimal {
 			continue
 		}
-		values := make([]float64, len(list))
-		for i, s := range list {
-			values[i] = s.Value
+		c := cluster{classes: []int{class}}
+		for _, s := range list {
+			value := s.Value
 			if s.Saturated { // above all others, by distance
-				values[i] = math.MaxFloat64 / 4 * (1 + s.Distance/(1+math.Abs(s.Distance)))
+				value = math.MaxFloat64 / 4 * (1 + s.Distance/(1+math.Abs(s.Distance)))
 			}
+			c.values, c.weights = append(c.values, value), append(c.weights, s.Requests())
 		}
-		slices.Sort(values)
-		clusters = append(clusters, cluster{[]int{class}, values})
+		stat.SortWeighted(c.values, c.weights)
+		clusters = append(clusters, c)
 	}
-	median := func(c cluster) float64 { return c.values[len(c.values)/2] }
 	slices.SortFunc(clusters, func(a, b cluster) int {
-		return cmp.Or(cmp.Compare(median(a), median(b)), cmp.Compare(a.classes[0], b.classes[0]))
+		return cmp.Or(cmp.Compare(a.median(), b.median()), cmp.Compare(a.classes[0], b.classes[0]))
 	})
 	return clusters
 }
 
+// median returns the upper median of the weighed values.
+func (c cluster) median() float64 {
+	half := floats.Sum(c.weights) / 2
+	for i, w := range c.weights {
+		if half -= w; half < 0 {
+			return c.values[i]
+		}
+	}
+	return c.values[len(c.values)-1]
+}
+
+// size returns how many values of equal weight vary as little as the weighed ones do (L. Kish, "Survey Sampling", 1965).
+func (c cluster) size() float64 {
+	sum := floats.Sum(c.weights)
+	return sum * sum / floats.Dot(c.weights, c.weights)
+}
+
 // unlike is at most 1 if two clusters agree.
 func unlike(a, b cluster) float64 {
-	n, m := float64(len(a.values)), float64(len(b.values))
-	return stat.KolmogorovSmirnov(a.values, nil, b.values, nil) / (1.358 * math.Sqrt((n+m)/(n*m)))
+	n, m := a.size(), b.size()
+	return stat.KolmogorovSmirnov(a.values, a.weights, b.values, b.weights) / (1.358 * math.Sqrt((n+m)/(n*m)))
 }
 
 func join(a, b cluster) cluster {
-	joined := cluster{slices.Concat(a.classes, b.classes), slices.Concat(a.values, b.values)}
-	slices.Sort(joined.values)
+	joined := cluster{
+		slices.Concat(a.classes, b.classes), slices.Concat(a.values, b.values), slices.Concat(a.weights, b.weights),
+	}
+	stat.SortWeighted(joined.values, joined.weights)
 	return joined
 }
 
@@ -169,15 +228,21 @@ type Result struct {
 
 // TooFewError is returned by Calibrate if not even the model has the scores that alpha takes.
 type TooFewError struct {
-	Alpha         float64
-	Needed, Given int
+	Alpha  float64
+	Needed int
+	Given  int // scores of equal weight that the stored ones are worth
+	Stored int
 }
 
 // Error says how many scores are missing.
 func (e *TooFewError) Error() string {
-	return fmt.Sprintf("a false-alarm rate of %g takes %d scores, %d are there: %d are missing (with these, the least "+
-		"rate is %.3g)",
-		e.Alpha, e.Needed, e.Given, e.Needed-e.Given, 1/float64(e.Given+1))
+	given := fmt.Sprintf("%d are there", e.Given)
+	if e.Given != e.Stored {
+		given = fmt.Sprintf("the %d that are there are worth %d, because they were sampled with unequal shares",
+			e.Stored, e.Given)
+	}
+	return fmt.Sprintf("a false-alarm rate of %g takes %d scores, %s: %d are missing (with these, the least rate is %.3g)",
+		e.Alpha, e.Needed, given, e.Needed-e.Given, 1/float64(e.Given+1))
 }
 
 // Calibrate finds the threshold of the model and of each class that has enough scores, alone or together with its
@@ -202,7 +267,7 @@ func Calibrate(samples []schema.Sample, o Options) ([]Result, error) {
 	}
 	bound, ok := Find(pool, o.Alpha)
 	if !ok {
-		return nil, &TooFewError{o.Alpha, Needed(o.Alpha), len(pool)}
+		return nil, &TooFewError{o.Alpha, Needed(o.Alpha), effective(pool), len(pool)}
 	}
 	results := []Result{{Scope: schema.ScopeModel, Class: -1, Own: len(pool), Bound: bound}}
 	clusters := Clusters(byClass)

@@ -152,9 +152,9 @@ func (p *Plan) describe(labels []string, samples, week []schema.Sample, results 
 	p.Asides = slices.DeleteFunc(after.Asides(p.Series, p.Measurement, len(labels)), func(a *alerts.Aside) bool {
 		return a.Threshold.Severity == p.Severity // the lines show these
 	})
-	scores := map[int]int{}
+	scores := map[int][]schema.Sample{}
 	for _, s := range samples {
-		scores[s.Class]++
+		scores[s.Class] = append(scores[s.Class], s)
 	}
 	of := map[int]Result{}
 	for _, r := range results {
@@ -170,7 +170,8 @@ func (p *Plan) describe(labels []string, samples, week []schema.Sample, results 
 			r = of[-1]
 		}
 		l := p.line(class, r, before, after)
-		l.Class, l.Label, l.Scores, l.Missing = &class, label, scores[class], max(0, Needed(p.Alpha)-scores[class])
+		l.Class, l.Label, l.Scores = &class, label, len(scores[class])
+		l.Missing = max(0, Needed(p.Alpha)-effective(scores[class]))
 		l.AlertsOld, l.AlertsNew = alertsOld[class], alertsNew[class]
 		p.Classes = append(p.Classes, l)
 	}

@@ -32,11 +32,11 @@ func Calibrated(
 	if err != nil {
 		return Reference{}, err
 	}
-	var gaps []float64
+	var gaps, weights []float64
 	for _, s := range samples {
 		if slices.Contains(wellSampled, s.Class) {
-			gaps = append(gaps, s.Value)
+			gaps, weights = append(gaps, s.Value), append(weights, s.Requests())
 		}
 	}
-	return NewReference(gaps), nil
+	return NewReference(gaps, weights), nil
 }

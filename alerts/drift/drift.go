@@ -8,20 +8,38 @@ import (
 	"slices"
 	"sort"
 	"strconv"
+
+	"gonum.org/v1/gonum/floats"
+	"gonum.org/v1/gonum/stat"
 )
 
 // Reference is the frozen distribution that scores are compared with. Its zero value is empty: every p-value is 1.
 type Reference struct {
 	sorted []float64 // all samples, or nil
+	above  []float64 // the p-value of each of them
 	bounds []float64 // else quantiles, ascending,
 	tails  []float64 // and the share of the reference at or above each
 }
 
-// NewReference returns the reference of a copy of the samples. They must be finite.
-func NewReference(samples []float64) Reference {
-	sorted := slices.Clone(samples)
-	slices.Sort(sorted)
-	return Reference{sorted: sorted}
+// NewReference returns the reference of a copy of the samples and their weights. They must be finite, and weights
+// positive. Nil weights are all equal.
+func NewReference(samples, weights []float64) Reference {
+	r := Reference{sorted: slices.Clone(samples), above: slices.Clone(weights)}
+	if weights == nil {
+		r.above = slices.Repeat([]float64{1}, len(samples))
+	}
+	if len(samples) == 0 {
+		return r
+	}
+	stat.SortWeighted(r.sorted, r.above)
+	most := slices.Max(r.above) // the request that is asked about counts with it
+	total, reached := most+floats.Sum(r.above), most
+	for i, w := range slices.Backward(r.above) {
+		reached += w
+		r.above[i] = reached / total
+	}
+	r.above = append(r.above, most/total)
+	return r
 }
 
 // Quantiles returns a reference of which only some quantiles of n samples are known. The keys are probabilities, as an
@@ -51,11 +69,11 @@ func Quantiles(n int, quantiles map[string]float64) (Reference, error) {
 // Empty reports whether the reference has neither samples nor quantiles.
 func (r Reference) Empty() bool { return len(r.sorted) == 0 && len(r.bounds) == 0 }
 
-// PValue returns the conformal p-value of x: (1 + #{reference >= x}) / (n + 1), or an upper bound of it.
+// PValue returns the conformal p-value of x: (1 + #{reference >= x}) / (n + 1), or an upper bound of it. Weighed samples
+// count with their weights, and x with the greatest of them.
 func (r Reference) PValue(x float64) float64 {
 	if len(r.sorted) > 0 {
-		n := len(r.sorted)
-		return float64(1+n-sort.SearchFloat64s(r.sorted, x)) / float64(n+1)
+		return r.above[sort.SearchFloat64s(r.sorted, x)]
 	}
 	p := 1.0
 	for i, bound := range r.bounds {
@@ -94,12 +112,20 @@ type Rise struct {
 // expected number of observations until a false alarm is at least runLength, whatever the distribution. The p-values
 // must be independent and not smaller than uniform. The second result is false if there was no alarm.
 //
+// Weights say how many requests each observation stands for; nil means equally many. An observation of weight w bets the
+// share w / max w: E = 1 + (Bet(p) - 1) w / max w. Over sampled traffic, its mean is at most 1 if the p-values of all
+// requests are not smaller than uniform, so the run length holds whatever was sampled less.
+//
 // Reference: J. Shin, A. Ramdas, A. Rinaldo, "E-detectors: a nonparametric framework for sequential change detection",
 // New England Journal of Statistics in Data Science 2024, theorem 2.4.
-func Scan(p []float64, runLength float64) (Rise, bool) {
-	r := 0.0
+func Scan(p, weights []float64, runLength float64) (Rise, bool) {
+	r, share := 0.0, func(int) float64 { return 1 }
+	if len(weights) > 0 {
+		most := slices.Max(weights)
+		share = func(i int) float64 { return weights[i] / most }
+	}
 	for i, p := range p {
-		r = (1 + r) * Bet(p)
+		r = (1 + r) * (1 + (Bet(p)-1)*share(i))
 		if r >= runLength {
 			return Rise{At: i, Evidence: r}, true
 		}

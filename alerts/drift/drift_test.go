@@ -8,7 +8,7 @@ import (
 )
 
 func TestPValue(t *testing.T) {
-	r := NewReference([]float64{3, 1, 2, 2})
+	r := NewReference([]float64{3, 1, 2, 2}, nil)
 	for x, want := range map[float64]float64{0: 1, 1: 1, 2: 4.0 / 5, 2.5: 2.0 / 5, 3: 2.0 / 5, 4: 1.0 / 5} {
 		if got := r.PValue(x); got != want {
 			t.Errorf("p(%g) = %g, want %g", x, got, want)
@@ -28,7 +28,7 @@ func TestQuantilesAreConservative(t *testing.T) {
 		for i := range samples {
 			samples[i] = math.Round(r.ExpFloat64()*10) / 10
 		}
-		all := NewReference(samples)
+		all := NewReference(samples, nil)
 		quantiles := map[string]float64{}
 		for _, q := range []float64{0.5, 0.9, 0.99} {
 			quantiles[fmt.Sprint(q)] = all.sorted[min(n-1, int(q*float64(n)))]
@@ -111,14 +111,14 @@ func TestRunLength(t *testing.T) {
 
 func TestScan(t *testing.T) {
 	low := []float64{0.9, 0.5, 0.7, 0.8}
-	if _, alarm := Scan(low, 100); alarm {
+	if _, alarm := Scan(low, nil, 100); alarm {
 		t.Error("an alarm without a rise")
 	}
-	rise, alarm := Scan(append(low, 0.01, 0.01, 0.01, 0.01, 0.01), 100)
+	rise, alarm := Scan(append(low, 0.01, 0.01, 0.01, 0.01, 0.01), nil, 100)
 	if !alarm || rise.At < 5 || rise.At > 7 || rise.Evidence < 100 {
 		t.Errorf("%+v %t", rise, alarm)
 	}
-	if _, alarm := Scan(nil, 100); alarm {
+	if _, alarm := Scan(nil, nil, 100); alarm {
 		t.Error("an alarm on nothing")
 	}
 }

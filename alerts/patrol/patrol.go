@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"gonum.org/v1/gonum/stat"
 
 	"github.com/decuwatch/decuwatch/alerts/drift"
 	"github.com/decuwatch/decuwatch/internal/settings"
@@ -266,14 +267,11 @@ func (p *Patrol) ClassDrift(ctx context.Context, now time.Time) error {
 			for i, v := range q.Values {
 				pvalues[i] = m.Reference.PValue(v)
 			}
-			rise, alarm := drift.Scan(pvalues, p.config.RunLength)
+			rise, alarm := drift.Scan(pvalues, q.Weights, p.config.RunLength)
 			if !alarm {
 				continue
 			}
-			mean := 0.0
-			for _, v := range q.Values[:rise.At+1] {
-				mean += v / float64(rise.At+1)
-			}
+			mean := stat.Mean(q.Values[:rise.At+1], q.Weights[:rise.At+1])
 			at := q.Times[rise.At]
 			_, err := p.raise(ctx, schema.Alert{
 				ID: schema.ID(string(schema.AlertClassDrift), m.Name, m.EnsembleDigest, m.Settings, fmt.Sprint(q.ClassIndex),

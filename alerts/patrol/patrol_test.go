@@ -166,7 +166,7 @@ func TestClassDrift(t *testing.T) {
 		h.add(2, at, 0.02+0.001*r.NormFloat64(), 0, "")       // surer than the reference
 		h.add(3, at, 0.03+0.0006*float64(max(0, i-5)), 0, "") // rises slowly
 	}
-	p := newPatrol(t, store, Config{RunLength: 1000}, drift.NewReference(reference))
+	p := newPatrol(t, store, Config{RunLength: 1000}, drift.NewReference(reference, nil))
 	for range 2 { // the second look finds what has its alert already
 		if err := p.ClassDrift(t.Context(), time.Now()); err != nil {
 			t.Fatal(err)

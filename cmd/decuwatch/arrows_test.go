@@ -56,8 +56,14 @@ var arrows = []struct {
 		"internal/backoff", "internal/terminal", "schema", "consumers",
 	}, "a subscriber reads the stream of alerts and nothing else"},
 	{"monitor", []string{
-		"internal/stage", "schema", "scoring", "alerts",
+		"internal/stage", "schema", "scoring", "alerts", "monitor/sampling",
 	}, "the one sequence knows neither JetStream nor Postgres; cmd hands them over"},
+	{"monitor/sampling", []string{
+		"internal/modelname", "internal/settings", "schema",
+	}, "a lot depends on rules, a salt and the event's identity, and on nothing that changes"},
+	{"monitor/budget", []string{
+		"internal/modelname", "internal/settings", "schema", "schema/postgres",
+	}, "workers share their rows through the database, and know neither requests nor scores"},
 	{"monitor/reconcile", []string{
 		"internal/terminal", "schema", "schema/postgres", "consumers",
 	}, "both sides are read, and nobody writes"},
@@ -81,7 +87,7 @@ var arrows = []struct {
 	{"internal/terminal", nil, "how text is printed for people"},
 	{"internal/app", []string{
 		"internal/backoff", "internal/settings", "schema", "schema/postgres", "scoring", "scoring/ensemble", "consumers",
-		"alerts", "alerts/calibration", "monitor", "monitor/canary", "review",
+		"alerts", "alerts/calibration", "monitor", "monitor/budget", "monitor/canary", "monitor/sampling", "review",
 	}, "wires everything; nobody but cmd may know it"},
 	{"internal/demo", []string{
 		"internal/app", "internal/settings", "internal/terminal", "schema", "schema/postgres", "schema/postgres/local",

@@ -135,13 +135,15 @@ type countingHandler struct {
 	done chan struct{}
 }
 
-func (h *countingHandler) Plan(ev schema.Event) (int, func(context.Context, schema.Delivery) error) {
-	rows, handle := h.Monitor.Plan(ev)
+func (h *countingHandler) Plan(
+	ctx context.Context, ev schema.Event, d schema.Delivery,
+) (int, func(context.Context, schema.Delivery) error, error) {
+	rows, handle, err := h.Monitor.Plan(ctx, ev, d)
 	return rows, func(ctx context.Context, d schema.Delivery) error {
 		err := handle(ctx, d)
 		if err == nil && atomic.AddInt64(&h.left, -1) == 0 {
 			close(h.done)
 		}
 		return err
-	}
+	}, err
 }

@@ -17,6 +17,8 @@ import (
 	"github.com/decuwatch/decuwatch/alerts/patrol"
 	"github.com/decuwatch/decuwatch/consumers"
 	"github.com/decuwatch/decuwatch/internal/settings"
+	"github.com/decuwatch/decuwatch/monitor/budget"
+	"github.com/decuwatch/decuwatch/monitor/sampling"
 	"github.com/decuwatch/decuwatch/schema"
 	"github.com/decuwatch/decuwatch/schema/postgres"
 	"github.com/decuwatch/decuwatch/scoring"
@@ -30,6 +32,8 @@ type Config struct {
 	Stream    consumers.StreamConfig `embed:"" prefix:"stream." group:"Stream of events"`
 	Consumers consumers.Config       `embed:"" prefix:"consumers." group:"Consumers"`
 	Scoring   ScoringConfig          `embed:"" prefix:"scoring." group:"Scoring"`
+	Sampling  sampling.Config        `embed:"" prefix:"sampling." group:"Sampling"`
+	Budget    budget.Config          `embed:"" prefix:"budget." group:"Budgets"`
 	Postgres  PostgresConfig         `embed:"" prefix:"postgres." group:"Postgres"`
 	Retention postgres.Maintenance   `embed:"" prefix:"retention." group:"Retention"`
 	Alerts    alerts.Config          `embed:"" prefix:"alerts." group:"Alerts"`

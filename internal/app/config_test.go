@@ -328,3 +328,50 @@ func TestRedactedAddressesHoldNoSecret(t *testing.T) {
 		t.Errorf("redacted to %q", got)
 	}
 }
+
+// Lists of mappings are read from the file, in place of their group too, and from the environment and flags.
+func TestRulesAreRead(t *testing.T) {
+	const list = `[{model: m, class: Bag, labels: {tenant: a, plan: b}, share: 0.1}, {class: 3, share: 1}]`
+	block := `
+  - model: m
+    class: Bag
+    labels: {tenant: a, plan: b}
+    share: 0.1
+  - {class: 3, share: 1}
+`
+	want := withRules(t, Config{}, list, "").Sampling.Rules
+	for name, read := range map[string]func() (Config, error){
+		"list":  func() (Config, error) { return parsedConfig(t, "sampling: "+list, nil) },
+		"block": func() (Config, error) { return parsedConfig(t, "sampling:"+block, nil) },
+		"rules": func() (Config, error) { return parsedConfig(t, "sampling: {salt: x, rules: "+list+"}", nil) },
+		"flag":  func() (Config, error) { return parsedConfig(t, "", nil, "--sampling.rules", list) },
+		"environment": func() (Config, error) {
+			return parsedConfig(t, "", map[string]string{"DECUWATCH_SAMPLING_RULES": list})
+		},
+		"flag over file": func() (Config, error) {
+			return parsedConfig(t, "sampling: [{share: 0}]", nil, "--sampling.rules="+list)
+		},
+	} {
+		c, err := read()
+		if err != nil || !reflect.DeepEqual(c.Sampling.Rules, want) {
+			t.Errorf("%s: %+v, %v; want %+v", name, c.Sampling.Rules, err, want)
+		}
+	}
+	c, err := parsedConfig(t, "budget: [{model: m, rows-per-hour: 5, policy: defer, max-wait: 2m}]", nil)
+	if err != nil || len(c.Budget.Rules) != 1 || c.Budget.Rules[0].RowsPerHour != 5 ||
+		c.Budget.Rules[0].MaxWait != 2*time.Minute {
+		t.Errorf("budget %+v, %v", c.Budget.Rules, err)
+	}
+	for file, want := range map[string]string{
+		"sampling: [{shar: 1}]":                        "sampling.rules",
+		"sampling: {rules: {share: 1}}":                "must be a list of mappings",
+		"sampling: 0.5":                                "there is no setting sampling",
+		"budget: {rules: 7}":                           "must be a list of mappings",
+		"sampling: {rules: [{share: 1, share: 2}]}":    "already defined",
+		"sampling: {rules: []}\nsampling: {rules: []}": "is given twice",
+	} {
+		if c, err := parsedConfig(t, file, nil); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %+v, %v; want %q", file, c.Sampling, err, want)
+		}
+	}
+}

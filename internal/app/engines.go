@@ -52,7 +52,8 @@ func Models(engines map[string]*scoring.Engine, c ScoringConfig) (map[string]mon
 		}
 		list[name] = monitor.Model{
 			Cascade: cascade,
-			Scorer:  engine, Classes: engine.Ensemble().Labels(), Profile: engine.Profile(),
+			Scorer:  engine, Classes: engine.Ensemble().Labels(), Images: engine.Ensemble().TrainingImages(),
+			Profile:     engine.Profile(),
 			Diffusion:   engine.Ensemble().Diffusion,
 			AsRequested: c.Profile == scoring.ProfileAsRequested, SkipUnreproducible: c.Unreproducible == "skip",
 		}

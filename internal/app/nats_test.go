@@ -176,7 +176,9 @@ func TestNoRoomForStreams(t *testing.T) {
 // idle handles nothing.
 type idle struct{}
 
-func (idle) Plan(schema.Event) (int, func(context.Context, schema.Delivery) error) {
-	return 1, func(context.Context, schema.Delivery) error { return nil }
+func (idle) Plan(
+	context.Context, schema.Event, schema.Delivery,
+) (int, func(context.Context, schema.Delivery) error, error) {
+	return 1, func(context.Context, schema.Delivery) error { return nil }, nil
 }
 func (idle) DeadLetter(context.Context, schema.Verdict) error { return nil }

@@ -2,6 +2,7 @@ package app
 
 import (
 	_ "embed"
+	"encoding"
 	"reflect"
 	"slices"
 	"strings"
@@ -115,9 +116,14 @@ func Settings() []Setting {
 	return list
 }
 
+// entries is the kind of a setting that is a list of mappings.
+const entries = "list of mappings"
+
 // kind says what a setting takes.
 func kind(t reflect.Type) string {
 	switch {
+	case reflect.PointerTo(t).Implements(reflect.TypeFor[encoding.TextUnmarshaler]()):
+		return entries
 	case t == reflect.TypeFor[time.Duration]():
 		return "duration"
 	case t.Kind() == reflect.Int || t.Kind() == reflect.Int64:

@@ -19,6 +19,7 @@ import (
 	"github.com/decuwatch/decuwatch/consumers"
 	"github.com/decuwatch/decuwatch/internal/settings"
 	"github.com/decuwatch/decuwatch/monitor"
+	"github.com/decuwatch/decuwatch/monitor/budget"
 	"github.com/decuwatch/decuwatch/schema"
 	"github.com/decuwatch/decuwatch/scoring"
 )
@@ -162,9 +163,16 @@ func Serve(ctx context.Context, c Config, o Options) (err error) {
 	if err != nil {
 		return err
 	}
+	budgets, err := budget.New(c.Budget, store, budget.Options{
+		Models: names, MaxAge: c.Stream.MaxAge, Registerer: reg, Log: log,
+	})
+	if err != nil {
+		return err
+	}
+	life.Run("budgets", budgets.Run)
 	m, err := monitor.New(models, thresholds, Recorder{store}, monitor.Config{
 		MaxClassSeries: c.Metrics.MaxClassSeries, SampleShare: c.Review.Share,
-		Registerer: reg, Tracer: tracer, Evaluations: evaluations, Log: log,
+		Sampling: c.Sampling, Budget: budgets, Registerer: reg, Tracer: tracer, Evaluations: evaluations, Log: log,
 	})
 	if err != nil {
 		return err
@@ -173,6 +181,7 @@ func Serve(ctx context.Context, c Config, o Options) (err error) {
 	consuming.Models, consuming.Stream, consuming.Ledger = names, c.Stream, store
 	consuming.Healthy, consuming.Tries = healthy(store, engines), tries{store}
 	consuming.Logger, consuming.Metrics, consuming.Tracer = log, consumers.NewMetrics(reg, names), tracer
+	consuming.Backlog = func(model string, b consumers.Backlog) { budgets.Observe(model, budget.Backlog(b)) }
 	runner, err := consumers.New(js, m, consuming)
 	if err != nil {
 		return err

@@ -56,15 +56,15 @@ func (s *Sources) load(path string) error {
 	if len(document.Content) == 0 {
 		return nil
 	}
-	known := map[string]bool{}
+	known := map[string]string{}
 	for _, f := range Settings() {
-		known[f.Name] = true
+		known[f.Name] = f.Kind
 	}
 	return s.flatten("", document.Content[0], known)
 }
 
 // flatten adds the settings below a node.
-func (s *Sources) flatten(prefix string, node *yaml.Node, known map[string]bool) error {
+func (s *Sources) flatten(prefix string, node *yaml.Node, known map[string]string) error {
 	if node.Kind != yaml.MappingNode {
 		return fmt.Errorf("%s:%d: %s must be a mapping of settings", s.path, node.Line,
 			strings.TrimSuffix("the file."+prefix, "."))
@@ -77,19 +77,28 @@ func (s *Sources) flatten(prefix string, node *yaml.Node, known map[string]bool)
 			return fmt.Errorf("%s:%d: %s is given twice", s.path, key.Line, name)
 		}
 		seen[key.Value] = true
-		if known[name] {
+		if value.Kind == yaml.SequenceNode && known[name+rules] == entries { // a list in place of the group is its rules
+			name += rules
+		}
+		if known[name] != "" {
 			s.from(name, fmt.Sprintf("%s:%d", s.path, key.Line))
 		}
 		if value.Kind == yaml.AliasNode {
 			value = value.Alias
 		}
 		switch {
-		case known[name] && value.Kind == yaml.ScalarNode:
+		case known[name] == entries:
+			text, err := yaml.Marshal(value)
+			if err != nil {
+				return fmt.Errorf("%s:%d: %s: %w", s.path, key.Line, name, err)
+			}
+			s.file[name] = string(text)
+		case known[name] != "" && value.Kind == yaml.ScalarNode:
 			if value.Tag == "!!null" {
 				continue
 			}
 			s.file[name] = value.Value
-		case known[name] && value.Kind == yaml.SequenceNode:
+		case known[name] != "" && value.Kind == yaml.SequenceNode:
 			list := []any{}
 			for _, item := range value.Content {
 				if item.Kind != yaml.ScalarNode {
@@ -103,7 +112,7 @@ func (s *Sources) flatten(prefix string, node *yaml.Node, known map[string]bool)
 				return err
 			}
 		case value.Tag == "!!null" && hasPrefix(known, name+"."):
-		case known[name]:
+		case known[name] != "":
 			return fmt.Errorf("%s:%d: %s must be a plain value", s.path, key.Line, name)
 		default:
 			return fmt.Errorf("%s:%d: there is no setting %s", s.path, key.Line, name)
@@ -112,7 +121,10 @@ func (s *Sources) flatten(prefix string, node *yaml.Node, known map[string]bool)
 	return nil
 }
 
-func hasPrefix(known map[string]bool, prefix string) bool {
+// rules is the name of the setting that a group's list of mappings is.
+const rules = ".rules"
+
+func hasPrefix(known map[string]string, prefix string) bool {
 	for name := range known {
 		if strings.HasPrefix(name, prefix) {
 			return true

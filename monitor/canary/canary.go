@@ -22,7 +22,7 @@ import (
 )
 
 // Source is the CloudEvents source of canaries.
-const Source = "/decuwatch/canary"
+const Source = schema.CanarySource
 
 var (
 	// ErrNoClass is returned for an ensemble that has no under-trained class.

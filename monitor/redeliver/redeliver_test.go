@@ -25,8 +25,10 @@ type worker struct {
 	fail error
 }
 
-func (w worker) Plan(ev schema.Event) (int, func(context.Context, schema.Delivery) error) {
-	return 1, func(ctx context.Context, d schema.Delivery) error { return w.handle(ctx, ev, d) }
+func (w worker) Plan(
+	_ context.Context, ev schema.Event, _ schema.Delivery,
+) (int, func(context.Context, schema.Delivery) error, error) {
+	return 1, func(ctx context.Context, d schema.Delivery) error { return w.handle(ctx, ev, d) }, nil
 }
 
 func (w worker) handle(ctx context.Context, ev schema.Event, d schema.Delivery) error {

@@ -21,7 +21,8 @@ func checkName(measurement schema.MeasurementName) error {
 }
 
 // Samples returns one measurement of the scores of a series that have it, with event times in [from, to). Canaries, and
-// events whose alert a reviewer confirmed, are left out: they are no reference for what is usual.
+// events whose alert a reviewer confirmed, are left out: they are no reference for what is usual. Each sample has its
+// weight.
 func (s *Store) Samples(
 	ctx context.Context, of schema.Series, measurement schema.MeasurementName, from, to time.Time,
 ) ([]schema.Sample, error) {

@@ -24,9 +24,9 @@ var stored = []struct {
 	scores []column[schema.Measurement]
 	sums   []column[sums]
 }{
-	{schema.ClassGap, slices.Concat(path, spread), slices.Concat(summed, saturated)},
-	{schema.RequestRisk, slices.Concat(path, spread), slices.Concat(lacking, summed, saturated)},
-	{schema.ImageRisk, slices.Concat(path, judged), slices.Concat(counted, summed)},
+	{schema.ClassGap, slices.Concat(path, spread), slices.Concat(summed, sampled, saturated)},
+	{schema.RequestRisk, slices.Concat(path, spread), slices.Concat(lacking, summed, sampled, saturated)},
+	{schema.ImageRisk, slices.Concat(path, judged), slices.Concat(counted, summed, sampled)},
 }
 
 var (

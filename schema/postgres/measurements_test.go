@@ -50,7 +50,9 @@ func TestEveryMeasurementIsStored(t *testing.T) {
 		if m.Name != name {
 			t.Fatalf("measurement %d is %s, want %s", i, m.Name, name)
 		}
-		want := schema.Sample{Class: 1, Value: m.Value, Distance: m.MeanDistance, Saturated: m.Saturated}
+		want := schema.Sample{
+			Class: 1, Value: m.Value, Distance: m.MeanDistance, Saturated: m.Saturated, Weight: 1,
+		}
 		if got, err := s.Samples(ctx, got.Series(), name, from, at.Add(time.Hour)); err != nil || len(got) != 1 ||
 			got[0] != want {
 			t.Errorf("samples of %s are %+v, want %+v: %v", name, got, want, err)

@@ -37,14 +37,15 @@ func (s *Store) ClassSequences(
 	var class int
 	var label, last string
 	var at time.Time
-	var value float64
-	_, err = pgx.ForEachRow(rows, []any{&class, &label, &at, &last, &value}, func() error {
+	var value, weight float64
+	_, err = pgx.ForEachRow(rows, []any{&class, &label, &at, &last, &value, &weight}, func() error {
 		if n := len(sequences); n == 0 || sequences[n-1].ClassIndex != class {
 			sequences = append(sequences, schema.ClassSequence{ClassIndex: class, ClassLabel: label})
 		}
 		q := &sequences[len(sequences)-1]
 		q.Last = last
 		q.Times, q.Values = append(q.Times, at.UTC()), append(q.Values, value)
+		q.Weights = append(q.Weights, weight)
 		return nil
 	})
 	if err != nil {
@@ -66,8 +67,8 @@ func (s *Store) ClassGapDistances(
 	return means, nil
 }
 
-// Tail returns the value of a measurement that at most a share alpha of the scores of some classes since a moment
-// reach, and the number of scores. Canaries are left out. The value means nothing if the number is below 1/alpha.
+// Tail returns the value of a measurement that at most a share alpha of the requests of some classes since a moment
+// reach, and the number of scores, which are weighed by the inverse of their inclusion probability. Canaries are left out. The value means nothing if the number is below 1/alpha.
 func (s *Store) Tail(
 	ctx context.Context, of schema.Series, measurement schema.MeasurementName, classes []int, since time.Time,
 	alpha float64,

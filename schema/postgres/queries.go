@@ -29,6 +29,8 @@ var (
 	alertsSpent string
 	//go:embed queries/beat_worker.sql
 	beatWorker string
+	//go:embed queries/begin_budget.sql
+	beginBudget string
 	//go:embed queries/begin_position.sql
 	beginPosition string
 	//go:embed queries/canaries_open.sql
@@ -37,6 +39,8 @@ var (
 	canaryCounts string
 	//go:embed queries/change_review.sql
 	changeReview string
+	//go:embed queries/change_share.sql
+	changeShare string
 	//go:embed queries/claim_dead_letters.sql
 	claimDeadLetters string
 	//go:embed queries/claim_events.sql
@@ -107,6 +111,8 @@ var (
 	lastThresholdChange string
 	//go:embed queries/lease_outbox.sql
 	leaseOutbox string
+	//go:embed queries/least_share.sql
+	leastShare string
 	//go:embed queries/leave_worker.sql
 	leaveWorker string
 	//go:embed queries/message_known.sql
@@ -171,6 +177,8 @@ var (
 	silencesInForce string
 	//go:embed queries/silences_list.sql
 	silencesList string
+	//go:embed queries/spend_rows.sql
+	spendRows string
 	//go:embed queries/swept_position.sql
 	sweptPosition string
 	//go:embed queries/tables_not_writable.sql

@@ -131,7 +131,7 @@ func (s *Store) prepare(ctx context.Context, v schema.Verdict) (*call, error) {
 		c.skip = &skipRow{
 			Source: event.Source, EventID: event.ID, EventTime: event.Time, Model: event.Data.Model,
 			Class: event.Data.Class.String(), Reason: v.Skip.Reason, Detail: clean(v.Skip.Detail),
-			Labels: labels(event.Data.Labels),
+			Labels: labels(event.Data.Labels), InclusionProbability: v.Skip.InclusionProbability,
 		}
 		c.result = Recorded{First: true, Outcome: schema.OutcomeSkip, Reason: string(v.Skip.Reason)}
 	}

@@ -8,13 +8,30 @@ import (
 	"github.com/decuwatch/decuwatch/schema"
 )
 
-// sums is what is summed of a measurement.
+// sums is what is summed of a measurement. Each score stands for 1/p requests, p being its inclusion probability.
 type sums struct {
+	lot
 	n            int // scores that have it
 	unmeasured   int // scores that lack it
 	sum, squares float64
 	min, max     *float64
 	saturated    int
+
+	varianceSum, varianceSquares float64 // sums of v x and v x^2, see lot
+}
+
+// lot sums what is needed for the number of requests that scores stand for, and its standard error.
+type lot struct {
+	extra    float64 // of 1/p - 1: requests beside the scores
+	variance float64 // of v = (1 - p) / p^2, the variance of that number
+}
+
+// draw counts a score and returns its weight 1/p, and v.
+func (l *lot) draw(p float64) (weight, v float64) {
+	weight, v = 1/p, (1-p)/(p*p)
+	l.extra += weight - 1
+	l.variance += v
+	return weight, v
 }
 
 var (
@@ -24,14 +41,20 @@ var (
 		{"_min", func(s *sums) any { return &s.min }},
 		{"_max", func(s *sums) any { return &s.max }},
 	}
+	sampled = []column[sums]{
+		{"_extra", func(s *sums) any { return &s.extra }},
+		{"_variance", func(s *sums) any { return &s.variance }},
+		{"_variance_sum", func(s *sums) any { return &s.varianceSum }},
+		{"_variance_squares", func(s *sums) any { return &s.varianceSquares }},
+	}
 	saturated = []column[sums]{{"_saturated", func(s *sums) any { return &s.saturated }}}
 	// counted or lacking is for a measurement that some scores lack.
 	counted = []column[sums]{{"_n", func(s *sums) any { return &s.n }}}
 	lacking = []column[sums]{{"_unmeasured", func(s *sums) any { return &s.unmeasured }}}
 )
 
-// add counts one score, which lacks the measurement if m is nil.
-func (s *sums) add(m *schema.Measurement) {
+// add counts one score, which lacks the measurement if m is nil. P is the probability with which it was to be made.
+func (s *sums) add(m *schema.Measurement, p float64) {
 	if m == nil {
 		s.unmeasured++
 		return
@@ -40,9 +63,12 @@ func (s *sums) add(m *schema.Measurement) {
 		s.min, s.max = &m.Value, &m.Value
 	}
 	least, greatest := min(*s.min, m.Value), max(*s.max, m.Value)
+	weight, v := s.draw(p)
 	s.n++
-	s.sum += m.Value
-	s.squares += m.Value * m.Value
+	s.sum += weight * m.Value
+	s.squares += weight * m.Value * m.Value
+	s.varianceSum += v * m.Value
+	s.varianceSquares += v * m.Value * m.Value
 	s.min, s.max = &least, &greatest
 	s.saturated += one(m.Saturated)
 }
@@ -58,6 +84,13 @@ type classSums struct {
 	Warnings       int    `json:"warnings"`
 	Criticals      int    `json:"criticals"`
 	Folded         bool   `json:"folded"`
+
+	Extra             float64 `json:"extra"`
+	Variance          float64 `json:"variance"`
+	WarningsExtra     float64 `json:"warnings_extra"`
+	WarningsVariance  float64 `json:"warnings_variance"`
+	CriticalsExtra    float64 `json:"criticals_extra"`
+	CriticalsVariance float64 `json:"criticals_variance"`
 
 	measured map[schema.MeasurementName]*sums // in columns of their own, see stored
 }
@@ -181,15 +214,27 @@ func addClass(classes map[classKey]*classSums, span time.Duration, s *scoreRow, 
 		}
 		classes[key] = row
 	}
-	row.N++
 	for name, sums := range row.measured {
-		sums.add(s.measured[name])
+		sums.add(s.measured[name], s.probability(name))
 	}
+	count(&row.N, &row.Extra, &row.Variance, s.InclusionProbability)
 	has := func(of schema.Severity) bool {
 		return slices.ContainsFunc(alerts, func(a alertRow) bool { return a.Severity == of })
 	}
-	row.Warnings += one(has(schema.SeverityWarn))
-	row.Criticals += one(has(schema.SeverityCritical))
+	if has(schema.SeverityWarn) {
+		count(&row.Warnings, &row.WarningsExtra, &row.WarningsVariance, s.InclusionProbability)
+	}
+	if has(schema.SeverityCritical) {
+		count(&row.Criticals, &row.CriticalsExtra, &row.CriticalsVariance, s.InclusionProbability)
+	}
+}
+
+// count counts one score in n, and the requests that it stands for.
+func count(n *int, extra, variance *float64, p float64) {
+	*n++
+	l := lot{*extra, *variance}
+	l.draw(p)
+	*extra, *variance = l.extra, l.variance
 }
 
 func one(b bool) int {

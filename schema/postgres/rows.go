@@ -107,6 +107,8 @@ type scoreRow struct {
 	ClassDraws    int               `json:"class_draws"`
 	FirstLatent   *firstLatent      `json:"first_latent"`
 
+	InclusionProbability float64 `json:"inclusion_probability"`
+
 	RequestRiskReason      *schema.UnmeasuredReason `json:"request_risk_reason"`
 	RequestRiskProbability float64                  `json:"request_risk_probability"`
 	ImageRiskReason        *schema.UnmeasuredReason `json:"image_risk_reason"`
@@ -127,8 +129,8 @@ func newScoreRow(s *schema.Score) scoreRow {
 		TraceParent: optional(e.TraceParent), TraceState: optional(e.TraceState), ScoredAt: s.ScoredAt,
 		ClassImages: receipt.ClassImages, ClassNEff: receipt.ClassNEff, ClassDraws: receipt.ClassDraws,
 		RequestRiskReason: optional(s.RequestRiskReason), RequestRiskProbability: s.RequestRiskProbability,
-		ImageRiskReason: optional(s.ImageRiskReason),
-		measured:        map[schema.MeasurementName]*schema.Measurement{},
+		InclusionProbability: cmp.Or(s.InclusionProbability, 1), ImageRiskReason: optional(s.ImageRiskReason),
+		measured: map[schema.MeasurementName]*schema.Measurement{},
 	}
 	if s.RequestRisk != nil {
 		row.RequestRiskProbability = cmp.Or(s.RequestRiskProbability, 1)
@@ -188,11 +190,22 @@ func (r scoreRow) score() *schema.Score {
 		ScoredAt: r.ScoredAt.UTC(), RequestRiskProbability: r.RequestRiskProbability,
 	}
 	r.FirstLatent.tell(&s.Receipt)
+	if r.InclusionProbability < 1 {
+		s.InclusionProbability = r.InclusionProbability
+	}
 	s.RequestRiskReason, s.ImageRiskReason = text(r.RequestRiskReason), text(r.ImageRiskReason)
 	for name, m := range r.measured {
 		s.SetMeasurement(name, *m)
 	}
 	return s
+}
+
+// probability returns how likely a measurement of the event was to be made.
+func (r *scoreRow) probability(name schema.MeasurementName) float64 {
+	if name == schema.RequestRisk {
+		return r.InclusionProbability * r.RequestRiskProbability
+	}
+	return r.InclusionProbability
 }
 
 // checkScore names the first number of a score that is not finite.
@@ -213,6 +226,9 @@ func checkScore(s *schema.Score) error {
 	}
 	if !finite(s.RequestRiskProbability) {
 		return fmt.Errorf("request_risk_probability: %w", ErrNotFinite)
+	}
+	if !finite(s.InclusionProbability) {
+		return fmt.Errorf("inclusion probability: %w", ErrNotFinite)
 	}
 	if !finite(s.Receipt.GuidanceScale) || !finite(s.Receipt.Eta) || !finite(s.Receipt.ClassNEff) {
 		return fmt.Errorf("receipt: %w", ErrNotFinite)
@@ -247,6 +263,8 @@ type skipRow struct {
 	Reason    schema.SkipReason `json:"reason"`
 	Detail    string            `json:"detail"`
 	Labels    map[string]string `json:"labels"`
+
+	InclusionProbability *float64 `json:"inclusion_probability"`
 }
 
 // deadLetterRow is a row of dead_letters.

@@ -140,6 +140,15 @@ func (e *Ensemble) Labels() []string {
 	return labels
 }
 
+// TrainingImages returns how many training images of each class a component saw, at least.
+func (e *Ensemble) TrainingImages() []int {
+	images := make([]int, len(e.Classes))
+	for i, class := range e.Classes {
+		images[i] = slices.Min(class.Images)
+	}
+	return images
+}
+
 // WellSampled returns the classes of which the components saw the most images. The manifest's reference scores are
 // scores of these classes.
 func (e *Ensemble) WellSampled() []int {

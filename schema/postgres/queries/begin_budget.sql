@@ -1,0 +1,1 @@
+INSERT INTO decuwatch.budgets (model) VALUES ($1) ON CONFLICT DO NOTHING
