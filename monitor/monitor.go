@@ -165,7 +165,7 @@ func (m *Monitor) handle(ctx context.Context, p plan, d schema.Delivery) (err er
 	score := p.compose(result)
 	decision := m.decide(ctx, score)
 	v := schema.Verdict{Delivery: d, Score: &score, Alerts: decision.Alerts}
-	v.Sampled = len(v.Alerts) == 0 && drawn(p.event, "sample", m.share)
+	v.Sampled = len(v.Alerts) == 0 && drawn(p.event, "review", m.share)
 	return m.commit(ctx, v, decision.Findings...)
 }
 

@@ -2,14 +2,13 @@ package monitor
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"slices"
 	"strings"
 	"time"
 
+	"github.com/decuwatch/decuwatch/monitor/sampling"
 	"github.com/decuwatch/decuwatch/schema"
 	"github.com/decuwatch/decuwatch/scoring"
 )
@@ -183,8 +182,7 @@ func Key(source, id string) string { return source + "\n" + id }
 // drawn reports whether an event belongs to a share of all events. It depends on the purpose and on the event's identity
 // alone; the shares of two purposes are independent.
 func drawn(ev schema.Event, purpose string, share float64) bool {
-	sum := sha256.Sum256([]byte(purpose + "\n" + Key(ev.Source, ev.ID)))
-	return float64(binary.BigEndian.Uint64(sum[:8])>>11)/(1<<53) < share
+	return sampling.Uniform("", purpose, ev.Source, ev.ID) < share
 }
 
 // Compose returns the score of an event, for a caller that ran the scoring request itself. Deviations say how the

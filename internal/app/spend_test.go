@@ -233,7 +233,7 @@ func TestBudgetSkips(t *testing.T) {
 	x.settled(n)
 	scored := x.number(`SELECT count(*) FROM decuwatch.scores`)
 	skipped := x.number(`SELECT count(*) FROM decuwatch.skips WHERE reason = 'budget' AND inclusion_probability IS NULL`)
-	if spent := x.number(`SELECT coalesce(sum(unet_rows), 0) FROM decuwatch.scores`); spent > 2000+2000/86400*60 ||
+	if spent := x.number(`SELECT coalesce(sum(unet_rows), 0) FROM decuwatch.scores`); spent > 2000+2000.0/86400*60 ||
 		spent < 2000-float64(2*rows) || scored+skipped != float64(n) {
 		t.Errorf("%g events of %d rows were scored, %g rows in all, and %g of %d skipped", scored, rows, spent, skipped, n)
 	}
