@@ -6,18 +6,20 @@ EVALUATE ?=
 DATA_CARD ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/decuwatch/data-card-fashion-mnist
 DECUWATCH_TRAIN = PYTHONPATH=training "$$(training/setup)/bin/python" -m decuwatch_training
 
-.PHONY: ensemble check-ensemble evaluate-ensemble evaluate-spoiled ensemble-experiments \
+.PHONY: ensemble check-ensemble evaluate-ensemble evaluate-spoiled \
 	data-card test-training lock-training
 
-ensemble: ## train ensembles/fashion-mnist from scratch and export it
-	@data=$$(training/fetch-fashion-mnist) && \
+ensemble: ## train ensembles/fashion-mnist from scratch, or from where it stopped, and export it
+	@begun=$$(date +%s) && data=$$(training/fetch-fashion-mnist) && \
 	$(DECUWATCH_TRAIN) pretrain --data "$$data" --out "$(ENSEMBLE_BUILD)/backbone" && \
 	$(DECUWATCH_TRAIN) train --backbone "$(ENSEMBLE_BUILD)/backbone" --data "$$data" --out "$(ENSEMBLE_BUILD)/tables" \
 		--bins 1 10 100 1000 5000 --rotations 5 --components 5 --steps 700 --producer-steps 2800 && \
-	$(DECUWATCH_TRAIN) judge --data "$$data" --out "$(ENSEMBLE_BUILD)/judge" && \
+	{ [ -e "$(ENSEMBLE_BUILD)/judge/judge.json" ] || \
+		$(DECUWATCH_TRAIN) judge --data "$$data" --out "$(ENSEMBLE_BUILD)/judge"; } && \
 	$(DECUWATCH_TRAIN) export --backbone "$(ENSEMBLE_BUILD)/backbone" --run "$(ENSEMBLE_BUILD)/tables" \
 		--judge "$(ENSEMBLE_BUILD)/judge" --out ensembles/fashion-mnist --members 3 --producer-member \
-		--name fashion-mnist --profile training/fashion-mnist-profile.json --golden
+		--name fashion-mnist --profile training/fashion-mnist-profile.json --golden && \
+	echo "make ensemble took $$((($$(date +%s) - begun + 59) / 60)) minutes"
 
 check-ensemble: ## compare the exported ensemble with the PyTorch model it came from
 	@$(DECUWATCH_TRAIN) check ensembles/fashion-mnist --backbone "$(ENSEMBLE_BUILD)/backbone"
@@ -29,9 +31,6 @@ evaluate-ensemble: ## the tables and plots of docs/evaluation.md
 evaluate-spoiled: ## what the data card finds in classes with duplicates, wrong labels and a hidden mode
 	@data=$$(training/fetch-fashion-mnist) && \
 	PYTHONPATH=training "$$(training/setup)/bin/python" training/spoiled.py "$$data" "$(ENSEMBLE_BUILD)/spoiled"
-
-ensemble-experiments: ## the comparison of training regimes in docs/evaluation.md
-	@training/experiments "$(ENSEMBLE_BUILD)"
 
 data-card: ## the data card of docs/training.md, from data with duplicates and wrong labels
 	@data=$$(training/fetch-fashion-mnist) && rm -rf "$(DATA_CARD)" && \

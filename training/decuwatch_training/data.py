@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -242,3 +242,21 @@ def background_color(text: str) -> Color:
         ) from err
     red, green, blue = cast(Color, color)
     return red, green, blue
+
+
+def add_data_arguments(parser: argparse.ArgumentParser, name: str = "--data") -> None:
+    """The arguments ``name`` (required), --classes and --background: what ``read_data`` reads, and how."""
+    required: dict[str, Any] = {"required": True} if name.startswith("-") else {}
+    parser.add_argument(
+        name, type=Path, **required, help="a directory: one folder of images a class, or Fashion-MNIST's files"
+    )
+    parser.add_argument(
+        "--classes",
+        type=Path,
+        help="a text file that fixes the classes: a folder's name on each line, or folder, tab and label",
+    )
+    parser.add_argument(
+        "--background",
+        type=background_color,
+        help="color under transparent pixels, such as white or #808080; none: refuse them",
+    )

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from decuwatch_training.backbone import Backbone, add_backbone_arguments, backbone_of
 from decuwatch_training.contactsheet import write_card
-from decuwatch_training.data import Images, background_color, read_data
+from decuwatch_training.data import Images, add_data_arguments, read_data
 from decuwatch_training.datacard import NEIGHBORS, data_card, pixel_features
 from decuwatch_training.errors import TrainingError
 from decuwatch_training.loop import pick_device
@@ -24,21 +24,11 @@ from decuwatch_training.train import image_shape_of
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``decuwatch-train inspect``."""
-    parser.add_argument("images", type=Path, help="a directory: one folder of images a class, or Fashion-MNIST's files")
+    add_data_arguments(parser, "images")
     add_backbone_arguments(parser, "compare images by its latents", required=False)
     parser.add_argument("--out", type=Path, help="directory of datacard.json and datacard.html")
     parser.add_argument(
         "--size", type=int, default=64, help="side to which images are scaled; with --backbone it is the backbone's"
-    )
-    parser.add_argument(
-        "--classes",
-        type=Path,
-        help="a text file that fixes the classes: a folder's name on each line, or folder, tab and label",
-    )
-    parser.add_argument(
-        "--background",
-        type=background_color,
-        help="color under transparent pixels, such as white or #808080; none: refuse them",
     )
     parser.add_argument("--neighbors", type=int, default=NEIGHBORS, help="nearest neighbors whose labels are compared")
     parser.add_argument(

@@ -22,7 +22,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from decuwatch_training.classifier import ClassifierSettings, check_classes, train_classifier
-from decuwatch_training.data import DataSet, Images, background_color, read_data
+from decuwatch_training.data import DataSet, Images, add_data_arguments, read_data
 from decuwatch_training.errors import TrainingError
 from decuwatch_training.files import check_replaceable, staged_directory, write_json
 from decuwatch_training.graphs import export_classifier
@@ -46,20 +46,8 @@ NO_CLASS = -1
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``decuwatch-train judge``."""
     defaults = ClassifierSettings()
-    parser.add_argument(
-        "--data", type=Path, required=True, help="a directory: one folder of images a class, or Fashion-MNIST's files"
-    )
+    add_data_arguments(parser)
     parser.add_argument("--out", type=Path, required=True, help="directory of judge.onnx and judge.json")
-    parser.add_argument(
-        "--classes",
-        type=Path,
-        help="a text file that fixes the classes: a folder's name on each line, or folder, tab and label",
-    )
-    parser.add_argument(
-        "--background",
-        type=background_color,
-        help="color under transparent pixels, such as white or #808080; none: refuse them",
-    )
     parser.add_argument(
         "--size", type=int, default=32, help="side of the images that the ensemble's decoder makes; scales folders'"
     )

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from decuwatch_training.backbone import REFERENCE_FILE, Autoencoder, Backbone, ContextUNet
 from decuwatch_training.checkpoint import CHECKPOINT_FILE, load_checkpoint, save_checkpoint
-from decuwatch_training.data import Images, background_color, read_data
+from decuwatch_training.data import Images, add_data_arguments, read_data
 from decuwatch_training.diffusion import NoiseSchedule
 from decuwatch_training.errors import TrainingError
 from decuwatch_training.files import check_replaceable, staged_directory, write_json
@@ -58,19 +58,7 @@ class PretrainSettings:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``decuwatch-train pretrain``."""
     defaults = PretrainSettings()
-    parser.add_argument(
-        "--data", type=Path, required=True, help="a directory: one folder of images a class, or Fashion-MNIST's files"
-    )
-    parser.add_argument(
-        "--classes",
-        type=Path,
-        help="a text file that fixes the classes: a folder's name on each line, or folder, tab and label",
-    )
-    parser.add_argument(
-        "--background",
-        type=background_color,
-        help="color under transparent pixels, such as white or #808080; none: refuse them",
-    )
+    add_data_arguments(parser)
     parser.add_argument("--out", type=Path, required=True, help="the backbone's directory; checkpoints stand beside it")
     parser.add_argument("--size", type=int, default=32, help="height and width of images from folders, in pixels")
     parser.add_argument("--image-channels", type=int, default=3, choices=(1, 3), help="of images from folders")

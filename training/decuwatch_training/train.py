@@ -21,7 +21,7 @@ from torch import Tensor
 from decuwatch_training.backbone import INDEX_FILE, Backbone, add_backbone_arguments, backbone_of
 from decuwatch_training.checkpoint import CHECKPOINT_FILE
 from decuwatch_training.contactsheet import write_card
-from decuwatch_training.data import DataSet, Images, background_color, read_data
+from decuwatch_training.data import DataSet, Images, add_data_arguments, read_data
 from decuwatch_training.datacard import DataCard, class_data, data_card
 from decuwatch_training.diagnostics import diagnose, draws_table, draws_warnings
 from decuwatch_training.errors import TrainingError
@@ -43,19 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``decuwatch-train train``."""
     defaults = TableSettings()
     add_backbone_arguments(parser, "the frozen model")
-    parser.add_argument(
-        "--data", type=Path, required=True, help="a directory: one folder of images a class, or Fashion-MNIST's files"
-    )
-    parser.add_argument(
-        "--classes",
-        type=Path,
-        help="a text file that fixes the classes: a folder's name on each line, or folder, tab and label",
-    )
-    parser.add_argument(
-        "--background",
-        type=background_color,
-        help="color under transparent pixels, such as white or #808080; none: refuse them",
-    )
+    add_data_arguments(parser)
     parser.add_argument("--out", type=Path, required=True, help="the run's directory; its checkpoint stands beside it")
     parser.add_argument("--components", type=int, default=defaults.components, help="M, the tables of one ensemble")
     parser.add_argument(
