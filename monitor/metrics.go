@@ -64,8 +64,8 @@ func newMetrics(reg prometheus.Registerer, models map[string]Model, maxClassSeri
 		}, []string{"model", "measurement"}),
 		missing: with.NewCounterVec(prometheus.CounterOpts{
 			Name: "decuwatch_unmeasured_scores_total",
-			Help: "Measurements that scores lack, by reason: below_cut of request_risk, no_judge and judge_cannot_tell of " +
-				"image_risk.",
+			Help: "Measurements that scores lack, by reason: below_cut of request_risk, no_judge, judge_cannot_tell and " +
+				"not_finite of image_risk.",
 		}, []string{"model", "reason"}),
 		fallbacks: with.NewCounterVec(prometheus.CounterOpts{
 			Name: "decuwatch_threshold_fallbacks_total",

@@ -73,6 +73,8 @@ func (d Details) why(reason schema.UnmeasuredReason) string {
 			return fmt.Sprintf("not measured: the judge cannot tell this class (accuracy %.2f)", *accuracy)
 		}
 		return "not measured: the judge cannot tell this class (its accuracy is unknown)"
+	case schema.NotFinite:
+		return "not measured: the image, or what the judge said of it, is not finite"
 	default:
 		return ""
 	}

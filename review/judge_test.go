@@ -85,6 +85,12 @@ func TestNoJudgeOnThePage(t *testing.T) {
 	if score.ImageRiskReason != schema.NoJudge || !strings.Contains(page, "not measured: the ensemble has no judge") {
 		t.Errorf("the page of a score without a judge (%q):\n%s", score.ImageRiskReason, page)
 	}
+	score.Event.ID, score.ImageRiskReason = "spoiled", schema.NotFinite
+	b.n++
+	id = b.commit(score, request{alert: schema.SeverityWarn})
+	if _, _, page = ask(t, "GET", site.URL+"/review/"+id, nil, nil); !strings.Contains(page, "is not finite") {
+		t.Errorf("the page does not say that the judge's output was not finite:\n%s", page)
+	}
 	score.Event.ID, score.ImageRiskReason = "old", ""
 	b.n++
 	id = b.commit(score, request{alert: schema.SeverityWarn})

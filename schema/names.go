@@ -52,6 +52,7 @@ const (
 	BelowCut        UnmeasuredReason = "below_cut"         // its class gap is below the cut of the cascade
 	NoJudge         UnmeasuredReason = "no_judge"          // the ensemble or its profile has no judge
 	JudgeCannotTell UnmeasuredReason = "judge_cannot_tell" // the judge is not known to tell the class well enough
+	NotFinite       UnmeasuredReason = "not_finite"        // decoder or judge gave a NaN or an infinity for this image
 )
 
 // MeasurementNames returns the names of the measurements of a score.
@@ -61,7 +62,7 @@ func MeasurementNames() []MeasurementName {
 
 // UnmeasuredReasons returns all reasons why a score lacks a measurement.
 func UnmeasuredReasons() []UnmeasuredReason {
-	return []UnmeasuredReason{BelowCut, NoJudge, JudgeCannotTell}
+	return []UnmeasuredReason{BelowCut, NoJudge, JudgeCannotTell, NotFinite}
 }
 
 // AlertKind is what an alert is about.

@@ -410,6 +410,10 @@ func (e *Engine) result(ctx context.Context, r Request, t *task, reason string) 
 	if reason == "" {
 		result.ImageRisk, err = e.imageRisk(ctx, r, t.plan.measures[imageRisk], t.means[imageRisk])
 	}
+	var nonFinite *NonFiniteError
+	if errors.As(err, &nonFinite) { // the sessions work, so the other measurements stand
+		result.ImageRiskReason, err = ReasonNotFinite, nil
+	}
 	return result, err
 }
 

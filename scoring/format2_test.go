@@ -274,7 +274,7 @@ func fakeJudge(e *Engine) (decoder, judge *fakeStage) {
 	return e.imager.decoder.runner.(*fakeStage), e.imager.judge.runner.(*fakeStage)
 }
 
-// Output of decoder or judge that is not finite is the request's error, and nobody else's.
+// Output of decoder or judge that is not finite costs the request its image risk, and nothing else, and nobody else's.
 func TestNonFinitePicture(t *testing.T) {
 	for name, bad := range map[string]float32{"NaN": float32(math.NaN()), "infinity": float32(math.Inf(-1))} {
 		for _, graph := range []string{"decoder", "judge"} {
@@ -289,13 +289,16 @@ func TestNonFinitePicture(t *testing.T) {
 			}
 			failures := 0
 			for seed := range uint64(6) {
-				_, err := e.Score(t.Context(), Request{Key: "a", Class: told, Seed: seed})
-				var nonFinite *NonFiniteError
+				result, err := e.Score(t.Context(), Request{Key: "a", Class: told, Seed: seed})
 				switch {
-				case errors.As(err, &nonFinite) && nonFinite.Graph == graph && err.Error() == graph+" output is not finite":
-					failures++
 				case err != nil:
 					t.Errorf("%s of the %s: %v", name, graph, err)
+				case result.RequestRisk == nil || len(result.ClassGap.Distances) == 0 || result.Receipt.Rows == 0:
+					t.Errorf("%s of the %s: the other measurements are gone: %+v", name, graph, result)
+				case result.ImageRisk == nil && result.ImageRiskReason == ReasonNotFinite:
+					failures++
+				case result.ImageRisk == nil || result.ImageRiskReason != "" || !(result.ImageRisk.Value <= 1):
+					t.Errorf("%s of the %s: image risk %+v %q", name, graph, result.ImageRisk, result.ImageRiskReason)
 				}
 			}
 			if failures == 0 || failures == 6 {

@@ -66,7 +66,7 @@ type Result struct {
 	RequestRisk       *Measurement
 	RequestRiskReason string
 	ImageRisk         *Measurement // nil if it was not measured
-	ImageRiskReason   string       // why it was not: ReasonNoJudge or ReasonJudgeCannotTell
+	ImageRiskReason   string       // why it was not: ReasonNoJudge, ReasonJudgeCannotTell or ReasonNotFinite
 	Receipt           Receipt
 }
 
@@ -75,6 +75,7 @@ const (
 	ReasonBelowCut        = "below_cut"         // the class gap is below the request's cut
 	ReasonNoJudge         = "no_judge"          // the profile does not measure it
 	ReasonJudgeCannotTell = "judge_cannot_tell" // the judge's accuracy on the class is too low, or unknown
+	ReasonNotFinite       = "not_finite"        // decoder or judge gave a NaN or an infinity for this image alone
 )
 
 // ClassProbability is what a judge thinks of one class.

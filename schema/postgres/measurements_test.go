@@ -105,8 +105,8 @@ func TestUnmeasuredIsNull(t *testing.T) {
 	s, conn := open(t, postgres.Config{})
 	ctx := testContext(t)
 	scores := []*schema.Score{fullScore("a", 0.25), fullScore("b", 0.75), fullScore("c", 0), fullScore("d", 0),
-		fullScore("e", 0)}
-	for i, reason := range []schema.UnmeasuredReason{schema.NoJudge, schema.JudgeCannotTell, ""} {
+		fullScore("e", 0), fullScore("f", 0)}
+	for i, reason := range []schema.UnmeasuredReason{schema.NoJudge, schema.JudgeCannotTell, schema.NotFinite, ""} {
 		scores[2+i].ImageRisk, scores[2+i].ImageRiskReason = nil, reason
 	}
 	for i, x := range scores {
@@ -122,7 +122,7 @@ func TestUnmeasuredIsNull(t *testing.T) {
 	check := func(when string) {
 		t.Helper()
 		for _, view := range []string{"class_risk_hourly", "class_risk_daily"} {
-			if n := count(t, conn, `SELECT count(*) FROM decuwatch_views.`+view+` WHERE n = 5 AND image_risk_n = 2
+			if n := count(t, conn, `SELECT count(*) FROM decuwatch_views.`+view+` WHERE n = 6 AND image_risk_n = 2
 				AND image_risk_mean = 0.5 AND image_risk_min = 0.25 AND image_risk_max = 0.75
 				AND abs(image_risk_sd - 0.35355339) < 1e-6 AND class_gap_max = 0.75 AND class_gap_min = 0`); n != 1 {
 				t.Errorf("%s: %s has %d such rows", when, view, n)
@@ -141,11 +141,11 @@ func TestUnmeasuredIsNull(t *testing.T) {
 	if err != nil || len(samples) != 2 {
 		t.Errorf("%d samples of the image risk, want 2: %v", len(samples), err)
 	}
-	if n := count(t, conn, `SELECT count(*) FROM decuwatch_views.alerts WHERE image_risk IS NULL`); n != 3 {
-		t.Errorf("%d alerts without an image risk, want 3", n)
+	if n := count(t, conn, `SELECT count(*) FROM decuwatch_views.alerts WHERE image_risk IS NULL`); n != 4 {
+		t.Errorf("%d alerts without an image risk, want 4", n)
 	}
 	if got := list(t, conn, `SELECT coalesce(image_risk_reason, '-') FROM decuwatch_views.scores WHERE image_risk IS NULL
-		ORDER BY event_id`); !reflect.DeepEqual(got, []string{"no_judge", "judge_cannot_tell", "-"}) {
+		ORDER BY event_id`); !reflect.DeepEqual(got, []string{"no_judge", "judge_cannot_tell", "not_finite", "-"}) {
 		t.Errorf("reasons %v", got)
 	}
 }
