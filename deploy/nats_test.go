@@ -277,6 +277,20 @@ func TestNATSUsers(t *testing.T) {
 		"uncertainty.alert.*.critical.*"); err != nil {
 		t.Errorf("read the stream: %v", err)
 	}
+	// Latents of the model that the file names: the worker makes the bucket, the producer stores, the worker reads.
+	latents := consumers.LatentConfig{MaxBytes: 1 << 20, MaxAge: time.Hour}
+	if err := consumers.EnsureLatents(t.Context(), jetStream(worker), latents, 1, "fashion-mnist"); err != nil {
+		t.Fatal(err)
+	}
+	latent := schema.Latent{Format: schema.FormatRaw, Dtype: "float32", Shape: []int{1, 1, 1}}
+	placed, err := schema.PublishLatent(t.Context(), jetStream(producer), "fashion-mnist", latent, make([]byte, 4))
+	if err != nil {
+		t.Fatal(err)
+	}
+	object, err := consumers.NewLatents(jetStream(worker), latents).Latent(t.Context(), *placed, time.Now())
+	if err != nil || len(object) != 4 {
+		t.Errorf("the worker reads a latent: %d bytes, %v", len(object), err)
+	}
 	allowed(t, worker, workerViolations, "the worker's work", func() error { return nil })
 	allowed(t, producer, producerViolations, "the producer's work", func() error { return nil })
 	allowed(t, subscriber, subscriberViolations, "the subscriber's work", func() error { return nil })
@@ -293,10 +307,14 @@ func TestNATSUsers(t *testing.T) {
 		"take the worker's events":    publish(producer, "$JS.API.CONSUMER.MSG.NEXT.GENERATION.decuwatch-fashion-mnist"),
 		"make a consumer": publish(producer,
 			"$JS.API.CONSUMER.CREATE.GENERATION.mine.generation.requested.fashion-mnist"),
-		"delete the worker's consumer": publish(producer, "$JS.API.CONSUMER.DELETE.GENERATION.decuwatch-fashion-mnist"),
-		"acknowledge an event":         publish(producer, "$JS.ACK.GENERATION.decuwatch-fashion-mnist.1.1.1.1.0"),
-		"purge the events":             publish(producer, "$JS.API.STREAM.PURGE.GENERATION"),
-		"delete the alerts":            publish(producer, "$JS.API.STREAM.DELETE.UNCERTAINTY"),
+		"delete the worker's consumer":  publish(producer, "$JS.API.CONSUMER.DELETE.GENERATION.decuwatch-fashion-mnist"),
+		"acknowledge an event":          publish(producer, "$JS.ACK.GENERATION.decuwatch-fashion-mnist.1.1.1.1.0"),
+		"write another model's latents": publish(producer, "$O.LATENTS_other.C.a"),
+		"purge latents":                 publish(producer, "$JS.API.STREAM.PURGE.OBJ_LATENTS_fashion-mnist"),
+		"delete the bucket":             publish(producer, "$JS.API.STREAM.DELETE.OBJ_LATENTS_fashion-mnist"),
+		"make a bucket":                 publish(producer, "$JS.API.STREAM.CREATE.OBJ_LATENTS_other"),
+		"purge the events":              publish(producer, "$JS.API.STREAM.PURGE.GENERATION"),
+		"delete the alerts":             publish(producer, "$JS.API.STREAM.DELETE.UNCERTAINTY"),
 		"publish an advisory": publish(producer,
 			"$JS.EVENT.ADVISORY.CONSUMER.MSG_TERMINATED.GENERATION.decuwatch-fashion-mnist"),
 	} {
@@ -309,6 +327,8 @@ func TestNATSUsers(t *testing.T) {
 		"delete one event":              publish(worker, "$JS.API.STREAM.MSG.DELETE.GENERATION"),
 		"change the stream":             publish(worker, "$JS.API.STREAM.UPDATE.GENERATION"),
 		"make another stream":           publish(worker, "$JS.API.STREAM.CREATE.OTHER"),
+		"write latents":                 publish(worker, "$O.LATENTS_fashion-mnist.C.a"),
+		"delete latents":                publish(worker, "$JS.API.STREAM.PURGE.OBJ_LATENTS_fashion-mnist"),
 		"delete alerts":                 publish(worker, "$JS.API.STREAM.PURGE.UNCERTAINTY"),
 		"read replies of a producer":    subscribe(worker, "_INBOX_producer.>"),
 		"read messages past the stream": subscribe(worker, "generation.requested.>"),

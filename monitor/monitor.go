@@ -34,6 +34,14 @@ type Scorer interface {
 	Rows(r scoring.Request) int
 }
 
+// Latents reads the latents that events name.
+type Latents interface {
+	// Latent returns the object of a latent of an event that the stream stored at the given time. It waits a while for
+	// one that may still arrive. The error wraps schema.ErrLatentMissing if there is none, and is a *schema.LatentError if
+	// it cannot be used.
+	Latent(ctx context.Context, ref schema.Latent, stored time.Time) ([]byte, error)
+}
+
 // Decider compares a score with the current thresholds.
 type Decider interface {
 	Decide(s schema.Score) alerts.Decision
@@ -157,6 +165,12 @@ func (m *Monitor) handle(ctx context.Context, p plan, d schema.Delivery) (err er
 	case p.skip != nil:
 		return m.commit(ctx, schema.Verdict{Delivery: d, Skip: p.skip})
 	}
+	if skip, err := p.fetch(ctx, d.Time); skip != nil {
+		m.budget.Give(p.event.Data.Model, p.paid)
+		return m.commit(ctx, schema.Verdict{Delivery: d, Skip: skip})
+	} else if err != nil {
+		return err
+	}
 	result, err := m.score(ctx, p)
 	if err != nil {
 		return err
@@ -174,6 +188,9 @@ func ScoreOnce(ctx context.Context, model Model, ev schema.Event) (*schema.Score
 	p := model.plan(ev)
 	if p.err != nil || p.skip != nil {
 		return nil, p.skip, p.err
+	}
+	if skip, err := p.fetch(ctx, ev.Time); skip != nil || err != nil {
+		return nil, skip, err
 	}
 	result, err := p.score(ctx)
 	if err != nil {

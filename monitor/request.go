@@ -1,9 +1,11 @@
 package monitor
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"strings"
 	"time"
@@ -11,6 +13,7 @@ import (
 	"github.com/decuwatch/decuwatch/monitor/sampling"
 	"github.com/decuwatch/decuwatch/schema"
 	"github.com/decuwatch/decuwatch/scoring"
+	"github.com/decuwatch/decuwatch/scoring/diffusion"
 )
 
 // Model is the ensemble of a production model, and how its events are scored.
@@ -21,6 +24,9 @@ type Model struct {
 	Profile scoring.Profile // the fixed profile
 	// Diffusion is the ensemble's diffusion. It says how many steps the sampler of an event takes.
 	Diffusion scoring.Diffusion
+	// Latent is the shape of the ensemble's latents. Latents reads those that events name; nil reads none.
+	Latent  scoring.LatentShape
+	Latents Latents
 	// AsRequested scores each event with its own sampler settings instead of the fixed profile's. Thresholds belong to
 	// settings, so each combination needs its own.
 	AsRequested bool
@@ -62,9 +68,106 @@ func (m Model) plan(ev schema.Event) plan {
 	p.class = class
 	p.request = scoring.Request{Key: Key(ev.Source, ev.ID), Class: class, Seed: ev.Data.Seed}
 	p.planSampler()
-	p.planNoise()
+	if ev.Data.Latent != nil {
+		p.planLatent()
+	} else {
+		p.planNoise()
+	}
 	p.planCascade()
 	return p
+}
+
+// planLatent takes the event's own latent. If that is impossible, the event is skipped, whatever the model says:
+// nothing else stands for what the producer ran.
+func (p *plan) planLatent() {
+	m, l := p.model, *p.event.Data.Latent
+	shape := []int{m.Latent.Channels, m.Latent.Height, m.Latent.Width}
+	switch bucket := schema.LatentBucket(p.event.Data.Model); {
+	case m.Latents == nil:
+		p.skipLatent("latents of events are not read here")
+	case l.Bucket != bucket:
+		p.skipLatent("bucket is %s, latents of this model are read from %s", l.Bucket, bucket)
+	case !slices.Equal(l.Shape, shape):
+		p.skipLatent("shape is %v, the ensemble's latents have %v", l.Shape, shape)
+	}
+	p.request.Latent = &scoring.Latent{SHA256: l.SHA256, Step: l.Step}
+	if l.Step > 0 {
+		p.planStep(*p.event.Data.Sampler, l)
+	}
+	if profile := cmp.Or(p.request.Profile, m.Profile); profile.Eta > 0 {
+		p.planNoise()
+	}
+}
+
+// planStep lets the rerun continue where the producer's sampler stood. Only the event's own sampler has that step.
+func (p *plan) planStep(s schema.Sampler, l schema.Latent) {
+	m := p.model
+	if !slices.Contains(samplerNames, strings.ToLower(s.Name)) {
+		p.skipLatent("step %d is of the sampler %s, %s reruns requests", l.Step, s.Name, Sampler)
+		return
+	}
+	steps, err := diffusion.Steps(m.Diffusion, s.Steps, s.Eta)
+	switch {
+	case err != nil:
+		p.skipLatent("%s", err)
+	case l.Step >= len(steps):
+		p.skipLatent("step is %d, the sampler takes %d", l.Step, len(steps))
+	case math.Abs(float64(steps[l.Step].Timestep)-*l.Timestep) > timestepTolerance:
+		p.skipLatent("timestep is %v at step %d, the ensemble's sampler has %d there", *l.Timestep, l.Step,
+			steps[l.Step].Timestep)
+	default:
+		p.request.Profile = m.Profile.WithSampler(m.Diffusion, s.Steps, s.GuidanceScale, s.Eta).From(m.Diffusion, l.Step)
+		if err := m.Scorer.Validate(p.request); err != nil {
+			p.skipLatent("%s", err)
+		}
+	}
+}
+
+// timestepTolerance is how far the timestep of an event may lie from the sampler's.
+const timestepTolerance = 1e-2
+
+// skipLatent skips the event because of its latent, with the first reason.
+func (p *plan) skipLatent(format string, args ...any) {
+	if p.skip == nil {
+		p.skip = &schema.Skip{Event: p.event, Reason: schema.SkipLatent, Detail: "latent: " + fmt.Sprintf(format, args...)}
+	}
+}
+
+// fetch reads the event's own latent. It returns a skip if there is none, or if it cannot be used.
+func (p *plan) fetch(ctx context.Context, stored time.Time) (*schema.Skip, error) {
+	if p.request.Latent == nil {
+		return nil, nil
+	}
+	values, err := ReadLatent(ctx, p.model.Latents, *p.event.Data.Latent, stored)
+	var broken *schema.LatentError
+	switch {
+	case errors.Is(err, schema.ErrLatentMissing) || errors.As(err, &broken):
+		return &schema.Skip{Event: p.event, Reason: schema.SkipLatent, Detail: err.Error()}, nil
+	case err != nil:
+		return nil, err
+	}
+	own := *p.request.Latent
+	own.Values = values
+	p.request.Latent = &own
+	return nil, nil
+}
+
+// ReadLatent returns the numbers of a latent that an event names. Errors are those of Latents; the object is checked
+// against what the event says of it.
+func ReadLatent(ctx context.Context, latents Latents, l schema.Latent, stored time.Time) ([]float32, error) {
+	object, err := latents.Latent(ctx, l, stored)
+	if err != nil {
+		return nil, err
+	}
+	numbers, err := l.Numbers(object)
+	if err != nil {
+		return nil, err
+	}
+	values, err := scoring.LatentValues(numbers, l.Dtype)
+	if err != nil {
+		return nil, &schema.LatentError{Reason: err.Error()}
+	}
+	return values, nil
 }
 
 // planSampler takes the event's sampler settings if the model is scored as requested, else the fixed profile.
@@ -113,9 +216,10 @@ func (p *plan) planNoise() {
 	p.deviate(schema.SkipNoise, "noise: %s; the ensemble's own generator was used", err)
 }
 
-// planCascade sets the cut of the request, unless the event is drawn to be measured whatever its class gap is.
+// planCascade sets the cut of the request, unless the event is drawn to be measured whatever its class gap is. The cut
+// is in the unit of a class gap from the first step, so it says nothing about a later latent.
 func (p *plan) planCascade() {
-	if c := p.model.Cascade; !drawn(p.event, "cascade", c.Share) {
+	if c := p.model.Cascade; p.request.Profile.Start == 0 && !drawn(p.event, "cascade", c.Share) {
 		p.request.Cut = c.Cut
 	}
 }

@@ -51,6 +51,7 @@ type WorkerConfig struct {
 	RetryDelay time.Duration `kong:"-" default:"10s" min:"0s"` // after the first failed attempt; then it doubles
 	Poll       time.Duration `kong:"-" default:"5s" min:"0s"`  // interval of looking for jobs that were not announced
 
+	Latents    replay.Latents        `kong:"-"` // of events; nil makes no evidence of scores that need one
 	Registerer prometheus.Registerer `kong:"-"`
 	Log        *slog.Logger          `kong:"-"` // Defaults to slog.Default()
 }
@@ -196,7 +197,9 @@ var errNoScore = errors.New("the score was dropped by retention")
 // permanent reports whether retrying will not help.
 func permanent(err error) bool {
 	var broken *scoring.NonFiniteError
-	return errors.Is(err, errNoScore) || errors.As(err, &broken) || errors.Is(err, scoring.ErrUnknownClass) ||
+	var latent *schema.LatentError
+	return errors.Is(err, errNoScore) || errors.As(err, &broken) || errors.As(err, &latent) ||
+		errors.Is(err, scoring.ErrUnknownClass) ||
 		errors.Is(err, scoring.ErrNoise) ||
 		errors.Is(err, scoring.ErrSettings) || errors.Is(err, scoring.ErrTooLarge)
 }
@@ -210,7 +213,7 @@ func (w *Worker) gather(ctx context.Context, job postgres.EvidenceJob) ([]postgr
 	if engine == nil {
 		return nil, fmt.Errorf("no ensemble %s is open here", job.Score.Receipt.EnsembleDigest)
 	}
-	request, err := replay.Request(job.Score)
+	request, err := replay.Prepare(ctx, w.config.Latents, job.Score)
 	if err != nil {
 		return nil, err
 	}

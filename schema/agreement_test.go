@@ -172,6 +172,8 @@ func (g generator) value(path string) string {
 	case "data.gpu":
 		return `{"sms":` + pick(g, numbers("0", "1", "132", "4096", "4097")) + `,"threads_per_sm":` +
 			pick(g, numbers("255", "256", "2048", "8192", "8193")) + pick(g, []string{"}", "}", "}", `,"name":"H100"}`})
+	case "data.latent":
+		return g.latent()
 	case "data.sampler.name":
 		return pick(g, bounded(MaxSamplerName))
 	case "data.sampler.steps":
@@ -184,6 +186,31 @@ func (g generator) value(path string) string {
 		return pick(g, bounded(MaxLabelValue))
 	}
 	return pick(g, anyValues)
+}
+
+// latent writes a latent, most often with one member around an edge.
+func (g generator) latent() string {
+	members := []member{{"bucket", `"LATENTS_m"`}, {"name", `"a/b.bin"`}, {"sha256", `"` + strings.Repeat("a", 64) + `"`},
+		{"format", `"raw"`}, {"dtype", `"bfloat16"`}, {"shape", `[4,8,8]`}, {"step", `3`}, {"timestep", `901.5`}}
+	edges := map[string][]string{
+		"bucket": {`"a b"`, `""`, `"` + strings.Repeat("b", 128) + `"`, `"` + strings.Repeat("b", 129) + `"`, `"b.c"`},
+		"name":   append(bounded(MaxLatentName), `"!~"`),
+		"sha256": {`"` + strings.Repeat("A", 64) + `"`, `"` + strings.Repeat("0", 63) + `"`},
+		"format": {`"safetensors"`, `"pickle"`, `"Raw"`}, "dtype": {`"float32"`, `"float16"`, `"float64"`},
+		"shape": {`[1,1,1]`, `[1024,1024.0,1e3]`, `[4,8]`, `[4,8,8,1]`, `[0,8,8]`, `[4,8,1025]`, `[4,8,"8"]`, `[4,8,1.5]`,
+			`[4,8,null]`},
+		"step": numbers("0", "1", "999", "1000"), "timestep": numbers("0", "999", "100000", "100001"),
+	}
+	at := g.IntN(len(members))
+	switch g.IntN(4) {
+	case 0:
+		members = slices.Delete(members, at, at+1)
+	case 1:
+		members[at].value = pick(g, append(edges[members[at].name], anyValues...))
+	case 2:
+		members = append(members[:6:6], member{pick(g, strangers), `1`})
+	}
+	return g.object(members)
 }
 
 // names that no member has, for the envelope, for data and for labels.
@@ -210,7 +237,9 @@ func (g generator) document() document {
 	}
 	noise := pick(g, []string{`"torch-cpu"`, `"torch-cuda"`})
 	for _, optional := range []member{{"noise", noise}, {"noise_dtype", `"float32"`}, {"batch_index", `0`},
-		{"batch_size", `8`}, {"noise_offset", `8`}, {"gpu", `{"sms":132,"threads_per_sm":2048}`}} {
+		{"batch_size", `8`}, {"noise_offset", `8`}, {"gpu", `{"sms":132,"threads_per_sm":2048}`},
+		{"latent", `{"bucket":"LATENTS_m","name":"a","sha256":"` + strings.Repeat("0", 64) +
+			`","format":"raw","dtype":"float16","shape":[4,8,8]}`}} {
 		switch g.IntN(12) {
 		case 0:
 			d.data = append(d.data, member{optional.name, g.value("data." + optional.name)})

@@ -52,6 +52,8 @@ var bounds = map[string]bound{
 	"data.gpu.sms":                {least: "1", most: number(MaxSMs)},
 	"data.gpu.threads_per_sm":     {least: number(MinThreads), most: number(MaxThreads)},
 	"data.batch_index":            {least: "0", most: number(MaxBatchIndex)},
+	"data.latent.step":            {least: "0", most: number(MaxSteps - 1)},
+	"data.latent.timestep":        {least: "0", most: "100000"},
 	"data.batch_size":             {least: "1", most: number(MaxBatchIndex + 1)},
 	"data.sampler.steps":          {least: "1", most: number(MaxSteps)},
 	"data.sampler.guidance_scale": {least: "0", most: number(MaxGuidance)},
@@ -198,7 +200,7 @@ func decodeEvent(attributes map[string]any, data any, stored time.Time) (Event, 
 
 func decodeGeneration(v any) (Generation, error) {
 	r := newReader(v, "data", "model", "class", "seed", "noise", "noise_dtype", "noise_offset", "gpu", "batch_index",
-		"batch_size", "sampler", "labels")
+		"batch_size", "latent", "sampler", "labels")
 	g := Generation{
 		Model:       r.model(),
 		Class:       r.class(),
@@ -209,6 +211,7 @@ func decodeGeneration(v any) (Generation, error) {
 		GPU:         r.gpu(),
 		BatchIndex:  r.batchIndex(),
 		BatchSize:   r.batchSize(),
+		Latent:      r.latent(),
 		Sampler:     r.sampler(),
 		Labels:      r.labels(),
 	}

@@ -116,6 +116,15 @@ func set(path string, v any) func(fields) {
 	}
 }
 
+// latentWith gives an event a latent with one other member.
+func latentWith(name string, v any) func(fields) {
+	return func(e fields) {
+		set("data.latent", fields{"bucket": "LATENTS_fashion-mnist", "name": "a", "sha256": strings.Repeat("0", 64),
+			"format": "raw", "dtype": "float16", "shape": []int{4, 8, 8}})(e)
+		set("data.latent."+name, v)(e)
+	}
+}
+
 var breakages = []breakage{
 	{"no specversion", set("specversion", nil), "specversion", "missing"},
 	{"specversion 0.3", set("specversion", "0.3"), "specversion", "1.0"},
@@ -177,6 +186,25 @@ var breakages = []breakage{
 		"256 to 8192"},
 	{"GPU with a name", set("data.gpu", fields{"sms": 1, "threads_per_sm": 2048, "name": "x"}), "data.gpu.name",
 		"not a field"},
+	{"latent as text", set("data.latent", "x"), "data.latent", "object"},
+	{"latent without a name", latentWith("name", nil), "data.latent.name", "missing"},
+	{"latent whose name has a space", latentWith("name", "a b"), "data.latent.name", "printable ASCII"},
+	{"latent of a bucket with a dot", latentWith("bucket", "a.b"), "data.latent.bucket", "A-Z"},
+	{"latent with a short digest", latentWith("sha256", "00"), "data.latent.sha256", "64"},
+	{"latent in a pickle", latentWith("format", "pickle"), "data.latent.format", "raw, safetensors"},
+	{"latent of float64", latentWith("dtype", "float64"), "data.latent.dtype", "float32, float16, bfloat16"},
+	{"latent of two sides", latentWith("shape", []int{4, 8}), "data.latent.shape", "3: channels"},
+	{"latent with a large side", latentWith("shape", []int{4, 8, 1025}), "data.latent.shape[2]", "1 to 1024"},
+	{"latent of text", latentWith("shape", []string{"4", "8", "8"}), "data.latent.shape", "integers"},
+	{"latent after 1000 steps", latentWith("step", 1000), "data.latent.step", "0 to 999"},
+	{"latent at a large timestep", latentWith("timestep", 100_001), "data.latent.timestep", "100000"},
+	{"later latent without a timestep", latentWith("step", 3), "data.latent.step", "needs timestep"},
+	{"later latent without a sampler", func(e fields) {
+		latentWith("step", 3)(e)
+		set("data.latent.timestep", 500)(e)
+		set("data.sampler", nil)(e)
+	}, "data.latent.step", "needs sampler"},
+	{"latent with a URL", latentWith("url", "http://a"), "data.latent.url", "not a field"},
 	{"long sampler name", set("data.sampler.name", strings.Repeat("x", MaxSamplerName+1)), "data.sampler.name", "128"},
 	{"no model", set("data.model", nil), "data.model", "missing"},
 	{"model that is a subject", set("data.model", "a.b.>"), "data.model", "a-z"},

@@ -238,6 +238,7 @@ func TestSchemasNameEveryField(t *testing.T) {
 		{eventSchema, "generation", Generation{}},
 		{eventSchema, "sampler", Sampler{}},
 		{eventSchema, "gpu", GPU{}},
+		{eventSchema, "latent", Latent{}},
 		{alertSchema, "alert", Alert{}},
 		{alertSchema, "receipt", Receipt{}},
 		{reviewSchema, "review", Review{}},

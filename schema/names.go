@@ -126,11 +126,12 @@ const (
 	SkipSampledOut SkipReason = "sampled_out"
 	// The model's row budget was used up. This is no random choice: estimates cover the other events only.
 	SkipBudget SkipReason = "budget"
+	SkipLatent SkipReason = "latent" // the latent that the event names is missing, or cannot be used
 )
 
 // SkipReasons returns all reasons of a skip.
 func SkipReasons() []SkipReason {
-	return []SkipReason{SkipSampler, SkipNoise, SkipSettings, SkipSampledOut, SkipBudget}
+	return []SkipReason{SkipSampler, SkipNoise, SkipSettings, SkipLatent, SkipSampledOut, SkipBudget}
 }
 
 // DeadLetterKind is why a message became a dead letter.

@@ -72,11 +72,7 @@ func TestPythonSnippet(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, code, found := strings.Cut(string(text), "```python\n")
-	code, _, closed := strings.Cut(code, "```\n")
-	if !found || !closed {
-		t.Fatal("docs/events.md holds no Python code")
-	}
+	code := snippet(t, string(text), "## From Python")
 	cmd := exec.CommandContext(ctx, "python3", "-c", code)
 	cmd.Env = append(os.Environ(), "NATS_URL="+url, "PYTHONPATH="+natstest.Python(t))
 	out, err := cmd.CombinedOutput()
@@ -101,6 +97,70 @@ func TestPythonSnippet(t *testing.T) {
 	}
 	if got := msg.Header.Get(schema.HeaderMessageID); got != schema.MessageID(e) {
 		t.Errorf("Nats-Msg-Id %q, want %q", got, schema.MessageID(e))
+	}
+}
+
+// snippet returns the first Python code after a heading.
+func snippet(t *testing.T, text, heading string) string {
+	t.Helper()
+	_, section, _ := strings.Cut(text, "\n"+heading+"\n")
+	_, code, found := strings.Cut(section, "```python\n")
+	code, _, closed := strings.Cut(code, "```\n")
+	if !found || !closed {
+		t.Fatalf("docs/events.md has no Python code after %s", heading)
+	}
+	return code
+}
+
+// TestPythonLatent stores a latent and publishes its event with the code of docs/events.md.
+func TestPythonLatent(t *testing.T) {
+	js, st, url, ctx := stream(t)
+	if _, err := js.CreateObjectStore(ctx, jetstream.ObjectStoreConfig{Bucket: "LATENTS_fashion-mnist"}); err != nil {
+		t.Fatal(err)
+	}
+	text, err := os.ReadFile("../docs/events.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	publishing, _, found := strings.Cut(snippet(t, string(text), "## From Python"), "async def main")
+	if !found {
+		t.Fatal("the code has no main")
+	}
+	code := publishing + snippet(t, string(text), "### Your own latent") + `
+import struct
+
+async def main():
+    nc = await nats.connect(os.environ["NATS_URL"])
+    js = nc.jetstream()
+    raw = struct.pack("<256e", *(i / 8 for i in range(256)))
+    latent = await publish_latent(js, model="fashion-mnist", name="render-7/1", raw=raw, dtype="float16",
+                                  shape=[4, 8, 8], step=3, timestep=701)
+    await publish_generation(js, source="//studio/render-7", id="1", model="fashion-mnist", class_=3, seed=0,
+                             latent=latent, sampler={"name": "ddim", "steps": 10, "guidance_scale": 2, "eta": 0})
+    await nc.close()
+
+asyncio.run(main())
+`
+	cmd := exec.CommandContext(ctx, "python3", "-c", code)
+	cmd.Env = append(os.Environ(), "NATS_URL="+url, "PYTHONPATH="+natstest.Python(t))
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	msg, err := st.GetMsg(ctx, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	e, err := schema.Decode(msg.Header, msg.Data)
+	if err != nil {
+		t.Fatal(err)
+	}
+	object, err := schema.ReadObject(ctx, js, *e.Data.Latent)
+	if err != nil {
+		t.Fatal(err)
+	}
+	numbers, err := e.Data.Latent.Numbers(object)
+	if err != nil || len(numbers) != 512 || e.Data.Latent.Step != 3 || *e.Data.Latent.Timestep != 701 {
+		t.Errorf("%d bytes of %+v: %v", len(numbers), e.Data.Latent, err)
 	}
 }
 

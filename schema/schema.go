@@ -50,6 +50,7 @@ type Generation struct {
 	BatchIndex *int `json:"batch_index,omitempty"`
 	BatchSize  int  `json:"batch_size,omitempty"` // images that were drawn together; 0 means unknown
 
+	Latent  *Latent           `json:"latent,omitempty"`  // of the producer; nil means drawn from Seed
 	Sampler *Sampler          `json:"sampler,omitempty"` // what the producer ran; nil means unknown
 	Labels  map[string]string `json:"labels,omitempty"`  // at most 16: tenant, region, ...
 }

@@ -438,8 +438,11 @@ func (e *Engine) run(ctx context.Context, r Request, p *plan) (*task, Receipt, e
 	if err := ctx.Err(); err != nil {
 		return nil, Receipt{}, err
 	}
+	if own := r.Latent; own != nil && len(own.Values) != e.ensemble.Latent.Size() {
+		return nil, Receipt{}, fmt.Errorf("%w: the event's own latent %s is not at hand", ErrNoise, own.SHA256)
+	}
 	t := e.sampler.newTask(p, r)
-	t.draw(noise)
+	t.draw(noise, r.Latent)
 	if err := e.sampler.run(ctx, t); err != nil {
 		return nil, Receipt{}, err
 	}
@@ -456,6 +459,9 @@ func (e *Engine) receipt(r Request, p *plan) Receipt {
 		Runtime: ort.Runtime(), Device: e.options.Device, ClassDraws: class.Draws,
 		NoiseDtype: r.Draw.Dtype, NoiseOffset: r.Draw.Offset, SMs: r.Draw.GPU.SMs, ThreadsPerSM: r.Draw.GPU.ThreadsPerSM,
 		BatchIndex: r.Draw.Batch.Index, BatchSize: r.Draw.Batch.Size,
+	}
+	if r.Latent != nil {
+		receipt.LatentSHA256, receipt.LatentStep = r.Latent.SHA256, r.Latent.Step
 	}
 	if class.Data != nil {
 		receipt.ClassImages, receipt.ClassNEff = class.Data.Images, class.Data.NEff
@@ -485,11 +491,26 @@ func (e *Engine) noise(r Request) (diffusion.Noise, error) {
 	if !(r.Cut >= 0) {
 		return nil, fmt.Errorf("%w: cut is %g, must be at least 0", ErrSettings, r.Cut)
 	}
+	profile := e.profile(r)
+	if step := latentStep(r); profile.Start != step {
+		return nil, fmt.Errorf("%w: the profile starts at step %d, the latent stands at %d", ErrSettings, profile.Start, step)
+	}
+	if r.Latent != nil && profile.Eta == 0 {
+		return nil, nil // nothing is drawn
+	}
 	noise, err := diffusion.NewNoise(e.generator(r), r.Seed, e.ensemble.Latent.Size(), r.Draw)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrNoise, err)
 	}
 	return noise, nil
+}
+
+// latentStep returns the step at which the request's latent stands.
+func latentStep(r Request) int {
+	if r.Latent == nil {
+		return 0
+	}
+	return r.Latent.Step
 }
 
 // Close refuses new requests, ends the requests in flight with ErrClosed, waits for running C calls and releases the

@@ -48,6 +48,9 @@ const evidenceSteps = 20
 
 // evidenceProfile returns the profile whose steps the images take. Scores of format 1 are made of such images.
 func (e *Engine) evidenceProfile(p Profile) Profile {
+	if p.Start > 0 {
+		return p // the latent stands at a step of this sampler
+	}
 	steps := max(p.ClassGap.Steps, p.RequestRisk.Steps, p.ImageRisk.Steps)
 	if e.ensemble.Format != ensemble.Format1 {
 		steps = max(steps, evidenceSteps)
@@ -63,19 +66,19 @@ func (e *Engine) evidenceProfile(p Profile) Profile {
 // roll-out of the producer if the ensemble has one.
 func (e *Engine) evidenceMeasures(p Profile) (whole Measure, points []Measure, producer []Measure) {
 	d, steps := e.ensemble.Diffusion, e.evidenceProfile(p).RequestRisk.Steps
-	whole = wholeRollout(d, ensemble.TablesMembers, steps)
+	whole = rolloutFrom(p.Start, wholeRollout(d, ensemble.TablesMembers, steps))
 	taken := whole.RolloutSteps
 	n := min(trajectoryPoints, taken)
 	for i := range n {
 		point := whole
-		point.BranchStep, point.RolloutSteps, point.Estimator = 0, 1, ensemble.PaiDEW2
+		point.RolloutSteps, point.Estimator = 1, ensemble.PaiDEW2
 		if n > 1 {
-			point.BranchStep = int(math.Round(float64(i) * float64(taken-1) / float64(n-1)))
+			point.BranchStep += int(math.Round(float64(i) * float64(taken-1) / float64(n-1)))
 		}
 		points = append(points, point)
 	}
 	if e.ensemble.Tables(ensemble.TablesProducer) != nil {
-		producer = []Measure{wholeRollout(d, ensemble.TablesProducer, steps)}
+		producer = []Measure{rolloutFrom(p.Start, wholeRollout(d, ensemble.TablesProducer, steps))}
 	}
 	return whole, points, producer
 }

@@ -42,6 +42,7 @@ type trajectory struct {
 	width    int      // rows of a step of a group: its tables, and with guidance the unconditional row
 	measures []int    // that are read from it, by their index in the plan
 	branches []branch // by ascending step
+	start    int      // step at which the first latent stands
 	end      int      // steps of the shared path
 }
 
@@ -90,7 +91,7 @@ func newPlan(e *ensemble.Ensemble, profile Profile, measures []Measure) (*plan, 
 		if t.judged(measures) {
 			t.steps[t.end-1] = t.steps[t.end-1].Origin()
 		}
-		steps := t.end
+		steps := t.end - t.start
 		for _, b := range t.branches {
 			steps += (t.groups() - 1) * b.length
 		}
@@ -104,7 +105,7 @@ func newPlan(e *ensemble.Ensemble, profile Profile, measures []Measure) (*plan, 
 
 // newTrajectory returns the trajectory of a measurement, from which nothing is read yet.
 func newTrajectory(e *ensemble.Ensemble, profile Profile, m Measure) (trajectory, error) {
-	t := trajectory{tables: e.Tables(m.Tables), size: 1}
+	t := trajectory{tables: e.Tables(m.Tables), size: 1, start: profile.Start}
 	if t.tables == nil {
 		return t, fmt.Errorf("tables is %q, the ensemble has no such tables", m.Tables)
 	}

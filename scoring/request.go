@@ -23,12 +23,22 @@ type Cascade = ensemble.Cascade
 // Diffusion says how a sampler of an ensemble chooses its timesteps.
 type Diffusion = ensemble.Diffusion
 
+// Latent is a latent of the producer.
+type Latent struct {
+	SHA256 string    // of the object that held it
+	Step   int       // steps that the producer's sampler had taken to it, as the profile's Start says
+	Values []float32 // [channels*height*width]. Validate and Rows do not need them
+}
+
 // Draw says how a generator drew the first latent.
 type (
 	Draw  = diffusion.Draw
 	GPU   = diffusion.GPU
 	Batch = diffusion.Batch
 )
+
+// LatentShape is the shape of an ensemble's latents.
+type LatentShape = ensemble.Latent
 
 // Names of the two profiles in a receipt.
 const (
@@ -52,6 +62,7 @@ type Request struct {
 	Seed     uint64   // of the first latent
 	Noise    string   // generator of the first latent: torch-cpu, torch-cuda, decuwatch. Defaults to the ensemble's
 	Draw     Draw     // how the generator drew it
+	Latent   *Latent  // where the rerun begins. Defaults to the first latent that the generator draws
 	Profile  Profile  // Defaults (zero value) to the engine's fixed profile
 	Priority Priority // Defaults to Live
 	// Cut is the class gap below which the request risk is not measured, so that its rows are free for others: a cascade.

@@ -52,6 +52,13 @@ func wholeRollout(d Diffusion, tables string, steps int) Measure {
 		Estimator: ensemble.MeanW2}
 }
 
+// rolloutFrom returns the roll-out of a latent that stands at a step.
+func rolloutFrom(step int, m Measure) Measure {
+	m.BranchStep += step
+	m.RolloutSteps -= step
+	return m
+}
+
 // Pictures decodes latents, and judges the images if the ensemble has a judge, behind live work.
 func (e *Engine) Pictures(ctx context.Context, latents [][]float32) ([]Picture, error) {
 	return e.imager.run(ctx, latents, true, Background)

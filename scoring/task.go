@@ -83,7 +83,7 @@ func (s *sampler) newTask(p *plan, r Request) *task {
 			t.means[k] = make([][]float32, line.tables.Count())
 		}
 		t.paths = append(t.paths, path{trajectory: line, task: t, group: Carrier(r.Key, line.tables.Count()) / line.size,
-			branch: -1, end: line.end, latents: s.buffersFor(t, line.size)})
+			branch: -1, step: line.start, end: line.end, latents: s.buffersFor(t, line.size)})
 	}
 	if p.eta > 0 {
 		t.noise = s.buffersFor(t, p.noises)
@@ -91,10 +91,16 @@ func (s *sampler) newTask(p *plan, r Request) *task {
 	return t
 }
 
-// draw fills the task's latents and its noise. No worker has the task yet.
-func (t *task) draw(noise diffusion.Noise) {
+// draw fills the task's latents and its noise. No worker has the task yet. If the request brings its latent, the noise
+// of the steps follows the draw of a first latent all the same; if there is no such noise, noise may be nil.
+func (t *task) draw(noise diffusion.Noise, own *Latent) {
 	first := t.paths[0].latents[0]
-	noise.Draw(first)
+	if noise != nil {
+		noise.Draw(first)
+	}
+	if own != nil {
+		copy(first, own.Values)
+	}
 	for i := range t.paths {
 		for _, latent := range t.paths[i].latents {
 			copy(latent, first)

@@ -56,7 +56,7 @@ var arrows = []struct {
 		"internal/backoff", "internal/terminal", "schema", "consumers",
 	}, "a subscriber reads the stream of alerts and nothing else"},
 	{"monitor", []string{
-		"internal/stage", "schema", "scoring", "alerts", "monitor/sampling",
+		"internal/stage", "schema", "scoring", "scoring/diffusion", "alerts", "monitor/sampling",
 	}, "the one sequence knows neither JetStream nor Postgres; cmd hands them over"},
 	{"monitor/sampling", []string{
 		"internal/modelname", "internal/settings", "schema",

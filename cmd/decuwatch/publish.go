@@ -26,6 +26,7 @@ type publishCmd struct {
 	Class        string  `placeholder:"CLASS" help:"Class: an index, or a label."`
 	Seed         *uint64 `placeholder:"N" help:"Seed of the first latent."`
 	samplerFlags `embed:""`
+	latentFlags  `embed:""`
 	Concurrency  int            `default:"64" help:"Maximum number of events in flight."`
 	NATS         app.NATSConfig `embed:"" prefix:"nats." group:"NATS"`
 
@@ -43,6 +44,7 @@ Examples:
 
   decuwatch publish --model fashion-mnist --class "Ankle boot" --seed 7
   decuwatch publish --model fashion-mnist --class 0 --seed 8 --steps 50 --guidance 2 --label tenant=acme
+  decuwatch publish --model fashion-mnist --class 0 --seed 8 --latent first.safetensors
   decuwatch publish events.jsonl`
 }
 
@@ -56,6 +58,9 @@ func (c *publishCmd) Run(ctx context.Context, s *streams, log *slog.Logger) erro
 	}
 	return app.WithNATS("publish", c.NATS, log, func(js jetstream.JetStream) error {
 		if err := app.EnsureEvents(ctx, js, c.Stream, app.DefaultConfig().Alerts); err != nil {
+			return err
+		}
+		if err := c.publish(ctx, js, &events[0]); err != nil {
 			return err
 		}
 		bar := progress(s, len(events), "publishing")
@@ -91,12 +96,16 @@ func (c *publishCmd) events(stdin io.Reader) ([]schema.Event, error) {
 		if c.ID != "" {
 			e.ID = c.ID
 		}
+		if err := c.read(&e); err != nil {
+			return nil, err
+		}
 		if _, _, err := schema.Encode(e); err != nil {
 			return nil, usage("%w", err)
 		}
 		return []schema.Event{e}, nil
 	}
-	if c.ID != "" || c.Class != "" || c.Seed != nil || !reflect.ValueOf(c.samplerFlags).IsZero() {
+	if c.ID != "" || c.Class != "" || c.Seed != nil || !reflect.ValueOf(c.samplerFlags).IsZero() ||
+		!reflect.ValueOf(c.latentFlags).IsZero() {
 		return nil, usage("a file's lines say what they are: with a file, only --model and --source describe events")
 	}
 	if c.File == "-" {

@@ -6,8 +6,10 @@ import (
 	"fmt"
 	"log/slog"
 
+	"github.com/nats-io/nats.go/jetstream"
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/decuwatch/decuwatch/consumers"
 	"github.com/decuwatch/decuwatch/internal/app"
 	"github.com/decuwatch/decuwatch/monitor/replay"
 	"github.com/decuwatch/decuwatch/schema"
@@ -20,6 +22,7 @@ type replayCmd struct {
 	Model  modelName `placeholder:"NAME" help:"Model of the event; required if several models used the id."`
 	JSON   bool      `name:"json" help:"Print the comparison as JSON."`
 
+	NATS    app.NATSConfig    `embed:"" prefix:"nats." group:"NATS"`
 	Scoring app.ScoringConfig `embed:"" prefix:"scoring." group:"Scoring" hides:"background-share,profile,unreproducible"`
 
 	Postgres app.PostgresConfig `embed:"" prefix:"postgres." group:"Postgres" shows:"url,statement-timeout,lock-timeout"`
@@ -28,7 +31,8 @@ type replayCmd struct {
 func (replayCmd) Help() string {
 	return `Reads a stored score, reruns its request from the receipt alone (seed, noise, class, steps, guidance, eta, ` +
 		`branch steps, estimators, carrying component) through the ensemble of the same digest, and compares within the ` +
-		`tolerance of docs/method.md. Exit code 0 if the two agree, 3 if they do not.
+		`tolerance of docs/method.md. Exit code 0 if the two agree, 3 if they do not. A score that was made from the ` +
+		`event's own latent needs that latent again, from NATS.
 
 Example:
 
@@ -55,7 +59,15 @@ func (c *replayCmd) compare(ctx context.Context, s *streams, log *slog.Logger, s
 	if err != nil {
 		return err
 	}
-	r, err := replay.Run(ctx, engines, stored)
+	var r *replay.Replay
+	if stored.Receipt.LatentSHA256 == "" {
+		r, err = replay.Run(ctx, engines, nil, stored)
+	} else {
+		err = app.WithNATS("replay", c.NATS, log, func(js jetstream.JetStream) (err error) {
+			r, err = replay.Run(ctx, engines, consumers.NewLatents(js, consumers.LatentConfig{}), stored)
+			return err
+		})
+	}
 	if err != nil {
 		return err
 	}

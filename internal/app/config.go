@@ -31,6 +31,7 @@ type Config struct {
 	NATS      NATSConfig             `embed:"" prefix:"nats." group:"NATS"`
 	Stream    consumers.StreamConfig `embed:"" prefix:"stream." group:"Stream of events"`
 	Consumers consumers.Config       `embed:"" prefix:"consumers." group:"Consumers"`
+	Latents   consumers.LatentConfig `embed:"" prefix:"latents." group:"Latents of events"`
 	Scoring   ScoringConfig          `embed:"" prefix:"scoring." group:"Scoring"`
 	Sampling  sampling.Config        `embed:"" prefix:"sampling." group:"Sampling"`
 	Budget    budget.Config          `embed:"" prefix:"budget." group:"Budgets"`

@@ -53,12 +53,21 @@ func Models(engines map[string]*scoring.Engine, c ScoringConfig) (map[string]mon
 		list[name] = monitor.Model{
 			Cascade: cascade,
 			Scorer:  engine, Classes: engine.Ensemble().Labels(), Images: engine.Ensemble().TrainingImages(),
-			Profile:     engine.Profile(),
-			Diffusion:   engine.Ensemble().Diffusion,
+			Profile:   engine.Profile(),
+			Diffusion: engine.Ensemble().Diffusion, Latent: engine.Ensemble().Latent,
 			AsRequested: c.Profile == scoring.ProfileAsRequested, SkipUnreproducible: c.Unreproducible == "skip",
 		}
 	}
 	return list, nil
+}
+
+// withLatents lets models score events that name a latent.
+func withLatents(models map[string]monitor.Model, latents monitor.Latents) map[string]monitor.Model {
+	for name, m := range models {
+		m.Latents = latents
+		models[name] = m
+	}
+	return models
 }
 
 // warnWithoutThresholds names at the start the models that raise no alert.

@@ -161,8 +161,8 @@ func TestNoRoomForStreams(t *testing.T) {
 	t.Run("alerts", func(t *testing.T) {
 		js, _ := js(t, 1<<30)
 		sink := alerts.NewStreamSink(js, defaults.Alerts.StreamConfig)
-		want(t, ExplainRoom(t.Context(), js, defaults.Stream, defaults.Alerts, ensureAlerts(t.Context(), js.Conn(),
-			sink, slog.New(slog.DiscardHandler))))
+		want(t, ExplainRoom(t.Context(), js, defaults.Stream, defaults.Alerts, ensureOnce(t.Context(), js.Conn(),
+			"stream of alerts", slog.New(slog.DiscardHandler), sink.Ensure)))
 	})
 	t.Run("serve", func(t *testing.T) {
 		_, url := js(t, 1<<30)

@@ -36,9 +36,11 @@ func ExplainRoom(ctx context.Context, js jetstream.JetStream, stream consumers.S
 		"max_file_store of the NATS server or the account's limit", err, stream.MaxBytes, sinks.MaxBytes, all, has)
 }
 
-// ensureAlerts creates the stream of alerts once NATS is connected, then waits for ctx. It returns early only if
-// there is no room for the stream. Whatever else fails is tried again with the first alert.
-func ensureAlerts(ctx context.Context, nc *nats.Conn, stream *alerts.StreamSink, log *slog.Logger) error {
+// ensureOnce creates something in JetStream once NATS is connected, then waits for ctx. It returns early only if there
+// is no room. Whatever else fails is logged: the first one who needs it reports it again.
+func ensureOnce(
+	ctx context.Context, nc *nats.Conn, what string, log *slog.Logger, ensure func(context.Context) error,
+) error {
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	for !nc.IsConnected() {
@@ -48,12 +50,12 @@ func ensureAlerts(ctx context.Context, nc *nats.Conn, stream *alerts.StreamSink,
 		case <-tick.C:
 		}
 	}
-	err := stream.Ensure(ctx)
+	err := ensure(ctx)
 	if consumers.NoRoom(err) {
 		return err
 	}
 	if err != nil && ctx.Err() == nil {
-		log.Warn("cannot create the stream of alerts yet", "err", err)
+		log.Warn("cannot create the "+what+" yet", "err", err)
 	}
 	<-ctx.Done()
 	return nil

@@ -141,7 +141,7 @@ func Serve(ctx context.Context, c Config, o Options) (err error) {
 	room := func(err error) error { return ExplainRoom(ctx, js, c.Stream, c.Alerts, err) }
 	if !nc.IsConnected() {
 		life.Run("stream of alerts", func(ctx context.Context) error {
-			return room(ensureAlerts(ctx, nc, stream, log))
+			return room(ensureOnce(ctx, nc, "stream of alerts", log, stream.Ensure))
 		})
 	} else if err := stream.Ensure(ctx); err != nil {
 		return room(err)
@@ -159,6 +159,12 @@ func Serve(ctx context.Context, c Config, o Options) (err error) {
 	}
 
 	// Events come in.
+	latents := consumers.NewLatents(js, c.Latents)
+	life.Run("buckets of latents", func(ctx context.Context) error {
+		return room(ensureOnce(ctx, nc, "buckets of latents", log, func(ctx context.Context) error {
+			return consumers.EnsureLatents(ctx, js, c.Latents, c.Stream.Replicas, names...)
+		}))
+	})
 	models, err := Models(engines, c.Scoring)
 	if err != nil {
 		return err
@@ -170,7 +176,7 @@ func Serve(ctx context.Context, c Config, o Options) (err error) {
 		return err
 	}
 	life.Run("budgets", budgets.Run)
-	m, err := monitor.New(models, thresholds, Recorder{store}, monitor.Config{
+	m, err := monitor.New(withLatents(models, latents), thresholds, Recorder{store}, monitor.Config{
 		MaxClassSeries: c.Metrics.MaxClassSeries, SampleShare: c.Review.Share,
 		Sampling: c.Sampling, Budget: budgets, Registerer: reg, Tracer: tracer, Evaluations: evaluations, Log: log,
 	})
@@ -194,6 +200,7 @@ func Serve(ctx context.Context, c Config, o Options) (err error) {
 	})
 	life.Run("consumers", func(ctx context.Context) error { return room(runner.Run(ctx)) })
 
+	c.Review.Latents = latents
 	evidence, err := newEvidence(c.Review, store, engines, reg, log)
 	if err != nil {
 		return err

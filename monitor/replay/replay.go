@@ -9,6 +9,7 @@ import (
 	"math"
 	"slices"
 	"text/tabwriter"
+	"time"
 
 	"github.com/decuwatch/decuwatch/internal/terminal"
 	"github.com/decuwatch/decuwatch/monitor"
@@ -17,8 +18,32 @@ import (
 	"github.com/decuwatch/decuwatch/scoring/ensemble"
 )
 
-// Request returns the request that reruns a stored score, behind live work. It reads nothing but the score. It measures a
-// request risk that a cascade spared; if the receipt's settings do not say how, the error is a scoring.ErrSettings.
+// Latents reads the latents that events name.
+type Latents = monitor.Latents
+
+// Prepare returns the request that reruns a stored score, behind live work. A score that was made from the event's own
+// latent needs it again: the error says if it is gone, or if latents is nil.
+func Prepare(ctx context.Context, latents Latents, s *schema.Score) (scoring.Request, error) {
+	request, err := Request(s)
+	if err != nil || request.Latent == nil {
+		return request, err
+	}
+	ref := s.Event.Data.Latent
+	if latents == nil || ref == nil {
+		return request, fmt.Errorf("%w: the score was made from the event's own latent %s, which is not at hand",
+			scoring.ErrNoise, request.Latent.SHA256)
+	}
+	values, err := monitor.ReadLatent(ctx, latents, *ref, time.Time{})
+	if err != nil {
+		return request, fmt.Errorf("the score was made from the event's own latent: %w", err)
+	}
+	request.Latent.Values = values
+	return request, nil
+}
+
+// Request returns the request that reruns a stored score, behind live work. It reads nothing but the score, so it lacks
+// the numbers of the event's own latent. It measures a request risk that a cascade spared; if the receipt's settings do
+// not say how, the error is a scoring.ErrSettings.
 func Request(s *schema.Score) (scoring.Request, error) {
 	r := s.Receipt
 	measure := func(m *schema.Measurement) scoring.Measure {
@@ -40,8 +65,14 @@ func Request(s *schema.Score) (scoring.Request, error) {
 		}
 		profile.RequestRisk = whole.RequestRisk
 	}
+	var own *scoring.Latent
+	if r.LatentSHA256 != "" {
+		own = &scoring.Latent{SHA256: r.LatentSHA256, Step: r.LatentStep}
+		profile.Start = r.LatentStep
+	}
 	return scoring.Request{
-		Key: monitor.Key(s.Event.Source, s.Event.ID), Class: s.ClassIndex, Seed: r.Seed, Noise: r.Noise,
+		Latent: own,
+		Key:    monitor.Key(s.Event.Source, s.Event.ID), Class: s.ClassIndex, Seed: r.Seed, Noise: r.Noise,
 		Draw: scoring.Draw{
 			Dtype: r.NoiseDtype, Offset: r.NoiseOffset, GPU: scoring.GPU{SMs: r.SMs, ThreadsPerSM: r.ThreadsPerSM},
 			Batch: scoring.Batch{Index: r.BatchIndex, Size: r.BatchSize},
@@ -63,11 +94,13 @@ type Replay struct {
 }
 
 // Run reruns a stored score on the engine that has its ensemble's digest. Engines are given by model.
-func Run(ctx context.Context, engines map[string]*scoring.Engine, stored *schema.Score) (*Replay, error) {
+func Run(
+	ctx context.Context, engines map[string]*scoring.Engine, latents Latents, stored *schema.Score,
+) (*Replay, error) {
 	given := make([]string, 0, len(engines))
 	for name, engine := range engines {
 		if engine.Ensemble().Digest == stored.Receipt.EnsembleDigest {
-			request, err := Request(stored)
+			request, err := Prepare(ctx, latents, stored)
 			if err != nil {
 				return nil, err
 			}

@@ -42,13 +42,14 @@ const (
 func digestOf(s string) string { return schema.Digest(nil, []byte(s)) }
 
 func event(id string) schema.Event {
-	index := 3
+	index, timestep := 3, 901.5
 	return schema.Event{
 		Source: "//studio/render", ID: id, Time: at, TraceParent: "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
 		Data: schema.Generation{
 			Model: "fashion-mnist", Class: schema.ClassLabel("Trouser"), Seed: math.MaxUint64, Noise: "torch-cpu",
 			NoiseDtype: "float16", BatchIndex: &index, BatchSize: 8, NoiseOffset: math.MaxUint64 - 3,
-			GPU: &schema.GPU{SMs: 132, ThreadsPerSM: 2048}, Labels: map[string]string{"tenant": "acme", "region": "eu"},
+			GPU: &schema.GPU{SMs: 132, ThreadsPerSM: 2048}, Latent: &schema.Latent{Bucket: "b", Name: "n", Shape: []int{4, 8, 8},
+				Step: 7, Timestep: &timestep}, Labels: map[string]string{"tenant": "acme", "region": "eu"},
 			Sampler: &schema.Sampler{Name: "ddim", Steps: 50, GuidanceScale: 7.5},
 		},
 	}
@@ -68,8 +69,9 @@ func score(id string, gap, risk float64) *schema.Score {
 		Receipt: schema.Receipt{
 			EnsembleDigest: ensembleDigest, Profile: "fixed", Settings: seriesSettings, Steps: 20, GuidanceScale: 2,
 			Seed: math.MaxUint64, Noise: "torch-cpu", Carrier: 1, Rows: 40, Runtime: "onnxruntime 1.27.0", Device: "cpu",
-			Deviations: []string{"sampler: 50 steps were replaced by 20"}, NoiseDtype: "float16", NoiseOffset: math.MaxUint64 - 3,
-			SMs: 132, ThreadsPerSM: 2048, BatchIndex: 3, BatchSize: 8, LatentSHA256: ensembleDigest, LatentStep: 7,
+			Deviations: []string{"sampler: 50 steps were replaced by 20"}, NoiseDtype: "float16",
+			NoiseOffset: math.MaxUint64 - 3,
+			SMs:         132, ThreadsPerSM: 2048, BatchIndex: 3, BatchSize: 8, LatentSHA256: ensembleDigest, LatentStep: 7,
 		},
 		ScoredAt: at.Add(time.Second),
 	}

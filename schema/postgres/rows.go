@@ -60,6 +60,8 @@ type requested struct {
 	NoiseOffset uint64      `json:"noise_offset,omitempty"`
 	GPU         *schema.GPU `json:"gpu,omitempty"`
 	BatchSize   int         `json:"batch_size,omitempty"`
+
+	Latent *schema.Latent `json:"latent,omitempty"`
 }
 
 // firstLatent is the column scores.first_latent: how the receipt's first latent was drawn, or whose it was. NULL is a
@@ -144,7 +146,7 @@ func newScoreRow(s *schema.Score) scoreRow {
 func newRequested(d schema.Generation) requested {
 	return requested{
 		Class: d.Class, Noise: d.Noise, NoiseDtype: d.NoiseDtype, BatchIndex: d.BatchIndex, Sampler: d.Sampler,
-		NoiseOffset: d.NoiseOffset, GPU: d.GPU, BatchSize: d.BatchSize,
+		NoiseOffset: d.NoiseOffset, GPU: d.GPU, BatchSize: d.BatchSize, Latent: d.Latent,
 	}
 }
 
@@ -177,6 +179,7 @@ func (r scoreRow) score() *schema.Score {
 				Model: r.Model, Class: r.Requested.Class, Seed: r.Seed, Noise: r.Requested.Noise,
 				NoiseDtype: r.Requested.NoiseDtype, BatchIndex: r.Requested.BatchIndex, Sampler: r.Requested.Sampler,
 				NoiseOffset: r.Requested.NoiseOffset, GPU: r.Requested.GPU, BatchSize: r.Requested.BatchSize,
+				Latent: r.Requested.Latent,
 				Labels: nilIfEmpty(r.Labels),
 			},
 		},

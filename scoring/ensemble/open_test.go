@@ -364,7 +364,9 @@ func TestParseSettings(t *testing.T) {
 		ImageRisk:   Measure{TablesProducer, 4, GuidanceOwn, 0, 3, EstimatorJudge}}
 	gapless := full
 	gapless.ImageRisk = Measure{}
-	for _, p := range []Profile{plain, full, gapless} {
+	later, fuller := plain, full
+	later.Start, fuller.Start = 3, 12
+	for _, p := range []Profile{plain, full, gapless, later, fuller} {
 		if have, err := ParseSettings(p.Settings()); err != nil || have != p {
 			t.Errorf("%s gives %+v: %v", p.Settings(), have, err)
 		}

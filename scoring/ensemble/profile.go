@@ -55,6 +55,9 @@ type Profile struct {
 	ImageRisk     Measure `json:"image_risk,omitzero" format:"2"` // zero: not measured
 	Cascade       Cascade `json:"cascade,omitzero" format:"2"`    // zero: the request risk is always measured
 	Reason        string  `json:"reason"`
+
+	// Start is the step at which the request's latent stands: 0 for a first latent, which a manifest means.
+	Start int `json:"-"`
 }
 
 // Cascade spares the request risk of requests whose class gap is low. It says what is measured, not how, so it is no
@@ -98,11 +101,11 @@ func (p Profile) Settings() string {
 	number := func(v float64) string { return strconv.FormatFloat(v, 'g', -1, 64) }
 	gap, risk := p.ClassGap, p.RequestRisk
 	if plain := plainMeasure(gap.Steps); plain(gap) && plain(risk) && p.ImageRisk == (Measure{}) {
-		return fmt.Sprintf("ddim s=%d g=%s eta=%s class_gap=%s request_risk=%s",
-			gap.Steps, number(p.GuidanceScale), number(p.Eta), gap.place(), risk.place())
+		return fmt.Sprintf("ddim%s s=%d g=%s eta=%s class_gap=%s request_risk=%s",
+			p.start(), gap.Steps, number(p.GuidanceScale), number(p.Eta), gap.place(), risk.place())
 	}
-	key := fmt.Sprintf("ddim g=%s eta=%s class_gap=%s request_risk=%s",
-		number(p.GuidanceScale), number(p.Eta), gap, risk)
+	key := fmt.Sprintf("ddim%s g=%s eta=%s class_gap=%s request_risk=%s",
+		p.start(), number(p.GuidanceScale), number(p.Eta), gap, risk)
 	if p.ImageRisk != (Measure{}) {
 		key += " image_risk=" + p.ImageRisk.String()
 	}
@@ -111,8 +114,9 @@ func (p Profile) Settings() string {
 
 // settingsForms are the two forms of Settings.
 var settingsForms = []*regexp.Regexp{
-	regexp.MustCompile(`^ddim s=(\S+) g=(\S+) eta=(\S+) class_gap=(\S+) request_risk=(\S+)$`),
-	regexp.MustCompile(`^ddim g=(\S+) eta=(\S+) class_gap=(\S+) request_risk=(\S+?)(?: image_risk=(\S+))?$`),
+	regexp.MustCompile(`^ddim(?: start=(\d+))? s=(\S+) g=(\S+) eta=(\S+) class_gap=(\S+) request_risk=(\S+)$`),
+	regexp.MustCompile(`^ddim(?: start=(\d+))? g=(\S+) eta=(\S+) class_gap=(\S+) request_risk=(\S+?)` +
+		`(?: image_risk=(\S+))?$`),
 }
 
 // measureForm is String, or the part of it that the first form of Settings has.
@@ -132,16 +136,22 @@ func ParseSettings(key string) (Profile, error) {
 		err = errors.Join(err, e)
 		return m
 	}
+	start := ""
 	if f := settingsForms[0].FindStringSubmatch(key); f != nil {
-		p = Profile{GuidanceScale: number(f[2]), Eta: number(f[3]), ClassGap: measure(f[4]), RequestRisk: measure(f[5])}
+		start = f[1]
+		p = Profile{GuidanceScale: number(f[3]), Eta: number(f[4]), ClassGap: measure(f[5]), RequestRisk: measure(f[6])}
 		for _, m := range []*Measure{&p.ClassGap, &p.RequestRisk} {
-			m.Steps, m.Tables, m.Guidance = int(number(f[1])), TablesMembers, GuidanceOwn
+			m.Steps, m.Tables, m.Guidance = int(number(f[2])), TablesMembers, GuidanceOwn
 		}
 	} else if f := settingsForms[1].FindStringSubmatch(key); f != nil {
-		p = Profile{GuidanceScale: number(f[1]), Eta: number(f[2]), ClassGap: measure(f[3]), RequestRisk: measure(f[4])}
-		if f[5] != "" {
-			p.ImageRisk = measure(f[5])
+		start = f[1]
+		p = Profile{GuidanceScale: number(f[2]), Eta: number(f[3]), ClassGap: measure(f[4]), RequestRisk: measure(f[5])}
+		if f[6] != "" {
+			p.ImageRisk = measure(f[6])
 		}
+	}
+	if start != "" {
+		p.Start = int(number(start))
 	}
 	if err == nil && p.Settings() != key {
 		err = errors.New("they are in no known form")
@@ -164,6 +174,28 @@ func parseMeasure(s string) (m Measure, err error) {
 		}
 	}
 	return m, err
+}
+
+// start names the step at which the latent stands, if it is not a first latent.
+func (p Profile) start() string {
+	if p.Start == 0 {
+		return ""
+	}
+	return fmt.Sprintf(" start=%d", p.Start)
+}
+
+// From returns the profile of a request whose latent stands at a step of the sampler: every measurement begins there,
+// or branches later.
+func (p Profile) From(d Diffusion, step int) Profile {
+	p.Start = step
+	for _, m := range []*Measure{&p.ClassGap, &p.RequestRisk, &p.ImageRisk} {
+		if *m == (Measure{}) {
+			continue
+		}
+		m.BranchStep = max(m.BranchStep, step)
+		m.RolloutSteps = max(1, min(m.RolloutSteps, d.StepCount(m.Steps)-m.BranchStep))
+	}
+	return p
 }
 
 // plainMeasure returns whether format 1 can express a measurement, in a profile of the given steps.
@@ -222,10 +254,10 @@ func (p Profile) Validate(m *Manifest) error {
 	case !(p.Eta >= 0 && p.Eta <= 1):
 		return fmt.Errorf("eta is %v, must be 0 to 1", p.Eta)
 	}
-	if err := p.ClassGap.validateDistance(m, p.Eta); err != nil {
+	if err := p.ClassGap.validateDistance(m, p); err != nil {
 		return fmt.Errorf("class_gap.%w", err)
 	}
-	if err := p.RequestRisk.validateDistance(m, p.Eta); err != nil {
+	if err := p.RequestRisk.validateDistance(m, p); err != nil {
 		return fmt.Errorf("request_risk.%w", err)
 	}
 	if err := p.Cascade.Validate(); err != nil {
@@ -234,14 +266,14 @@ func (p Profile) Validate(m *Manifest) error {
 	if p.ImageRisk == (Measure{}) {
 		return nil
 	}
-	if err := p.ImageRisk.validateJudge(m, p.Eta); err != nil {
+	if err := p.ImageRisk.validateJudge(m, p); err != nil {
 		return fmt.Errorf("image_risk.%w", err)
 	}
 	return nil
 }
 
 // validateDistance checks a measurement of distances between tables.
-func (m Measure) validateDistance(e *Manifest, eta float64) error {
+func (m Measure) validateDistance(e *Manifest, p Profile) error {
 	if err := oneOf("tables", m.Tables, TablesMembers, TablesPosterior); err != nil {
 		return err
 	}
@@ -251,28 +283,28 @@ func (m Measure) validateDistance(e *Manifest, eta float64) error {
 	if err := oneOf("guidance", m.Guidance, GuidanceOwn, GuidanceShared); err != nil {
 		return err
 	}
-	if err := m.validateSteps(e.Diffusion, eta); err != nil {
+	if err := m.validateSteps(e.Diffusion, p); err != nil {
 		return err
 	}
-	if m.Guidance == GuidanceShared && m.BranchStep != 0 {
-		return fmt.Errorf("branch_step is %d, must be 0 with shared guidance", m.BranchStep)
+	if m.Guidance == GuidanceShared && m.BranchStep != p.Start {
+		return fmt.Errorf("branch_step is %d, must be %d with shared guidance", m.BranchStep, p.Start)
 	}
 	return oneOf("estimator", m.Estimator, PaiDEW2, PaiDEKL, PaiDEBhattacharyya, MeanW2, PixelPaiDEW2)
 }
 
 // validateJudge checks the measurement of the producer's image.
-func (m Measure) validateJudge(e *Manifest, eta float64) error {
+func (m Measure) validateJudge(e *Manifest, p Profile) error {
 	if err := oneOf("tables", m.Tables, TablesProducer); err != nil {
 		return err
 	}
 	if err := oneOf("guidance", m.Guidance, GuidanceOwn); err != nil {
 		return err
 	}
-	if err := m.validateSteps(e.Diffusion, eta); err != nil {
+	if err := m.validateSteps(e.Diffusion, p); err != nil {
 		return err
 	}
-	if m.BranchStep != 0 {
-		return fmt.Errorf("branch_step is %d, must be 0", m.BranchStep)
+	if m.BranchStep != p.Start {
+		return fmt.Errorf("branch_step is %d, must be %d", m.BranchStep, p.Start)
 	}
 	if err := oneOf("estimator", m.Estimator, EstimatorJudge); err != nil {
 		return err
@@ -284,13 +316,15 @@ func (m Measure) validateJudge(e *Manifest, eta float64) error {
 }
 
 // validateSteps checks that a sampler of the diffusion takes the steps of a measurement.
-func (m Measure) validateSteps(d Diffusion, eta float64) error {
-	taken, err := stepsTaken(d, m.Steps, eta)
+func (m Measure) validateSteps(d Diffusion, p Profile) error {
+	taken, err := stepsTaken(d, m.Steps, p.Eta)
 	switch {
 	case err != nil:
 		return err
-	case m.BranchStep < 0 || m.BranchStep >= taken:
-		return fmt.Errorf("branch_step is %d, must be 0 to %d", m.BranchStep, taken-1)
+	case p.Start < 0 || p.Start >= taken:
+		return fmt.Errorf("start is %d, must be 0 to %d", p.Start, taken-1)
+	case m.BranchStep < p.Start || m.BranchStep >= taken:
+		return fmt.Errorf("branch_step is %d, must be %d to %d", m.BranchStep, p.Start, taken-1)
 	case m.RolloutSteps < 1 || m.RolloutSteps > taken-m.BranchStep:
 		return fmt.Errorf("rollout_steps is %d, must be 1 to %d", m.RolloutSteps, taken-m.BranchStep)
 	}

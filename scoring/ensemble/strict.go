@@ -77,7 +77,7 @@ func (s strict) object(object jsontext.Value, t reflect.Type, at jsontext.Pointe
 	}
 	for _, f := range reflect.VisibleFields(t) {
 		name, options, _ := strings.Cut(f.Tag.Get("json"), ",")
-		if f.Anonymous || !f.IsExported() {
+		if f.Anonymous || !f.IsExported() || name == "-" {
 			continue // its fields are listed, too
 		}
 		value, found := members[name]
