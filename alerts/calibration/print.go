@@ -12,7 +12,7 @@ import (
 
 // Print writes the plan as text: a row for each class, then the limit, what is set aside, and the alerts it changes.
 func (p *Plan) Print(out io.Writer) error {
-	fmt.Fprintf(out, "%s of %s (ensemble %.12s), %s at a false-alarm rate of %g, from %d scores of %s to %s\n\n",
+	fmt.Fprintf(out, "%s of %s (ensemble %.12s), %s at a false-alarm rate of %g,\nfrom %d scores of %s to %s\n\n",
 		p.Measurement, p.Model, p.EnsembleDigest, p.Severity, p.Alpha, p.Scores,
 		terminal.Time(p.WindowFrom), terminal.Time(p.WindowTo))
 	w := tabwriter.NewWriter(out, 0, 8, 2, ' ', 0)
