@@ -18,6 +18,7 @@ type Metrics struct {
 	pending  *prometheus.GaugeVec
 	oldest   *prometheus.GaugeVec
 	age      *prometheus.GaugeVec
+	silences *prometheus.GaugeVec
 	models   []string
 }
 
@@ -43,10 +44,15 @@ func NewMetrics(reg prometheus.Registerer, models []string, sinks []schema.Sink)
 			Name: "decuwatch_threshold_age_seconds",
 			Help: "Age of the newest threshold of a model; 0 without one.",
 		}, []string{"model"}),
+		silences: with.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "decuwatch_silences_in_force",
+			Help: "Silences of a model that keep alerts from being sent now.",
+		}, []string{"model"}),
 		models: models,
 	}
 	for _, model := range models {
 		m.age.WithLabelValues(model)
+		m.silences.WithLabelValues(model)
 	}
 	for _, sink := range sinks {
 		m.attempts.WithLabelValues(string(sink), "sent")
@@ -75,6 +81,12 @@ func (m *Metrics) setOutbox(sinks []Sink, stats []schema.OutboxStats) {
 		s := due[sink.Name()]
 		m.pending.WithLabelValues(string(sink.Name())).Set(float64(s.Pending))
 		m.oldest.WithLabelValues(string(sink.Name())).Set(s.Oldest.Seconds())
+	}
+}
+
+func (m *Metrics) setSilences(counts map[string]int) {
+	for _, model := range m.models {
+		m.silences.WithLabelValues(model).Set(float64(counts[model]))
 	}
 }
 

@@ -41,6 +41,8 @@ type Outbox interface {
 	OutboxFailed(ctx context.Context, id int64, reason string, wait time.Duration) error
 	// OutboxStats returns what is due by sink.
 	OutboxStats(ctx context.Context) ([]schema.OutboxStats, error)
+	// SilenceCounts returns how many silences of each model are in force.
+	SilenceCounts(ctx context.Context) (map[string]int, error)
 	Listener
 }
 
@@ -251,15 +253,17 @@ func parent(m schema.OutboxMessage) propagation.MapCarrier {
 	return c
 }
 
-// measure keeps the metrics of what is due.
+// measure keeps the metrics of what is due, and of what is silenced.
 func (r *Relay) measure(ctx context.Context) error {
 	for ctx.Err() == nil {
 		query, cancel := context.WithTimeout(ctx, recordTimeout)
-		stats, err := r.outbox.OutboxStats(query)
-		cancel()
-		if err == nil {
+		if stats, err := r.outbox.OutboxStats(query); err == nil {
 			r.cfg.Metrics.setOutbox(r.sinks, stats)
 		}
+		if counts, err := r.outbox.SilenceCounts(query); err == nil {
+			r.cfg.Metrics.setSilences(counts)
+		}
+		cancel()
 		backoff.Sleep(ctx, backoff.Jitter(r.cfg.Measure))
 	}
 	return nil

@@ -224,7 +224,11 @@ func TestRelayWaitsForNATS(t *testing.T) {
 	}
 	s.Kill()
 	want := record(t, store, "e")
-	metrics := alerts.NewMetrics(reg, nil, []schema.Sink{schema.SinkStream})
+	metrics := alerts.NewMetrics(reg, []string{want.Model}, []schema.Sink{schema.SinkStream})
+	if _, err := store.AddSilence(t.Context(), postgres.Silence{Model: want.Model, Author: "ada", Reason: "known"},
+		time.Hour); err != nil {
+		t.Fatal(err)
+	}
 	relay(t, store, alerts.RelayConfig{SendTimeout: 200 * time.Millisecond, RetryDelay: 50 * time.Millisecond,
 		Poll: 50 * time.Millisecond, Measure: 50 * time.Millisecond, Metrics: metrics}, sink)
 	pending := func(n int) bool {
@@ -235,6 +239,13 @@ decuwatch_outbox_pending{sink="nats"} %d
 `, n)), "decuwatch_outbox_pending") == nil
 	}
 	natstest.Until(t, "the metrics show the alert", func() bool { return pending(1) })
+	natstest.Until(t, "the metrics show the silence", func() bool {
+		return testutil.GatherAndCompare(reg, strings.NewReader(fmt.Sprintf(
+			`# HELP decuwatch_silences_in_force Silences of a model that keep alerts from being sent now.
+# TYPE decuwatch_silences_in_force gauge
+decuwatch_silences_in_force{model=%q} 1
+`, want.Model)), "decuwatch_silences_in_force") == nil
+	})
 	s.Restart()
 	empty(t, store)
 	if got := inStream(t, js); len(got) != 1 || len(got[want.ID]) == 0 {

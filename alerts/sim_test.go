@@ -176,6 +176,7 @@ func (r *simRelay) OutboxFailed(ctx context.Context, id int64, reason string, wa
 }
 
 func (r *simRelay) OutboxStats(context.Context) ([]schema.OutboxStats, error) { return nil, nil }
+func (r *simRelay) SilenceCounts(context.Context) (map[string]int, error)     { return nil, nil }
 
 // Listen hears of new messages now and then, and misses some.
 func (r *simRelay) Listen(ctx context.Context, _ string, changed func()) error {

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"maps"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -25,6 +26,7 @@ import (
 // Gatherer reruns a request for its evidence, behind live work: a *scoring.Engine.
 type Gatherer interface {
 	Evidence(ctx context.Context, r scoring.Request) (scoring.Evidence, error)
+	ClassImages(ctx context.Context, class, n int) ([][]float32, error)
 	Ensemble() *ensemble.Ensemble
 }
 
@@ -67,6 +69,9 @@ type Worker struct {
 	engines map[string]Gatherer // by ensemble digest
 	metrics *metrics
 	wake    chan struct{}
+
+	known      sync.Mutex
+	references map[classKey][]postgres.EvidenceFile
 }
 
 // NewWorker returns a worker that reruns requests on the engines. It fails if a number of the configuration is out
@@ -79,7 +84,7 @@ func NewWorker(jobs Jobs, engines []Gatherer, c WorkerConfig) (*Worker, error) {
 	}
 	w := &Worker{
 		config: c, jobs: jobs, engines: map[string]Gatherer{}, metrics: newMetrics(c.Registerer),
-		wake: make(chan struct{}, 1),
+		wake: make(chan struct{}, 1), references: map[classKey][]postgres.EvidenceFile{},
 	}
 	for _, e := range engines {
 		w.engines[e.Ensemble().Digest] = e
@@ -221,7 +226,16 @@ func (w *Worker) gather(ctx context.Context, job postgres.EvidenceJob) ([]postgr
 	if err != nil {
 		return nil, err
 	}
-	return files(*job.Score, evidence, engine.Ensemble().Image, w.config.ImageSide)
+	list, err := files(*job.Score, evidence, engine.Ensemble().Image, w.config.ImageSide)
+	if err != nil {
+		return nil, err
+	}
+	references, err := w.reference(ctx, engine, job.Score.ClassIndex)
+	if err != nil && ctx.Err() == nil { // the evidence is worth having without them
+		w.config.Log.Warn("reference images could not be made", "review", job.ReviewID, "err", err)
+		return list, nil
+	}
+	return append(list, references...), err
 }
 
 // Names of the files of a review's evidence. The image of component i is "image-i".
@@ -229,6 +243,8 @@ const (
 	fileMap      = "map"
 	fileNumbers  = "numbers"
 	fileProducer = "producer" // image of the table that stands for the production model
+	// The images that the reference makes of the class are "reference-0", "reference-1", ...
+	fileReference = "reference-"
 )
 
 // Numbers are the numbers of a review's evidence, its file "numbers".

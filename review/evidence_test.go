@@ -96,8 +96,9 @@ func TestEvidenceIsMadeOnce(t *testing.T) {
 	m := b.engine.Ensemble()
 	for _, id := range ids {
 		files, err := b.store.EvidenceFiles(t.Context(), id)
-		if err != nil || len(files) != m.Components+2 {
-			t.Fatalf("%s has %d files, want %d images, a map and the numbers, %v", id, len(files), m.Components, err)
+		if err != nil || len(files) != m.Components+2+4 {
+			t.Fatalf("%s has %d files, want %d images, a map, the numbers and 4 reference images, %v", id, len(files),
+				m.Components, err)
 		}
 		for _, f := range files {
 			file, err := b.store.EvidenceFile(t.Context(), id, f.Name)

@@ -66,7 +66,7 @@ func NewPage(store *postgres.Store, address net.Addr, c PageConfig) (*Page, erro
 		return nil, err
 	}
 	p := &Page{config: c, store: store, access: a, templates: map[string]*template.Template{}}
-	for _, name := range []string{"queue", "review", "alert", "stats", "login", "error"} {
+	for _, name := range []string{"queue", "review", "alert", "silences", "stats", "login", "error"} {
 		t, err := template.New("layout.html").Funcs(functions).ParseFS(assetFiles, "templates/layout.html",
 			"templates/"+name+".html")
 		if err != nil {
@@ -78,8 +78,15 @@ func NewPage(store *postgres.Store, address net.Addr, c PageConfig) (*Page, erro
 	if err != nil {
 		return nil, err
 	}
+	p.handler = secured(p.routes(static))
+	return p, nil
+}
+
+// routes returns the page's routes.
+func (p *Page) routes(static fs.FS) http.Handler {
 	mux := http.NewServeMux()
 	change := []string{"do", "version", "comment", "assignee"}
+	silence := []string{"past", "class", "measurement", "for", "from", "reason"}
 	queue, visit := append([]string{"at", "last"}, queueParameters...), []string{"in", "done", "last"}
 	mux.HandleFunc("GET /{$}", p.page(parameters{query: queue}, p.queue))
 	mux.HandleFunc("POST /{$}", p.page(parameters{query: queue, form: []string{"do", "comment", "assignee"},
@@ -89,6 +96,9 @@ func NewPage(store *postgres.Store, address net.Addr, c PageConfig) (*Page, erro
 	mux.HandleFunc("GET /review/{id}", p.page(parameters{query: visit}, p.review))
 	mux.HandleFunc("POST /review/{id}", p.page(parameters{query: visit, form: change}, p.act))
 	mux.HandleFunc("GET /review/{id}/evidence/{name}", p.page(parameters{}, p.evidence))
+	mux.HandleFunc("GET /silences", p.page(parameters{query: silence}, p.silences))
+	mux.HandleFunc("POST /silences", p.page(parameters{query: []string{"past"},
+		form: append([]string{"do", "id"}, silence...)}, p.changeSilences))
 	mux.HandleFunc("GET /stats", p.page(parameters{query: []string{"model", "days"}}, p.stats))
 	mux.HandleFunc("GET /login", p.login)
 	mux.HandleFunc("POST /login", p.login)
@@ -101,8 +111,7 @@ func NewPage(store *postgres.Store, address net.Addr, c PageConfig) (*Page, erro
 	mux.HandleFunc("/", p.page(parameters{any: true}, func(http.ResponseWriter, *http.Request, string) error {
 		return errNoPage
 	}))
-	p.handler = secured(mux)
-	return p, nil
+	return mux
 }
 
 // ServeHTTP answers one request.
@@ -230,7 +239,8 @@ type reviewPage struct {
 	Resolved   bool
 	Images     []string // addresses
 	Map        string
-	Producer   string // image of the table that stands for the production model, or ""
+	Producer   string   // image of the table that stands for the production model, or ""
+	References []string // addresses of images that the reference makes of the class
 	Numbers    *Numbers
 	Trajectory plot
 	Measures   []measurePage
@@ -332,6 +342,8 @@ func (p *Page) load(ctx context.Context, v postgres.Review) (c reviewPage, err e
 		switch {
 		case strings.HasPrefix(f.Name, "image-"):
 			c.Images = append(c.Images, address)
+		case strings.HasPrefix(f.Name, fileReference):
+			c.References = append(c.References, address)
 		case f.Name == fileMap:
 			c.Map = address
 		case f.Name == fileProducer:
@@ -543,11 +555,7 @@ func (p *Page) stats(w http.ResponseWriter, r *http.Request, reviewer string) er
 	if err != nil {
 		return err
 	}
-	for _, class := range classes {
-		if !slices.Contains(c.Models, class.Model) {
-			c.Models = append(c.Models, class.Model)
-		}
-	}
+	c.Models = models(classes)
 	now := time.Now()
 	from := now.AddDate(0, 0, -c.Days)
 	if c.Stats, err = LoadStats(r.Context(), p.store, c.Model, nil, from, now); err != nil {
@@ -627,14 +635,16 @@ func (p *Page) logout(w http.ResponseWriter, r *http.Request) {
 
 // functions are what templates may call.
 var functions = template.FuncMap{
-	"number":     number,
-	"words":      Words,
-	"short":      short,
-	"tail":       tail,
-	"orders":     postgres.ReviewOrders,
-	"highest":    func(o postgres.ReviewOrder) bool { return o != postgres.ReviewNewest && o != postgres.ReviewOldest },
-	"severities": func() []schema.Severity { return []schema.Severity{schema.SeverityCritical, schema.SeverityWarn} },
-	"inc":        func(i int) int { return i + 1 },
+	"number":       number,
+	"words":        Words,
+	"short":        short,
+	"tail":         tail,
+	"orders":       postgres.ReviewOrders,
+	"highest":      func(o postgres.ReviewOrder) bool { return o != postgres.ReviewNewest && o != postgres.ReviewOldest },
+	"measurements": schema.MeasurementNames,
+	"spans":        func() []span { return spans },
+	"severities":   func() []schema.Severity { return []schema.Severity{schema.SeverityCritical, schema.SeverityWarn} },
+	"inc":          func(i int) int { return i + 1 },
 	"percent": func(v float64) string {
 		switch {
 		case v > 0 && v < 0.001:

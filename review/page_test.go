@@ -168,6 +168,22 @@ func (b *tab) shot(name string) {
 	}
 }
 
+// part is shot for one element of the page.
+func (b *tab) part(selector, name string) {
+	b.t.Helper()
+	dir := os.Getenv("DECUWATCH_SCREENSHOTS")
+	if dir == "" {
+		return
+	}
+	png, err := chromedp.Run(b.ctx, chromedp.Screenshot(chromedp.CSS(selector)))
+	if err != nil {
+		b.t.Fatalf("picture %s: %v", name, err)
+	}
+	if err = os.WriteFile(filepath.Join(dir, name+".png"), png, 0o644); err != nil {
+		b.t.Fatal(err)
+	}
+}
+
 // dark has the page see a visitor who prefers dark colors.
 var dark = chromedp.Func(func(ctx context.Context, t *chromedp.Target) error {
 	_, err := cdp.Call(ctx, t, emulation.SetEmulatedMedia, emulation.SetEmulatedMediaParams{
@@ -190,9 +206,13 @@ func (b *tab) noComplaints() {
 func TestPageInChromium(t *testing.T) {
 	b := newBench(t, shipped)
 	classes := b.engine.Ensemble().Classes
+	var worst schema.Score        // the request that the page shows: its components disagree most
 	for seed := range uint64(8) { // what the class's distribution is made of
 		for class := range classes {
-			b.record(request{class: class, seed: seed, ago: time.Hour})
+			score, _ := b.record(request{class: class, seed: seed, ago: time.Hour})
+			if class != 3 && score.RequestRisk.Value > worst.RequestRisk.Value {
+				worst = score
+			}
 		}
 	}
 	limits := map[schema.Severity]float64{}
@@ -219,8 +239,16 @@ func TestPageInChromium(t *testing.T) {
 	_, quiet := b.record(request{class: 3, seed: 100, sampled: true, ago: 50 * time.Minute})
 	_, second := b.record(request{class: 4, seed: 101, alert: schema.SeverityWarn, limit: limits[schema.SeverityWarn],
 		labels: map[string]string{"tenant": "acme"}, ago: 12 * time.Minute})
-	_, first := b.record(request{class: 0, seed: 102, alert: schema.SeverityCritical,
+	_, first := b.record(request{class: worst.ClassIndex, seed: worst.Event.Data.Seed, alert: schema.SeverityCritical,
 		limit: limits[schema.SeverityCritical], labels: map[string]string{"tenant": hostile, "region": "eu-north-1"}})
+	var data []postgres.ClassData
+	for i, class := range classes {
+		data = append(data, postgres.ClassData{Model: b.engine.Ensemble().Name, EnsembleDigest: b.engine.Ensemble().Digest,
+			ClassIndex: i, ClassLabel: class.Label})
+	}
+	if err := b.store.AddClassData(t.Context(), data); err != nil {
+		t.Fatal(err)
+	}
 	worker, err := review.NewWorker(b.store, []review.Gatherer{b.engine}, review.WorkerConfig{})
 	if err != nil {
 		t.Fatal(err)
@@ -257,6 +285,7 @@ func TestPageInChromium(t *testing.T) {
 	p.says("h1", "open")
 	p.holds(fmt.Sprintf(`document.querySelectorAll(".images figure").length === %d && 
 		Array.from(document.images).every(i => i.complete && i.naturalWidth > 0)`, b.engine.Ensemble().Components+1))
+	p.holds(`document.querySelectorAll(".references img").length === 4`)
 	p.holds(`getComputedStyle(document.querySelector(".images .heat")).opacity === "0"`)
 	p.run("heat", chromedp.KeyEvent("h"))
 	p.holds(`getComputedStyle(document.querySelector(".images .heat")).opacity === "1"`)
@@ -292,6 +321,7 @@ func TestPageInChromium(t *testing.T) {
 	p.holds(`getComputedStyle(document.querySelector(".images .heat")).opacity === "0"`)
 	p.holds(`document.getAnimations().length === 0 || document.getAnimations().every(a => a.playState !== "running")`)
 	p.shot("review-alert")
+	p.part("#evidence", "review-evidence")
 
 	// False alarm by key on the one drawn at random; its page says what it is only now.
 	p.run("drawn", chromedp.Navigate(site.URL+"/review/"+quiet))
@@ -303,7 +333,7 @@ func TestPageInChromium(t *testing.T) {
 	// The filter narrows without a new page, and the counts stay right.
 	p.run("filter", chromedp.Navigate(site.URL+"/?state=resolved"))
 	p.holds(`document.querySelectorAll(".row").length === 2`)
-	p.run("class", chromedp.SetValue(chromedp.CSS(`select[name="class"]`), b.engine.Ensemble().Name+"/0"),
+	p.run("class", chromedp.SetValue(chromedp.CSS(`select[name="class"]`), fmt.Sprintf("%s/%d", worst.Event.Data.Model, worst.ClassIndex)),
 		chromedp.Evaluate[chromedp.Void](`document.querySelector('select[name="class"]')
 			.dispatchEvent(new Event("change", {bubbles: true}))`))
 	p.holds(`document.querySelectorAll(".row").length === 1 && location.search.includes("class=")`)

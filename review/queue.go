@@ -92,11 +92,7 @@ func (p *Page) showQueue(w http.ResponseWriter, r *http.Request, reviewer string
 	if c.Classes, err = p.store.ReviewClasses(ctx); err != nil {
 		return err
 	}
-	for _, class := range c.Classes {
-		if !slices.Contains(c.Models, class.Model) {
-			c.Models = append(c.Models, class.Model)
-		}
-	}
+	c.Models = models(c.Classes)
 	if c.Evidence, err = p.store.EvidenceStats(ctx); err != nil {
 		return err
 	}

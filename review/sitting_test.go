@@ -1,11 +1,13 @@
 package review_test
 
 import (
+	"cmp"
 	"encoding/csv"
 	"fmt"
 	"net/http"
 	"net/url"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -17,8 +19,63 @@ import (
 	"github.com/decuwatch/decuwatch/schema/postgres"
 )
 
-// A reviewer clears ten alerts from a filtered queue with the keyboard alone, one key for each verdict. Each lands on
-// the right alert, in the queue's order, and the last verdict can be taken back.
+// clears has a reviewer clear ten alerts from a queue with the keyboard alone, one key for each verdict. The queue holds
+// the reviews want in this order. The reviewer begins with the review at start, whose page of the queue is shown.
+func (b *tab) clears(store *postgres.Store, want []string, start int) {
+	b.t.Helper()
+	keys := []string{"c", "f", "e"}
+	verdicts := []schema.ReviewVerdict{schema.VerdictConfirmed, schema.VerdictFalseAlarm, schema.VerdictExpected}
+	b.run("choose", chromedp.KeyEvent("j"), chromedp.WaitVisible(chromedp.CSS(".row.chosen")), chromedp.KeyEvent("\r"))
+	on := func(n int) {
+		b.t.Helper()
+		b.holds(`location.pathname === "/review/` + want[n] + `" && document.readyState === "complete"`)
+		b.says(".progress", fmt.Sprintf("%d of %d", n+1, len(want)))
+	}
+	for n := range 10 {
+		on(start + n)
+		b.run("verdict", chromedp.KeyEvent(keys[n%3]))
+	}
+	on(start + 10)
+	for n, id := range want {
+		r, err := store.ReviewByID(b.t.Context(), id)
+		verdict := schema.ReviewVerdict("")
+		if n >= start && n < start+10 {
+			verdict = verdicts[(n-start)%3]
+		}
+		if err != nil || r.Verdict != verdict {
+			b.t.Errorf("alert %d got the verdict %q, want %q: %v", n, r.Verdict, verdict, err)
+		}
+	}
+	// z takes the tenth back and returns to it.
+	last := start + 9
+	b.says(".undo", "confirmed")
+	b.run("undo", chromedp.KeyEvent("z"))
+	on(last)
+	if r, err := store.ReviewByID(b.t.Context(), want[last]); err != nil || r.State != schema.ReviewOpen {
+		b.t.Errorf("after undo it is %s, %v", r.State, err)
+	}
+	// Another verdict goes on from there.
+	b.run("verdict", chromedp.KeyEvent("f"))
+	on(start + 10)
+	b.run("undo", chromedp.KeyEvent("z"))
+	on(last)
+	// u returns to the queue, with the row chosen; from there the keys go on.
+	b.run("back", chromedp.KeyEvent("u"))
+	b.holds(`location.pathname === "/" && document.readyState === "complete" &&
+		document.querySelector(".row.chosen").id === "r-` + want[last] + `"`)
+}
+
+// queueWith is the script that is true on the queue with these parameters.
+func queueWith(parameters map[string]string) string {
+	script := `location.pathname === "/" && document.readyState === "complete"`
+	for name, value := range parameters {
+		script += fmt.Sprintf(` && new URLSearchParams(location.search).get(%q) === %q`, name, value)
+	}
+	return script
+}
+
+// A reviewer clears ten alerts from a filtered queue with the keyboard alone. Each verdict lands on the right alert, in
+// the queue's order, and the last verdict can be taken back.
 func TestTenVerdictsWithTheKeyboard(t *testing.T) {
 	b := newBench(t, tiny)
 	var want []string // of the filtered queue, the newest first
@@ -30,7 +87,7 @@ func TestTenVerdictsWithTheKeyboard(t *testing.T) {
 			want = append([]string{id}, want...)
 		}
 	}
-	for i := range 6 { // enough for a second page
+	for i := range 6 {
 		_, id := b.record(request{class: 1, seed: uint64(40 + i), alert: schema.SeverityCritical})
 		want = append([]string{id}, want...)
 	}
@@ -39,64 +96,89 @@ func TestTenVerdictsWithTheKeyboard(t *testing.T) {
 	}
 	site := servePage(t, b.store, review.PageConfig{Access: review.Access{Reviewer: "ada"}})
 	p := newTab(t, browser(t))
-	filter := "/?class=tiny%2F1&severity=critical"
-	p.run("queue", chromedp.EmulateViewport(1180, 800), chromedp.Navigate(site.URL+filter))
+	p.run("queue", chromedp.EmulateViewport(1180, 800),
+		chromedp.Navigate(site.URL+"/?class=tiny%2F1&severity=critical"))
 	p.holds(`document.readyState === "complete" && document.querySelectorAll(".row").length === 12`)
 	p.says("footer", "1 to 12 of 12")
-	p.run("choose", chromedp.KeyEvent("j"), chromedp.WaitVisible(chromedp.CSS(".row.chosen")), chromedp.KeyEvent("\r"))
-	on := func(n int) {
-		t.Helper()
-		p.holds(`location.pathname === "/review/` + want[n] + `" && document.readyState === "complete"`)
-		p.says(".progress", fmt.Sprintf("%d of 12", n+1))
-	}
-	keys := map[string]schema.ReviewVerdict{
-		"c": schema.VerdictConfirmed, "f": schema.VerdictFalseAlarm, "e": schema.VerdictExpected,
-	}
-	for n := range 10 {
-		on(n)
-		p.run("verdict", chromedp.KeyEvent([]string{"c", "f", "e"}[n%3]))
-	}
-	on(10)
-	for n, id := range want {
-		r, err := b.store.ReviewByID(t.Context(), id)
-		verdict := schema.ReviewVerdict("")
-		if n < 10 {
-			verdict = keys[[]string{"c", "f", "e"}[n%3]]
-		}
-		if err != nil || r.Verdict != verdict {
-			t.Errorf("alert %d got the verdict %q, want %q: %v", n, r.Verdict, verdict, err)
-		}
-	}
-	// z takes the tenth back and returns to it.
-	p.says(".undo", "confirmed")
-	p.run("undo", chromedp.KeyEvent("z"))
-	on(9)
-	if r, err := b.store.ReviewByID(t.Context(), want[9]); err != nil || r.State != schema.ReviewOpen {
-		t.Errorf("after undo it is %s, %v", r.State, err)
-	}
-	// u returns to the same filter, with the row chosen.
-	p.run("back", chromedp.KeyEvent("u"))
-	p.holds(`location.pathname === "/" && new URLSearchParams(location.search).get("class") === "tiny/1" &&
-		new URLSearchParams(location.search).get("severity") === "critical"`)
-	p.holds(`document.readyState === "complete" && document.querySelector(".row.chosen").id === "r-` + want[9] + `"`)
+	p.clears(b.store, want, 0)
+	p.holds(queueWith(map[string]string{"class": "tiny/1", "severity": "critical"}))
 	p.run("next row", chromedp.KeyEvent("j"))
 	p.holds(`document.querySelector(".row.chosen").id === "r-` + want[10] + `"`)
 	p.run("open", chromedp.KeyEvent("\r"))
 	p.holds(`location.pathname === "/review/` + want[10] + `" && document.readyState === "complete"`)
 	p.run("skip", chromedp.KeyEvent("j"))
 	p.holds(`location.pathname === "/review/` + want[11] + `" && document.readyState === "complete"`)
+	p.run("previous", chromedp.KeyEvent("k"))
+	p.holds(`location.pathname === "/review/` + want[10] + `" && document.readyState === "complete"`)
+	p.run("skip", chromedp.KeyEvent("j"))
+	p.holds(`location.pathname === "/review/` + want[11] + `" && document.readyState === "complete"`)
 	p.run("last", chromedp.KeyEvent("f")) // nothing comes after it: back to the queue
 	p.holds(`location.pathname === "/" && document.querySelectorAll(".row").length === 2`)
 	p.says(".undo", "false alarm")
+	p.run("undo from the queue", chromedp.KeyEvent("z"))
+	p.holds(`location.pathname === "/review/` + want[11] + `" && document.readyState === "complete"`)
+	p.noComplaints()
+}
+
+// The same from the second page of a queue, in other orders, and from what a search finds.
+func TestTenVerdictsFromPagesOrdersAndSearches(t *testing.T) {
+	b := newBench(t, tiny)
+	gaps := map[string]float64{}
+	var byClass [3][]string // the oldest first
+	for i := range 45 + 12 + 28 {
+		class, tenant := min(i/45, 1), "acme"
+		if i >= 45+12 {
+			class, tenant = 2, []string{"acme", "globex"}[i%2]
+		}
+		score, id := b.record(request{class: class, seed: uint64(i), alert: schema.SeverityWarn,
+			labels: map[string]string{"tenant": tenant}, ago: time.Duration(200-i) * time.Minute})
+		gaps[id] = score.ClassGap.Value
+		if tenant == "acme" {
+			byClass[class] = append(byClass[class], id)
+		}
+	}
+	newest := slices.Clone(byClass[0])
+	slices.Reverse(newest)
+	highest := slices.SortedFunc(slices.Values(byClass[2]), func(x, y string) int {
+		return cmp.Or(-cmp.Compare(gaps[x], gaps[y]), cmp.Compare(x, y))
+	})
+	site := servePage(t, b.store, review.PageConfig{Access: review.Access{Reviewer: "ada"}})
+	p := newTab(t, browser(t))
+	p.run("queue", chromedp.EmulateViewport(1180, 800), chromedp.Navigate(site.URL+"/?class=tiny%2F0"))
+	p.says("footer", "1 to 30 of 45")
+	p.holds(`document.readyState === "complete"`)
+	p.run("second page", chromedp.KeyEvent("n"))
+	p.holds(`document.readyState === "complete" && document.querySelectorAll(".row").length === 15`)
+	p.says("footer", "31 to 45 of 45")
+	p.says("footer", "Newer")
+	p.clears(b.store, newest, 30)
+	p.holds(queueWith(map[string]string{"class": "tiny/0"}))
+	p.says("footer", "31 to 36 of 36") // the second page: nine were resolved on it
+	p.run("first page", chromedp.KeyEvent("p"))
+	p.says("footer", "1 to 30 of 36")
+	for query, c := range map[string]struct {
+		want       []string
+		parameters map[string]string
+	}{
+		"/?class=tiny%2F1&order=oldest": {byClass[1], map[string]string{"class": "tiny/1", "order": "oldest"}},
+		"/?class=tiny%2F2&order=class_gap&search=tenant%3Dacme": {highest, map[string]string{"class": "tiny/2",
+			"order": "class_gap", "search": "tenant=acme"}},
+	} {
+		p.run("queue", chromedp.Navigate(site.URL+query))
+		p.says("footer", fmt.Sprintf("1 to %d of %d", len(c.want), len(c.want)))
+		p.holds(`document.readyState === "complete"`)
+		p.clears(b.store, c.want, 0)
+		p.holds(queueWith(c.parameters))
+	}
 	p.noComplaints()
 }
 
 // axe runs axe-core on the page and returns what it finds.
 func (b *tab) axe(name string) {
 	b.t.Helper()
-	script, err := os.ReadFile("testdata/axe.min.js") // axe-core 4.11.0
+	script, err := os.ReadFile("../.tools/javascript/node_modules/axe-core/axe.min.js")
 	if err != nil {
-		b.t.Fatal(err)
+		b.t.Fatalf("axe-core is missing: run make review-tools (%v)", err)
 	}
 	b.run("axe", chromedp.Evaluate[chromedp.Void](string(script)+"; void 0"))
 	b.run("run axe", chromedp.Evaluate[chromedp.Void](`axe.run().then(r => { document.axeFound = r.violations.map(
@@ -136,11 +218,19 @@ func TestAccessibility(t *testing.T) {
 		s, err := b.store.EvidenceStats(t.Context())
 		return err == nil && s.Pending == 0
 	})
+	five := 5
+	for _, silence := range []postgres.Silence{{ClassIndex: &five, ClassLabel: "Sandal"}, {StartsAt: time.Now().Add(
+		time.Hour)}} {
+		silence.Model, silence.Author, silence.Reason = b.engine.Ensemble().Name, "ada", "known, and on its way out"
+		if _, err := b.store.AddSilence(t.Context(), silence, time.Hour); err != nil {
+			t.Fatal(err)
+		}
+	}
 	site := servePage(t, b.store, review.PageConfig{Access: review.Access{Reviewer: "ada"}})
 	p := newTab(t, browser(t))
 	pages := map[string]string{
 		"queue": "/?class=", "alert": "/review/" + id + "?in=", "statistics": "/stats", "notice": "/review/feed0001",
-		"login": "/login",
+		"login": "/login", "silences": "/silences",
 	}
 	look := func(how string) {
 		for name, path := range pages {

@@ -152,3 +152,30 @@ func (e *Engine) producer(ctx context.Context, latents [][]float32) (*ProducerIm
 	}
 	return out, nil
 }
+
+// ClassImages returns n images that the backbone's own, fully trained table makes of a class, with background priority:
+// what the class looks like if it is understood. Their first latents are drawn from the seeds 0 to n-1, so they are the
+// same each time. It returns no image if the ensemble has no such table.
+func (e *Engine) ClassImages(ctx context.Context, class, n int) ([][]float32, error) {
+	if e.ensemble.Tables(ensemble.TablesReference) == nil {
+		return nil, nil
+	}
+	var latents [][]float32
+	for seed := range n {
+		r := Request{Class: class, Seed: uint64(seed), Profile: e.evidenceProfile(e.fixed), Priority: Background}
+		rollout, err := e.Rollout(ctx, r, ensemble.TablesReference)
+		if err != nil {
+			return nil, err
+		}
+		latents = append(latents, rollout.Latents[ensemble.TablesReference]...)
+	}
+	pictures, err := e.imager.run(ctx, latents, false, Background)
+	if err != nil {
+		return nil, err
+	}
+	images := make([][]float32, len(pictures))
+	for i, p := range pictures {
+		images[i] = p.Image
+	}
+	return images, nil
+}

@@ -63,3 +63,30 @@ func TestRollout(t *testing.T) {
 		t.Error("component 0 ends where the reference does, with another table")
 	}
 }
+
+// The images of a class are those of the reference, the same each time, and each of its own seed.
+func TestClassImages(t *testing.T) {
+	for _, name := range []string{tiny, "testdata/tiny-2"} {
+		e := open(t, name, Options{})
+		images, err := e.ClassImages(t.Context(), 2, 3)
+		if err != nil || len(images) != 3 {
+			t.Fatalf("%s: %d images, %v", name, len(images), err)
+		}
+		again, err := e.ClassImages(t.Context(), 2, 2)
+		if err != nil || !slices.Equal(again[1], images[1]) || slices.Equal(images[0], images[1]) {
+			t.Errorf("%s: other images the second time, or all alike: %v", name, err)
+		}
+		rollout, err := e.Rollout(t.Context(), Request{Class: 2, Seed: 1, Profile: e.evidenceProfile(e.fixed)},
+			ensemble.TablesReference)
+		if err != nil {
+			t.Fatal(err)
+		}
+		pictures, err := e.Pictures(t.Context(), rollout.Latents[ensemble.TablesReference])
+		if err != nil || !slices.Equal(pictures[0].Image, images[1]) {
+			t.Errorf("%s: it is not the reference's image: %v", name, err)
+		}
+		if _, err := e.ClassImages(t.Context(), 99, 1); err == nil {
+			t.Errorf("%s: images of class 99", name)
+		}
+	}
+}
