@@ -1,9 +1,10 @@
 .PHONY: deploy-tools test-chart bench-dashboards bench-workers
 .PHONY: restore-check upgrade-check
 
-deploy-tools: ## get what the tests of deploy/ need: Prometheus, TypeScript with Grafana's types
+deploy-tools: ## get what the tests of deploy/ need: Prometheus, TypeScript with Grafana's types, NATS for Node.js
 	@deploy/fetch-prometheus
 	@deploy/fetch-dashboard-types
+	@scripts/fetch-javascript
 
 test-chart: ## render the Helm chart and check it against the types of Kubernetes and KEDA (a Go module of its own)
 	cd deploy/helm && go vet . && go test .
