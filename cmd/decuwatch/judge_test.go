@@ -126,7 +126,7 @@ func TestImageRiskFromThresholdToReplay(t *testing.T) {
 func TestDemoOfThreeMeasurements(t *testing.T) {
 	out, _ := command{t: t}.process(exitOK, "demo", "--dir", filepath.Join(t.TempDir(), "demo"), "--ensemble", judged,
 		"--requests=8", "--nats-port=0", "--metrics-port=0", "--review-port=0")
-	holds(t, out, "mean class gap", "mean request risk", "mean image risk",
+	holds(t, out, "class gap", "request risk", "image risk",
 		"Reconciled: 8 messages in the stream = 8 scores")
 	for line := range strings.Lines(out) {
 		cells := strings.Fields(strings.ReplaceAll(line, "█", "")) // without the bars

@@ -21,6 +21,7 @@ import (
 	"syscall"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"github.com/alecthomas/kong"
 	"github.com/jackc/pgx/v5"
@@ -491,10 +492,16 @@ func TestDemo(t *testing.T) {
 		"--nats-port=0", "--metrics-port=0", "--review-port=0",
 	}
 	out, _ := user.process(exitOK, args...)
-	holds(t, out, "published  20 requests over 10 classes", "training images", "mean class gap", "mean request risk",
-		"mean image risk", "Ankle boot", "The last alerts:",
+	holds(t, out, "published  20 requests over 10 classes", "class gap    from", "alerted",
+		"class_gap: warn from", "Ankle boot", "The last alerts:",
 		"Reconciled: 20 messages in the stream = 20 scores + 0 skips + 0 dead letters + 0 repeats",
 		"psql 'postgres://", "nats://127.0.0.1:", "/readyz")
+	table, _, _ := strings.Cut(out, "The last alerts:")
+	for line := range strings.Lines(table) {
+		if utf8.RuneCountInString(line) > 120 {
+			t.Errorf("wider than 120 columns: %s", line)
+		}
+	}
 	out, _ = user.process(exitOK, args...)
 	holds(t, out, "as they stood", "Reconciled: 40 messages in the stream = 40 scores")
 }

@@ -70,12 +70,11 @@ func (d *demo) startServers(ctx context.Context) (err error) {
 		return err
 	}
 	d.life.OnStop("store", func() error { d.store.Close(); return nil })
-	note, err := referenceThresholds(ctx, d.store, e)
-	if err != nil {
-		return err
+	notes, err := referenceThresholds(ctx, d.store, e)
+	for _, note := range notes {
+		d.say("thresholds", "%s", note)
 	}
-	d.say("thresholds", "%s", note)
-	return nil
+	return err
 }
 
 // startNATS starts a server within this process that keeps its streams in dir and flushes each write to disk.

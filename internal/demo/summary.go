@@ -113,7 +113,7 @@ func (d *demo) classes(ctx context.Context, events []schema.Event) (list []class
 
 // printClasses prints one line for each class, with a bar beside the class gap.
 func (d *demo) printClasses(classes []classSummary, table *alerts.Table) error {
-	const width = 24
+	const width = 14
 	bound := func(measurement schema.MeasurementName, class int) string { // the lowest that raises an alert
 		list := table.Applicable(app.SeriesOf(d.ensemble), measurement, class).All()
 		if len(list) == 0 {
@@ -122,12 +122,14 @@ func (d *demo) printClasses(classes []classSummary, table *alerts.Table) error {
 		lowest := slices.MinFunc(list, func(a, b *schema.Threshold) int { return cmp.Compare(a.Value, b.Value) })
 		return fmt.Sprintf("%.4f", lowest.Value)
 	}
+	fmt.Fprintln(d.Out, "Means by class. An alert fires at the value in the column \"from\" after a measurement. "+
+		"alerted: requests with an alert.")
 	w := tabwriter.NewWriter(d.Out, 0, 8, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprint(w, "class\ttraining images\trequests\t")
+	fmt.Fprint(w, "class\timages\trequests\t")
 	for _, name := range schema.MeasurementNames() {
-		fmt.Fprintf(w, "mean %s\tthreshold\t", strings.ReplaceAll(string(name), "_", " "))
+		fmt.Fprintf(w, "%s\tfrom\t", strings.ReplaceAll(string(name), "_", " "))
 	}
-	fmt.Fprintln(w, "requests with an alert\t")
+	fmt.Fprintln(w, "alerted\t")
 	for _, c := range classes {
 		class := d.ensemble.Classes[c.index]
 		fmt.Fprintf(w, "%s\t%s\t%d\t", terminal.Printable(class.Label), class.ImageCount(), c.requests)
