@@ -210,7 +210,8 @@ func TestPageInChromium(t *testing.T) {
 	for seed := range uint64(8) { // what the class's distribution is made of
 		for class := range classes {
 			score, _ := b.record(request{class: class, seed: seed, ago: time.Hour})
-			if class != 3 && score.RequestRisk.Value > worst.RequestRisk.Value {
+			if risk := score.RequestRisk; class != 3 && risk != nil && (worst.RequestRisk == nil ||
+				risk.Value > worst.RequestRisk.Value) {
 				worst = score
 			}
 		}
