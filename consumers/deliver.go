@@ -204,8 +204,8 @@ func (r *Runner) plan(work context.Context, in incoming) (
 }
 
 // errGivenAway means that the message goes to another worker, and that this is recorded.
-var errGivenAway = errors.New("this worker is stopped, or a dependency of it is away for too long: the message goes to " +
-	"another worker")
+var errGivenAway = errors.New(
+	"this worker is stopped, or a dependency of it is away for too long: the message goes to another worker")
 
 // transient reports whether err says nothing about the message itself, so that retrying may help.
 func transient(err error) bool {

@@ -78,8 +78,8 @@ type Config struct {
 	// MaxClassSeries bounds the classes of a model that get a score histogram of their own; the scores of a model with
 	// more classes share one with the class "all". Defaults to 100.
 	MaxClassSeries int
-	// SampleShare is the share, from 0 to 1, of scores without an alert that enter review unmarked, so that recall can be
-	// estimated. The event's identity decides which, so that every try agrees.
+	// SampleShare is the share, from 0 to 1, of scores without an alert that enter review unmarked, so that recall can
+	// be estimated. The event's identity decides which, so that every try agrees.
 	SampleShare float64
 	Sampling    sampling.Config       // which events are scored at all
 	Budget      Budget                // nil bounds nothing
@@ -127,9 +127,9 @@ func New(models map[string]Model, decider Decider, recorder Recorder, c Config) 
 	}, nil
 }
 
-// Plan decides how a delivered event comes to its verdict. It returns the rows of backbone work that this costs, at least
-// 1, and a function that handles the delivery. It waits while the budget defers the event. The error says that it cannot
-// be decided now.
+// Plan decides how a delivered event comes to its verdict. It returns the rows of backbone work that this costs, at
+// least 1, and a function that handles the delivery. It waits while the budget defers the event. The error says that it
+// cannot be decided now.
 //
 // The function returns nil once the verdict is committed. An event that has its verdict keeps it, without a run. If
 // retrying will not help, the function's error has a method DeadLetterKind() schema.DeadLetterKind.

@@ -283,8 +283,8 @@ func (m Model) class(c schema.Class) (int, error) {
 // Key returns the identity of an event, from which its carrying component is derived.
 func Key(source, id string) string { return source + "\n" + id }
 
-// drawn reports whether an event belongs to a share of all events. It depends on the purpose and on the event's identity
-// alone; the shares of two purposes are independent.
+// drawn reports whether an event belongs to a share of all events. It depends on the purpose and on the event's
+// identity alone; the shares of two purposes are independent.
 func drawn(ev schema.Event, purpose string, share float64) bool {
 	return sampling.Uniform("", purpose, ev.Source, ev.ID) < share
 }

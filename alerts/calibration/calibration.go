@@ -66,8 +66,8 @@ func effective(samples []schema.Sample) int {
 }
 
 // Find returns the bound at which a sample alerts exactly if its conformal p-value is at most alpha. The second result
-// is false if the reference has fewer than Needed(alpha) samples, or is worth fewer. The reference must be finite; it is
-// sorted in place. Find panics unless 0 < alpha < 1.
+// is false if the reference has fewer than Needed(alpha) samples, or is worth fewer. The reference must be finite; it
+// is sorted in place. Find panics unless 0 < alpha < 1.
 //
 // Samples of sampled traffic are weighed: with the weights w, the p-value of s is the sum of w over the reference at or
 // above s, over the sum of all w. The request that is decided on counts in both sums with the greatest weight, so that
@@ -190,7 +190,8 @@ func (c cluster) median() float64 {
 	return c.values[len(c.values)-1]
 }
 
-// size returns how many values of equal weight vary as little as the weighed ones do (L. Kish, "Survey Sampling", 1965).
+// size returns how many values of equal weight vary as little as the weighed ones do (L. Kish, "Survey Sampling",
+// 1965).
 func (c cluster) size() float64 {
 	sum := floats.Sum(c.weights)
 	return sum * sum / floats.Dot(c.weights, c.weights)

@@ -69,8 +69,8 @@ func Quantiles(n int, quantiles map[string]float64) (Reference, error) {
 // Empty reports whether the reference has neither samples nor quantiles.
 func (r Reference) Empty() bool { return len(r.sorted) == 0 && len(r.bounds) == 0 }
 
-// PValue returns the conformal p-value of x: (1 + #{reference >= x}) / (n + 1), or an upper bound of it. Weighed samples
-// count with their weights, and x with the greatest of them.
+// PValue returns the conformal p-value of x: (1 + #{reference >= x}) / (n + 1), or an upper bound of it. Weighed
+// samples count with their weights, and x with the greatest of them.
 func (r Reference) PValue(x float64) float64 {
 	if len(r.sorted) > 0 {
 		return r.above[sort.SearchFloat64s(r.sorted, x)]
@@ -112,9 +112,9 @@ type Rise struct {
 // expected number of observations until a false alarm is at least runLength, whatever the distribution. The p-values
 // must be independent and not smaller than uniform. The second result is false if there was no alarm.
 //
-// Weights say how many requests each observation stands for; nil means equally many. An observation of weight w bets the
-// share w / max w: E = 1 + (Bet(p) - 1) w / max w. Over sampled traffic, its mean is at most 1 if the p-values of all
-// requests are not smaller than uniform, so the run length holds whatever was sampled less.
+// Weights say how many requests each observation stands for; nil means equally many. An observation of weight w bets
+// the share w / max w: E = 1 + (Bet(p) - 1) w / max w. Over sampled traffic, its mean is at most 1 if the p-values of
+// all requests are not smaller than uniform, so the run length holds whatever was sampled less.
 //
 // Reference: J. Shin, A. Ramdas, A. Rinaldo, "E-detectors: a nonparametric framework for sequential change detection",
 // New England Journal of Statistics in Data Science 2024, theorem 2.4.

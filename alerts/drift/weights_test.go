@@ -16,8 +16,8 @@ func TestWeighedReference(t *testing.T) {
 	}
 }
 
-// Requests with higher scores are scored twenty times as often. The p-values of the traffic are uniform, those of what is
-// scored are not: weighed, there is still no more than one false alarm in the run length.
+// Requests with higher scores are scored twenty times as often. The p-values of the traffic are uniform, those of what
+// is scored are not: weighed, there is still no more than one false alarm in the run length.
 func TestRunLengthOfSampledTraffic(t *testing.T) {
 	const wanted, runs, most = 100.0, 400, 1000
 	r := rand.New(rand.NewPCG(3, 4))

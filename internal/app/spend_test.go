@@ -317,7 +317,8 @@ func TestBudgetSamples(t *testing.T) {
 	if kept+lost != n || kept == 0 || lost == 0 {
 		t.Errorf("%g events are scored and %g sampled out, of %d", kept, lost, n)
 	}
-	if got := x.number(`SELECT count(*) FROM decuwatch_views.shares WHERE share = 0.5 AND reason LIKE '%rows of the hour%'`); got != 1 {
+	if got := x.number(`SELECT count(*) FROM decuwatch_views.shares
+		WHERE share = 0.5 AND reason LIKE '%rows of the hour%'`); got != 1 {
 		t.Errorf("%g changes of the share are recorded", got)
 	}
 	x.reconciled(int(kept), int(lost))

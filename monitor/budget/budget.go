@@ -1,6 +1,6 @@
 // Package budget bounds the rows of backbone work that the events of a model cost. The workers of a model share its
-// budget through Postgres. When it is used up, or when the oldest event waits for too long, fewer events are scored: they
-// wait in the stream, or a lot decides with a recorded probability, or they are recorded as skipped.
+// budget through Postgres. When it is used up, or when the oldest event waits for too long, fewer events are scored:
+// they wait in the stream, or a lot decides with a recorded probability, or they are recorded as skipped.
 package budget
 
 import (
@@ -242,9 +242,9 @@ func step(inForce, wanted, least float64) float64 {
 	return max(least, math.Exp2(-to/steps))
 }
 
-// Share returns the share of a model's events that is scored, beside what the sampling rules say. For a message that was
-// delivered before, it is the least one that was in force since the message came: an earlier delivery drew with one of
-// these, so the event would be scored less often than a greater share says.
+// Share returns the share of a model's events that is scored, beside what the sampling rules say. For a message that
+// was delivered before, it is the least one that was in force since the message came: an earlier delivery drew with one
+// of these, so the event would be scored less often than a greater share says.
 func (b *Budgets) Share(ctx context.Context, model string, d schema.Delivery) (float64, error) {
 	a := b.accounts[model]
 	if a == nil || a.Policy != Sample && a.MaxWait == 0 {
@@ -268,7 +268,8 @@ func (b *Budgets) Share(ctx context.Context, model string, d schema.Delivery) (f
 }
 
 // Take takes the rows of an event from the budget of its model. It returns false if there is no room and the policy is
-// to skip. With the policy to defer it waits for room; shortly before the stream would drop the message it returns false.
+// to skip. With the policy to defer it waits for room; shortly before the stream would drop the message it returns
+// false.
 func (b *Budgets) Take(ctx context.Context, model string, rows int, d schema.Delivery) (bool, error) {
 	a := b.accounts[model]
 	if a == nil || !a.bounded() {
@@ -357,8 +358,8 @@ func (a *account) ask(ctx context.Context, rows float64) (bool, error) {
 	return p.Granted > 0 && a.take(rows, false), nil
 }
 
-// await takes the rows of an event as soon as there is room, or returns an error when ctx ends. One event looks into the
-// bucket, the others queue behind it.
+// await takes the rows of an event as soon as there is room, or returns an error when ctx ends. One event looks into
+// the bucket, the others queue behind it.
 func (a *account) await(ctx context.Context, rows float64) (bool, error) {
 	select {
 	case a.turn <- struct{}{}:
@@ -412,8 +413,8 @@ func (a *account) held(n int) {
 	a.waiting += n
 }
 
-// expires returns when a deferred event is skipped, because the stream would drop its message soon. The second result is
-// false if it never does.
+// expires returns when a deferred event is skipped, because the stream would drop its message soon. The second result
+// is false if it never does.
 func (a *account) expires(d schema.Delivery) (time.Time, bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()

@@ -281,7 +281,7 @@ func TestShareFollowsTheBacklog(t *testing.T) {
 		t.Errorf("an event that came after all changes has the share %g", got)
 	}
 	if err := testutil.GatherAndCompare(reg, strings.NewReader(`
-# HELP decuwatch_sampling_share Share of the events selected by the sampling rules that a budget or max-wait leaves to be scored.
+# HELP decuwatch_sampling_share Share of the events selected by the rules that a budget or max-wait leaves to be scored.
 # TYPE decuwatch_sampling_share gauge
 decuwatch_sampling_share{model="m"} 0.5
 decuwatch_sampling_share{model="n"} 1

@@ -1,6 +1,7 @@
 package budget
 
 import (
+	"math"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -29,20 +30,23 @@ func register(reg prometheus.Registerer, accounts map[string]*account) {
 				prometheus.Labels{"period": period}, func(a *account) float64 { _, missing := of(a); return missing })
 		}
 		gauge("decuwatch_sampling_share",
-			"Share of the events selected by the sampling rules that a budget or max-wait leaves to be scored.",
+			"Share of the events selected by the rules that a budget or max-wait leaves to be scored.",
 			prometheus.Labels{}, func(a *account) float64 { return a.share })
 		gauge("decuwatch_deferred_events", "Events that wait in the stream because the budget is used up.",
 			prometheus.Labels{}, (*account).deferred)
 		gauge("decuwatch_deferred_expire_seconds",
-			"Time until the stream drops the oldest deferred event; 0 if no event is deferred, or it never does.",
+			"Time until the stream drops the oldest deferred event; 0 if no event is deferred.",
 			prometheus.Labels{}, (*account).expire)
 	}
 }
 
 // expire returns the seconds until the stream drops the oldest deferred event. The caller has locked the mutex.
 func (a *account) expire() float64 {
-	if a.deferred() == 0 || a.backlog.MaxAge == 0 {
+	switch {
+	case a.deferred() == 0:
 		return 0
+	case a.backlog.MaxAge == 0:
+		return math.Inf(1)
 	}
 	return (a.backlog.MaxAge - a.backlog.Oldest - time.Since(a.seenAt)).Seconds()
 }

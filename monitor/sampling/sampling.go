@@ -1,5 +1,5 @@
-// Package sampling decides by lot which events are scored, and how likely each was to be. The lot is a function of a salt
-// and the event's identity, so that every delivery, every replica and every later re-score draws the same.
+// Package sampling decides by lot which events are scored, and how likely each was to be. The lot is a function of a
+// salt and the event's identity, so that every delivery, every replica and every later re-score draws the same.
 package sampling
 
 import (
@@ -153,8 +153,8 @@ func (c Config) For(model string, labels []string, images []int) (s Sampler, unk
 }
 
 // Share returns the share of events like this one that is scored, before anything else lowers it. Class is the index of
-// its class, or -1 if the model does not have the class. Free says that nothing else may lower it: the event is a canary,
-// or of a class with few training images, or of an unknown one, and no rule names that.
+// its class, or -1 if the model does not have the class. Free says that nothing else may lower it: the event is a
+// canary, or of a class with few training images, or of an unknown one, and no rule names that.
 func (s Sampler) Share(ev schema.Event, class int) (share float64, free bool) {
 	if ev.Source == schema.CanarySource {
 		return 1, true
@@ -177,8 +177,8 @@ func (s Sampler) Selects(ev schema.Event, probability float64) bool {
 	return probability >= 1 || Uniform(s.salt, "sample", ev.Source, ev.ID) < probability
 }
 
-// Uniform returns a number from 0 to below 1 for an event: the first 53 bits of a salted SHA-256 of its identity. Numbers
-// of different purposes are independent of each other.
+// Uniform returns a number from 0 to below 1 for an event: the first 53 bits of a salted SHA-256 of its identity.
+// Numbers of different purposes are independent of each other.
 func Uniform(salt, purpose, source, id string) float64 {
 	var text []byte
 	for _, part := range []string{salt, purpose, source, id} {

@@ -28,6 +28,7 @@ func event(id string, class schema.Class, labels map[string]string) schema.Event
 
 // Bad rules are refused, and the error names the entry and what is wrong.
 func TestBadRulesAreRefused(t *testing.T) {
+	const never = "entry 2 can never apply: "
 	for rules, want := range map[string]string{
 		`[{share: 1.5}]`:  "sampling.rules: entry 1: share is 1.5, must be 0 to 1",
 		`[{share: -0.1}]`: "entry 1: share is -0.1, must be 0 to 1",
@@ -45,11 +46,14 @@ func TestBadRulesAreRefused(t *testing.T) {
 		`[{share: 1, model: "a b"}]`:             "entry 1: model is \"a b\", must be a model's name",
 		`{share: 1}`:                             "must be a list of mappings",
 		`[0.5]`:                                  "entry 1: must be a mapping",
-		`[{share: 1}, {share: 0.5}]`:             "entry 2 can never apply: entry 1 comes first",
-		`[{share: 1}, {class: Bag, share: 0.5}]`: "entry 2 can never apply",
-		`[{model: m, share: 1}, {model: m, share: 1, labels: {a: b}}]`:                                 "entry 2 can never apply",
-		`[{share: 1, class: 3, labels: {a: b}}, {share: 0, class: 3, labels: {a: b, c: d}, model: m}]`: "entry 2 can never apply",
-		`[{class: a, share: 1}, {class: b, share: 1}, {class: a, share: 0}]`:                           "entry 3 can never apply: entry 1 comes first",
+		`[{share: 1}, {share: 0.5}]`:             never + "entry 1 comes first",
+		`[{share: 1}, {class: Bag, share: 0.5}]`: never,
+		`[{model: m, share: 1}, {model: m, share: 1, labels: {a: b}}]`: never,
+
+		`[{share: 1, class: 3, labels: {a: b}}, {share: 0, class: 3, labels: {a: b, c: d}, model: m}]`: never,
+
+		`[{class: a, share: 1}, {share: 1, labels: {b: c}}, {class: a, share: 0, labels: {b: c}}]`: "entry 3 can never " +
+			"apply: entry 1 comes first",
 	} {
 		var c Config
 		err := c.Rules.UnmarshalText([]byte(rules))
@@ -168,8 +172,9 @@ func TestLotsAreNestedAndIndependent(t *testing.T) {
 	}
 }
 
-// Over salts, the weighed sums of what is selected are unbiased for the sums over all events, and their standard error is
-// what they say: whatever the shares, which depend on class and label, and on a share in force that follows the past.
+// Over salts, the weighed sums of what is selected are unbiased for the sums over all events, and their standard error
+// is what they say: whatever the shares, which depend on class and label, and on a share in force that follows the
+// past.
 func TestEstimatesAreUnbiased(t *testing.T) {
 	c := parse(t, `[{class: Shirt, share: 0.1}, {labels: {tenant: a}, share: 0.3}, {share: 0.7}]`)
 	const events, salts = 300, 4000

@@ -68,7 +68,8 @@ func (s *Store) ClassGapDistances(
 }
 
 // Tail returns the value of a measurement that at most a share alpha of the requests of some classes since a moment
-// reach, and the number of scores, which are weighed by the inverse of their inclusion probability. Canaries are left out. The value means nothing if the number is below 1/alpha.
+// reach, and the number of scores, which are weighed by the inverse of their inclusion probability. Canaries are left
+// out. The value means nothing if the number is below 1/alpha.
 func (s *Store) Tail(
 	ctx context.Context, of schema.Series, measurement schema.MeasurementName, classes []int, since time.Time,
 	alpha float64,

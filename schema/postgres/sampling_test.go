@@ -57,7 +57,8 @@ func TestInclusionProbabilities(t *testing.T) {
 		}
 	}
 	for _, skip := range []schema.Skip{
-		{Event: event("x"), Reason: schema.SkipSampledOut}, {Event: event("x"), Reason: schema.SkipBudget, InclusionProbability: &p},
+		{Event: event("x"), Reason: schema.SkipSampledOut},
+		{Event: event("x"), Reason: schema.SkipBudget, InclusionProbability: &p},
 	} {
 		if _, err := s.Record(ctx, schema.Verdict{Delivery: delivery(30, "x"), Skip: &skip}); err == nil {
 			t.Errorf("a skip %s with probability %v was taken", skip.Reason, skip.InclusionProbability)
@@ -72,8 +73,8 @@ func TestInclusionProbabilities(t *testing.T) {
 	}
 }
 
-// Over draws, what the rollup views estimate is right in the mean, and their standard errors say how far off one estimate
-// is: also after the rollups were folded. Each draw is a model of its own.
+// Over draws, what the rollup views estimate is right in the mean, and their standard errors say how far off one
+// estimate is: also after the rollups were folded. Each draw is a model of its own.
 func TestViewsEstimateTraffic(t *testing.T) {
 	s, conn := open(t, postgres.Config{})
 	r := rand.New(rand.NewPCG(5, 6))

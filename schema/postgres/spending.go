@@ -9,8 +9,8 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// Bucket is how many rows the budget of a model holds in an hour and in a day, 0 being no bound; or how many of them are
-// missing.
+// Bucket is how many rows the budget of a model holds in an hour and in a day, 0 being no bound; or how many of them
+// are missing.
 type Bucket struct{ Hour, Day float64 }
 
 // Spending is what became of a request for rows.

@@ -1,12 +1,11 @@
-WITH was AS (
-    SELECT model,
-        CASE WHEN $2::float8 > 0
-            THEN greatest(0, hour_rows - $2::float8 * greatest(0, extract(epoch FROM clock_timestamp() - updated_at)) / 3600)
-            ELSE 0 END AS hour,
-        CASE WHEN $3::float8 > 0
-            THEN greatest(0, day_rows - $3::float8 * greatest(0, extract(epoch FROM clock_timestamp() - updated_at)) / 86400)
-            ELSE 0 END AS day
+WITH found AS (
+    SELECT *, greatest(0, extract(epoch FROM clock_timestamp() - updated_at)) AS seconds
     FROM decuwatch.budgets WHERE model = $1 FOR UPDATE
+), was AS (
+    SELECT model,
+        CASE WHEN $2::float8 > 0 THEN greatest(0, hour_rows - $2::float8 * seconds / 3600) ELSE 0 END AS hour,
+        CASE WHEN $3::float8 > 0 THEN greatest(0, day_rows - $3::float8 * seconds / 86400) ELSE 0 END AS day
+    FROM found
 ), room AS (
     SELECT *, least(CASE WHEN $2::float8 > 0 THEN $2 - hour ELSE 'Infinity' END,
         CASE WHEN $3::float8 > 0 THEN $3 - day ELSE 'Infinity' END) AS rows
