@@ -160,9 +160,9 @@ func TestViewsEstimateTraffic(t *testing.T) {
 	}
 	weighed(6, 9, 0.2)
 	of := scoreVerdict(1, "x").Score.Series()
-	if got, n, err := s.Tail(testContext(t), of, schema.ClassGap, []int{1}, at.Add(-time.Hour), 0.4); err != nil || got != 9 ||
-		n != 6 {
-		t.Errorf("two of five requests reach %g, of %d scores: %v", got, n, err)
+	got, scores, err := s.Tail(testContext(t), of, schema.ClassGap, []int{1}, at.Add(-time.Hour), 0.4)
+	if err != nil || got != 9 || scores != 6 {
+		t.Errorf("two of five requests reach %g, of %d scores: %v", got, scores, err)
 	}
 	d, err := s.ClassGapDistances(testContext(t), of, []int{1}, at.Add(-time.Hour), 50)
 	if err != nil || len(d) != 1 || d[0].Distance != 5 || d[0].N != 6 {
