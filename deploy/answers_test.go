@@ -314,7 +314,8 @@ var answers = map[string]func(*installation) []row{
 			sum, n, worst := 0.0, 0.0, 0.0
 			for _, r := range list {
 				if r.RequestRisk != nil {
-					sum, n, worst = sum+r.RequestRisk.Value, n+1, max(worst, r.RequestRisk.Value)
+					weight := 1 / r.RequestRiskProbability
+					sum, n, worst = sum+r.RequestRisk.Value*weight, n+weight, max(worst, r.RequestRisk.Value)
 				}
 			}
 			alerted := count(list, func(r request) int { return min(1, len(r.alerts)) })
@@ -553,6 +554,20 @@ var elsewhere = map[string][]func(*installation) []row{
 			if d.Source == "//studio/render-7" {
 				rows = append(rows, row{"recorded_at": recent, "field": d.Field, "reason": d.Reason, "event_id": d.EventID})
 			}
+		}
+		return rows
+	}},
+	"sampling.md": {func(in *installation) (rows []row) {
+		for class, list := range by(in.production(7*day), label) {
+			mean, _ := moments(list)
+			warned := count(list, func(r request) int {
+				if slices.ContainsFunc(r.alerts, func(a schema.Alert) bool { return a.Severity == schema.SeverityWarn }) {
+					return 1
+				}
+				return 0
+			})
+			rows = append(rows, row{"class_label": class, "scores": len(list), "requests": len(list), "requests_se": 0,
+				"class_gap_mean": mean, "warnings": warned, "warnings_se": 0})
 		}
 		return rows
 	}},
