@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -22,7 +23,9 @@ import (
 	"github.com/decuwatch/decuwatch/consumers"
 	"github.com/decuwatch/decuwatch/consumers/natstest"
 	defaults "github.com/decuwatch/decuwatch/internal/settings"
+	"github.com/decuwatch/decuwatch/monitor/rescore"
 	"github.com/decuwatch/decuwatch/schema"
+	"github.com/decuwatch/decuwatch/schema/postgres"
 )
 
 // patience bounds every wait, far above what a slow machine needs.
@@ -148,6 +151,60 @@ func receive[T any](t *testing.T, from <-chan T, what string) T {
 	}
 }
 
+// shadowed is the store of a worker whose shadow gets one event, which cannot be scored.
+type shadowed struct {
+	given  atomic.Bool
+	failed chan postgres.RescoreFailure
+}
+
+func (s *shadowed) FeedShadow(_ context.Context, _, _ string, _ int, give func([]postgres.StoredEvent) error,
+) (time.Duration, bool, error) {
+	if s.given.Load() {
+		return 0, false, nil
+	}
+	err := give([]postgres.StoredEvent{{Time: time.Now().UTC(), Source: "//shop/images", ID: "1"}})
+	s.given.Store(err == nil)
+	return 0, false, err
+}
+
+func (s *shadowed) RescoreSource(context.Context, postgres.StoredEvent, schema.Series) (*schema.Score, bool, error) {
+	return nil, false, postgres.ErrNotFound
+}
+
+func (s *shadowed) RecordRescore(context.Context, schema.Rescore) (bool, error) { return false, nil }
+
+func (s *shadowed) FailRescore(_ context.Context, f postgres.RescoreFailure) error {
+	s.failed <- f
+	return nil
+}
+
+// rescores lets a worker with the given connection work on the queue of re-scores, from its stream to the last
+// acknowledgement.
+func rescores(t *testing.T, js jetstream.JetStream) {
+	t.Helper()
+	store := &shadowed{failed: make(chan postgres.RescoreFailure, 1)}
+	w, err := rescore.NewWorker(js, store, nil, []rescore.Target{{Shadow: true, Share: 1, Series: schema.Series{
+		Model: "fashion-mnist", EnsembleDigest: strings.Repeat("1", 64), Settings: "s"}}}, rescore.Config{Workers: 1}, nil,
+		slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- w.Run(ctx) }()
+	if f := receive(t, store.failed, "the event of the shadow"); f.Kind != "gone" || f.Event.ID != "1" {
+		t.Errorf("%+v", f)
+	}
+	eventually(t, "the job is acknowledged", func() bool {
+		stream, err := js.Stream(t.Context(), "RESCORE")
+		return err == nil && stream.CachedInfo().State.Msgs == 0
+	})
+	cancel()
+	if err := receive(t, ended, "the end of the re-scores"); err != nil {
+		t.Error(err)
+	}
+}
+
 // TestNATSUsers runs producer, worker and subscriber with the shipped configuration, and tries what each must not do.
 func TestNATSUsers(t *testing.T) {
 	dir := secrets(t)
@@ -210,6 +267,8 @@ func TestNATSUsers(t *testing.T) {
 	if v := receive(t, h.dead, "the dead letter of an unknown model"); v.DeadLetter.Kind != schema.KindUnknownModel {
 		t.Errorf("dead letter %q, want %q", v.DeadLetter.Kind, schema.KindUnknownModel)
 	}
+
+	rescores(t, jetStream(worker))
 
 	// decuwatch canary finds the stream and publishes to it.
 	canary, canaryViolations := as(t, s, dir, "canary")
@@ -315,6 +374,7 @@ func TestNATSUsers(t *testing.T) {
 		"make a bucket":                 publish(producer, "$JS.API.STREAM.CREATE.OBJ_LATENTS_other"),
 		"purge the events":              publish(producer, "$JS.API.STREAM.PURGE.GENERATION"),
 		"delete the alerts":             publish(producer, "$JS.API.STREAM.DELETE.UNCERTAINTY"),
+		"ask for a re-score":            publish(producer, "decuwatch.rescore.fashion-mnist.1.mine"),
 		"publish an advisory": publish(producer,
 			"$JS.EVENT.ADVISORY.CONSUMER.MSG_TERMINATED.GENERATION.decuwatch-fashion-mnist"),
 	} {
@@ -330,6 +390,7 @@ func TestNATSUsers(t *testing.T) {
 		"write latents":                 publish(worker, "$O.LATENTS_fashion-mnist.C.a"),
 		"delete latents":                publish(worker, "$JS.API.STREAM.PURGE.OBJ_LATENTS_fashion-mnist"),
 		"delete alerts":                 publish(worker, "$JS.API.STREAM.PURGE.UNCERTAINTY"),
+		"take re-scores back":           publish(worker, "$JS.API.STREAM.PURGE.RESCORE"),
 		"read replies of a producer":    subscribe(worker, "_INBOX_producer.>"),
 		"read messages past the stream": subscribe(worker, "generation.requested.>"),
 	} {

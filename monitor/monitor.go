@@ -200,6 +200,34 @@ func ScoreOnce(ctx context.Context, model Model, ev schema.Event) (*schema.Score
 	return &s, nil, nil
 }
 
+// Rescore computes a score of an event beside its verdict, behind live work. It follows the model's fixed profile, so
+// that the scores compare, and its receipt says what could not be rerun as the event asks. It decides and commits
+// nothing. If retrying will not help, the error has a method DeadLetterKind() schema.DeadLetterKind.
+func Rescore(ctx context.Context, model Model, ev schema.Event) (*schema.Score, error) {
+	model.AsRequested, model.SkipUnreproducible = false, false
+	p := model.plan(ev)
+	if p.err != nil {
+		return nil, p.err
+	}
+	skip, err := p.skip, error(nil)
+	if skip == nil {
+		skip, err = p.fetch(ctx, ev.Time)
+	}
+	switch {
+	case err != nil:
+		return nil, err
+	case skip != nil: // its latent is gone
+		return nil, permanent(schema.DeadLetterKind(skip.Reason), "", "%s", skip.Detail)
+	}
+	p.request.Priority = scoring.Background
+	result, err := p.score(ctx)
+	if err != nil {
+		return nil, err
+	}
+	s := p.compose(result)
+	return &s, nil
+}
+
 // DeadLetter commits the verdict on a message that cannot be scored. If the message has a verdict already, that stands.
 func (m *Monitor) DeadLetter(ctx context.Context, v schema.Verdict) error { return m.commit(ctx, v) }
 

@@ -114,6 +114,16 @@ const (
 	OutcomeRepeat     Outcome = "repeat" // of a message only: it repeats an event that has its verdict
 )
 
+// Purpose is why a score was made.
+type Purpose string
+
+// Purposes of a score.
+const (
+	PurposeLive    Purpose = "live"    // the verdict on its event
+	PurposeShadow  Purpose = "shadow"  // by an ensemble that is served as a shadow
+	PurposeRescore Purpose = "rescore" // somebody asked for it
+)
+
 // SkipReason is why an event was deliberately not scored.
 type SkipReason string
 

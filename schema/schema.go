@@ -165,6 +165,13 @@ type Score struct {
 	InclusionProbability float64 `json:"inclusion_probability,omitempty"`
 }
 
+// Rescore is a score of an event beside its verdict.
+type Rescore struct {
+	Score   *Score
+	Purpose Purpose // shadow or rescore
+	Alerts  []Alert // written in its transaction
+}
+
 // NamedMeasurement is a measurement of a score with its name.
 type NamedMeasurement struct {
 	Name MeasurementName

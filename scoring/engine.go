@@ -37,8 +37,8 @@ type Options struct {
 	MaxBatchRows int `name:"max-batch-rows" default:"0" min:"0" max:"4096"`
 	// Maximum rows of one request.
 	MaxRequestRows int `name:"max-request-rows" default:"20000" min:"2" max:"1073741824"`
-	// Least share of the rows that background work (evidence) gets while events wait, so that reviews get their evidence
-	// during a backlog.
+	// Least share of the rows that background work (evidence, re-scores) gets while events wait, so that reviews get
+	// their evidence during a backlog. Shadow ensembles get this share of the time.
 	BackgroundShare float64 `name:"background-share" default:"0.05" min:"0.01" max:"0.25"`
 	// Maximum GPU memory of a session in bytes; 0 means no bound.
 	MemoryLimit int64 `name:"memory-limit" default:"0" min:"0"`
@@ -512,6 +512,9 @@ func latentStep(r Request) int {
 	}
 	return r.Latent.Step
 }
+
+// Busy reports whether live requests wait or run, so that work on another engine of the same device can stand back.
+func (e *Engine) Busy() bool { return e.sampler.busy() }
 
 // Close refuses new requests, ends the requests in flight with ErrClosed, waits for running C calls and releases the
 // sessions. If a C call does not return, the error is ErrHung and the sessions stay, because the call still uses them.

@@ -75,6 +75,13 @@ func newSampler(e *ensemble.Ensemble, workers []*worker, m *imager, o Options) *
 	return s
 }
 
+// busy reports whether live requests wait or run.
+func (s *sampler) busy() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.queue[Live])+len(s.active[Live]) > 0
+}
+
 // runAge returns the age of the oldest run in progress, or 0.
 func (s *sampler) runAge() time.Duration {
 	return max(s.backboneAge(), s.imager.runAge())

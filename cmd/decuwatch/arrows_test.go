@@ -73,6 +73,12 @@ var arrows = []struct {
 	{"monitor/replay", []string{
 		"internal/terminal", "schema", "scoring", "scoring/ensemble", "monitor",
 	}, "the one way from a receipt back to a request"},
+	{"monitor/rescore", []string{
+		"internal/backoff", "internal/settings", "schema", "schema/postgres", "monitor", "monitor/sampling",
+	}, "stored events come again through a queue of their own, behind live work"},
+	{"monitor/compare", []string{
+		"internal/terminal", "schema", "alerts", "scoring/evaluation",
+	}, "two scores of an event in, a comparison out"},
 	{"monitor/canary", []string{
 		"schema", "schema/postgres", "scoring/ensemble",
 	}, "a watchdog knows neither how events are scored nor who reviews them"},
@@ -87,7 +93,8 @@ var arrows = []struct {
 	{"internal/terminal", nil, "how text is printed for people"},
 	{"internal/app", []string{
 		"internal/backoff", "internal/settings", "schema", "schema/postgres", "scoring", "scoring/ensemble", "consumers",
-		"alerts", "alerts/calibration", "monitor", "monitor/budget", "monitor/canary", "monitor/sampling", "review",
+		"alerts", "alerts/calibration", "monitor", "monitor/budget", "monitor/canary", "monitor/rescore",
+		"monitor/sampling", "review",
 	}, "wires everything; nobody but cmd may know it"},
 	{"internal/demo", []string{
 		"internal/app", "internal/settings", "internal/terminal", "schema", "schema/postgres", "schema/postgres/local",
@@ -98,8 +105,8 @@ var arrows = []struct {
 	{"cmd/decuwatch", []string{
 		"internal/app", "internal/demo", "internal/settings", "internal/terminal", "schema", "schema/postgres",
 		"scoring", "scoring/ensemble", "scoring/ort", "scoring/diffusion", "scoring/evaluation", "consumers", "alerts",
-		"alerts/calibration", "alerts/watch", "monitor", "monitor/canary", "monitor/reconcile", "monitor/redeliver",
-		"monitor/replay", "review", "internal/modelname",
+		"alerts/calibration", "alerts/watch", "monitor", "monitor/canary", "monitor/compare", "monitor/reconcile",
+		"monitor/redeliver", "monitor/replay", "monitor/rescore", "review", "internal/modelname",
 	}, "wires everything, tests' helpers excepted"},
 }
 

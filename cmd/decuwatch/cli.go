@@ -46,6 +46,9 @@ type cli struct {
 	Watch     watchCmd     `cmd:"" help:"Follow alerts."`
 	Score     scoreCmd     `cmd:"" help:"Score one request locally, without NATS and Postgres."`
 	Replay    replayCmd    `cmd:"" help:"Compute a stored score again and compare."`
+	Rescore   rescoreCmd   `cmd:"" help:"Score stored events again, behind live work."`
+	Compare   compareCmd   `cmd:"" help:"Compare the scores of two ensembles on the same events."`
+	Promote   promoteCmd   `cmd:"" help:"Check that a shadow ensemble can take over, and say how."`
 	Reconcile reconcileCmd `cmd:"" help:"Compare the streams with Postgres."`
 
 	DeadLetter deadLettersCmd `cmd:"" name:"dead-letters" help:"List, show and republish what could not be scored."`

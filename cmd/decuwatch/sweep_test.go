@@ -55,6 +55,7 @@ var required = map[string][]string{
 	"review reopen": {"3f2a9c"}, "review assign": {"3f2a9c"}, "review comment": {"3f2a9c", "text"},
 	"canary":           {"--scoring.ensembles=" + faultEnsemble, "--once"},
 	"ensemble inspect": {shipped}, "ensemble verify": {faultEnsemble},
+	"rescore": {"--model=" + faultModel, "--since=1h"}, "compare": {faultEnsemble, shipped}, "promote": {faultEnsemble},
 	"eval": {faultEnsemble}, "migrate down": nil, "completion": {"bash"},
 }
 
@@ -65,6 +66,7 @@ const tinyLabel = "class-1"
 var freeText = []string{
 	"by", "reason", "comment", "source", "search", "assignee", "settings", "label", "name", "text", "words", "config",
 	"noise", "sampler", "images", "out", "dir", "path", "ensemble", "file", "event", "truth",
+	"old", "new",
 }
 
 // wrongFlags are values that flags and arguments of a name must refuse beside what their type refuses.
@@ -79,6 +81,7 @@ var wrongTypes = map[reflect.Type][]string{
 	reflect.TypeFor[time.Duration](): {"soon", "-1s"}, reflect.TypeFor[int](): {"x", "1.5", "-1"},
 	reflect.TypeFor[int64](): {"x", "-1"}, reflect.TypeFor[uint64](): {"x", "-1"}, reflect.TypeFor[bool](): {"maybe"},
 	reflect.TypeFor[float64](): {"x", "NaN"}, reflect.TypeFor[time.Time](): {"yesterday"},
+	reflect.TypeFor[moment](): {"yesterday", "-1s"},
 }
 
 // wrong returns values that a flag or an argument of a verb must refuse.

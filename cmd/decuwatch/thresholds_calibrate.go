@@ -15,7 +15,8 @@ import (
 )
 
 type thresholdsCalibrateCmd struct {
-	Ensemble    string                 `arg:"" help:"Ensemble whose scores are read: a directory, or a manifest."`
+	Ensemble    string                 `arg:"" optional:"" help:"Ensemble whose scores are read: directory or manifest."`
+	Named       string                 `name:"ensemble" placeholder:"PATH" help:"The same, as a flag: live or a shadow."`
 	Measurement schema.MeasurementName `required:"" enum:"${measurements}" placeholder:"NAME" help:"${enum}."`
 	Alpha       float64                `required:"" placeholder:"RATE" help:"Share of usual requests that may alert."`
 	Severity    schema.Severity        `default:"warn" enum:"warn,critical" help:"warn or critical."`
@@ -38,6 +39,7 @@ func (thresholdsCalibrateCmd) Help() string {
 		`its own threshold if it has enough scores: alpha needs 1/alpha - 1 of them. Otherwise it shares the threshold of ` +
 		`its cluster of classes with similar scores, or the model's. The model's threshold comes from the well-sampled ` +
 		`classes, those with the most training images; --pool all takes every class. No class may pass an absolute limit. ` +
+		`The scores of a shadow ensemble, and of decuwatch rescore, are read like live ones. ` +
 		`Prints the plan; nothing changes without --apply.
 
 Examples:
@@ -49,6 +51,8 @@ Examples:
 
 func (c *thresholdsCalibrateCmd) check() error {
 	switch {
+	case (c.Ensemble == "") == (c.Named == ""):
+		return usage("name one ensemble: as an argument, or with --ensemble")
 	case !(c.Alpha > 0 && c.Alpha < 1):
 		return usage("--alpha is %g, must lie between 0 and 1", c.Alpha)
 	case c.LimitAlpha != 0 && !(c.LimitAlpha > 0 && c.LimitAlpha < 1):
@@ -65,7 +69,7 @@ func (c *thresholdsCalibrateCmd) Run(ctx context.Context, s *streams, log *slog.
 	if err := c.check(); err != nil {
 		return err
 	}
-	e, err := ensemble.Open(c.Ensemble)
+	e, err := ensemble.Open(cmp.Or(c.Ensemble, c.Named))
 	if err != nil {
 		return err
 	}

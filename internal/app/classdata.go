@@ -7,7 +7,7 @@ import (
 )
 
 // classData returns what the manifests of the ensembles say about their classes. Manifests of format 1 say nothing.
-func classData(engines map[string]*scoring.Engine) []postgres.ClassData {
+func classData(engines []*scoring.Engine) []postgres.ClassData {
 	var list []postgres.ClassData
 	for _, engine := range engines {
 		e := engine.Ensemble()

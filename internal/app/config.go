@@ -18,6 +18,7 @@ import (
 	"github.com/decuwatch/decuwatch/consumers"
 	"github.com/decuwatch/decuwatch/internal/settings"
 	"github.com/decuwatch/decuwatch/monitor/budget"
+	"github.com/decuwatch/decuwatch/monitor/rescore"
 	"github.com/decuwatch/decuwatch/monitor/sampling"
 	"github.com/decuwatch/decuwatch/schema"
 	"github.com/decuwatch/decuwatch/schema/postgres"
@@ -41,6 +42,7 @@ type Config struct {
 	Volume    postgres.Volume        `embed:"" prefix:"volume." group:"Volume of alerts"`
 	Patrol    patrol.Config          `embed:"" prefix:"patrol." group:"Patrol"`
 	Review    ReviewConfig           `embed:"" prefix:"review." group:"Review"`
+	Rescore   rescore.Config         `embed:"" prefix:"rescore." group:"Re-scores"`
 	Metrics   MetricsConfig          `embed:"" prefix:"metrics." group:"Metrics and health"`
 	Tracing   TracingConfig          `embed:"" prefix:"tracing." group:"Tracing"`
 	Log       LogConfig              `kong:"-" prefix:"log." group:"Logging"` // a flag of every verb, in cli
@@ -50,6 +52,11 @@ type Config struct {
 type ScoringConfig struct {
 	// Ensembles that score, one for each production model: directories, or manifests. Required.
 	Ensembles []string `name:"ensembles" short:"e" placeholder:"PATH"`
+	// Ensembles that score beside those of scoring.ensembles, at most one for each, under the same name. They get the
+	// events that got a score, behind live work. Their scores are stored, and raise no alert. Defaults to none.
+	Shadows []string `name:"shadows" placeholder:"PATH"`
+	// Share of the events that shadow ensembles score.
+	ShadowShare float64 `name:"shadow-share" default:"1" min:"0.001" max:"1"`
 	scoring.Options
 	// Settings that events are scored with: fixed uses the ensemble's, so that scores can be compared; as-requested
 	// uses the event's.

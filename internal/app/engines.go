@@ -3,6 +3,7 @@ package app
 import (
 	"context"
 	"log/slog"
+	"maps"
 	"slices"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -16,30 +17,78 @@ import (
 	"github.com/decuwatch/decuwatch/scoring/ensemble"
 )
 
-// OpenEngines opens every ensemble, by its name. The lifecycle closes them.
+// OpenEngines opens every ensemble of scoring.ensembles, by its name. The lifecycle closes them.
 func OpenEngines(c ScoringConfig, reg prometheus.Registerer, log *slog.Logger, life *Lifecycle,
 ) (map[string]*scoring.Engine, error) {
 	engines := map[string]*scoring.Engine{}
 	for _, path := range c.Ensembles {
-		options := c.Options
-		options.Registerer, options.Log = reg, log
-		life.doing.Store("start of ensemble " + path)
-		verified, err := ensemble.Open(path)
+		err := openEngine(path, c.Options, reg, log, life, func(e *ensemble.Ensemble) error {
+			if other := engines[e.Name]; other != nil {
+				return settings.Errorf("scoring.ensembles: %s (%s) and %s (%s) are both named %s: name one of them in "+
+					"scoring.shadows", other.Ensemble().Path, other.Ensemble().Digest, path, e.Digest, e.Name)
+			}
+			return nil
+		}, engines)
 		if err != nil {
 			return nil, err
 		}
-		name := verified.Name
-		if engines[name] != nil {
-			return nil, settings.Errorf("scoring.ensembles: %s and another ensemble are both named %s", path, name)
-		}
-		engines[name], err = scoring.New(verified, options)
-		life.doing.Store("start")
-		if err != nil {
-			return nil, err
-		}
-		life.OnStop("ensemble "+name, engines[name].Close)
 	}
 	return engines, nil
+}
+
+// openShadows opens every ensemble of scoring.shadows, by the name that it shares with a live one. The lifecycle closes
+// them.
+func openShadows(c ScoringConfig, live map[string]*scoring.Engine, log *slog.Logger, life *Lifecycle,
+) (map[string]*scoring.Engine, error) {
+	shadows := map[string]*scoring.Engine{}
+	for _, path := range c.Shadows {
+		err := openEngine(path, c.Options, nil, log, life, func(e *ensemble.Ensemble) error {
+			of, other := live[e.Name], shadows[e.Name]
+			switch {
+			case of == nil:
+				return settings.Errorf("scoring.shadows: %s is named %s, must be named as one of scoring.ensembles", path,
+					e.Name)
+			case of.Ensemble().Digest == e.Digest:
+				return settings.Errorf("scoring.shadows: %s is the ensemble %s that scores %s already", path, e.Digest, e.Name)
+			case other != nil:
+				return settings.Errorf("scoring.shadows: %s (%s) and %s (%s) are both named %s, one is allowed",
+					other.Ensemble().Path, other.Ensemble().Digest, path, e.Digest, e.Name)
+			}
+			return nil
+		}, shadows)
+		if err != nil {
+			return nil, err
+		}
+	}
+	return shadows, nil
+}
+
+// openEngine opens the ensemble at a path, if it passes the check, and adds it to engines.
+func openEngine(path string, options scoring.Options, reg prometheus.Registerer, log *slog.Logger, life *Lifecycle,
+	check func(*ensemble.Ensemble) error, engines map[string]*scoring.Engine,
+) error {
+	options.Registerer, options.Log = reg, log
+	life.doing.Store("start of ensemble " + path)
+	defer life.doing.Store("start")
+	verified, err := ensemble.Open(path)
+	if err == nil {
+		err = check(verified)
+	}
+	if err != nil {
+		return err
+	}
+	engine, err := scoring.New(verified, options)
+	if err != nil {
+		return err
+	}
+	engines[verified.Name] = engine
+	life.OnStop("ensemble "+path, engine.Close)
+	return nil
+}
+
+// everyEngine returns the live engines and the shadows.
+func everyEngine(live, shadows map[string]*scoring.Engine) []*scoring.Engine {
+	return slices.AppendSeq(slices.Collect(maps.Values(live)), maps.Values(shadows))
 }
 
 // Models returns how the events of each model are scored.

@@ -25,6 +25,7 @@ import (
 type readiness struct {
 	worker    string // id of this process in the table of workers and on the subject of its probes
 	engines   map[string]*scoring.Engine
+	shadows   map[string]*scoring.Engine
 	nc        *nats.Conn
 	js        jetstream.JetStream
 	events    string // name of the stream of events
@@ -85,7 +86,8 @@ const (
 	workerGrace = time.Minute    // of a rollout, in which the newer worker is ready, so that the older one is replaced
 )
 
-// write commits the worker's heartbeat, and notes the workers that score the same models with another ensemble.
+// write commits the worker's heartbeat, and notes the workers that score the same models with another ensemble, unless
+// one of the two is marked as a shadow of the other.
 func (r *readiness) write(ctx context.Context) error {
 	host, err := os.Hostname()
 	if err != nil {
@@ -93,9 +95,13 @@ func (r *readiness) write(ctx context.Context) error {
 	}
 	var models []postgres.WorkerModel
 	for name, e := range r.engines {
-		models = append(models, postgres.WorkerModel{
+		m := postgres.WorkerModel{
 			Model: name, EnsembleDigest: e.Ensemble().Digest, Settings: e.Profile().Settings(),
-		})
+		}
+		if shadow := r.shadows[name]; shadow != nil {
+			m.Shadows = []string{shadow.Ensemble().Digest}
+		}
+		models = append(models, m)
 	}
 	others, up, err := r.store.Beat(ctx, r.worker, host, models, workerSeen)
 	if err != nil {
@@ -104,7 +110,8 @@ func (r *readiness) write(ctx context.Context) error {
 	var conflict, noted error
 	for _, o := range others {
 		mine := r.engines[o.Model]
-		err := fmt.Errorf("model %s is scored here with ensemble %s (%s), and on %s since %s with ensemble %s (%s)",
+		err := fmt.Errorf("model %s is scored here with ensemble %s (%s), and on %s since %s with ensemble %s (%s); "+
+			"neither is a shadow of the other (scoring.shadows)",
 			o.Model, mine.Ensemble().Digest, mine.Profile().Settings(),
 			o.Host, o.StartedAt.UTC().Format(time.RFC3339), o.EnsembleDigest, o.Settings)
 		noted = errors.Join(noted, err)

@@ -56,7 +56,7 @@ func UserName() string {
 }
 
 // newEvidence returns the worker that makes evidence, or nil if other processes make it.
-func newEvidence(c ReviewConfig, store *postgres.Store, engines map[string]*scoring.Engine, reg prometheus.Registerer,
+func newEvidence(c ReviewConfig, store *postgres.Store, engines []*scoring.Engine, reg prometheus.Registerer,
 	log *slog.Logger,
 ) (*review.Worker, error) {
 	if c.Workers == 0 {

@@ -74,7 +74,11 @@ func Serve(ctx context.Context, c Config, o Options) (err error) {
 	if err != nil {
 		return err
 	}
-	names := slices.Sorted(maps.Keys(engines))
+	shadows, err := openShadows(c.Scoring, engines, log, life)
+	if err != nil {
+		return err
+	}
+	names, every := slices.Sorted(maps.Keys(engines)), everyEngine(engines, shadows)
 
 	// NATS and Postgres.
 	nc, err := c.NATS.Connect("serve", true, log)
@@ -105,14 +109,14 @@ func Serve(ctx context.Context, c Config, o Options) (err error) {
 	}
 	life.OnStop("Postgres", func() error { store.Close(); return nil })
 	ready := newReadiness(reg, c.Metrics.ClockTolerance, log)
-	ready.engines, ready.store = engines, store
+	ready.engines, ready.shadows, ready.store = engines, shadows, store
 	ready.nc, ready.js, ready.events, ready.alerts = nc, js, c.Stream.Name, stream
 	life.OnStop("registration", ready.leave)
 	ready.watch(health)
 	life.Run("health", health.run)
 	_, err = whenBack(ctx, log, away, func() (struct{}, error) {
 		return struct{}{}, errors.Join(store.EnsurePartitions(ctx, c.Retention.Ahead),
-			store.AddClassData(ctx, classData(engines)))
+			store.AddClassData(ctx, classData(every)))
 	})
 	if err != nil {
 		return life.Ended(err)
@@ -200,8 +204,14 @@ func Serve(ctx context.Context, c Config, o Options) (err error) {
 	})
 	life.Run("consumers", func(ctx context.Context) error { return room(runner.Run(ctx)) })
 
+	// Behind live work.
+	rescores, err := newRescores(js, c, engines, shadows, store, thresholds, latents, reg, log)
+	if err != nil {
+		return err
+	}
+	life.Run("re-scores", rescores.Run)
 	c.Review.Latents = latents
-	evidence, err := newEvidence(c.Review, store, engines, reg, log)
+	evidence, err := newEvidence(c.Review, store, every, reg, log)
 	if err != nil {
 		return err
 	}

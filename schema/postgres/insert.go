@@ -42,30 +42,45 @@ func insertWon(ctx context.Context, tx pgx.Tx, round []*call, volume Volume) err
 			reviews = append(reviews, *c.review)
 		}
 	}
-	if err := applySilences(ctx, tx, alerts); err != nil {
+	outbox, err := withhold(ctx, tx, volume, alerts, outbox)
+	if err != nil {
 		return err
 	}
+	b := &batch{}
+	insert(b, "scores", "ON CONFLICT DO NOTHING", scores)
+	insert(b, "skips", "ON CONFLICT DO NOTHING", skips)
+	insert(b, "dead_letters", "ON CONFLICT (stream, sequence, digest) DO NOTHING", deadLetters)
+	insertAlerts(b, alerts, outbox, reviews)
+	sums.insert(b)
+	return b.send(ctx, tx)
+}
+
+// withhold decides which alerts are only stored, and returns what is owed of the others.
+func withhold(ctx context.Context, tx pgx.Tx, volume Volume, alerts []*alertRow, outbox []outboxRow,
+) ([]outboxRow, error) {
+	if err := applySilences(ctx, tx, alerts); err != nil {
+		return nil, err
+	}
 	if err := applyBudgets(ctx, tx, volume, alerts); err != nil {
-		return err
+		return nil, err
 	}
 	for _, a := range alerts {
 		if a.Delivery != schema.DispatchOwed {
 			outbox = slices.DeleteFunc(outbox, func(o outboxRow) bool { return o.MessageID == a.ID })
 		}
 	}
-	b := &batch{}
-	insert(b, "scores", "ON CONFLICT DO NOTHING", scores)
-	insert(b, "skips", "ON CONFLICT DO NOTHING", skips)
-	insert(b, "dead_letters", "ON CONFLICT (stream, sequence, digest) DO NOTHING", deadLetters)
+	return outbox, nil
+}
+
+// insertAlerts adds the statements that write alerts, what is owed of them, and their reviews.
+func insertAlerts(b *batch, alerts []*alertRow, outbox []outboxRow, reviews []reviewRow) {
 	insert(b, "alerts", "ON CONFLICT DO NOTHING", alerts)
 	insert(b, "outbox", "ON CONFLICT DO NOTHING", outbox)
 	addRows(b, openReviews, reviews)
-	sums.insert(b)
 	if len(outbox) > 0 {
 		b.notify(ChannelOutbox)
 	}
 	if len(reviews) > 0 {
 		b.notify(ChannelReviews)
 	}
-	return b.send(ctx, tx)
 }

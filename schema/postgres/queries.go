@@ -201,4 +201,30 @@ var (
 	verdictsBySequence string
 	//go:embed queries/worker_uptime.sql
 	workerUptime string
+	//go:embed queries/advance_shadow.sql
+	advanceShadow string
+	//go:embed queries/begin_shadow.sql
+	beginShadow string
+	//go:embed queries/insert_rescore_failure.sql
+	insertRescoreFailure string
+	//go:embed queries/lock_shadow.sql
+	lockShadow string
+	//go:embed queries/rescore_candidates.sql
+	rescoreCandidates string
+	//go:embed queries/rescore_cost.sql
+	rescoreCost string
+	//go:embed queries/rescore_failures.sql
+	rescoreFailures string
+	//go:embed queries/rescore_rate.sql
+	rescoreRate string
+	//go:embed queries/rescore_source.sql
+	rescoreSource string
+	//go:embed queries/series_known.sql
+	seriesKnown string
+	//go:embed queries/series_pairs.sql
+	seriesPairs string
+	//go:embed queries/serving_workers.sql
+	servingWorkers string
+	//go:embed queries/shadow_candidates.sql
+	shadowCandidates string
 )

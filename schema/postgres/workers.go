@@ -13,7 +13,8 @@ import (
 type WorkerModel struct {
 	Model          string
 	EnsembleDigest string
-	Settings       string // of its fixed profile
+	Settings       string   // of its fixed profile
+	Shadows        []string // digests of the ensembles that it serves as shadows
 }
 
 // Worker is another process that scores a model.
@@ -31,16 +32,18 @@ var written = []string{
 }
 
 // Beat commits a row for each model of the worker with the given id, and returns the other workers that score one of
-// the models with another ensemble or other settings and were seen within the time. The error says what keeps verdicts
+// the models with another ensemble or other settings and were seen within the time. Two ensembles of which one is
+// served as a shadow of the other are no such case. The error says what keeps verdicts
 // from being written: the write failed, or the rights to a table that verdicts are written to are missing.
 func (s *Store) Beat(ctx context.Context, id, host string, models []WorkerModel,
 	within time.Duration) (others []Worker, up time.Duration, err error) {
-	names, digests, settings := make([]string, len(models)), make([]string, len(models)), make([]string, len(models))
-	for i, m := range models {
-		names[i], digests[i], settings[i] = m.Model, m.EnsembleDigest, m.Settings
+	var names, digests, settings, shadows []string
+	for _, m := range models {
+		names, digests, settings = append(names, m.Model), append(digests, m.EnsembleDigest), append(settings, m.Settings)
+		shadows = append(shadows, strings.Join(m.Shadows, ","))
 	}
 	err = s.begin(ctx, "write the worker's heartbeat", func(tx pgx.Tx) error {
-		_, err := tx.Exec(ctx, beatWorker, id, clean(host), names, digests, settings)
+		_, err := tx.Exec(ctx, beatWorker, id, clean(host), names, digests, settings, shadows)
 		if err != nil {
 			return err
 		}

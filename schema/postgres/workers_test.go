@@ -1,6 +1,7 @@
 package postgres_test
 
 import (
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -21,9 +22,12 @@ func TestBeat(t *testing.T) {
 		}
 		return others
 	}
-	a, b := postgres.WorkerModel{Model: "a", EnsembleDigest: one, Settings: "s"}, postgres.WorkerModel{Model: "b",
-		EnsembleDigest: one, Settings: "s"}
-	other := postgres.WorkerModel{Model: "a", EnsembleDigest: two, Settings: "s"}
+	scores := func(model, digest string, shadows ...string) postgres.WorkerModel {
+		m := postgres.WorkerModel{Model: model, EnsembleDigest: digest, Settings: "s", Shadows: []string{}}
+		m.Shadows = append(m.Shadows, shadows...)
+		return m
+	}
+	a, b, other := scores("a", one), scores("b", one), scores("a", two)
 	for range 2 {
 		for _, id := range []string{"first", "twin"} {
 			if others := beat(id, a, b); len(others) != 0 {
@@ -32,10 +36,11 @@ func TestBeat(t *testing.T) {
 		}
 	}
 	if others := beat("stranger", other); len(others) != 2 || !others[0].Older || others[0].Host != "host of first" ||
-		others[0].WorkerModel != a {
+		!reflect.DeepEqual(others[0].WorkerModel, a) {
 		t.Errorf("the newer worker sees %+v", others)
 	}
-	if others := beat("first", a, b); len(others) != 1 || others[0].Older || others[0].WorkerModel != other {
+	if others := beat("first", a, b); len(others) != 1 || others[0].Older ||
+		!reflect.DeepEqual(others[0].WorkerModel, other) {
 		t.Errorf("the older worker sees %+v", others)
 	}
 	if _, err := conn.Exec(ctx, `UPDATE decuwatch.workers SET seen_at = seen_at - interval '2 minutes'
@@ -44,6 +49,18 @@ func TestBeat(t *testing.T) {
 	}
 	if others := beat("first", a, b); len(others) != 0 {
 		t.Errorf("a worker that says nothing counts: %+v", others)
+	}
+	// A shadow is no mistake, whichever of the two workers serves it.
+	shadowing := scores("a", two, one)
+	if others := beat("next", shadowing); len(others) != 0 {
+		t.Errorf("a worker with the old ensemble as its shadow sees %+v", others)
+	}
+	if others := beat("first", a, b); len(others) != 0 {
+		t.Errorf("the old worker sees %+v", others)
+	}
+	serving, err := s.Serving(ctx, "a", time.Minute)
+	if err != nil || len(serving) != 3 || !serving[1].Serves(one) || serving[0].Serves(two) {
+		t.Errorf("workers of a model: %+v, %v", serving, err)
 	}
 	if err := s.Leave(ctx, "twin"); err != nil {
 		t.Fatal(err)
