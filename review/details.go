@@ -171,7 +171,8 @@ func (s Stats) Print(out io.Writer) error {
 		t.AlertsConfirmed, t.AlertsExpected, t.AlertsConfirmed+t.AlertsExpected+t.AlertsFalse, t.AlertsOpen)
 	line("missed", s.MissRate, "%d of %d requests drawn at random that have a verdict, of %d drawn",
 		t.SamplesTrue, t.SamplesTrue+t.SamplesFalse, t.Sampled)
-	line("recall", s.Recall, "%d requests with an alert, %d without", t.Alerted, max(0, t.Scored-t.Alerted))
+	line("recall", s.Recall, "%.0f requests with an alert, %.0f without", t.RequestsAlerted,
+		max(0, t.Requests-t.RequestsAlerted))
 	return w.Flush()
 }
 

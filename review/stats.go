@@ -28,11 +28,11 @@ type Stats struct {
 	Tally      postgres.ReviewTally `json:"tally"`
 	// Precision is the share of reviewed alerts that were right: confirmed or expected. Wilson's interval.
 	Precision Estimate `json:"precision"`
-	// MissRate is the share of unalerted events that an alert should have been on, from those drawn at random. The
+	// MissRate is the share of unalerted requests that an alert should have been on, from those drawn at random. The
 	// interval of Clopper and Pearson.
 	MissRate Estimate `json:"miss_rate"`
 	// Recall is the share of the events that an alert should be on which have one. Every sampled event stands for
-	// (unalerted events / reviewed samples) events. The interval combines the intervals of precision by event and of miss
+	// (unalerted events / reviewed samples) events, and every event for the requests that were sampled out. The interval combines the intervals of precision by event and of miss
 	// rate, each at half the error (Bonferroni), so that it covers with at least the confidence.
 	Recall Estimate `json:"recall"`
 }
@@ -60,16 +60,16 @@ func LoadStats(ctx context.Context, store *postgres.Store, model string, class *
 func estimate(t postgres.ReviewTally, confidence float64) Stats {
 	s := Stats{Confidence: confidence, Tally: t}
 	right := t.AlertsConfirmed + t.AlertsExpected
-	s.Precision = wilson(right, right+t.AlertsFalse, confidence)
-	s.MissRate = clopperPearson(t.SamplesTrue, t.SamplesTrue+t.SamplesFalse, confidence)
+	s.Precision = wilson(float64(right), float64(right+t.AlertsFalse), confidence)
+	s.MissRate = clopperPearson(t.SamplesShare*t.SamplesWorth, t.SamplesWorth, confidence)
 
 	half := 1 - (1-confidence)/2
-	events := wilson(t.EventsTrue, t.EventsTrue+t.EventsFalse, half)
-	misses := clopperPearson(t.SamplesTrue, t.SamplesTrue+t.SamplesFalse, half)
-	unalerted := max(0, t.Scored-t.Alerted)
+	events := wilson(t.EventsShare*t.EventsWorth, t.EventsWorth, half)
+	misses := clopperPearson(t.SamplesShare*t.SamplesWorth, t.SamplesWorth, half)
+	unalerted := max(0, t.Requests-t.RequestsAlerted)
 	recall := func(precision, miss float64, otherwise float64) float64 {
-		found := float64(t.Alerted) * precision
-		missed := float64(unalerted) * miss
+		found := t.RequestsAlerted * precision
+		missed := unalerted * miss
 		if found+missed == 0 {
 			return otherwise
 		}
@@ -78,7 +78,7 @@ func estimate(t postgres.ReviewTally, confidence float64) Stats {
 	s.Recall = Estimate{
 		Value: recall(events.Value, misses.Value, 0), Low: recall(events.Low, misses.High, 0), High: recall(events.High,
 			misses.Low, 1),
-		Known: events.Known && misses.Known && events.Value*float64(t.Alerted)+misses.Value*float64(unalerted) > 0,
+		Known: events.Known && misses.Known && events.Value*t.RequestsAlerted+misses.Value*unalerted > 0,
 	}
 	if t.Alerted == 0 { // nothing was found, whatever there was to find
 		s.Recall.Low = 0
@@ -86,15 +86,15 @@ func estimate(t postgres.ReviewTally, confidence float64) Stats {
 	return s
 }
 
-// wilson returns k of n with Wilson's score interval (E. B. Wilson, 1927).
-func wilson(k, n int, confidence float64) Estimate {
+// wilson returns k of n, which need not be integers, with Wilson's score interval (E. B. Wilson, 1927).
+func wilson(k, n, confidence float64) Estimate {
 	if n == 0 {
 		return Estimate{Low: 0, High: 1}
 	}
 	z := distuv.UnitNormal.Quantile(1 - (1-confidence)/2)
-	p, m := float64(k)/float64(n), float64(n)
-	centre := (p + z*z/(2*m)) / (1 + z*z/m)
-	half := z / (1 + z*z/m) * math.Sqrt(p*(1-p)/m+z*z/(4*m*m))
+	p := k / n
+	centre := (p + z*z/(2*n)) / (1 + z*z/n)
+	half := z / (1 + z*z/n) * math.Sqrt(p*(1-p)/n+z*z/(4*n*n))
 	e := Estimate{Value: p, Low: max(0, centre-half), High: min(1, centre+half), Known: true}
 	if k == 0 {
 		e.Low = 0
@@ -107,18 +107,18 @@ func wilson(k, n int, confidence float64) Estimate {
 
 // clopperPearson returns k of n with the exact interval of C. J. Clopper and E. S. Pearson (1934), which covers with at
 // least the confidence.
-func clopperPearson(k, n int, confidence float64) Estimate {
+func clopperPearson(k, n, confidence float64) Estimate {
 	e := Estimate{Low: 0, High: 1}
 	if n == 0 {
 		return e
 	}
 	tail := (1 - confidence) / 2
-	e.Value, e.Known = float64(k)/float64(n), true
+	e.Value, e.Known = k/n, true
 	if k > 0 {
-		e.Low = distuv.Beta{Alpha: float64(k), Beta: float64(n-k) + 1}.Quantile(tail)
+		e.Low = distuv.Beta{Alpha: k, Beta: n - k + 1}.Quantile(tail)
 	}
 	if k < n {
-		e.High = distuv.Beta{Alpha: float64(k) + 1, Beta: float64(n - k)}.Quantile(1 - tail)
+		e.High = distuv.Beta{Alpha: k + 1, Beta: n - k}.Quantile(1 - tail)
 	}
 	return e
 }

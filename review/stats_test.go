@@ -28,14 +28,14 @@ func TestIntervals(t *testing.T) {
 		k, n := c[0], c[1]
 		p := float64(k) / float64(n)
 		// Wilson's ends are the rates that lie z standard errors of their own from the observed one.
-		w := wilson(k, n, confidence)
+		w := wilson(float64(k), float64(n), confidence)
 		for _, end := range []float64{w.Low, w.High} {
 			if end > 0 && end < 1 && !near(math.Abs(p-end), z*math.Sqrt(end*(1-end)/float64(n)), 1e-9) {
 				t.Errorf("wilson(%d, %d) ends at %v", k, n, end)
 			}
 		}
 		// Clopper and Pearson's are the rates at which what was observed, or more extreme, has the probability 2.5%.
-		e := clopperPearson(k, n, confidence)
+		e := clopperPearson(float64(k), float64(n), confidence)
 		if k > 0 {
 			if tail := 1 - (distuv.Binomial{N: float64(n), P: e.Low}).CDF(float64(k-1)); !near(tail, 0.025, 1e-6) {
 				t.Errorf("clopperPearson(%d, %d) starts at %v, with tail %v", k, n, e.Low, tail)
@@ -57,13 +57,22 @@ func TestIntervals(t *testing.T) {
 	}
 }
 
+// evenly returns the tally of traffic of which every event was scored.
+func evenly(t postgres.ReviewTally) postgres.ReviewTally {
+	share := func(k, n int) (float64, float64) { return float64(k) / float64(max(n, 1)), float64(n) }
+	t.Requests, t.RequestsAlerted = float64(t.Scored), float64(t.Alerted)
+	t.EventsShare, t.EventsWorth = share(t.EventsTrue, t.EventsTrue+t.EventsFalse)
+	t.SamplesShare, t.SamplesWorth = share(t.SamplesTrue, t.SamplesTrue+t.SamplesFalse)
+	return t
+}
+
 func TestEstimate(t *testing.T) {
 	// 100 alerted events, 40 of 50 right; 9,900 without an alert, of which 2 of 99 were missed: 80 found, 200 missed.
-	s := estimate(postgres.ReviewTally{
+	s := estimate(evenly(postgres.ReviewTally{
 		Scored: 10_000, Alerted: 100, AlertsConfirmed: 30, AlertsExpected: 10, AlertsFalse: 10, AlertsOpen: 50,
 		EventsTrue: 40, EventsFalse: 10,
 		Sampled: 99, SamplesTrue: 2, SamplesFalse: 97,
-	}, 0.95)
+	}), 0.95)
 	if !near(s.Precision.Value, 0.8, 1e-12) || !near(s.MissRate.Value, 2.0/99, 1e-12) ||
 		!near(s.Recall.Value, 80.0/280, 1e-12) {
 		t.Errorf("%+v", s)
@@ -77,7 +86,7 @@ func TestEstimate(t *testing.T) {
 		"no sample reviewed": {Scored: 1000, Alerted: 10, AlertsConfirmed: 10, EventsTrue: 10, Sampled: 10},
 		"all fine":           {Scored: 1000, Alerted: 10, AlertsFalse: 10, EventsFalse: 10, Sampled: 10, SamplesFalse: 10},
 	} {
-		s := estimate(tally, 0.95)
+		s := estimate(evenly(tally), 0.95)
 		if s.Recall.Known || s.Recall.Low < 0 || s.Recall.High > 1 || math.IsNaN(s.Recall.Low+s.Recall.High+s.Recall.Value) {
 			t.Errorf("%s: recall %+v", name, s.Recall)
 		}
@@ -105,10 +114,10 @@ func TestRecallCovers(t *testing.T) {
 		covered := 0
 		for range months {
 			right, wrong := binomial(c.reviewed, c.precision), binomial(c.sampled, c.miss)
-			e := estimate(postgres.ReviewTally{
+			e := estimate(evenly(postgres.ReviewTally{
 				Scored: c.alerted + c.unalerted, Alerted: c.alerted, EventsTrue: right, EventsFalse: c.reviewed - right,
 				Sampled: c.sampled, SamplesTrue: wrong, SamplesFalse: c.sampled - wrong,
-			}, 0.95).Recall
+			}), 0.95).Recall
 			if e.Low <= truth && truth <= e.High {
 				covered++
 			}

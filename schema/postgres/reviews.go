@@ -319,6 +319,14 @@ type ReviewTally struct {
 	Sampled         int // events without an alert that were drawn at random
 	SamplesTrue     int // of these, with the verdict confirmed or expected
 	SamplesFalse    int // of these, with the verdict false_alarm
+
+	// If events are sampled, a score stands for several requests. Without that, what follows says the same as the counts.
+	Requests        float64 // for which all scores stand
+	RequestsAlerted float64 // for which the scores with an alert stand
+	EventsShare     float64 // of the requests of reviewed alerted events, those that are true
+	EventsWorth     float64 // how many events of equal weight the reviewed alerted ones are worth (Kish, 1965)
+	SamplesShare    float64 // of the requests of reviewed samples, those that are true
+	SamplesWorth    float64 // how many samples of equal weight the reviewed ones are worth
 }
 
 // TallyReviews counts the events whose time lies in [from, to), which should be whole hours. An empty model counts all;
@@ -327,7 +335,8 @@ func (s *Store) TallyReviews(ctx context.Context, model string, class *int, from
 	var t ReviewTally
 	err := s.pool.QueryRow(ctx, tallyReviews, model, class, from, to).Scan(
 		&t.Scored, &t.Alerted, &t.AlertsConfirmed, &t.AlertsExpected, &t.AlertsFalse, &t.AlertsOpen, &t.EventsTrue,
-		&t.EventsFalse, &t.Sampled, &t.SamplesTrue, &t.SamplesFalse)
+		&t.EventsFalse, &t.Sampled, &t.SamplesTrue, &t.SamplesFalse, &t.Requests, &t.RequestsAlerted, &t.EventsShare,
+		&t.EventsWorth, &t.SamplesShare, &t.SamplesWorth)
 	if err != nil {
 		return t, fmt.Errorf("count verdicts: %w", err)
 	}

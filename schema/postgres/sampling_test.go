@@ -81,12 +81,13 @@ func TestViewsEstimateTraffic(t *testing.T) {
 	const draws, traffic = 40, 60
 	type request struct {
 		gap, risk, p float64
+		riskP        float64 // probability with which the request risk is measured, as in a cascade
 		critical     bool
 	}
 	var all []request
 	var meanGap, meanRisk, criticals float64
 	for i := range traffic {
-		q := request{gap: r.ExpFloat64(), p: []float64{1, 0.5, 0.2}[i%3], critical: i%4 == 0}
+		q := request{gap: r.ExpFloat64(), p: []float64{1, 0.5, 0.2}[i%3], riskP: []float64{1, 0.6}[i%2], critical: i%4 == 0}
 		q.gap += float64(i % 3) // the more, the less often it is scored
 		q.risk = q.gap * q.gap
 		all = append(all, q)
@@ -106,7 +107,10 @@ func TestViewsEstimateTraffic(t *testing.T) {
 			v := scoreVerdict(n, fmt.Sprint(draw, " ", i))
 			v.Score.Event.Data.Model = fmt.Sprint("draw-", draw)
 			v.Score.ClassGap.Value, v.Score.RequestRisk.Value = q.gap, q.risk
-			v.Score.InclusionProbability = q.p
+			v.Score.InclusionProbability, v.Score.RequestRiskProbability = q.p, q.riskP
+			if r.Float64() >= q.riskP {
+				v.Score.RequestRisk, v.Score.RequestRiskReason = nil, schema.BelowCut
+			}
 			if q.critical {
 				a := alert(v.Score, fmt.Sprint("alert ", n))
 				a.Severity = schema.SeverityCritical
@@ -167,5 +171,52 @@ func TestViewsEstimateTraffic(t *testing.T) {
 	d, err := s.ClassGapDistances(testContext(t), of, []int{1}, at.Add(-time.Hour), 50)
 	if err != nil || len(d) != 1 || d[0].Distance != 5 || d[0].N != 6 {
 		t.Errorf("distances %+v: %v", d, err)
+	}
+}
+
+// Precision, misses and recall are about the traffic: what a reviewer found counts for the requests that it stands for.
+func TestTallyIsWeighed(t *testing.T) {
+	s, _ := open(t, postgres.Config{})
+	ctx := testContext(t)
+	for i, c := range []struct {
+		id    string
+		p     float64
+		alert bool
+	}{{"a", 0.5, true}, {"b", 1, true}, {"c", 0.2, true}, {"d", 0.25, false}, {"e", 1, false}, {"f", 0.1, false}} {
+		v := scoreVerdict(uint64(i+1), c.id)
+		v.Score.InclusionProbability = c.p
+		if c.alert {
+			v.Alerts = []schema.Alert{alert(v.Score, "alert "+c.id), alert(v.Score, "another alert "+c.id)}
+		}
+		v.Sampled = !c.alert
+		mustRecord(t, s, v)
+	}
+	reviews, err := s.Reviews(ctx, postgres.ReviewFilter{Limit: 10})
+	if err != nil || len(reviews) != 6 {
+		t.Fatalf("%d reviews: %v", len(reviews), err)
+	}
+	verdicts := map[string]schema.ReviewVerdict{
+		"a": schema.VerdictConfirmed, "b": schema.VerdictFalseAlarm, "d": schema.VerdictExpected,
+		"e": schema.VerdictFalseAlarm,
+	}
+	for _, r := range reviews {
+		if verdict := verdicts[r.EventID]; verdict != "" {
+			now := time.Now().UTC().Truncate(time.Microsecond)
+			r.State, r.Verdict, r.ResolvedAt = schema.ReviewResolved, verdict, &now
+			if _, err := s.ChangeReview(ctx, postgres.ReviewChange{Review: r, Action: "resolve", Actor: "x", At: now}); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	hour := at.Truncate(time.Hour)
+	got, err := s.TallyReviews(ctx, "", nil, hour, hour.Add(time.Hour))
+	want := postgres.ReviewTally{
+		Scored: 6, Alerted: 3, AlertsConfirmed: 1, AlertsFalse: 1, AlertsOpen: 1, EventsTrue: 1, EventsFalse: 1,
+		Sampled: 3, SamplesTrue: 1, SamplesFalse: 1,
+		Requests: 2 + 1 + 5 + 4 + 1 + 10, RequestsAlerted: 2 + 1 + 5,
+		EventsShare: 2.0 / 3, EventsWorth: 9.0 / 5, SamplesShare: 4.0 / 5, SamplesWorth: 25.0 / 17,
+	}
+	if err != nil || got != want {
+		t.Errorf("%+v, want %+v: %v", got, want, err)
 	}
 }
