@@ -208,6 +208,9 @@ func (r *Runner) pull(
 		if err != nil {
 			return err
 		}
+		if got > 0 {
+			r.pulling.set(l.name, nil) // also if the next request waits for slots
+		}
 		retry.Failures = 0
 	}
 }

@@ -122,3 +122,36 @@ func TestStopHandsWaitingEventsBack(t *testing.T) {
 		t.Errorf("another worker did %d events, %d dead letters", done, deadLetters)
 	}
 }
+
+// A worker whose slots are all taken by waiting events pulls as it should.
+func TestWaitingEventsAreNoTrouble(t *testing.T) {
+	js := natstest.Start(t).JetStream()
+	stream := ensure(t, js)
+	publish(t, js, ids("e", 20)...)
+	r := newRecorder()
+	room, waiting := make(chan struct{}), atomic.Int64{}
+	r.plan = func(ctx context.Context, _ schema.Event) error {
+		waiting.Add(1)
+		select {
+		case <-room:
+			return nil
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	cfg := config()
+	cfg.MaxInFlight = 4
+	runner := newRunner(t, js, cfg, r)
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- runner.Run(ctx) }()
+	natstest.Until(t, "all slots are taken, and the worker pulls", func() bool {
+		return waiting.Load() == 4 && runner.Pulling() == nil
+	})
+	close(room)
+	settled(t, stream)
+	stop()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+}
