@@ -12,7 +12,7 @@ REVISION := $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
 -include review/review.mk
 -include internal/faults/faults.mk
 
-.PHONY: help setup build demo clean-demo test lint fmt
+.PHONY: help setup build demo clean-demo test shells lint fmt
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,8 +32,11 @@ clean-demo: ## remove the demo's data
 		{ echo "a demo runs in .decuwatch: end it first" >&2; exit 1; }
 	@rm -rf .decuwatch
 
-test: setup review-tools lint ## everything in Go: race detector, real NATS, Postgres and ensemble
+test: setup review-tools shells lint ## everything in Go: race detector, real NATS, Postgres and ensemble
 	$(RUN) go test -race -timeout 30m ./...
+
+shells:
+	@scripts/fetch-shells
 
 lint: setup ## gofmt, vet, staticcheck, and what scripts/lint checks
 	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); \

@@ -11,10 +11,13 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"reflect"
 	"strconv"
 	"strings"
 	"testing"
 	"time"
+
+	standardwebhooks "github.com/standard-webhooks/standard-webhooks/libraries/go"
 
 	"github.com/decuwatch/decuwatch/alerts"
 	"github.com/decuwatch/decuwatch/schema"
@@ -122,6 +125,48 @@ func TestWebhookForSlack(t *testing.T) {
 	}
 	if r.header.Get("Webhook-Signature") != "" {
 		t.Error("signed without a secret")
+	}
+}
+
+// A posted CloudEvent has the link to the review, is signed with it, and is the same alert otherwise. What is not an
+// alert stays as it is.
+func TestWebhookHasTheLink(t *testing.T) {
+	key := []byte("0123456789abcdef0123456789abcdef")
+	url, got := receiver(t)
+	w, err := alerts.NewWebhook(alerts.WebhookConfig{URL: url, Link: "https://review.example.com/review/",
+		Secret: "whsec_" + base64.StdEncoding.EncodeToString(key)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	a, m := message(t)
+	if err := w.Send(t.Context(), m); err != nil {
+		t.Fatal(err)
+	}
+	r := <-got
+	var posted, stored struct{ Data map[string]any }
+	if err := errors.Join(json.Unmarshal(r.body, &posted), json.Unmarshal(m.Body, &stored)); err != nil {
+		t.Fatal(err)
+	}
+	if link := posted.Data["link"]; link != "https://review.example.com/review/"+a.ID {
+		t.Errorf("the link is %v", link)
+	}
+	delete(posted.Data, "link")
+	if !reflect.DeepEqual(posted, stored) {
+		t.Errorf("posted %v, want %v", posted, stored)
+	}
+	verifier, err := standardwebhooks.NewWebhookRaw(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := verifier.Verify(r.body, r.header); err != nil {
+		t.Error(err)
+	}
+	m.Body = []byte(`{"type": "another", "data": {}}`)
+	if err := w.Send(t.Context(), m); err != nil {
+		t.Fatal(err)
+	}
+	if r := <-got; string(r.body) != string(m.Body) {
+		t.Errorf("another message is posted as %s", r.body)
 	}
 }
 

@@ -31,7 +31,8 @@ func TestSamplePlan(t *testing.T) {
 			samples = append(samples, schema.Sample{Class: class, Value: value, Distance: value})
 		}
 	}
-	old := []schema.Threshold{{ID: 1, Model: series.Model, EnsembleDigest: series.EnsembleDigest, Settings: series.Settings,
+	old := []schema.Threshold{{ID: 1, Model: series.Model, EnsembleDigest: series.EnsembleDigest,
+		Settings:    series.Settings,
 		Measurement: schema.RequestRisk, Scope: schema.ScopeModel, Severity: schema.SeverityWarn, Value: 0.005,
 		Origin: "reference"}}
 	plan, err := calibration.NewPlan(config, samples, samples, old)

@@ -4,7 +4,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strings"
 	"testing"
 )
@@ -26,41 +25,58 @@ func TestVersionAndHelp(t *testing.T) {
 	}
 }
 
-// Bash completes verbs, verbs of verbs, and flags.
-func TestCompletion(t *testing.T) {
+// asProgram returns the environment of a shell that finds decuwatch in its PATH.
+func asProgram(t *testing.T) []string {
+	t.Helper()
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
 	dir := t.TempDir()
-	script, stderr, code := verb(t, "completion", "bash")
-	if code != exitOK {
-		t.Fatal(stderr)
+	script := "#!/bin/sh\n" + mainEnv + "=1 exec '" + exe + "' \"$@\"\n"
+	if err := os.WriteFile(filepath.Join(dir, "decuwatch"), []byte(script), 0o755); err != nil { //nolint:gosec // it runs
+		t.Fatal(err)
 	}
-	for typed, want := range map[string]string{
-		"thres": "thresholds", "thresholds cal": "calibrate", "review list --sea": "--search", "watch --nats.u": "--nats.url",
-	} {
-		words := strings.Fields(typed)
-		offered, _, code := verb(t, append([]string{"completion", "words"}, words[:len(words)-1]...)...)
-		if code != exitOK || !slices.Contains(strings.Fields(offered), want) {
-			t.Errorf("%s: %d, %q is not offered", typed, code, want)
-		}
-		// A program in its place answers bash with what ours offers.
-		stub := "#!/bin/sh\ncat <<'END'\n" + offered + "END\n"
-		if err := os.WriteFile(filepath.Join(dir, "decuwatch"), []byte(stub), 0o755); err != nil {
-			t.Fatal(err)
-		}
-		shell := exec.CommandContext(t.Context(), "bash", "-c", script+"\nCOMP_WORDS=(decuwatch "+typed+
-			")\nCOMP_CWORD=$((${#COMP_WORDS[@]}-1))\n_decuwatch\necho \"${COMPREPLY[@]}\"")
-		shell.Env = append(os.Environ(), "PATH="+dir+":"+os.Getenv("PATH"))
-		got, err := shell.CombinedOutput()
-		if err != nil || strings.TrimSpace(string(got)) != want {
-			t.Errorf("bash completes %q as %q, %v; want %q", typed, got, err, want)
-		}
-	}
-	for _, shell := range []string{"zsh", "fish"} {
-		if out, _, code := verb(t, "completion", shell); code != exitOK || !strings.Contains(out, "completion words") {
-			t.Errorf("%s: %d %s", shell, code, out)
+	return append(os.Environ(), "PATH="+dir+":"+os.Getenv("PATH"), "TERM=dumb", "HOME="+dir)
+}
+
+// completing is how each shell completes the line $1 to the word that ends with $2, without its user's settings.
+var completing = map[string][]string{
+	"bash": {"bash", "--norc", "-c", `source <(decuwatch completion bash)
+COMP_WORDS=($1) COMP_CWORD=$((${#COMP_WORDS[@]} - 1)); _decuwatch; echo "${COMPREPLY[@]}"`, "bash"},
+	"fish": {"fish", "-N", "-c", `decuwatch completion fish | source; complete -C $argv[1]`},
+	// zsh completes for a terminal only: another zsh plays one.
+	"zsh": {"zsh", "-f", "-c", `zmodload zsh/zpty; zpty z zsh -f -i
+zpty -w z 'PROMPT=; autoload -Uz compinit; compinit -u -D; source <(decuwatch completion zsh); print rea""dy'
+zpty -r z line '*ready*'; zpty -w -n z "$1"$'\t'; zpty -r z line "*$2*"; print -r -- "$line"`, "zsh"},
+}
+
+// Each shell itself completes verbs, verbs of verbs, and flags, by its own script and the program.
+func TestCompletion(t *testing.T) {
+	environment := asProgram(t)
+	for shell, command := range completing {
+		for typed, rest := range map[string]string{
+			"decuwatch thres": "holds", "decuwatch thresholds cal": "ibrate", "decuwatch dead-letters rep": "ublish",
+			"decuwatch review list --sea": "rch", "decuwatch watch --nats.u": "rl",
+		} {
+			cmd := exec.CommandContext(t.Context(), command[0], append(command[1:len(command):len(command)], typed, rest)...)
+			cmd.Env, cmd.Dir = environment, t.TempDir() // fish offers files, too
+			got, err := cmd.CombinedOutput()
+			words := strings.Fields(typed)
+			want := words[len(words)-1] + rest
+			if shell == "zsh" { // it repeats the line, with a bell where it goes on
+				want = rest
+			}
+			if err != nil || !strings.Contains(string(got), want) || shell != "zsh" && strings.TrimSpace(string(got)) != want {
+				t.Errorf("%s completes %q as %q, %v; want %q (scripts/fetch-shells gets the shells)", shell, typed, got, err, want)
+			}
 		}
 	}
 	if _, _, code := verb(t, "completion", "csh"); code != exitUsage {
 		t.Errorf("csh: %d", code)
+	}
+	if out, _, _ := verb(t, "completion", "words"); strings.Contains(out, "redeliver") {
+		t.Error("a hidden verb is offered")
 	}
 }
 
