@@ -392,6 +392,24 @@ func TestOtherErrorsMayBeTriedAgain(t *testing.T) {
 	}
 }
 
+// A model of flow matching takes events of its own sampler, by our name and by diffusers'.
+func TestSamplerOfAFlow(t *testing.T) {
+	for name, fits := range map[string]bool{
+		"flow_match": true, "FlowMatchEulerDiscreteScheduler": true, "ddim": false, "EulerDiscreteScheduler": false,
+	} {
+		f := newFixture(t, monitor.Model{Diffusion: scoring.Diffusion{Kind: "flow_match"}})
+		ev := event("1")
+		ev.Data.Sampler = &schema.Sampler{Name: name, Steps: 28, GuidanceScale: 5}
+		if err := f.Handle(t.Context(), ev, first(1)); err != nil {
+			t.Fatal(err)
+		}
+		deviations := f.recorder.order[0].Score.Receipt.Deviations
+		if fits != (len(deviations) == 0) || !fits && !strings.Contains(deviations[0], "was replaced by flow_match") {
+			t.Errorf("%s: deviations %q", name, deviations)
+		}
+	}
+}
+
 func TestWhatCannotBeRerunIsReplacedOrSkipped(t *testing.T) {
 	sampled := func(name string, steps int) schema.Event {
 		e := event("1")

@@ -37,12 +37,6 @@ type Model struct {
 	SkipUnreproducible bool
 }
 
-// Sampler is the name of the only sampler that reruns requests.
-const Sampler = "ddim"
-
-// samplerNames are the names of Sampler in lower case: in user interfaces, and the classes of diffusers and CompVis.
-var samplerNames = []string{Sampler, "ddimscheduler", "ddimsampler"}
-
 // plan is how an event comes to its verdict: its request is scored, or it is skipped, or it cannot be scored.
 type plan struct {
 	model      Model
@@ -102,8 +96,8 @@ func (p *plan) planLatent() {
 // planStep lets the rerun continue where the producer's sampler stood. Only the event's own sampler has that step.
 func (p *plan) planStep(s schema.Sampler, l schema.Latent) {
 	m := p.model
-	if !slices.Contains(samplerNames, strings.ToLower(s.Name)) {
-		p.skipLatent("step %d is of the sampler %s, %s reruns requests", l.Step, s.Name, Sampler)
+	if !slices.Contains(m.Diffusion.SamplerNames(), strings.ToLower(s.Name)) {
+		p.skipLatent("step %d is of the sampler %s, %s reruns requests", l.Step, s.Name, m.Diffusion.Sampler())
 		return
 	}
 	steps, err := diffusion.Steps(m.Diffusion, s.Steps, s.Eta)
@@ -112,8 +106,8 @@ func (p *plan) planStep(s schema.Sampler, l schema.Latent) {
 		p.skipLatent("%s", err)
 	case l.Step >= len(steps):
 		p.skipLatent("step is %d, the sampler takes %d", l.Step, len(steps))
-	case math.Abs(float64(steps[l.Step].Timestep)-*l.Timestep) > timestepTolerance:
-		p.skipLatent("timestep is %v at step %d, the ensemble's sampler has %d there", *l.Timestep, l.Step,
+	case math.Abs(steps[l.Step].Timestep-*l.Timestep) > timestepTolerance:
+		p.skipLatent("timestep is %v at step %d, the ensemble's sampler has %g there", *l.Timestep, l.Step,
 			steps[l.Step].Timestep)
 	default:
 		p.request.Profile = m.Profile.WithSampler(m.Diffusion, s.Steps, s.GuidanceScale, s.Eta).From(m.Diffusion, l.Step)
@@ -174,8 +168,8 @@ func ReadLatent(ctx context.Context, latents Latents, l schema.Latent, stored ti
 func (p *plan) planSampler() {
 	m, s := p.model, p.event.Data.Sampler
 	switch {
-	case s != nil && !slices.Contains(samplerNames, strings.ToLower(s.Name)):
-		p.deviate(schema.SkipSampler, "sampler: %s was replaced by %s", s.Name, Sampler)
+	case s != nil && !slices.Contains(m.Diffusion.SamplerNames(), strings.ToLower(s.Name)):
+		p.deviate(schema.SkipSampler, "sampler: %s was replaced by %s", s.Name, m.Diffusion.Sampler())
 	case m.AsRequested && s == nil:
 		p.deviate(schema.SkipSampler, "sampler: not in the event, the fixed profile was used")
 	case m.AsRequested:

@@ -141,6 +141,7 @@ func New(verified *ensemble.Ensemble, o Options) (_ *Engine, err error) {
 	if e.fixed == (Profile{}) {
 		e.fixed = verified.Profile
 	}
+	e.fixed = e.fixed.Of(verified.Diffusion)
 	if _, err := e.plan(e.fixed); err != nil {
 		return nil, fmt.Errorf("fixed profile: %w", err)
 	}
@@ -200,8 +201,10 @@ func (e *Engine) openBackbone() ([]*worker, error) {
 			{Name: ports.Timestep},
 			{Name: ports.Context, Shape: []int64{int64(m.Context.Tokens), int64(m.Context.Dim)}},
 		},
-		Output:   ort.Port{Name: ports.Output, Shape: latent},
-		Timestep: ports.Timestep,
+		Output: ort.Port{Name: ports.Output, Shape: latent},
+	}
+	if m.Diffusion.Kind != diffusion.KindFlowMatch {
+		unet.Timestep = ports.Timestep // whole numbers
 	}
 	warm := o.Buckets
 	if len(warm) == 0 {
@@ -214,7 +217,7 @@ func (e *Engine) openBackbone() ([]*worker, error) {
 			return nil, err
 		}
 		workers = append(workers, &worker{
-			runner: session, latent: session.Input(0), timestep: session.Timesteps(),
+			runner: session, latent: session.Input(0), timestep: timesteps{session.Timesteps(), session.Input(1)},
 			context: session.Input(2), output: session.Output(),
 		})
 	}
@@ -326,7 +329,7 @@ func (e *Engine) profile(r Request) Profile {
 	if r.Profile == (Profile{}) {
 		return e.fixed
 	}
-	return r.Profile
+	return r.Profile.Of(e.ensemble.Diffusion)
 }
 
 // plan returns the compiled work of a profile.

@@ -19,6 +19,7 @@ const (
 	tiny       = "testdata/tiny"
 	tinyTokens = "testdata/tiny-tokens"
 	tiny2      = "testdata/tiny-2"
+	tinyFlow   = "testdata/tiny-flow" // a transformer of flow matching
 )
 
 // open opens an engine that ends with the test.
@@ -114,9 +115,9 @@ func relative(a, b []float32) float64 {
 	return math.Sqrt(difference / norm)
 }
 
-// The sampler gives the latents, means and scores that diffusers' DDIMScheduler gives with PyTorch's noise.
+// The sampler gives the latents, means and scores that diffusers' schedulers give with PyTorch's noise.
 func TestGolden(t *testing.T) {
-	for _, dir := range []string{shipped, tiny, tinyTokens, tiny2} {
+	for _, dir := range []string{shipped, tiny, tinyTokens, tiny2, tinyFlow} {
 		t.Run(filepath.Base(dir), func(t *testing.T) {
 			golden := readGolden(t, dir)
 			e := open(t, dir, Options{Threads: 1})
@@ -156,7 +157,10 @@ func TestGolden(t *testing.T) {
 					ensemble.MeanW2, ensemble.PixelPaiDEW2} {
 					m := measures[0]
 					m.Estimator = estimator
-					want := c.Values[estimator]
+					want, finite := c.Values[estimator]
+					if !finite { // the last step of a flow has no variance
+						continue
+					}
 					have := p.measure(m, c.Means, e.ensemble.Latent).Value
 					given = max(given, math.Abs(have-want)/(want+floor))
 					have = p.measure(m, f.means[0], e.ensemble.Latent).Value
@@ -187,11 +191,11 @@ func TestGolden(t *testing.T) {
 
 // The judge sees the image that PyTorch's decoder makes of the producer's predicted latent, and says the same of it.
 func TestGoldenImageRisk(t *testing.T) {
-	for _, dir := range []string{shipped, tiny2} {
+	for _, dir := range []string{shipped, tiny2, tinyFlow} {
 		t.Run(filepath.Base(dir), func(t *testing.T) {
 			e := open(t, dir, Options{Threads: 1})
 			cases := readGolden(t, dir).Judged
-			if len(cases) < 8 {
+			if len(cases) < 4 {
 				t.Fatalf("%d cases", len(cases))
 			}
 			worst := 0.0

@@ -22,12 +22,26 @@ type runner interface {
 type worker struct {
 	runner
 	latent   []float32 // [rows, C, H, W]
-	timestep []int64   // [rows]
+	timestep timesteps // [rows]
 	context  []float32 // [rows, T, D]
 	output   []float32 // [rows, C, H, W]
 
 	vitals
 	picked []*path // of the run in progress
+}
+
+// timesteps are the timesteps of rows: whole numbers for DDIM, or not for a flow. The other buffer is nil.
+type timesteps struct {
+	whole []int64
+	float []float32
+}
+
+func (t timesteps) set(row int, timestep float64) {
+	if t.float != nil {
+		t.float[row] = float32(timestep)
+		return
+	}
+	t.whole[row] = int64(timestep)
 }
 
 // sampler shares the runs of the backbone among the rows of all requests in flight.
@@ -368,13 +382,13 @@ func (s *sampler) fill(w *worker) (rows int) {
 		for i, latent := range p.latents {
 			copy(w.latent[rows*n:(rows+1)*n], latent)
 			copy(w.context[rows*c:(rows+1)*c], p.tables.Row(p.table(i), p.task.class))
-			w.timestep[rows] = p.steps[p.step].Timestep
+			w.timestep.set(rows, p.steps[p.step].Timestep)
 			rows++
 		}
 		if p.width > p.size {
 			mean(w.latent[rows*n:(rows+1)*n], p.latents)
 			copy(w.context[rows*c:(rows+1)*c], p.unconditional())
-			w.timestep[rows] = p.steps[p.step].Timestep
+			w.timestep.set(rows, p.steps[p.step].Timestep)
 			rows++
 		}
 	}

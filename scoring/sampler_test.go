@@ -32,7 +32,7 @@ func (f *fakeWorker) Run(rows int) error {
 			return err
 		}
 	}
-	copy(f.output, f.latent[:rows*len(f.latent)/len(f.timestep)])
+	copy(f.output, f.latent[:rows*len(f.latent)/len(f.timestep.whole)])
 	return nil
 }
 
@@ -61,7 +61,7 @@ func fakeSamplerOf(t testing.TB, dir string, maxRows, workers int, buckets []int
 		f.worker = worker{
 			runner:   f,
 			latent:   make([]float32, maxRows*verified.Latent.Size()),
-			timestep: make([]int64, maxRows),
+			timestep: timesteps{whole: make([]int64, maxRows)},
 			context:  make([]float32, maxRows*verified.Context.Size()),
 			output:   make([]float32, maxRows*verified.Latent.Size()),
 		}
@@ -557,7 +557,7 @@ func TestNonFiniteOutput(t *testing.T) {
 		l.runner = spoiler{l, func(rows int) {
 			for r := range rows {
 				row := l.context[r*e.ensemble.Context.Size() : (r+1)*e.ensemble.Context.Size()]
-				if l.timestep[r] == timestep && slices.Equal(row, e.ensemble.Members().Row(odd, 2)) {
+				if l.timestep.whole[r] == timestep && slices.Equal(row, e.ensemble.Members().Row(odd, 2)) {
 					l.output[r*n+1] = bad
 				}
 			}

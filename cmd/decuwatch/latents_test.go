@@ -44,54 +44,42 @@ func writeTensor(t *testing.T, shape []int, numbers []byte) string {
 	return path
 }
 
-// openLatent returns the shape of the latents of tiny-2.
-func openLatent(t *testing.T) []int {
-	t.Helper()
-	e, err := ensemble.Open(judged)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return []int{e.Latent.Channels, e.Latent.Height, e.Latent.Width}
-}
-
-// stepsOf returns the timesteps of tiny-2's sampler.
-func stepsOf(t *testing.T, steps int) []int64 {
-	t.Helper()
-	e, err := ensemble.Open(judged)
-	if err != nil {
-		t.Fatal(err)
-	}
-	timesteps, err := diffusion.Timesteps(e.Diffusion, steps)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return timesteps
-}
-
 // An event with a float16 latent of its producer goes the whole way: its score stands on that latent, replay agrees
-// with it as long as the latent is there, and says so when it is gone.
+// with it as long as the latent is there, and says so when it is gone. The producers are a U-Net with DDIM and a
+// transformer of flow matching.
 func TestLatentsFromProducerToReplay(t *testing.T) {
+	for _, path := range []string{judged, "../../scoring/testdata/tiny-flow"} {
+		e, err := ensemble.Open(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Run(e.Name, func(t *testing.T) { testLatents(t, e) })
+	}
+}
+
+func testLatents(t *testing.T, e *ensemble.Ensemble) {
 	nats := natstest.Start(t)
 	db := pgtest.URL(t)
 	user := command{t, []string{"DECUWATCH_NATS_URL=" + nats.URL(), "DECUWATCH_POSTGRES_URL=" + db}}
-	latent := openLatent(t)
+	latent := []int{e.Latent.Channels, e.Latent.Height, e.Latent.Width}
+	name, bucketName := e.Name, "LATENTS_"+e.Name
 	n := latent[0] * latent[1] * latent[2]
 	file := writeTensor(t, append([]int{1}, latent...), halves(n))
 	raw := filepath.Join(t.TempDir(), "later.bin")
 	if err := os.WriteFile(raw, halves(n), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	event := []string{"publish", "--model=tiny-2", "--class=0", "--seed=0"}
+	event := []string{"publish", "--model=" + name, "--class=0", "--seed=0"}
 	_, errs := user.run(exitFailed, append(event, "--latent="+file)...)
 	holds(t, errs, "latents.max-bytes")
 
-	serve := start(t, user.env, "serve", "-e", judged, "--metrics.address=127.0.0.1:0", "--review.address=127.0.0.1:0",
+	serve := start(t, user.env, "serve", "-e", e.Path, "--metrics.address=127.0.0.1:0", "--review.address=127.0.0.1:0",
 		"--scoring.threads=1", "--latents.max-bytes=16777216", "--latents.wait=0s")
 	mux := metricsAddress(t, serve)
 	isReady(t, mux)
 	js := nats.JetStream()
 	natstest.Until(t, "the bucket is there", func() bool {
-		_, err := js.ObjectStore(t.Context(), "LATENTS_tiny-2")
+		_, err := js.ObjectStore(t.Context(), bucketName)
 		return err == nil
 	})
 	_, errs = user.run(exitUsage, append(event, "--latent="+raw)...)
@@ -102,20 +90,24 @@ func TestLatentsFromProducerToReplay(t *testing.T) {
 	user.run(exitOK, append(event, "--id=seed")...)
 	user.run(exitOK, append(event, "--id=own", "--latent="+file)...)
 	shape := strings.Trim(strings.ReplaceAll(fmt.Sprint(latent), " ", ","), "[]")
-	steps := stepsOf(t, 8)
+	steps, err := diffusion.Steps(e.Diffusion, 8, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
 	user.run(exitOK, append(event, "--id=later", "--latent="+raw, "--dtype=float16", "--shape="+shape, "--step=3",
-		fmt.Sprintf("--timestep=%d", steps[3]), "--steps=8", "--guidance=2")...)
-	gone := `{"model":"tiny-2","class":0,"seed":0,"latent":{"bucket":"LATENTS_tiny-2","name":"gone","sha256":"` +
+		fmt.Sprintf("--timestep=%g", steps[3].Timestep), "--steps=8", "--guidance=2",
+		"--sampler="+e.Diffusion.Sampler())...)
+	gone := `{"model":"` + name + `","class":0,"seed":0,"latent":{"bucket":"` + bucketName + `","name":"gone","sha256":"` +
 		strings.Repeat("0", 64) + `","format":"raw","dtype":"float16","shape":[` + shape + `]}}`
 	user.feed(gone, exitOK, "publish", "-")
 	natstest.Until(t, "all events have their verdict", func() bool {
 		_, metrics := get(t, mux+"/metrics")
-		return strings.Contains(metrics, `decuwatch_events_total{model="tiny-2",outcome="score",reason="none"} 3`) &&
-			strings.Contains(metrics, `decuwatch_events_total{model="tiny-2",outcome="skip",reason="latent"} 1`)
+		return strings.Contains(metrics, `decuwatch_events_total{model="`+name+`",outcome="score",reason="none"} 3`) &&
+			strings.Contains(metrics, `decuwatch_events_total{model="`+name+`",outcome="skip",reason="latent"} 1`)
 	})
 	scores := map[string]schema.Score{}
 	for _, id := range []string{"seed", "own", "later"} {
-		r := decode[replay.Replay](t, first(user.run(exitOK, "replay", "-e", judged, "--json", id)))
+		r := decode[replay.Replay](t, first(user.run(exitOK, "replay", "-e", e.Path, "--json", id)))
 		if scores[id] = r.Stored; !r.Agrees {
 			t.Errorf("%s: replay does not agree: %+v", id, r)
 		}
@@ -125,7 +117,7 @@ func TestLatentsFromProducerToReplay(t *testing.T) {
 		scores["own"].ClassGap.Value == scores["seed"].ClassGap.Value {
 		t.Errorf("the latent made no difference: %+v and %+v", scores["own"], scores["seed"])
 	}
-	if later.LatentStep != 3 || !strings.Contains(later.Settings, "start=3") || scores["later"].ClassGap.BranchStep != 3 {
+	if later.LatentStep != 3 || !strings.HasPrefix(later.Settings, e.Diffusion.Sampler()+" start=3 ") || scores["later"].ClassGap.BranchStep != 3 {
 		t.Errorf("later latent: %+v", scores["later"])
 	}
 
@@ -141,13 +133,13 @@ func TestLatentsFromProducerToReplay(t *testing.T) {
 		t.Errorf("%d scores name their latent, %v", count, err)
 	}
 
-	bucket, err := js.ObjectStore(t.Context(), "LATENTS_tiny-2")
+	bucket, err := js.ObjectStore(t.Context(), bucketName)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if err := bucket.Delete(t.Context(), own.LatentSHA256); err != nil {
 		t.Fatal(err)
 	}
-	_, errs = user.run(exitFailed, "replay", "-e", judged, "own")
+	_, errs = user.run(exitFailed, "replay", "-e", e.Path, "own")
 	holds(t, errs, "no such object", own.LatentSHA256)
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/decuwatch/decuwatch/internal/app"
 	"github.com/decuwatch/decuwatch/monitor"
 	"github.com/decuwatch/decuwatch/schema"
+	"github.com/decuwatch/decuwatch/scoring"
 )
 
 // samplerFlags describe how a producer ran a request.
@@ -28,7 +29,7 @@ type samplerFlags struct {
 func (f samplerFlags) generation(model string, c schema.Class, seed uint64) schema.Generation {
 	g := schema.Generation{Model: model, Class: c, Seed: seed, Noise: f.Noise, Labels: f.Label}
 	if f.Sampler != "" || f.Steps != nil || f.Guidance != nil || f.Eta != nil {
-		g.Sampler = &schema.Sampler{Name: cmp.Or(f.Sampler, monitor.Sampler), Steps: 50, GuidanceScale: 1}
+		g.Sampler = &schema.Sampler{Name: cmp.Or(f.Sampler, scoring.Diffusion{}.Sampler()), Steps: 50, GuidanceScale: 1}
 		set(&g.Sampler.Steps, f.Steps)
 		set(&g.Sampler.GuidanceScale, f.Guidance)
 		set(&g.Sampler.Eta, f.Eta)

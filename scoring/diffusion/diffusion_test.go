@@ -190,12 +190,12 @@ func TestTrajectoriesEqualDiffusers(t *testing.T) {
 		}
 		x := []float64{1, 0.5, 0, -0.5}
 		for k, step := range steps {
-			if c.Timesteps != nil && step.Timestep != c.Timesteps[k] {
-				t.Errorf("%s, %d steps: step %d has timestep %d, want %d", c.TimestepSpacing, c.Steps, k, step.Timestep,
+			if c.Timesteps != nil && int64(step.Timestep) != c.Timesteps[k] {
+				t.Errorf("%s, %d steps: step %d has timestep %g, want %d", c.TimestepSpacing, c.Steps, k, step.Timestep,
 					c.Timesteps[k])
 			}
 			for i := range x {
-				output := 0.3*x[i] + math.Sin(float64(step.Timestep)/50+float64(i))
+				output := 0.3*x[i] + math.Sin(step.Timestep/50+float64(i))
 				x[i] = step.Latent*x[i] + step.Output*output + step.Sigma*math.Cos(float64(k)+float64(i))
 			}
 		}

@@ -1,5 +1,6 @@
-// Package diffusion holds the arithmetic of the sampler: noise schedules, timesteps, the DDIM update and seeded noise,
-// with the conventions of diffusers' DDIMScheduler and of PyTorch.
+// Package diffusion holds the arithmetic of the sampler: noise schedules, timesteps, the updates of DDIM and of flow
+// matching, and seeded noise, with the conventions of diffusers' DDIMScheduler and FlowMatchEulerDiscreteScheduler and of
+// PyTorch.
 package diffusion
 
 import (
@@ -10,17 +11,40 @@ import (
 	"strings"
 )
 
-// Config is a forward process and the way a sampler chooses its timesteps. It is the manifest's diffusion object.
-type Config struct {
-	TrainTimesteps  int     `json:"train_timesteps"` // T
-	BetaSchedule    string  `json:"beta_schedule"`   // scaled_linear, linear or squaredcos_cap_v2
-	BetaStart       float64 `json:"beta_start"`      // of scaled_linear and linear
-	BetaEnd         float64 `json:"beta_end"`
-	Prediction      string  `json:"prediction"`       // epsilon, v_prediction or sample
-	TimestepSpacing string  `json:"timestep_spacing"` // leading, trailing, linspace or compvis
-	StepsOffset     int     `json:"steps_offset"`     // added to the timesteps of leading spacing; compvis has 1
-	SetAlphaToOne   bool    `json:"set_alpha_to_one"` // the last step goes to alpha 1, not to the first training alpha
+// samplerNames are the names of samplers in lower case: our own, and the classes of diffusers and CompVis.
+var samplerNames = map[string][]string{
+	KindDDIM:      {KindDDIM, "ddimscheduler", "ddimsampler"},
+	KindFlowMatch: {KindFlowMatch, "flowmatcheulerdiscretescheduler"},
 }
+
+// Config is a forward process and the way a sampler chooses its timesteps. It is the manifest's diffusion object.
+// Fields with a tag kind are those of one kind of process only.
+type Config struct {
+	Kind            string  `json:"kind,omitempty" format:"2"`    // ddim, or flow_match; "" is ddim
+	TrainTimesteps  int     `json:"train_timesteps"`              // T
+	BetaSchedule    string  `json:"beta_schedule" kind:"ddim"`    // scaled_linear, linear or squaredcos_cap_v2
+	BetaStart       float64 `json:"beta_start" kind:"ddim"`       // of scaled_linear and linear
+	BetaEnd         float64 `json:"beta_end" kind:"ddim"`         //
+	Prediction      string  `json:"prediction"`                   // epsilon, v_prediction or sample; velocity of a flow
+	TimestepSpacing string  `json:"timestep_spacing"`             // leading, trailing, linspace or compvis
+	StepsOffset     int     `json:"steps_offset" kind:"ddim"`     // added to leading timesteps; compvis has 1
+	SetAlphaToOne   bool    `json:"set_alpha_to_one" kind:"ddim"` // the last step goes to alpha 1, not to the first one
+	Flow
+}
+
+// Sampler returns the name of the sampler that runs the process backward.
+func (c Config) Sampler() string {
+	if c.Kind == KindFlowMatch {
+		return KindFlowMatch
+	}
+	return KindDDIM
+}
+
+// KnownKind reports whether there is a kind of this name.
+func KnownKind(kind string) bool { return samplerNames[kind] != nil }
+
+// SamplerNames returns the names, in lower case, by which producers call this sampler.
+func (c Config) SamplerNames() []string { return samplerNames[c.Sampler()] }
 
 // maxTrainTimesteps bounds the tables that a configuration makes us compute.
 const maxTrainTimesteps = 100_000
@@ -30,6 +54,23 @@ func (c Config) Validate() error {
 	if c.TrainTimesteps < 1 || c.TrainTimesteps > maxTrainTimesteps {
 		return fmt.Errorf("train_timesteps is %d, must be 1 to %d", c.TrainTimesteps, maxTrainTimesteps)
 	}
+	switch c.Kind {
+	case "", KindDDIM:
+		return c.validateDDIM()
+	case KindFlowMatch:
+		if err := oneOf("prediction", c.Prediction, velocity); err != nil {
+			return err
+		}
+		if err := oneOf("timestep_spacing", c.TimestepSpacing, "linspace", "trailing"); err != nil {
+			return err
+		}
+		return c.Flow.validate()
+	}
+	return oneOf("kind", c.Kind, KindDDIM, KindFlowMatch)
+}
+
+// validateDDIM returns an error that names the first field of DDIM out of its bounds.
+func (c Config) validateDDIM() error {
 	if c.StepsOffset < 0 || c.StepsOffset >= c.TrainTimesteps {
 		return fmt.Errorf("steps_offset is %d, must be 0 to %d", c.StepsOffset, c.TrainTimesteps-1)
 	}
@@ -41,8 +82,8 @@ func (c Config) Validate() error {
 		{"prediction", c.Prediction, []string{"epsilon", "v_prediction", "sample"}},
 		{"timestep_spacing", c.TimestepSpacing, []string{"leading", "trailing", "linspace", "compvis"}},
 	} {
-		if !slices.Contains(f.allowed, f.value) {
-			return fmt.Errorf("%s is %q, must be one of %s", f.name, f.value, strings.Join(f.allowed, ", "))
+		if err := oneOf(f.name, f.value, f.allowed...); err != nil {
+			return err
 		}
 	}
 	if !(c.BetaStart > 0 && c.BetaStart < c.BetaEnd && c.BetaEnd < 1) {
@@ -57,6 +98,13 @@ func (c Config) Validate() error {
 	return nil
 }
 
+func oneOf(name, value string, allowed ...string) error {
+	if slices.Contains(allowed, value) {
+		return nil
+	}
+	return fmt.Errorf("%s is %q, must be one of %s", name, value, strings.Join(allowed, ", "))
+}
+
 // StepCount returns how many steps a sampler takes that was asked for the given number: the same number, except with
 // compvis spacing. A sampler of CompVis that is asked for 30 of 1000 steps takes 31.
 func (c Config) StepCount(steps int) int {
@@ -67,12 +115,12 @@ func (c Config) StepCount(steps int) int {
 	return (c.TrainTimesteps + stride - 1) / stride
 }
 
-// Step is one DDIM step, as a linear combination of the latent and the backbone's output:
+// Step is one step of DDIM or of a flow, as a linear combination of the latent and the backbone's output:
 //
 //	mean  = Latent*x + Output*output
 //	x_prev = mean + Sigma*noise
 type Step struct {
-	Timestep int64 // given to the backbone
+	Timestep float64 // given to the backbone: whole for DDIM
 	Latent   float64
 	Output   float64
 	Sigma    float64 // of the step; 0 if eta is 0
@@ -96,6 +144,9 @@ func (s Step) Origin() Step {
 func AlphasCumprod(c Config) ([]float64, error) {
 	if err := c.Validate(); err != nil {
 		return nil, err
+	}
+	if c.Kind == KindFlowMatch {
+		return nil, fmt.Errorf("kind is %q, must be %s", c.Kind, KindDDIM)
 	}
 	cosine := func(t float64) float64 {
 		v := math.Cos((t + 0.008) / 1.008 * math.Pi / 2)
@@ -147,6 +198,9 @@ func root(v float64) float64 { return single(math.Sqrt(v)) }
 func Timesteps(c Config, steps int) ([]int64, error) {
 	if err := c.Validate(); err != nil {
 		return nil, err
+	}
+	if c.Kind == KindFlowMatch {
+		return nil, fmt.Errorf("kind is %q, must be %s", c.Kind, KindDDIM)
 	}
 	if steps < 1 || steps > c.TrainTimesteps {
 		return nil, fmt.Errorf("steps is %d, must be 1 to %d", steps, c.TrainTimesteps)
@@ -225,7 +279,12 @@ func linspace(train, steps int) []int64 {
 // where eps and x0 follow from the output: eps itself (epsilon), v = sqrt(a) eps - sqrt(1-a) x0 (v_prediction), or x0
 // (sample). All are linear in x and the output, so a step is two numbers. x0 is never clipped.
 // Roots and differences of alphas are rounded to single precision one by one, as diffusers computes them.
+//
+// A flow takes the steps of flowSteps.
 func Steps(c Config, steps int, eta float64) ([]Step, error) {
+	if c.Kind == KindFlowMatch {
+		return flowSteps(c, steps, eta)
+	}
 	alphas, err := AlphasCumprod(c)
 	if err != nil {
 		return nil, err
@@ -252,7 +311,7 @@ func Steps(c Config, steps int, eta float64) ([]Step, error) {
 		direction := root(max(0, single(single(1-previous)-single(sigma*sigma)))) // factor of eps
 		signal := root(previous)                                                  // factor of x0
 		rootA, rootB := root(a), root(single(1-a))
-		s := Step{Timestep: t, Sigma: sigma, PosteriorSigma: posterior}
+		s := Step{Timestep: float64(t), Sigma: sigma, PosteriorSigma: posterior}
 		switch c.Prediction {
 		case "epsilon": // x0 = x/rootA - rootB/rootA out, eps = out
 			s.Latent = signal / rootA

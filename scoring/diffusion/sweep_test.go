@@ -212,7 +212,7 @@ func TestTrajectoriesOfEveryStepCount(t *testing.T) {
 			x := []float64{1, 0.5}
 			for k, step := range list {
 				for i := range x {
-					output := 0.3*x[i] + math.Sin(float64(step.Timestep)/50+float64(i))
+					output := 0.3*x[i] + math.Sin(step.Timestep/50+float64(i))
 					x[i] = step.Latent*x[i] + step.Output*output + step.Sigma*math.Cos(float64(k)+float64(i))
 				}
 			}

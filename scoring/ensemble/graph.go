@@ -6,6 +6,8 @@ import (
 	"slices"
 
 	"google.golang.org/protobuf/encoding/protowire"
+
+	"github.com/decuwatch/decuwatch/scoring/diffusion"
 )
 
 // graph is what a reader must know of an ONNX graph before it is given to a runtime.
@@ -274,10 +276,13 @@ func (e *Ensemble) checkUNet(content []byte) error {
 		return err
 	}
 	latent := []int64{-1, int64(e.Latent.Channels), int64(e.Latent.Height), int64(e.Latent.Width)}
-	names := e.Graph.UNet
+	names, timestep := e.Graph.UNet, int64(onnxInt64)
+	if e.Diffusion.Kind == diffusion.KindFlowMatch {
+		timestep = onnxFloat
+	}
 	return g.check(e.Opset, e.Files.UNet, []port{
 		{names.Latent, onnxFloat, latent},
-		{names.Timestep, onnxInt64, []int64{-1}},
+		{names.Timestep, timestep, []int64{-1}},
 		{names.Context, onnxFloat, []int64{-1, int64(e.Context.Tokens), int64(e.Context.Dim)}},
 	}, []port{{names.Output, onnxFloat, latent}})
 }

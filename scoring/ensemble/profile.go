@@ -1,11 +1,13 @@
 package ensemble
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"math"
 	"regexp"
 	"strconv"
+	"strings"
 
 	"github.com/decuwatch/decuwatch/scoring/diffusion"
 )
@@ -48,6 +50,8 @@ type Measure struct {
 
 // Profile is the sampler and the measurements of a score. The zero value stands for "not given".
 type Profile struct {
+	// Sampler is the name of the sampler, diffusion.KindFlowMatch, or "" for DDIM. It follows from the ensemble.
+	Sampler       string  `json:"-"`
 	GuidanceScale float64 `json:"guidance_scale"` // at exactly 1 the unconditional rows are not computed
 	Eta           float64 `json:"eta"`
 	ClassGap      Measure `json:"class_gap"`
@@ -89,6 +93,14 @@ func (p Profile) Bare() Profile {
 	return p
 }
 
+// Of returns the profile of an ensemble with the given diffusion.
+func (p Profile) Of(d Diffusion) Profile {
+	if p.Sampler = d.Sampler(); p.Sampler == diffusion.KindDDIM {
+		p.Sampler = ""
+	}
+	return p
+}
+
 // Settings returns the canonical key of the sampler and of all measurements. Scores are comparable, and a threshold
 // applies, only if it is equal. Examples:
 //
@@ -100,12 +112,13 @@ func (p Profile) Bare() Profile {
 func (p Profile) Settings() string {
 	number := func(v float64) string { return strconv.FormatFloat(v, 'g', -1, 64) }
 	gap, risk := p.ClassGap, p.RequestRisk
+	sampler := cmp.Or(p.Sampler, diffusion.KindDDIM)
 	if plain := plainMeasure(gap.Steps); plain(gap) && plain(risk) && p.ImageRisk == (Measure{}) {
-		return fmt.Sprintf("ddim%s s=%d g=%s eta=%s class_gap=%s request_risk=%s",
-			p.start(), gap.Steps, number(p.GuidanceScale), number(p.Eta), gap.place(), risk.place())
+		return fmt.Sprintf("%s%s s=%d g=%s eta=%s class_gap=%s request_risk=%s",
+			sampler, p.start(), gap.Steps, number(p.GuidanceScale), number(p.Eta), gap.place(), risk.place())
 	}
-	key := fmt.Sprintf("ddim%s g=%s eta=%s class_gap=%s request_risk=%s",
-		p.start(), number(p.GuidanceScale), number(p.Eta), gap, risk)
+	key := fmt.Sprintf("%s%s g=%s eta=%s class_gap=%s request_risk=%s",
+		sampler, p.start(), number(p.GuidanceScale), number(p.Eta), gap, risk)
 	if p.ImageRisk != (Measure{}) {
 		key += " image_risk=" + p.ImageRisk.String()
 	}
@@ -114,9 +127,10 @@ func (p Profile) Settings() string {
 
 // settingsForms are the two forms of Settings.
 var settingsForms = []*regexp.Regexp{
-	regexp.MustCompile(`^ddim(?: start=(\d+))? s=(\S+) g=(\S+) eta=(\S+) class_gap=(\S+) request_risk=(\S+)$`),
-	regexp.MustCompile(`^ddim(?: start=(\d+))? g=(\S+) eta=(\S+) class_gap=(\S+) request_risk=(\S+?)` +
-		`(?: image_risk=(\S+))?$`),
+	regexp.MustCompile(`^(?:ddim|flow_match)(?: start=(\d+))? s=(\S+) g=(\S+) eta=(\S+) ` +
+		`class_gap=(\S+) request_risk=(\S+)$`),
+	regexp.MustCompile(`^(?:ddim|flow_match)(?: start=(\d+))? g=(\S+) eta=(\S+) ` +
+		`class_gap=(\S+) request_risk=(\S+?)(?: image_risk=(\S+))?$`),
 }
 
 // measureForm is String, or the part of it that the first form of Settings has.
@@ -152,6 +166,9 @@ func ParseSettings(key string) (Profile, error) {
 	}
 	if start != "" {
 		p.Start = int(number(start))
+	}
+	if sampler, _, _ := strings.Cut(key, " "); sampler != diffusion.KindDDIM {
+		p.Sampler = sampler
 	}
 	if err == nil && p.Settings() != key {
 		err = errors.New("they are in no known form")

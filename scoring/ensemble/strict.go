@@ -11,6 +11,8 @@ import (
 
 	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
+
+	"github.com/decuwatch/decuwatch/scoring/diffusion"
 )
 
 // decodeManifest decodes a manifest of either format and fills in what format 1 leaves out.
@@ -41,13 +43,14 @@ func decodeManifest(document []byte) (*Manifest, error) {
 			measure.Tables, measure.Guidance, measure.Steps = TablesMembers, GuidanceOwn, written.Profile.Steps
 		}
 	}
-	m.Profile = p
+	m.Profile = p.Of(m.Diffusion)
 	return m, nil
 }
 
 // decodeStrict decodes one JSON document into the struct that v points to. It refuses a field that is unknown, missing
 // (unless tagged omitempty or omitzero), null (unless it is a pointer or raw JSON), written twice or in another case,
-// and anything after the document. A field with a tag format is unknown in documents of other formats.
+// and anything after the document. A field with a tag format is unknown in documents of other formats, one with a tag
+// kind in objects of another kind.
 func decodeStrict(document []byte, v any, format string) error {
 	err := json.Unmarshal(document, v, json.RejectUnknownMembers(true))
 	var syntax *jsontext.SyntacticError
@@ -78,11 +81,15 @@ func (s strict) object(object jsontext.Value, t reflect.Type, at jsontext.Pointe
 	for _, f := range reflect.VisibleFields(t) {
 		name, options, _ := strings.Cut(f.Tag.Get("json"), ",")
 		if f.Anonymous || !f.IsExported() || name == "-" {
-			continue // its fields are listed, too
+			continue // the fields of an anonymous one are listed, too
 		}
 		value, found := members[name]
 		format, bound := f.Tag.Lookup("format")
-		has := !bound || s.format == format
+		kind, some := f.Tag.Lookup("kind")
+		has := (!bound || s.format == format) && (!some || kindOf(members) == kind)
+		if some && !diffusion.KnownKind(kindOf(members)) {
+			continue // the kind is refused later
+		}
 		field := at.AppendToken(name)
 		switch {
 		case found && !has:
@@ -96,6 +103,14 @@ func (s strict) object(object jsontext.Value, t reflect.Type, at jsontext.Pointe
 		}
 	}
 	return nil
+}
+
+// kindOf returns the kind of an object whose fields depend on it.
+func kindOf(members map[string]jsontext.Value) (kind string) {
+	if err := json.Unmarshal(members["kind"], &kind); err != nil {
+		return diffusion.KindDDIM // it is left out, or no text, which decoding refuses
+	}
+	return kind
 }
 
 // value checks a value of type t: structs in it, and that nothing is null that has another value by that.

@@ -8,6 +8,7 @@ from would, or refused by name: every field of its configuration (configuration.
 
 import argparse
 import contextlib
+import dataclasses
 import hashlib
 import logging
 import warnings
@@ -17,7 +18,13 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from diffusers import AutoencoderKL, DiTTransformer2DModel, UNet2DConditionModel, VQModel
+from diffusers import (
+    AutoencoderKL,
+    DiTTransformer2DModel,
+    FlowMatchEulerDiscreteScheduler,
+    UNet2DConditionModel,
+    VQModel,
+)
 from torch import Tensor, nn
 
 from decuwatch_training.compvis import build_compvis_autoencoder as build_compvis_autoencoder
@@ -32,7 +39,7 @@ from decuwatch_training.configuration import (
     read_configuration,
     shorten,
 )
-from decuwatch_training.diffusion import NoiseSchedule
+from decuwatch_training.diffusion import FlowSchedule, NoiseSchedule, Schedule
 from decuwatch_training.errors import TrainingError
 from decuwatch_training.files import read_json
 from decuwatch_training.weights import FLOATS, check_all_finite, load_exactly, read_folder, read_state_dict
@@ -99,7 +106,7 @@ class Backbone:
 
     denoiser: ContextUNet | ContextDiT
     autoencoder: Autoencoder
-    schedule: NoiseSchedule
+    schedule: Schedule
     latent_shape: tuple[int, int, int]
     context_dim: int
     scale: float
@@ -216,6 +223,9 @@ def _load_diffusers(path: Path) -> Backbone:
     schedule = read_schedule(path / "scheduler" / "scheduler_config.json")
     size = values["sample_size"]
     height, width = (size, size) if isinstance(size, int) else size
+    if isinstance(schedule, FlowSchedule):
+        patch = values["patch_size"] if dit else 1
+        schedule = dataclasses.replace(schedule, image_seq_len=(height // patch) * (width // patch))
     own = read_reference(path / REFERENCE_FILE, context_dim)
     scale, shift = float(vae.values["scaling_factor"]), float(vae.values.get("shift_factor") or 0.0)
     latent_shape = (values["in_channels"], height, width)
@@ -290,9 +300,25 @@ def _part(path: Path, known: Mapping[str, Mapping[str, Known]]) -> tuple[Path, C
     return found[0], read_configuration(found[0] / "config.json", known[found[0].name])
 
 
-def read_schedule(file: Path) -> NoiseSchedule:
-    """The noise schedule of a ``scheduler_config.json``. DDIM samples it, whichever supported class wrote the file."""
-    values = read_configuration(file, SCHEDULERS).values
+def read_schedule(file: Path) -> Schedule:
+    """The schedule of a ``scheduler_config.json``. DDIM samples all but a flow, whichever supported class wrote it.
+
+    The tokens that the denoiser makes of a latent are not in the file.
+    """
+    configuration = read_configuration(file, SCHEDULERS)
+    values = configuration.values
+    if configuration.kind is FlowMatchEulerDiscreteScheduler:
+        return FlowSchedule(
+            train_timesteps=values["num_train_timesteps"],
+            shift=float(values["shift"]),
+            use_dynamic_shifting=values["use_dynamic_shifting"],
+            base_shift=float(values["base_shift"]),
+            max_shift=float(values["max_shift"]),
+            base_image_seq_len=values["base_image_seq_len"],
+            max_image_seq_len=values["max_image_seq_len"],
+            time_shift_type=values["time_shift_type"],
+            shift_terminal=float(values["shift_terminal"] or 0),
+        )
     return NoiseSchedule(
         train_timesteps=values["num_train_timesteps"],
         beta_schedule=values["beta_schedule"],
@@ -441,7 +467,7 @@ def _try_out(backbone: Backbone, path: Path) -> None:
     tokens = 1 if backbone.reference is None else backbone.reference.shape[1]
     context, timestep = (
         torch.zeros(1, tokens, backbone.context_dim),
-        torch.tensor([backbone.schedule.train_timesteps - 1]),
+        backbone.schedule.times(torch.tensor([backbone.schedule.train_timesteps - 1])),
     )
     prediction = _passed(lambda: backbone.denoiser(latent, timestep, context), path, "the denoiser", latent.shape)
     image = _passed(lambda: backbone.autoencoder(latent), path, "the decoder", None)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from decuwatch_training.backbone import ContextUNet, add_backbone_arguments, backbone_of
 from decuwatch_training.branch import Requests, shared_means
-from decuwatch_training.diffusion import Denoiser, NoiseSchedule, Sampler, first_latent
+from decuwatch_training.diffusion import Denoiser, Sampler, first_latent, schedule_of
 from decuwatch_training.manifest import read_manifest, read_tables
 from decuwatch_training.paide import estimate
 from decuwatch_training.paper import paper_backbone
@@ -81,7 +81,7 @@ def _scores(
     shape: tuple[int, ...],
 ) -> list[Tensor]:
     """All measurements of requests of one class, table by table; an image is neither decoded nor judged."""
-    profile, schedule = manifest["profile"], NoiseSchedule(**manifest["diffusion"])
+    profile, schedule = manifest["profile"], schedule_of(manifest["diffusion"])
     first = torch.stack([first_latent(seed, shape) for seed in seeds])
     requests = Requests(
         torch.full((len(seeds),), label), torch.tensor(seeds), torch.zeros(len(seeds), dtype=torch.int64)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from decuwatch_training.diffusion import Denoiser, NoiseSchedule, Sampler, first_latent
+from decuwatch_training.diffusion import Denoiser, Sampler, Schedule, first_latent
 from decuwatch_training.paide import estimate
 from decuwatch_training.profile import SPREADS, Measure, measures_of
 
@@ -106,10 +106,8 @@ def shared_means(
 
 
 def step_variance(sampler: Sampler, step: int) -> float:
-    """sigma_t^2 of DDIM's step at eta = 1. KL and Bhattacharyya's distance use this width; the path has eta = 0."""
-    scheduler = sampler.schedule.scheduler(sampler.steps)
-    timestep = int(scheduler.timesteps[step])
-    return float(scheduler._get_variance(timestep, timestep - sampler.schedule.train_timesteps // sampler.steps))
+    """sigma^2 of a step at eta = 1. KL and Bhattacharyya's distance use this width; the path has eta = 0."""
+    return sampler.schedule.variance(sampler.steps, step)
 
 
 def measured_means(
@@ -125,7 +123,7 @@ def measured_means(
 
 def profile_scores(
     denoise: Denoiser,
-    schedule: NoiseSchedule,
+    schedule: Schedule,
     sets: Mapping[str, Tensor],
     requests: Requests,
     latents: Tensor,

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from decuwatch_training.backbone import Backbone, add_backbone_arguments, backbone_of
 from decuwatch_training.branch import contexts_of, make_requests, measured_means
-from decuwatch_training.diffusion import Denoiser, NoiseSchedule, Sampler, first_latent
+from decuwatch_training.diffusion import Denoiser, Sampler, first_latent, schedule_of
 from decuwatch_training.errors import TrainingError
 from decuwatch_training.graphs import Graph
 from decuwatch_training.manifest import TableSets, manifests_of, read_manifest, read_tables
@@ -78,7 +78,8 @@ def _compare(
     generator = torch.Generator().manual_seed(0)
     errors: dict[str, float] = {}
     latent = torch.randn(rows, *backbone.latent_shape, generator=generator)
-    timestep = torch.randint(backbone.schedule.train_timesteps, (rows,), generator=generator)
+    index = torch.randint(backbone.schedule.train_timesteps, (rows,), generator=generator)
+    timestep = backbone.schedule.times(index)
     table_rows = tables.flatten(0, 1)
     context = table_rows[torch.randint(len(table_rows), (rows,), generator=generator)]
     for count in (1, rows):
@@ -110,7 +111,7 @@ def class_gap_ratios(denoise: Denoiser, manifest: dict[str, Any], sets: TableSet
     profile, measure = manifest["profile"], measures_of(manifest["profile"])["class_gap"]
     latent = manifest["latent"]
     shape = (latent["channels"], latent["height"], latent["width"])
-    sampler = Sampler(NoiseSchedule(**manifest["diffusion"]), measure.steps, float(profile["guidance_scale"]))
+    sampler = Sampler(schedule_of(manifest["diffusion"]), measure.steps, float(profile["guidance_scale"]))
     ratios = {}
     for label, wanted in expected.items():
         requests = make_requests([label], GAP_SEEDS, 1, first_seed=2_000_000)

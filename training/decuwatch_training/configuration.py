@@ -18,6 +18,7 @@ from diffusers import (
     DDIMScheduler,
     DDPMScheduler,
     DiTTransformer2DModel,
+    FlowMatchEulerDiscreteScheduler,
     PNDMScheduler,
     UNet2DConditionModel,
     VQModel,
@@ -203,6 +204,11 @@ def _schedule_together(config: Mapping[str, Any]) -> Iterator[Problem]:
         yield "steps_offset", f"less than num_train_timesteps, {config['num_train_timesteps']}"
 
 
+def _flow_together(config: Mapping[str, Any]) -> Iterator[Problem]:
+    if not config["base_image_seq_len"] < config["max_image_seq_len"]:
+        yield "base_image_seq_len", f"less than max_image_seq_len, {config['max_image_seq_len']}"
+
+
 EMA_RECORD = {
     name: no_effect("what diffusers' EMAModel notes; the weights beside it are what is read")
     for name in (
@@ -379,6 +385,22 @@ CLIPPING = {
     "rescale_betas_zero_snr": only(False),
 }
 TO_ONE = {"set_alpha_to_one": FLAG}
+FLOW_FIELDS = {
+    "num_train_timesteps": whole(1, 100_000),
+    "shift": number(0, 1000, beyond=True),
+    "use_dynamic_shifting": FLAG,
+    "base_shift": number(-1000, 1000),
+    "max_shift": number(-1000, 1000),
+    "base_image_seq_len": whole(1, 2**31),
+    "max_image_seq_len": whole(1, 2**31),
+    "invert_sigmas": only(False),
+    "shift_terminal": either(only(None), number(0, 0.999999)),
+    "use_karras_sigmas": only(False),
+    "use_exponential_sigmas": only(False),
+    "use_beta_sigmas": only(False),
+    "time_shift_type": only("exponential", "linear"),
+    "stochastic_sampling": only(False),
+}
 PNDM_ONLY = {"skip_prk_steps": no_effect(NOT_OUR_SAMPLER, FLAG)}
 DDPM_ONLY = {
     "variance_type": no_effect(
@@ -403,10 +425,11 @@ SCHEDULERS = {
         OLDER_SCHEDULE | CLIPPING | {"clip_sample": given(only(False))} | DDPM_ONLY,
         _schedule_together,
     ),
+    "FlowMatchEulerDiscreteScheduler": Known(FlowMatchEulerDiscreteScheduler, FLOW_FIELDS, {}, _flow_together),
 }
-"""The discrete noise schedules whose model DDIM samples. Another scheduler's model may be sampled with DDIM too, but
-that is for its owner to say, by saving a DDIMScheduler. A PNDMScheduler and the DDIMScheduler that diffusers makes of
-its file have other defaults, so the file must state those fields.
+"""The discrete noise schedules whose model DDIM samples, and the flow that Euler samples. Another scheduler's model may
+be sampled with DDIM too, but that is for its owner to say, by saving a DDIMScheduler. A PNDMScheduler and the
+DDIMScheduler that diffusers makes of its file have other defaults, so the file must state those fields.
 """
 
 DENOISERS = {

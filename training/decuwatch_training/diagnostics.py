@@ -5,7 +5,7 @@ start so narrow that rare rows never part, training so short that every row is s
 """
 
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -88,9 +88,9 @@ def diagnose(
             chosen = torch.nonzero(classes == label).flatten()[:images]
             clean = held_out[chosen].repeat(len(TIMESTEPS), 1, 1, 1)
             levels = [min(level, backbone.schedule.train_timesteps - 1) for level in TIMESTEPS]
-            timestep = torch.tensor(levels).repeat_interleave(len(chosen))
+            timestep = backbone.schedule.times(torch.tensor(levels).repeat_interleave(len(chosen)))
             noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(seed + label))
-            noisy = backbone.schedule.scheduler().add_noise(clean, noise, cast(Any, timestep))
+            noisy = backbone.schedule.noisy(clean, noise, timestep)
             target = backbone.schedule.target(clean, noise, timestep)
 
             def predict(table_rows: Tensor, noisy: Tensor = noisy, timestep: Tensor = timestep) -> Tensor:

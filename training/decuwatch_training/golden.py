@@ -7,6 +7,7 @@ final latents), which ``export`` writes as well.
 """
 
 import argparse
+import base64
 import hashlib
 import itertools
 import json
@@ -16,18 +17,28 @@ from pathlib import Path
 from typing import Any, cast
 
 import diffusers
+import numpy as np
 import torch
 from torch import Tensor
 
 from decuwatch_training.backbone import add_backbone_arguments, backbone_of
 from decuwatch_training.branch import shared_row
-from decuwatch_training.diffusion import Denoiser, NoiseSchedule, predict_guided, predict_shared
+from decuwatch_training.diffusion import (
+    Denoiser,
+    FlowSchedule,
+    NoiseSchedule,
+    Schedule,
+    predict_guided,
+    predict_shared,
+    schedule_of,
+)
 from decuwatch_training.draws import draws
+from decuwatch_training.errors import TrainingError
 from decuwatch_training.files import sha256_file, write_file
 from decuwatch_training.graphs import Graph
 from decuwatch_training.imagerisk import TOP, Judge, image_risk
 from decuwatch_training.manifest import read_manifest, read_tables
-from decuwatch_training.paide import ESTIMATORS, estimate, squared_distances
+from decuwatch_training.paide import ESTIMATORS, NEED_VARIANCE, estimate, squared_distances
 from decuwatch_training.profile import FORMAT_1, settings_key
 from decuwatch_training.sweeps import sweeps
 
@@ -87,6 +98,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--sweeps", type=Path, help="also write the file of the schedules at every step count; takes minutes"
     )
+    parser.add_argument("--flow", type=Path, help="also write the file of flow matching")
     parser.add_argument("--draws", type=Path, help="also write the file of noise in batches and of rounding")
 
 
@@ -98,6 +110,9 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.sweeps:
         _write(arguments.sweeps, sweeps())
         print(arguments.sweeps)
+    if arguments.flow:
+        _write(arguments.flow, flow())
+        print(arguments.flow)
     if arguments.draws:
         _write(arguments.draws, draws())
         print(arguments.draws)
@@ -122,12 +137,12 @@ def write_golden(directory: Path, denoise: Denoiser, network: str) -> None:
     """Write golden.json of the directory's ``ensemble.json``; ``network`` says what computed the predictions."""
     manifest = read_manifest(directory / "ensemble.json")
     sets = read_tables(directory, manifest)
-    schedule = NoiseSchedule(**manifest["diffusion"])
+    schedule = schedule_of(manifest["diffusion"])
     shape = tuple(manifest["latent"][side] for side in ("channels", "height", "width"))
     cases = [
         _case(case | {"class": case["class"] % len(manifest["classes"])}, denoise, sets.members, schedule, shape)
         for case in CASES
-        if case["steps"] <= schedule.train_timesteps
+        if case["steps"] <= schedule.train_timesteps and _can_run(case, schedule)
     ]
     document: dict[str, Any] = {
         "manifest_sha256": sha256_file(directory / "ensemble.json"),
@@ -141,10 +156,10 @@ def write_golden(directory: Path, denoise: Denoiser, network: str) -> None:
     cases += [
         _shared_case(case | {"class": case["class"] % len(manifest["classes"])}, denoise, tables, schedule, shape)
         for case in SETS
-        if case["tables"] in tables
+        if case["tables"] in tables and _can_run(case, schedule)
     ]
     judged = _judged_cases(directory, manifest, denoise, tables["producer"][0]) if "judge" in manifest else []
-    settings = settings_key(manifest["profile"])
+    settings = settings_key(manifest["profile"], schedule.kind)
     _write(directory / FILE, document | {"settings": settings, "cases": cases, "judged": judged})
 
 
@@ -152,14 +167,14 @@ def write_golden(directory: Path, denoise: Denoiser, network: str) -> None:
 class _Way:
     """One request's way through diffusers' scheduler, with the noise of eta > 0 from the request's own generator."""
 
-    schedule: NoiseSchedule
+    schedule: Schedule
     steps: int
     eta: float
     first: Tensor
     noise: list[Tensor]
 
     @classmethod
-    def of(cls, case: Mapping[str, Any], schedule: NoiseSchedule, shape: tuple[int, ...]) -> "_Way":
+    def of(cls, case: Mapping[str, Any], schedule: Schedule, shape: tuple[int, ...]) -> "_Way":
         generator = torch.Generator().manual_seed(case["seed"])
         first = torch.randn(shape, generator=generator)
         noise = [
@@ -168,16 +183,19 @@ class _Way:
         ]
         return cls(schedule, case["steps"], case["eta"], first, noise)
 
-    def timestep(self, index: int) -> int:
-        return int(self.schedule.scheduler(self.steps).timesteps[index])
+    def timestep(self, index: int) -> float:
+        return cast(float, self.schedule.scheduler(self.steps).timesteps[index].item())
 
     def step(self, index: int, latent: Tensor, prediction: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Means of the step, the latents after its noise, and the predicted x0, one row a table."""
+        if isinstance(self.schedule, FlowSchedule):
+            after, clean = self.schedule.ends(self.steps, index, prediction, latent)
+            return after, after, clean
         scheduler = self.schedule.scheduler(self.steps)
         mean, after = (
             scheduler.step(
                 cast(Any, prediction),
-                self.timestep(index),
+                int(self.timestep(index)),
                 cast(Any, latent),
                 eta=self.eta,
                 variance_noise=cast(Any, added),
@@ -187,14 +205,17 @@ class _Way:
         return mean.prev_sample, after.prev_sample, mean.pred_original_sample
 
     def variance(self, index: int) -> float:
-        timestep = self.timestep(index)
-        scheduler = self.schedule.scheduler(self.steps)
-        variance = float(scheduler._get_variance(timestep, timestep - self.schedule.train_timesteps // self.steps))
+        variance = self.schedule.variance(self.steps, index)
         return variance * self.eta**2 if self.eta > 0 else variance
 
 
+def _can_run(case: Mapping[str, Any], schedule: Schedule) -> bool:
+    """A flow has no noise to add."""
+    return case["eta"] == 0 or not isinstance(schedule, FlowSchedule)
+
+
 def _case(
-    case: dict[str, Any], denoise: Denoiser, tables: Tensor, schedule: NoiseSchedule, shape: tuple[int, ...]
+    case: dict[str, Any], denoise: Denoiser, tables: Tensor, schedule: Schedule, shape: tuple[int, ...]
 ) -> dict[str, Any]:
     key = f"golden\n{case['seed']}"
     chosen = carrier(key, len(tables))
@@ -228,7 +249,7 @@ def _shared_case(
     case: dict[str, Any],
     denoise: Denoiser,
     sets: Mapping[str, Tensor],
-    schedule: NoiseSchedule,
+    schedule: Schedule,
     shape: tuple[int, ...],
 ) -> dict[str, Any]:
     """All tables of a set from the first step, under shared guidance."""
@@ -254,7 +275,11 @@ def _spread(means: Tensor, variance: float) -> dict[str, Any]:
     return {
         "means": [_numbers(mean, digits=9) for mean in means],
         "distances": squared_distances(means.flatten(1)).tolist(),
-        "values": {name: float(estimate(name, means.unsqueeze(0), variance)) for name in ESTIMATORS},
+        "values": {
+            name: float(estimate(name, means.unsqueeze(0), variance))
+            for name in ESTIMATORS
+            if variance > 0 or name not in NEED_VARIANCE
+        },
     }
 
 
@@ -262,12 +287,13 @@ def _judged_cases(
     directory: Path, manifest: Mapping[str, Any], denoise: Denoiser, table: Tensor
 ) -> list[dict[str, Any]]:
     """The producer's way of every class; ``value`` is null if the judge cannot tell the class."""
-    schedule, latent = NoiseSchedule(**manifest["diffusion"]), manifest["latent"]
+    schedule, latent = schedule_of(manifest["diffusion"]), manifest["latent"]
     shape = tuple(latent[side] for side in ("channels", "height", "width"))
     decoder = Graph(directory / manifest["files"]["decoder"]["path"], manifest["graph"]["decoder"])
     judge = Judge.open(directory, manifest)
     cases = []
-    for form, label in itertools.product(JUDGED, range(min(4, len(manifest["classes"])))):
+    forms = [form for form in JUDGED if _can_run(form, schedule)]
+    for form, label in itertools.product(forms, range(min(4, len(manifest["classes"])))):
         way = _Way.of(form, schedule, shape)
         after = way.first.unsqueeze(0)
         for index in range(form["rollout_steps"]):
@@ -339,7 +365,7 @@ def _torch_cpu() -> list[dict[str, Any]]:
     return cases
 
 
-def made_up_network(latent: Tensor, timestep: int) -> Tensor:
+def made_up_network(latent: Tensor, timestep: float) -> Tensor:
     """A prediction that any language can compute: 0.3 x + sin(t / 50 + element)."""
     return 0.3 * latent + torch.sin(timestep / 50 + torch.arange(latent.numel(), dtype=torch.float64))
 
@@ -394,6 +420,68 @@ def _trajectories() -> list[dict[str, Any]]:
             }
         )
     return cases
+
+
+FLOWS: tuple[dict[str, Any], ...] = (
+    {},
+    {"timestep_spacing": "trailing"},
+    {"shift": 3.0},
+    {"shift": 3.0, "timestep_spacing": "trailing"},
+    {"shift": 0.5, "shift_terminal": 0.1},
+    {"shift": 12.0, "train_timesteps": 250},
+    {"use_dynamic_shifting": True, "image_seq_len": 4096},
+    {"use_dynamic_shifting": True, "image_seq_len": 1024, "timestep_spacing": "trailing"},
+    {"use_dynamic_shifting": True, "image_seq_len": 7, "shift": 9.0},
+    {"use_dynamic_shifting": True, "image_seq_len": 6400, "time_shift_type": "linear", "base_shift": 0.95},
+    {"use_dynamic_shifting": True, "image_seq_len": 1600, "time_shift_type": "linear", "timestep_spacing": "trailing"},
+    {
+        "use_dynamic_shifting": True,
+        "image_seq_len": 1024,
+        "base_image_seq_len": 1024,
+        "base_shift": 0.95,
+        "max_shift": 2.05,
+        "shift_terminal": 0.1,
+    },
+    {"use_dynamic_shifting": True, "shift_terminal": 0.02, "timestep_spacing": "trailing", "max_shift": 0.9},
+)
+"""Schedules of SD3 (shift 3), FLUX (dynamic, trailing), LTX (dynamic, terminal 0.1), Qwen-Image, and around them."""
+
+
+def flow() -> dict[str, Any]:
+    """Sigmas and timesteps of flow-matching schedules, exactly, and a trajectory of a made-up network.
+
+    ``sigmas`` is null if no sampler of diffusers can take the steps: it divides by zero, or its sigmas do not descend.
+    """
+    cases = []
+    for fields, steps in itertools.product(FLOWS, (1, 2, 3, 4, 7, 20, 28, 50, 100, 249)):
+        schedule = FlowSchedule(**fields)
+        case: dict[str, Any] = {"diffusion": schedule.manifest(), "steps": steps}
+        try:
+            scheduler = schedule.scheduler(steps)
+        except TrainingError:
+            cases.append(case | {"sigmas": None})
+            continue
+        latent = 1.0 - 0.5 * torch.arange(4, dtype=torch.float64)
+        for index, timestep in enumerate(scheduler.timesteps.tolist()):
+            output = made_up_network(latent, timestep)
+            scheduler.set_begin_index(index)
+            latent = scheduler.step(
+                cast(Any, output), cast(Any, scheduler.timesteps[index]), cast(Any, latent), return_dict=False
+            )[0].double()
+        cases.append(
+            case
+            | {
+                "sigmas": _base64(scheduler.sigmas),
+                "timesteps": _base64(scheduler.timesteps),
+                "variances": [schedule.variance(steps, index) for index in (0, steps // 2)],
+                "final": latent.tolist(),
+            }
+        )
+    return {"reference": f"diffusers {diffusers.__version__}, numpy {np.__version__}", "flow": cases}
+
+
+def _base64(tensor: Tensor) -> str:
+    return base64.b64encode(tensor.float().numpy().astype("<f4").tobytes()).decode()
 
 
 def _estimators() -> list[dict[str, Any]]:

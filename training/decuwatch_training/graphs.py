@@ -23,22 +23,26 @@ DECODER_NAMES = {"latent": "latent", "output": "image"}
 
 
 class _Float32Outside(nn.Module):
-    """A half-precision network whose inputs and outputs are float32 (and int64 for the timestep)."""
+    """A half-precision network whose inputs and outputs are float32; the timestep is not halved."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        halved = [tensor.half() if tensor.is_floating_point() else tensor for tensor in inputs]
+        halved = [tensor.half() if tensor.is_floating_point() and tensor.ndim > 1 else tensor for tensor in inputs]
         return cast(Tensor, self.network(*halved)).float()
 
 
 def export_unet(backbone: Backbone, tokens: int, path: Path, precision: str) -> list[Path]:
-    """Write latent [N,C,H,W], timestep int64 [N], context [N,T,D] -> prediction [N,C,H,W]. Returns the files."""
+    """Write latent [N,C,H,W], timestep [N], context [N,T,D] -> prediction [N,C,H,W]. Returns the files.
+
+    The timestep is int64, or float32 of a flow.
+    """
+    last = backbone.schedule.train_timesteps - 1
     inputs = (
         torch.randn(2, *backbone.latent_shape),
-        torch.tensor([981, 1]),
+        backbone.schedule.times(torch.tensor([min(981, last), min(1, last)])),
         torch.randn(2, tokens, backbone.context_dim),
     )
     return _export(backbone.denoiser, inputs, ["latent", "timestep", "context"], "prediction", path, precision)

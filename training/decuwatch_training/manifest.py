@@ -30,7 +30,7 @@ from decuwatch_training.configuration import (
     shorten,
     whole,
 )
-from decuwatch_training.diffusion import NoiseSchedule
+from decuwatch_training.diffusion import schedule_of
 from decuwatch_training.errors import TrainingError
 from decuwatch_training.files import read_json, sha256_file
 from decuwatch_training.profile import FORMAT_1, FORMAT_2, check_profile
@@ -106,7 +106,10 @@ PARTS: dict[str, dict[str, Rule]] = {
     "image": {"channels": given(only(1, 3)), "height": PIXELS, "width": PIXELS},
     "context": {"tokens": SIDE, "dim": given(whole(1, 8192))},
     "graph": {"unet": OBJECT, "decoder": OBJECT},
-    "diffusion": {
+}
+DIFFUSION: dict[str, dict[str, Rule]] = {
+    "ddim": {
+        "kind": only("ddim"),
         "train_timesteps": given(whole(1, 100_000)),
         "beta_schedule": given(only("scaled_linear", "linear", "squaredcos_cap_v2")),
         "beta_start": given(number(0, 1, beyond=True)),
@@ -116,7 +119,23 @@ PARTS: dict[str, dict[str, Rule]] = {
         "steps_offset": given(whole(0, 99_999)),
         "set_alpha_to_one": given(FLAG),
     },
+    "flow_match": {
+        "kind": given(only("flow_match")),
+        "train_timesteps": given(whole(1, 100_000)),
+        "shift": given(number(0, 1000, beyond=True)),
+        "use_dynamic_shifting": given(FLAG),
+        "base_shift": given(number(-1000, 1000)),
+        "max_shift": given(number(-1000, 1000)),
+        "base_image_seq_len": given(whole(1, 2**31)),
+        "max_image_seq_len": given(whole(1, 2**31)),
+        "image_seq_len": given(whole(1, 2**31)),
+        "time_shift_type": given(only("exponential", "linear")),
+        "shift_terminal": given(number(0, 0.999999)),
+        "prediction": given(only("velocity")),
+        "timestep_spacing": given(only("linspace", "trailing")),
+    },
 }
+"""Fields of the ``diffusion`` object, by its kind."""
 GRAPHS = {
     "unet": dict.fromkeys(("latent", "timestep", "context", "output"), TENSOR_NAME),
     "decoder": dict.fromkeys(("latent", "output"), TENSOR_NAME),
@@ -200,6 +219,10 @@ def read_manifest(path: Path) -> dict[str, Any]:
     check_fields(manifest, MANIFEST if manifest["format"] == FORMAT_1 else MANIFEST_2, {}, where)
     for part, rules in PARTS.items():
         check_fields(manifest[part], rules, {}, f"{where}: {part}")
+    kind = manifest["diffusion"].get("kind", "ddim")
+    if kind not in DIFFUSION:
+        raise TrainingError(f"{where}: diffusion: kind {shorten(kind)}: expected {' or '.join(DIFFUSION)}")
+    check_fields(manifest["diffusion"], DIFFUSION[kind], {}, f"{where}: diffusion")
     for graph, rules in GRAPHS.items():
         check_fields(manifest["graph"][graph], rules, {}, f"{where}: graph.{graph}")
     _check_classes(manifest, where)
@@ -235,7 +258,7 @@ def check_judge(judge: Mapping[str, Any], classes: int, image: Mapping[str, Any]
 def _check_profile(manifest: Mapping[str, Any], where: str) -> None:
     parts = (manifest.get("posterior", 0), "judge" in manifest, manifest["format"])
     try:
-        check_profile(manifest["profile"], NoiseSchedule(**manifest["diffusion"]), *parts)
+        check_profile(manifest["profile"], schedule_of(manifest["diffusion"]), *parts)
     except TrainingError as err:
         raise TrainingError(f"{where}: {err}") from err
 
@@ -274,6 +297,12 @@ def _check_classes(manifest: Mapping[str, Any], where: str) -> None:
 
 
 def _check_diffusion(diffusion: Mapping[str, Any], where: str) -> None:
+    if diffusion.get("kind") == "flow_match":
+        if not diffusion["base_image_seq_len"] < diffusion["max_image_seq_len"]:
+            raise TrainingError(
+                f"{where}: base_image_seq_len {diffusion['base_image_seq_len']}: expected less than max_image_seq_len"
+            )
+        return
     if not diffusion["beta_start"] < diffusion["beta_end"] < 1:
         raise TrainingError(
             f"{where}: beta_start {diffusion['beta_start']}: expected less than beta_end, and that less than 1"

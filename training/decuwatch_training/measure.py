@@ -19,7 +19,7 @@ from torch import Tensor
 
 from decuwatch_training.branch import Requests, make_requests, measured_means, step_variance
 from decuwatch_training.configuration import shorten
-from decuwatch_training.diffusion import Denoiser, NoiseSchedule, Sampler
+from decuwatch_training.diffusion import Denoiser, Sampler, schedule_of
 from decuwatch_training.errors import TrainingError
 from decuwatch_training.files import write_file
 from decuwatch_training.graphs import Graph
@@ -52,7 +52,7 @@ class Subject:
         self.path, self.manifest, self.work = path, read_manifest(path), work
         self.seeds, self.first_seed, self.batch_rows = seeds, first_seed, batch_rows
         self.sets = read_tables(path.parent, self.manifest)
-        self.schedule = NoiseSchedule(**self.manifest["diffusion"])
+        self.schedule = schedule_of(self.manifest["diffusion"])
         self.requests = make_requests(
             range(len(self.manifest["classes"])), seeds, self.manifest["components"], first_seed
         )

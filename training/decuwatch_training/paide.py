@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 ESTIMATORS = ("paide-w2", "paide-kl", "paide-bhattacharyya", "mean-w2", "pixel-paide-w2")
+NEED_VARIANCE = ("paide-kl", "paide-bhattacharyya")
 
 
 def squared_distances(means: Tensor) -> Tensor:

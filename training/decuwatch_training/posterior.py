@@ -11,7 +11,7 @@ and the class gap, the mean pairwise squared distance of the draws' first step, 
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -77,9 +77,9 @@ def curvature(
     """
     generator = torch.Generator().manual_seed(seed)
     picked = torch.randint(len(classes), (draws,), generator=generator)
-    timestep = torch.randint(backbone.schedule.train_timesteps, (draws,), generator=generator)
+    timestep = backbone.schedule.times(torch.randint(backbone.schedule.train_timesteps, (draws,), generator=generator))
     noise = torch.randn(latents[picked].shape, generator=generator)
-    noisy = backbone.schedule.scheduler().add_noise(latents[picked], noise, cast(Any, timestep))
+    noisy = backbone.schedule.noisy(latents[picked], noise, timestep)
     rows = table[classes[picked]]
     size, dimension = rows[0].numel(), noisy[0].numel()
     parts = [

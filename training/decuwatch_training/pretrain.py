@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from decuwatch_training.backbone import REFERENCE_FILE, Autoencoder, Backbone, ContextUNet
 from decuwatch_training.checkpoint import CHECKPOINT_FILE, load_checkpoint, save_checkpoint
 from decuwatch_training.data import Images, add_data_arguments, read_data
-from decuwatch_training.diffusion import NoiseSchedule
+from decuwatch_training.diffusion import FlowSchedule, NoiseSchedule, Schedule
 from decuwatch_training.errors import TrainingError
 from decuwatch_training.files import check_replaceable, staged_directory, write_json
 from decuwatch_training.loop import Clock, Progress, cosine_rate, mixed_precision, pick_device
@@ -53,6 +53,8 @@ class PretrainSettings:
     condition_dropout: float = 0.1
     average: float = 0.998
     seed: int = 1
+    prediction: str = "epsilon"
+    """What the U-Net learns: epsilon, the noise of DDIM's process, or flow, the velocity of flow matching."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -86,6 +88,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--context-tokens", type=int, default=defaults.context_tokens, help="context tokens of a class embedding"
     )
     parser.add_argument("--context-dim", type=int, default=defaults.context_dim, help="width of a context token")
+    parser.add_argument(
+        "--prediction",
+        choices=("epsilon", "flow"),
+        default=defaults.prediction,
+        help="what the U-Net learns: the noise of DDIM's process, or the velocity of flow matching",
+    )
     parser.add_argument("--seed", type=int, default=defaults.seed, help="of weights, order and noise")
     parser.add_argument("--checkpoint-every", type=int, default=200, help="steps between checkpoints")
 
@@ -103,6 +111,7 @@ def run(arguments: argparse.Namespace) -> None:
         context_tokens=arguments.context_tokens,
         context_dim=arguments.context_dim,
         seed=arguments.seed,
+        prediction=arguments.prediction,
     )
     data = read_data(
         arguments.data,
@@ -171,7 +180,9 @@ def pretrain(
     shift, scale = float(latents.mean()), 1.0 / float(latents.std())
     autoencoder.register_to_config(scaling_factor=scale, shift_factor=shift)
     latents = (latents - shift) * scale
-    schedule = NoiseSchedule()
+    flow = settings.prediction == "flow"
+    sides = latents.shape[2] * latents.shape[3]
+    schedule = FlowSchedule(image_seq_len=sides) if flow else NoiseSchedule()
     unet, table, record = _train_unet(
         latents, train, settings, schedule, beside / f"unet-{CHECKPOINT_FILE}", checkpoint_every, device
     )
@@ -264,12 +275,12 @@ def _train_unet(
     latents: Tensor,
     train: Images,
     settings: PretrainSettings,
-    schedule: NoiseSchedule,
+    schedule: Schedule,
     checkpoint: Path,
     checkpoint_every: int,
     device: torch.device,
 ) -> tuple[UNet2DConditionModel, Tensor, dict[str, Any]]:
-    """Noise prediction with condition dropout; the weights' exponential moving average is what is kept."""
+    """Noise prediction, or velocity of a flow, with condition dropout; the weights' moving average is what is kept."""
     torch.manual_seed(settings.seed + 1)
     channels, height, width = latents.shape[1:]
     unet = build_unet((channels, height, width), settings)
@@ -280,7 +291,6 @@ def _train_unet(
     averaged = copy.deepcopy(networks).requires_grad_(False)
     optimizer = torch.optim.Adam(networks.parameters(), lr=settings.rate)
     generator = torch.Generator().manual_seed(settings.seed + 1)
-    scheduler = schedule.scheduler()
     own = {name: str(value) for name, value in asdict(settings).items()} | {"images": str(len(train))}
     first, clock = 0, Clock()
     if state := load_checkpoint(checkpoint, own):
@@ -308,10 +318,10 @@ def _train_unet(
         picked = torch.randint(len(train), (settings.batch,), generator=generator)
         clean = latents[picked]
         noise = torch.randn(clean.shape, generator=generator)
-        timestep = torch.randint(schedule.train_timesteps, (settings.batch,), generator=generator)
+        timestep = schedule.times(torch.randint(schedule.train_timesteps, (settings.batch,), generator=generator))
         dropped = torch.rand(settings.batch, generator=generator) < settings.condition_dropout
         label = torch.where(dropped, classes, train.classes[picked]).to(device)
-        noisy = scheduler.add_noise(clean, noise, cast(Any, timestep)).to(device)
+        noisy = schedule.noisy(clean, noise, timestep).to(device)
         with mixed_precision(device):
             prediction = unet(
                 noisy, timestep.to(device), encoder_hidden_states=module["table"][label], return_dict=False

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from decuwatch_training.diffusion import NoiseSchedule
+from decuwatch_training.diffusion import Schedule
 from decuwatch_training.errors import TrainingError
 from decuwatch_training.paide import ESTIMATORS
 
@@ -88,20 +88,23 @@ def measures_of(profile: Mapping[str, Any]) -> dict[str, Measure]:
     return {name: Measure(**profile[name]) for name in names}
 
 
-def settings_key(profile: Mapping[str, Any]) -> str:
-    """The series that scores under this profile belong to; thresholds are kept by it."""
+def settings_key(profile: Mapping[str, Any], sampler: str = "ddim") -> str:
+    """The series that scores under this profile belong to; thresholds are kept by it.
+
+    ``sampler`` is the schedule's ``kind``.
+    """
     measures = measures_of(profile)
     spreads = [measures[name] for name in SPREADS]
     start = f"g={_spell(profile['guidance_scale'])} eta={_spell(profile['eta'])}"
     same = len({measure.steps for measure in spreads}) == 1
     if "image_risk" not in measures and same and {(m.tables, m.guidance) for m in spreads} == {("members", "own")}:
         parts = [f"{name}={m.estimator}@{m.branch_step}+{m.rollout_steps}" for name, m in measures.items()]
-        return f"ddim s={spreads[0].steps} {start} {' '.join(parts)}"
+        return f"{sampler} s={spreads[0].steps} {start} {' '.join(parts)}"
     parts = [
         f"{name}={m.estimator}@{m.branch_step}+{m.rollout_steps}/{m.steps}:{m.tables}:{m.guidance}"
         for name, m in measures.items()
     ]
-    return f"ddim {start} {' '.join(parts)}"
+    return f"{sampler} {start} {' '.join(parts)}"
 
 
 def _spell(value: float) -> str:
@@ -123,7 +126,7 @@ def rows_of(profile: Mapping[str, Any], tables: Mapping[str, int]) -> int:
 
 
 def check_profile(
-    profile: Any, schedule: NoiseSchedule, posterior: int = 0, judge: bool = False, form: str | None = None
+    profile: Any, schedule: Schedule, posterior: int = 0, judge: bool = False, form: str | None = None
 ) -> None:
     """Raise TrainingError that names the first profile field that a reader of the manifest would refuse.
 

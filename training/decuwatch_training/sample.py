@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from decuwatch_training.diffusion import NoiseSchedule, Sampler, first_latent
+from decuwatch_training.diffusion import Sampler, first_latent, schedule_of
 from decuwatch_training.errors import TrainingError
 from decuwatch_training.files import write_file
 from decuwatch_training.graphs import Graph
@@ -65,7 +65,7 @@ def draw_grid(
         raise TrainingError(f"--classes {indices}: expected indices from 0 to {len(labels) - 1}")
     latent = manifest["latent"]
     shape = (latent["channels"], latent["height"], latent["width"])
-    sampler = Sampler(NoiseSchedule(**manifest["diffusion"]), steps, guidance)
+    sampler = Sampler(schedule_of(manifest["diffusion"]), steps, guidance)
     unet, decoder = (
         Graph(path.parent / manifest["files"][part]["path"], manifest["graph"][part]) for part in ("unet", "decoder")
     )

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from decuwatch_training.diffusion import NoiseSchedule
+from decuwatch_training.diffusion import Schedule
 from decuwatch_training.errors import TrainingError
 from decuwatch_training.paide import ESTIMATORS
 from decuwatch_training.profile import GUIDANCE, JUDGE, TABLES, Measure, measures_of
@@ -53,7 +53,7 @@ class Setting:
         return (1 + guided) * (m.branch_step + m.rollout_steps * self.count)
 
 
-def parse(text: str, tables: Mapping[str, int], scale: float, schedule: NoiseSchedule) -> Setting:
+def parse(text: str, tables: Mapping[str, int], scale: float, schedule: Schedule) -> Setting:
     """The setting that ``text`` names. ``tables`` has the number of tables by set.
 
     Raises TrainingError for what the sampler or the ensemble cannot do.

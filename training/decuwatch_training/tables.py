@@ -9,7 +9,7 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -381,16 +381,15 @@ def _train(
             begun = {"settings": kept.identity, "step": step, "clock": clock.read()}
             save_checkpoint(kept.path, {**begun, "generators": generators, **state})
 
-    scheduler = backbone.schedule.scheduler()
     table_index = torch.arange(len(jobs)).repeat_interleave(settings.batch)
     progress = Progress(name, first, settings.steps)
     for step in progress:
         for group in optimizer.param_groups:
             group["lr"] = cosine_rate(step, settings.steps, settings.rate)
         batches = [drawing.next(backbone.schedule.train_timesteps, latents.shape[1:]) for drawing in draws]
-        picked, rows, timestep, noise = (torch.cat(part) for part in zip(*batches, strict=True))
-        clean = latents[picked]
-        noisy = scheduler.add_noise(clean, noise, cast(Any, timestep)).to(device)
+        picked, rows, index, noise = (torch.cat(part) for part in zip(*batches, strict=True))
+        clean, timestep = latents[picked], backbone.schedule.times(index)
+        noisy = backbone.schedule.noisy(clean, noise, timestep).to(device)
         context = tables[table_index.to(device), rows.to(device)]
         with mixed_precision(device):
             prediction = backbone.denoiser(noisy, timestep.to(device), context)

@@ -6,10 +6,11 @@ import tempfile
 from pathlib import Path
 
 import torch
+from diffusers import DiTTransformer2DModel
 from torch import nn
 
-from decuwatch_training.backbone import Autoencoder, Backbone, ContextUNet
-from decuwatch_training.diffusion import NoiseSchedule
+from decuwatch_training.backbone import Autoencoder, Backbone, ContextDiT, ContextUNet
+from decuwatch_training.diffusion import FlowSchedule, NoiseSchedule
 from decuwatch_training.export import ENSEMBLE_FILES, Verdicts, export_ensemble
 from decuwatch_training.files import check_replaceable
 from decuwatch_training.graphs import export_classifier
@@ -40,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--classes", type=int, default=4, help="K")
     parser.add_argument("--precision", choices=("fp32", "fp16"), default="fp32", help="of the graphs' weights")
     parser.add_argument("--seed", type=int, default=1, help="of the weights")
+    parser.add_argument("--flow", action="store_true", help="a transformer of flow matching, not a U-Net")
     parser.add_argument("--format", type=int, choices=(1, 2), default=2, help="of the manifest")
 
 
@@ -47,6 +49,8 @@ def run(arguments: argparse.Namespace) -> None:
     """Write the ensemble and check it."""
     check_replaceable(arguments.out, ENSEMBLE_FILES)
     backbone = tiny_backbone(arguments.classes, arguments.context_tokens, arguments.seed)
+    if arguments.flow:
+        backbone = tiny_flow(backbone, arguments.seed)
     with tempfile.TemporaryDirectory() as scratch:
         older = arguments.format == 1
         trained = tiny_run(backbone, arguments.components, arguments.seed)
@@ -80,6 +84,28 @@ def tiny_backbone(classes: int, tokens: int, seed: int) -> Backbone:
                 parameter.mul_(4.0)
     reference = torch.randn(classes + 1, tokens, 8)
     return Backbone(ContextUNet(unet), autoencoder, NoiseSchedule(), (2, 4, 4), 8, 1.5, 0.25, reference).freeze()
+
+
+def tiny_flow(backbone: Backbone, seed: int) -> Backbone:
+    """The backbone with a transformer for its U-Net, which predicts a velocity: 4 tokens of 2x2, 2 heads of 4."""
+    assert backbone.reference is not None
+    torch.manual_seed(seed)
+    dit = DiTTransformer2DModel(
+        num_attention_heads=2,
+        attention_head_dim=4,
+        in_channels=backbone.latent_shape[0],
+        num_layers=1,
+        sample_size=backbone.latent_shape[1],
+        patch_size=2,
+        num_embeds_ada_norm=len(backbone.reference) - 1,
+        norm_num_groups=2,
+    )
+    with torch.no_grad():
+        for parameter in dit.parameters():
+            if not parameter.any():  # what begins at zero would make all contexts alike
+                parameter.normal_(0, 0.3)
+    schedule = FlowSchedule(shift=3.0, image_seq_len=4)
+    return dataclasses.replace(backbone, denoiser=ContextDiT(dit), schedule=schedule).freeze()
 
 
 def tiny_run(backbone: Backbone, components: int, seed: int) -> Run:

@@ -14,6 +14,6 @@ def test_the_bytes_of_a_tensor(dtype: torch.dtype, code: str) -> None:
     line = next(line for line in EVENTS.read_text().splitlines() if line.startswith("raw = latent."))
     latent = torch.arange(24, dtype=dtype).reshape(2, 4, 3).transpose(1, 2) / 8
     names = {"torch": torch, "latent": latent}
-    exec(line, names)  # noqa: S102
+    exec(line, names)
     numbers = latent.flatten().tolist()
     assert names["raw"] == struct.pack(f"<{len(numbers)}{code}", *numbers)
