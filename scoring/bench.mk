@@ -12,7 +12,8 @@ bench-settings: setup ## settings of ONNX Runtime on this CPU
 
 golden: ## rewrite the golden files with PyTorch and diffusers
 	@$(DECUWATCH_TRAIN) golden --arithmetic scoring/testdata/arithmetic.json --sweeps scoring/testdata/sweeps.json \
-		ensembles/fashion-mnist scoring/testdata/tiny scoring/testdata/tiny-tokens
+		--flow scoring/testdata/flow.json --draws scoring/testdata/draws.json \
+		ensembles/fashion-mnist $(addprefix scoring/testdata/,tiny tiny-tokens tiny-2 tiny-flow)
 
 # On a CUDA machine: ONNXRUNTIME_LIB must name a CUDA build of ONNX Runtime, GPU_PEAK_TFLOPS the chip's dense matrix
 # rate in the precision. PYTORCH=1 adds PyTorch, eager and by torch.compile.
