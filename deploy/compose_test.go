@@ -151,7 +151,7 @@ func TestCompose(t *testing.T) {
 // pinned is an image by version and digest. The program's own are built here.
 var pinned = regexp.MustCompile(`:v?\d+\.\d+(\.\d+)?(-[a-z0-9]+)?@sha256:[0-9a-f]{64}$|^decuwatch:(cpu|cuda)$`)
 
-// undigested are images whose digest nobody has looked up yet.
+// undigested are images whose digest nobody has looked up yet: make pin-images writes it.
 var undigested = []string{"nats:2.15.2-alpine"}
 
 // checkHardened wants every service to be pinned, bounded, and without rights that it does not need.
@@ -169,6 +169,62 @@ func checkHardened(t *testing.T, name string, s types.ServiceConfig) {
 	}
 	if s.Logging == nil || s.Logging.Options["max-size"] == "" || s.Logging.Options["max-file"] == "" {
 		t.Errorf("%s: its log grows without bound: %+v", name, s.Logging)
+	}
+}
+
+// TestVersionsAgree holds a version that is written in several places to one value.
+func TestVersionsAgree(t *testing.T) {
+	find := func(path, pattern string) string {
+		t.Helper()
+		content, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		found := regexp.MustCompile(pattern).FindSubmatch(content)
+		if found == nil {
+			t.Fatalf("%s: nothing is like %s", path, pattern)
+		}
+		return string(found[1])
+	}
+	for image, other := range map[string]struct{ path, pattern string }{
+		"grafana/grafana":   {"grafana/types/package.json", `"@grafana/schema": "([^"]+)"`},
+		"nats":              {"../go.mod", `nats-io/nats-server/v2 v(\S+)`},
+		"prom/alertmanager": {"check/fetch-go-tools", ` alertmanager=v(\S+)`},
+	} {
+		runs := find("../docker-compose.yml", `image: `+image+`:v?([0-9.]+)`)
+		if tested := find(other.path, other.pattern); tested != runs {
+			t.Errorf("docker-compose.yml runs %s %s, and %s has %s", image, runs, other.path, tested)
+		}
+	}
+	if a, b := find("check/cluster-check", `kwok_version=(\S+)`), find("check/fetch-go-tools", ` kwok=(\S+)`); a != b {
+		t.Errorf("the stages are kwok's %s, and the program is %s", a, b)
+	}
+}
+
+// TestComposeBuildsTheirVersion wants every image that Compose builds to know what it is built from.
+func TestComposeBuildsTheirVersion(t *testing.T) {
+	options, err := cli.NewProjectOptions([]string{"../docker-compose.yml"}, cli.WithProfiles([]string{"*"}),
+		cli.WithEnv([]string{"VERSION=v1.2.3", "REVISION=0123abc"}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	project, err := options.LoadProject(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	builds := 0
+	for name, s := range project.Services {
+		if s.Build == nil {
+			continue
+		}
+		builds++
+		version, revision := s.Build.Args["VERSION"], s.Build.Args["REVISION"]
+		if version == nil || *version != "v1.2.3" || revision == nil || *revision != "0123abc" {
+			t.Errorf("%s is built as %v, %v", name, version, revision)
+		}
+	}
+	if builds != 4 {
+		t.Errorf("%d services are built, want 4", builds)
 	}
 }
 

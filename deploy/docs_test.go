@@ -67,7 +67,7 @@ func TestProductionSizes(t *testing.T) {
 		events := number(cells[0])
 		for i, want := range []float64{
 			events * day, events * rowsOfEvent, math.Ceil(events * rowsOfEvent / (rowsOfDevice * 0.7)),
-			math.Round(0.5*events*(day+8*3600)/1e5) / 10, math.Round(1.9 * events * 30 * day / 1e6),
+			math.Round(0.5*events*(day+8*3600)/1e5) / 10, math.Round(2.2 * events * 30 * day / 1e6),
 		} {
 			if got := number(cells[i+1]); got != want {
 				t.Errorf("%s: column %d is %g, want %g", row, i+2, got, want)
