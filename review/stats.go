@@ -32,8 +32,9 @@ type Stats struct {
 	// interval of Clopper and Pearson.
 	MissRate Estimate `json:"miss_rate"`
 	// Recall is the share of the events that an alert should be on which have one. Every sampled event stands for
-	// (unalerted events / reviewed samples) events, and every event for the requests that were sampled out. The interval combines the intervals of precision by event and of miss
-	// rate, each at half the error (Bonferroni), so that it covers with at least the confidence.
+	// (unalerted events / reviewed samples) events, and every event for the requests that were sampled out. The interval
+	// combines the intervals of precision by event and of miss rate, each at half the error (Bonferroni), so that it
+	// covers with at least the confidence.
 	Recall Estimate `json:"recall"`
 }
 

@@ -203,7 +203,8 @@ func TestTallyIsWeighed(t *testing.T) {
 		if verdict := verdicts[r.EventID]; verdict != "" {
 			now := time.Now().UTC().Truncate(time.Microsecond)
 			r.State, r.Verdict, r.ResolvedAt = schema.ReviewResolved, verdict, &now
-			if _, err := s.ChangeReview(ctx, postgres.ReviewChange{Review: r, Action: "resolve", Actor: "x", At: now}); err != nil {
+			change := postgres.ReviewChange{Review: r, Action: "resolve", Actor: "x", At: now}
+			if _, err := s.ChangeReview(ctx, change); err != nil {
 				t.Fatal(err)
 			}
 		}
