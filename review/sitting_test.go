@@ -100,6 +100,13 @@ func TestTenVerdictsWithTheKeyboard(t *testing.T) {
 		chromedp.Navigate(site.URL+"/?class=tiny%2F1&severity=critical"))
 	p.holds(`document.readyState === "complete" && document.querySelectorAll(".row").length === 12`)
 	p.says("footer", "1 to 12 of 12")
+	p.run("select all", chromedp.KeyEvent("X"))
+	p.holds(`document.querySelectorAll(".pick:checked").length === 12 &&
+		getComputedStyle(document.querySelector(".bulk")).display === "flex"`)
+	p.shot("review-bulk")
+	p.axe("a selection")
+	p.run("select nothing", chromedp.KeyEvent("X"))
+	p.holds(`document.querySelectorAll(".pick:checked").length === 0`)
 	p.clears(b.store, want, 0)
 	p.holds(queueWith(map[string]string{"class": "tiny/1", "severity": "critical"}))
 	p.run("next row", chromedp.KeyEvent("j"))

@@ -2,12 +2,14 @@ package main
 
 import (
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 
 	"github.com/jackc/pgx/v5"
 
 	"github.com/decuwatch/decuwatch/consumers/natstest"
+	"github.com/decuwatch/decuwatch/internal/app"
 	"github.com/decuwatch/decuwatch/monitor/replay"
 	"github.com/decuwatch/decuwatch/schema"
 	"github.com/decuwatch/decuwatch/schema/postgres/pgtest"
@@ -123,11 +125,13 @@ func TestImageRiskFromThresholdToReplay(t *testing.T) {
 	serve.stop()
 }
 
+// The demo shows all measurements, and sends every alert: a class raises more here than its budget of an hour allows.
 func TestDemoOfThreeMeasurements(t *testing.T) {
 	out, _ := command{t: t}.process(exitOK, "demo", "--dir", filepath.Join(t.TempDir(), "demo"), "--ensemble", judged,
-		"--requests=8", "--nats-port=0", "--metrics-port=0", "--review-port=0")
+		"--requests=600", "--nats-port=0", "--metrics-port=0", "--review-port=0")
 	holds(t, out, "class gap", "request risk", "image risk",
-		"Reconciled: 8 messages in the stream = 8 scores")
+		"Reconciled: 600 messages in the stream = 600 scores", " 0 held back.")
+	alerted := 0
 	for line := range strings.Lines(out) {
 		cells := strings.Fields(strings.ReplaceAll(line, "█", "")) // without the bars
 		if len(cells) < 8 || !strings.HasPrefix(cells[0], "class-") {
@@ -137,5 +141,13 @@ func TestDemoOfThreeMeasurements(t *testing.T) {
 		if unmeasured := cells[0] == "class-1" || cells[0] == "class-2"; unmeasured != (cells[7] == "-") {
 			t.Errorf("the image risk of %s is %s", cells[0], cells[7])
 		}
+		n, err := strconv.Atoi(cells[len(cells)-1])
+		if err != nil {
+			t.Error(err)
+		}
+		alerted = max(alerted, n)
+	}
+	if budget := app.DefaultConfig().Volume.ClassPerHour; alerted <= budget {
+		t.Errorf("%d requests of a class raised an alert, which the budget of %d an hour allows", alerted, budget)
 	}
 }

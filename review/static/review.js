@@ -40,6 +40,12 @@ function pick() {
   if (box) box.checked = !box.checked;
 }
 
+function pickAll() {
+  const boxes = Array.from(document.querySelectorAll(".pick"));
+  const all = boxes.every((box) => box.checked);
+  boxes.forEach((box) => { box.checked = !all; });
+}
+
 function enlarge(link) {
   const dialog = document.getElementById("large");
   const image = new Image();
@@ -62,6 +68,7 @@ document.addEventListener("keydown", (event) => {
   }
   const keys = {
     x: pick,
+    X: pickAll,
     h: () => toggle("heat"),
     s: () => toggle("score"),
     m: () => document.querySelector("[data-comment]")?.focus(),
@@ -87,6 +94,7 @@ document.addEventListener("keydown", (event) => {
 
 document.addEventListener("click", (event) => {
   if (event.target.closest("[data-keys]")) showKeys();
+  if (event.target.closest("[data-all]")) pickAll();
   const link = event.target.closest("[data-enlarge]");
   if (link && !event.ctrlKey && !event.metaKey && !event.shiftKey) {
     event.preventDefault();
