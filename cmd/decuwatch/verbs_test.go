@@ -234,7 +234,7 @@ func TestEventsBecomeAlerts(t *testing.T) {
 		"--metrics.address=127.0.0.1:0", "--review.address=127.0.0.1:0", "--metrics.pprof", "--scoring.threads=1",
 		"--review.share=0")
 	mux := metricsAddress(t, serve)
-	holds(t, serve.tail(), "no threshold applies")
+	holds(t, serve.tail(), "no threshold applies", "decuwatch thresholds from-reference")
 	isReady(t, mux)
 	for page, want := range map[string]string{"/healthz": "alive", "/debug/pprof/cmdline": ""} {
 		if status, body := get(t, mux+page); status != http.StatusOK || !strings.Contains(body, want) {
