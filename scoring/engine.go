@@ -45,8 +45,8 @@ type Options struct {
 	// Let the threads of a session spin between operators: faster if nothing else needs the CPUs.
 	Spinning bool `name:"spinning"`
 
-	// Buckets are the row counts to which runs are padded, warmed at start. Defaults to none on CPU, and to powers of
-	// two up to MaxBatchRows on a GPU, where every new shape costs a search for algorithms.
+	// Buckets are the row counts to which runs are padded, warmed at start. Defaults to none on CPU, and on a GPU, where
+	// every new shape costs a choice of algorithms, to powers of two and from 32 on to what lies halfway between them.
 	Buckets    []int                 `kong:"-"`
 	Profile    Profile               `kong:"-"` // the fixed profile. Defaults (zero value) to the manifest's
 	Registerer prometheus.Registerer `kong:"-"` // of the sampler's metrics; nil registers nowhere
@@ -80,16 +80,24 @@ func (o Options) complete() (Options, error) {
 	}
 	o.MaxBatchRows = cmp.Or(o.MaxBatchRows, 256)
 	if o.Buckets == nil && o.Device != "cpu" {
-		for rows := 1; rows < o.MaxBatchRows; rows *= 2 {
-			o.Buckets = append(o.Buckets, rows)
-		}
-		o.Buckets = append(o.Buckets, o.MaxBatchRows)
+		o.Buckets = defaultBuckets(o.MaxBatchRows)
 	}
 	if n := len(o.Buckets); n > 0 &&
 		(!slices.IsSorted(o.Buckets) || o.Buckets[0] < 1 || o.Buckets[n-1] != o.MaxBatchRows) {
 		return o, fmt.Errorf("option Buckets is %v, must ascend from 1 or more to MaxBatchRows %d", o.Buckets, o.MaxBatchRows)
 	}
 	return o, nil
+}
+
+// defaultBuckets returns the row counts of runs on a GPU.
+func defaultBuckets(most int) (buckets []int) {
+	for rows := 1; rows < most; rows *= 2 {
+		buckets = append(buckets, rows)
+		if between := rows + rows/2; rows >= 32 && between < most {
+			buckets = append(buckets, between)
+		}
+	}
+	return append(buckets, most)
 }
 
 // session returns the configuration of a session for runs of the given rows at most.

@@ -89,7 +89,7 @@ func TestScoreIsReproducible(t *testing.T) {
 	if receipt.EnsembleDigest != e.Ensemble().Digest || receipt.Profile != ProfileFixed ||
 		receipt.Settings != e.Profile().Settings() ||
 		receipt.Noise != "torch-cpu" || receipt.Seed != 1<<63 || receipt.Rows != e.Rows(r) ||
-		!strings.HasPrefix(receipt.Runtime, "onnxruntime 1.") || receipt.Device != "cpu" {
+		!strings.HasPrefix(receipt.Runtime, "onnxruntime 1.") || receipt.Device != device {
 		t.Errorf("receipt %+v", receipt)
 	}
 	if receipt.Carrier != Carrier(r.Key, 3) {
@@ -252,7 +252,8 @@ func TestOpenRefuses(t *testing.T) {
 		"buckets":     {tiny, Options{MaxBatchRows: 8, Buckets: []int{4, 2, 8}}, "Buckets"},
 		"profile":     {tiny, Options{Profile: Profile{GuidanceScale: 3}}, "fixed profile"},
 		// The CPU build of ONNX Runtime has no CUDA: the device is refused with its name, not passed over.
-		"cuda": {tiny, Options{Device: "cuda:0"}, "cuda:0"},
+		// A GPU that is not there is refused likewise.
+		"cuda": {tiny, Options{Device: "cuda:99"}, "cuda:99"},
 	} {
 		e, err := Open(c.path, c.options)
 		if err == nil {
@@ -268,7 +269,7 @@ func TestOpenRefuses(t *testing.T) {
 
 // Requests that are given up leave the engine as it was, and Close ends the others.
 func TestCancellationAndCloseUnderLoad(t *testing.T) {
-	e, err := Open(shipped, Options{})
+	e, err := Open(shipped, Options{Device: device})
 	if err != nil {
 		t.Fatal(err)
 	}

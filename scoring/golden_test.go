@@ -22,9 +22,13 @@ const (
 	tinyFlow   = "testdata/tiny-flow" // a transformer of flow matching
 )
 
-// open opens an engine that ends with the test.
+// device runs the graphs of the tests: cpu, or what DECUWATCH_TEST_DEVICE names.
+var device = cmp.Or(os.Getenv("DECUWATCH_TEST_DEVICE"), "cpu")
+
+// open opens an engine that ends with the test, on the device of the tests if the options name no other.
 func open(t testing.TB, path string, o Options) *Engine {
 	t.Helper()
+	o.Device = cmp.Or(o.Device, device)
 	e, err := Open(path, o)
 	if err != nil {
 		t.Fatal(err)

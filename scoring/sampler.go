@@ -313,7 +313,7 @@ func (s *sampler) pick(w *worker) {
 		}
 	}
 	// Workers that are idle share what waits. A run has room for any path.
-	room := min(s.maxRows, max(slices.Max(widest[:]), (waiting+idle-1)/idle))
+	room := min(s.maxRows, max(slices.Max(widest[:]), s.full((waiting+idle-1)/idle)))
 	reserved := s.take(w, Background, min(room, s.reserved(widest[Background])), 0)
 	live := s.take(w, Live, room, reserved)
 	if len(s.active[Live]) > 0 {
@@ -321,6 +321,24 @@ func (s *sampler) pick(w *worker) {
 	}
 	rows := s.take(w, Background, room, live)
 	s.owe(rows, reserved+rows-live, widest[Background])
+}
+
+// splitFrom is the row count from which two runs cost about what one run of all their rows costs.
+const splitFrom = 64
+
+// full returns how many of the waiting rows the next run takes: a whole bucket of them, if that run and one for the rest
+// are smaller together than one padded run.
+func (s *sampler) full(waiting int) int {
+	below := 0
+	for _, bucket := range s.buckets {
+		if bucket <= waiting {
+			below = bucket
+		}
+	}
+	if below >= splitFrom && below+s.pad(waiting-below) < s.pad(waiting) {
+		return below
+	}
+	return waiting
 }
 
 // reserved returns the rows of the next run that background requests get before live ones: none before any of their

@@ -590,6 +590,33 @@ func (s spoiler) Run(rows int) error {
 	return err
 }
 
+// A run takes a whole bucket of what waits, if two runs are smaller than one that is padded. Small runs are not split:
+// each has a cost of its own.
+func TestRunsFillBuckets(t *testing.T) {
+	want := []int{1, 2, 4, 8, 16, 32, 48, 64, 96, 128, 192, 256}
+	if have := defaultBuckets(256); !slices.Equal(have, want) {
+		t.Errorf("buckets %v, want %v", have, want)
+	}
+	if have := defaultBuckets(100); !slices.Equal(have, []int{1, 2, 4, 8, 16, 32, 48, 64, 96, 100}) {
+		t.Errorf("buckets up to 100: %v", have)
+	}
+	s := &sampler{buckets: want}
+	for _, c := range []struct{ waiting, want, padded int }{
+		{1, 1, 1}, {3, 3, 4}, {9, 9, 16}, {33, 33, 48}, // too small to be split
+		{64, 64, 64}, {65, 64, 64}, {80, 64, 64}, {81, 81, 96}, {96, 96, 96},
+		{97, 96, 96}, {129, 128, 128}, {150, 128, 128}, {190, 190, 192}, {192, 192, 192}, {255, 255, 256},
+		{256, 256, 256}, {300, 256, 256},
+	} {
+		have := s.full(c.waiting)
+		if have = min(have, 256); have != c.want || s.pad(have) != c.padded {
+			t.Errorf("%d rows wait: a run of %d padded to %d, want %d and %d", c.waiting, have, s.pad(have), c.want, c.padded)
+		}
+	}
+	if have := (&sampler{}).full(150); have != 150 {
+		t.Errorf("without buckets, a run of %d", have)
+	}
+}
+
 func TestBucketsPadRuns(t *testing.T) {
 	e, workers := fakeSampler(t, 16, 1, []int{4, 16})
 	workers[0].before = func(rows int) error {

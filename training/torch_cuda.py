@@ -63,6 +63,8 @@ def main() -> None:
     cases = []
     for dtype in DTYPES:
         for index, size in enumerate(sizes(threads(device))):
+            if dtype != "float32" and size > threads(device) + 1:
+                continue  # the order is the same for all types, and large draws take time in the tests
             cases.append(draws(device, dtype, SEEDS[index % len(SEEDS)], 0, [size]))
         cases.append(draws(device, dtype, 7, 0, [100, threads(device) * 4 + 1, 3, 4 * 64 * 64, 4 * 64 * 64]))
         cases.append(draws(device, dtype, 9, 4 * (2**32 - 1), [4 * 64 * 64, threads(device) * 9, 5]))

@@ -27,6 +27,7 @@ type ablation struct {
 	arena        bool // memory of each run is given back after it
 	pattern      bool // memory of a run is planned operator by operator
 	optimization bool // only basic graph optimization
+	nhwc         bool // channels first on CUDA
 }
 
 // Port is one input or output of a graph, with the shape of one row.
@@ -98,7 +99,7 @@ func NewSession(config Config, graph Graph) (_ *Session, err error) {
 		return err
 	})
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("load graph: %w", err), s.options.Destroy())
+		return nil, errors.Join(fmt.Errorf("load graph on %s: %w", config.Device, err), s.options.Destroy())
 	}
 	s.graph.Content = nil // the runtime has its own copy
 	return s, nil
@@ -293,8 +294,14 @@ func appendCUDA(options *onnx.SessionOptions, config Config, number int) (err er
 	defer func() { err = errors.Join(err, cuda.Destroy()) }()
 	settings := map[string]string{
 		"device_id":              strconv.Itoa(number),
-		"cudnn_conv_algo_search": "EXHAUSTIVE", // once a shape, at warm-up
+		"cudnn_conv_algo_search": "HEURISTIC", // a search takes seconds a shape and gains nothing
 		"arena_extend_strategy":  "kSameAsRequested",
+	}
+	if !config.HalfWeights {
+		settings["use_tf32"] = "0" // all of fp32's digits; with half weights, this would turn the matrix units off
+	}
+	if !config.without.nhwc {
+		settings["prefer_nhwc"] = "1"
 	}
 	if config.MemoryLimit > 0 {
 		settings["gpu_mem_limit"] = strconv.FormatInt(config.MemoryLimit, 10)

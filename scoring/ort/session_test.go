@@ -1,6 +1,7 @@
 package ort
 
 import (
+	"cmp"
 	"errors"
 	"math"
 	"os"
@@ -8,6 +9,9 @@ import (
 	"strings"
 	"testing"
 )
+
+// device runs the graphs of the tests: cpu, or what DECUWATCH_TEST_DEVICE names.
+var device = cmp.Or(os.Getenv("DECUWATCH_TEST_DEVICE"), "cpu")
 
 func load(t testing.TB) {
 	t.Helper()
@@ -56,7 +60,7 @@ func newSession(t testing.TB, config Config) *Session {
 
 // Every row has its own timestep and context, whatever rows share its run.
 func TestRowsAreIndependent(t *testing.T) {
-	s := newSession(t, Config{Device: "cpu", Threads: 1, Rows: 9})
+	s := newSession(t, Config{Device: device, Threads: 1, Rows: 9})
 	const n, c = 2 * 4 * 4, 8
 	fill := func(row, kind int) {
 		for i := range n {
@@ -98,7 +102,7 @@ func TestSettings(t *testing.T) {
 		"spinning": {Spinning: true}, "two threads": {Threads: 2}, "no arena": {without: ablation{arena: true}},
 		"no pattern": {without: ablation{pattern: true}}, "basic": {without: ablation{optimization: true}},
 	} {
-		config.Device, config.Rows = "cpu", 2
+		config.Device, config.Rows = device, 2
 		s := newSession(t, config)
 		if err := s.Run(2); err != nil {
 			t.Errorf("%s: %v", name, err)
@@ -106,8 +110,31 @@ func TestSettings(t *testing.T) {
 	}
 }
 
+// A device whose memory limit the graph does not fit is refused; the process and its other sessions go on.
+func TestMemoryLimit(t *testing.T) {
+	other := newSession(t, Config{Device: device, Rows: 2})
+	load(t)
+	s, err := NewSession(Config{Device: device, Rows: 64, MemoryLimit: 4096}, tinyGraph(t))
+	if err == nil {
+		err = s.Run(64)
+		if closing := s.Close(); closing != nil {
+			t.Error(closing)
+		}
+	}
+	t.Logf("4 KiB of memory: %v", err)
+	if (device == "cpu") != (err == nil) { // the limit is of GPU memory
+		t.Errorf("a limit of 4 KiB on %s: error %v", device, err)
+	}
+	if err := other.Run(2); err != nil {
+		t.Errorf("another session: %v", err)
+	}
+	if err := newSession(t, Config{Device: device, Rows: 64, MemoryLimit: 1 << 30}).Run(64); err != nil {
+		t.Errorf("a limit of 1 GiB: %v", err)
+	}
+}
+
 func TestTerminate(t *testing.T) {
-	s := newSession(t, Config{Device: "cpu", Threads: 1, Rows: 512})
+	s := newSession(t, Config{Device: device, Threads: 1, Rows: 512})
 	if err := s.Terminate(); err != nil {
 		t.Error(err)
 	}
@@ -149,7 +176,7 @@ func TestTerminate(t *testing.T) {
 
 // The binding makes six small allocations a run: two slices of pointers and four pointers. Ours makes none.
 func TestRunAllocates(t *testing.T) {
-	s := newSession(t, Config{Device: "cpu", Threads: 1, Rows: 64})
+	s := newSession(t, Config{Device: device, Threads: 1, Rows: 64})
 	for _, rows := range []int{1, 64} {
 		allocations := testing.AllocsPerRun(20, func() {
 			if err := s.Run(rows); err != nil {
@@ -174,7 +201,7 @@ func TestGraphErrors(t *testing.T) {
 	} {
 		g := tinyGraph(t)
 		change(&g)
-		s, err := NewSession(Config{Device: "cpu", Rows: 2}, g)
+		s, err := NewSession(Config{Device: device, Rows: 2}, g)
 		if err == nil {
 			err = s.Run(2)
 			if closing := s.Close(); closing != nil {

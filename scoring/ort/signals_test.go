@@ -10,6 +10,38 @@ import (
 	"github.com/decuwatch/decuwatch/scoring/ort/internal/foreign"
 )
 
+// Signals arrive after runs on the device, and an invalid pointer is a panic.
+func TestSignalsArriveAfterRuns(t *testing.T) {
+	s := newSession(t, Config{Device: device, Rows: 2})
+	for range 2 {
+		if err := s.Run(2); err != nil {
+			t.Fatal(err)
+		}
+	}
+	received := make(chan os.Signal, 1)
+	for _, number := range []syscall.Signal{
+		syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP, syscall.SIGUSR1, syscall.SIGCHLD, syscall.SIGPIPE,
+	} {
+		signal.Notify(received, number)
+		if err := syscall.Kill(os.Getpid(), number); err != nil {
+			t.Fatal(err)
+		}
+		select {
+		case <-received:
+		case <-time.After(30 * time.Second):
+			t.Errorf("%v did not arrive within 30s", number)
+		}
+		signal.Stop(received)
+	}
+	defer func() {
+		if recover() == nil {
+			t.Error("no panic")
+		}
+	}()
+	var missing *Session
+	_ = missing.rows
+}
+
 func TestKeepSignals(t *testing.T) {
 	// Go's handler before; a foreign one during the call; Go's again after it, and signals arrive.
 	received := make(chan os.Signal, 1)
