@@ -110,7 +110,7 @@ func cpus(rates []rate) (v []float64) {
 	return v
 }
 
-// BenchmarkTable prints the table of docs/performance.md. make bench runs it once. Environment:
+// BenchmarkTable prints the tables of docs/performance.md. make bench runs it once. Environment:
 // DECUWATCH_BENCH_ROUNDS (defaults to 5), DECUWATCH_BENCH_SECONDS of each measurement (defaults to 2),
 // DECUWATCH_BENCH_PYTHON (a Python with PyTorch; without it the rows of the reference are left out),
 // DECUWATCH_BENCH_TORCH_THREADS (defaults to GOMAXPROCS; if other processes use the CPUs, PyTorch's threads wait for
@@ -118,6 +118,9 @@ func cpus(rates []rate) (v []float64) {
 // DECUWATCH_BENCH_SETTINGS=1 (the table of settings instead), DECUWATCH_BENCH_ONLY (a regular expression of the rows
 // to measure), DECUWATCH_BENCH_ENSEMBLE and DECUWATCH_BENCH_DEVICE (what is measured, and where),
 // DECUWATCH_BENCH_BEFORE (another ensemble, whose scores a second are measured in the same run),
+// DECUWATCH_BENCH_SESSIONS (of the backbone; defaults to 1), DECUWATCH_BENCH_SERVERS=no (leaves out what needs NATS and
+// PostgreSQL), DECUWATCH_BENCH_TORCH_RAW=1 (PyTorch's runs of the network instead of its scores, on a GPU),
+// DECUWATCH_BENCH_PRICE (of an hour of a CPU, or of the GPU: adds the cost of a million scores),
 // DECUWATCH_BENCH_GMAC (of one row) with DECUWATCH_BENCH_PEAK_TFLOPS (of the chip): adds the share of the chip's
 // matrix rate.
 func BenchmarkTable(b *testing.B) {
@@ -129,11 +132,17 @@ func BenchmarkTable(b *testing.B) {
 	} else {
 		cells = append(cells, rawCells(b)...)
 		cells = append(cells, samplerCells(b)...)
-		cells = append(cells, pipelineCells(b, benchEnsemble, "")...)
-		if before := os.Getenv("DECUWATCH_BENCH_BEFORE"); before != "" {
-			cells = append(cells, pipelineCells(b, before, " before")...)
+		if os.Getenv("DECUWATCH_BENCH_SERVERS") != "no" {
+			cells = append(cells, pipelineCells(b, benchEnsemble, "")...)
+			if before := os.Getenv("DECUWATCH_BENCH_BEFORE"); before != "" {
+				cells = append(cells, pipelineCells(b, before, " before")...)
+			}
 		}
-		cells = append(cells, referenceCells(b)...)
+		if os.Getenv("DECUWATCH_BENCH_TORCH_RAW") != "" {
+			cells = append(cells, rawReferenceCells(b)...)
+		} else {
+			cells = append(cells, referenceCells(b)...)
+		}
 	}
 	if only := os.Getenv("DECUWATCH_BENCH_ONLY"); only != "" {
 		chosen, err := regexp.Compile(only)
@@ -163,6 +172,9 @@ func BenchmarkTable(b *testing.B) {
 			ceilings[c.unit] = c
 		}
 	}
+	if err := scoresTable(os.Stdout, cells, benchNumber(b, "DECUWATCH_BENCH_PRICE", 0)); err != nil {
+		b.Error(err)
+	}
 	w := tabwriter.NewWriter(os.Stdout, 0, 0, 1, ' ', 0)
 	fmt.Fprint(w, "\n| what | by the clock | per CPU second | least to most | of the ceiling |\n",
 		"|---|---|---|---|---|\n")
@@ -185,12 +197,13 @@ func BenchmarkTable(b *testing.B) {
 		peak := 1e12 * benchNumber(b, "DECUWATCH_BENCH_PEAK_TFLOPS", 0)
 		fmt.Printf("The ceiling is %.1f%% of the chip's matrix rate.\n", 100*flops/peak)
 	}
-	if os.Getenv("DECUWATCH_BENCH_SETTINGS") == "" {
+	if os.Getenv("DECUWATCH_BENCH_SETTINGS") == "" && benchDevice == "cpu" {
 		paideTable()
 		memoryTable(b)
 	}
 }
 
+// benchNumber returns a positive number of the environment.
 func benchNumber(b *testing.B, name string, or float64) float64 {
 	text := os.Getenv(name)
 	if text == "" {
@@ -313,7 +326,7 @@ func runFor(b *testing.B, d time.Duration, rows int, sessions ...*ort.Session) r
 func rawCells(b *testing.B) []*cell {
 	sizes := []int{1, 2, 4, 8, 16, 32, 64}
 	if benchDevice != "cpu" {
-		sizes = append(sizes, 128, 256)
+		sizes = []int{1, 4, 16, 64, 128, 256} // every size costs a search for algorithms
 	}
 	e := benchManifest(b)
 	s := rawSession(b, e, ort.Config{Threads: runtime.GOMAXPROCS(0), Rows: sizes[len(sizes)-1]})
@@ -444,7 +457,7 @@ func settingCells(b *testing.B) []*cell {
 	return cells
 }
 
-// counted reads a counter of a registry, all its series together.
+// counted reads a counter of a registry, all its series together. Rows of padding don't count.
 func counted(b *testing.B, reg *prometheus.Registry, name string) float64 {
 	families, err := reg.Gather()
 	if err != nil {
@@ -456,6 +469,9 @@ func counted(b *testing.B, reg *prometheus.Registry, name string) float64 {
 	}
 	sum := 0.0
 	for _, m := range families[i].GetMetric() {
+		if slices.ContainsFunc(m.GetLabel(), func(l *dto.LabelPair) bool { return l.GetValue() == "padding" }) {
+			continue
+		}
 		sum += m.GetCounter().GetValue()
 	}
 	return sum
@@ -466,7 +482,8 @@ const sampledRows = "decuwatch_sampler_rows_total"
 func benchEngine(b *testing.B, path string) (*scoring.Engine, *prometheus.Registry) {
 	b.Helper()
 	reg := prometheus.NewRegistry()
-	e, err := scoring.Open(path, scoring.Options{Device: benchDevice, Registerer: reg})
+	sessions := int(benchNumber(b, "DECUWATCH_BENCH_SESSIONS", 1))
+	e, err := scoring.Open(path, scoring.Options{Device: benchDevice, Sessions: sessions, Registerer: reg})
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -496,9 +513,10 @@ func load(ctx context.Context, b *testing.B, e *scoring.Engine, concurrent int, 
 	return &wg
 }
 
-// samplerCells measure rows a second of the engine in steady state.
+// samplerCells measure the engine in steady state: scores a second, rows a second, and rows of whole verdicts.
 func samplerCells(b *testing.B) []*cell {
 	e, reg := benchEngine(b, benchEnsemble)
+	rows := func() float64 { return counted(b, reg, sampledRows) }
 	steady := func(concurrent int, profile scoring.Profile) func(time.Duration) rate {
 		return func(d time.Duration) rate {
 			ctx, cancel := context.WithCancel(b.Context())
@@ -506,12 +524,22 @@ func samplerCells(b *testing.B) []*cell {
 			defer wg.Wait()
 			defer cancel()
 			time.Sleep(d / 4) // until requests are spread over their steps
-			m := startMeter(func() float64 { return counted(b, reg, sampledRows) })
+			m := startMeter(rows)
 			time.Sleep(d)
 			return m.rate()
 		}
 	}
-	var cells []*cell
+	perScore := e.Rows(scoring.Request{})
+	cells := []*cell{
+		{
+			name: fmt.Sprintf("sampler, 64 in flight, %d rows a score", perScore), unit: "scores/s",
+			measure: func(d time.Duration) rate {
+				r := steady(64, scoring.Profile{})(d)
+				return rate{r.wall / float64(perScore), r.cpu / float64(perScore)}
+			},
+		},
+		monitorCell(b, e, rows),
+	}
 	for _, concurrent := range []int{1, 4, 16, 64} {
 		cells = append(cells, &cell{
 			name: fmt.Sprintf("sampler, %d requests in flight", concurrent), unit: "rows/s",
@@ -654,77 +682,112 @@ func pipelineCells(b *testing.B, path, which string) []*cell {
 	}
 }
 
-// referenceCells measure the authors' code in PyTorch, if a Python with PyTorch is named.
-func referenceCells(b *testing.B) []*cell {
+// reference is a decuwatch-train bench that waits for what to time.
+type reference struct {
+	in  io.Writer
+	out *bufio.Reader
+}
+
+// startReference starts decuwatch-train bench; nil if no Python with PyTorch is named.
+func startReference(b *testing.B, args ...string) *reference {
 	python := os.Getenv("DECUWATCH_BENCH_PYTHON")
 	if python == "" {
-		fmt.Fprintln(os.Stderr, "without PyTorch: make bench PYTORCH=1 adds the authors' way")
+		fmt.Fprintln(os.Stderr, "without PyTorch: DECUWATCH_BENCH_PYTHON names no Python")
 		return nil
 	}
 	training, err := filepath.Abs("../../training")
 	if err != nil {
 		b.Fatal(err)
 	}
+	command := exec.Command(python, append([]string{"-m", "decuwatch_training", "bench", benchEnsemble}, args...)...)
+	command.Args = append(command.Args, strings.Fields(os.Getenv("DECUWATCH_BENCH_TORCH_ARGS"))...)
+	command.Env = append(os.Environ(), "PYTHONPATH="+training+":"+os.Getenv("PYTHONPATH"))
+	command.Stderr = os.Stderr
+	in, err := command.StdinPipe()
+	if err != nil {
+		b.Fatal(err)
+	}
+	out, err := command.StdoutPipe()
+	if err != nil {
+		b.Fatal(err)
+	}
+	if err := command.Start(); err != nil {
+		b.Fatal(err)
+	}
+	lines := bufio.NewReader(out)
+	b.Cleanup(func() {
+		_ = in.Close()
+		_, _ = io.Copy(io.Discard, lines)
+		_ = command.Wait()
+	})
+	greeting, err := lines.ReadString('\n')
+	if err != nil {
+		b.Fatal(err)
+	}
+	fmt.Fprint(os.Stderr, greeting)
+	return &reference{in, lines}
+}
+
+// ask returns the answer to a line.
+func (r *reference) ask(b *testing.B, question string) (answer rate) {
+	fmt.Fprintln(r.in, question)
+	line, err := r.out.ReadString('\n')
+	if err != nil {
+		b.Fatal(err)
+	}
+	if _, err := fmt.Sscan(line, &answer.wall, &answer.cpu); err != nil {
+		b.Fatalf("%q: %v", line, err)
+	}
+	return answer
+}
+
+// rawReferenceCells measure runs of the network in PyTorch, as rawCells do in ONNX Runtime.
+func rawReferenceCells(b *testing.B) []*cell {
+	r := startReference(b, "--raw")
+	if r == nil {
+		return nil
+	}
+	modes := []struct {
+		name, mode string
+		rows       int
+	}{{"eager", "eager", 1}, {"eager", "eager", 64}}
+	if benchDevice != "cpu" {
+		modes = append(modes, []struct {
+			name, mode string
+			rows       int
+		}{
+			{"eager in a CUDA graph", "graphs", 1}, {"eager in a CUDA graph", "graphs", 64}, {"eager", "eager", 256},
+			{"torch.compile", "compile", 64},
+		}...)
+	}
 	var cells []*cell
-	threads := int(benchNumber(b, "DECUWATCH_BENCH_TORCH_THREADS", float64(runtime.GOMAXPROCS(0))))
-	for _, seeds := range []int{1, 8} {
-		command := exec.Command(python, "-m", "decuwatch_training", "bench", benchEnsemble,
-			"--seeds", strconv.Itoa(seeds), "--threads", strconv.Itoa(threads))
-		command.Args = append(command.Args, strings.Fields(os.Getenv("DECUWATCH_BENCH_TORCH_ARGS"))...)
-		command.Env = append(os.Environ(), "PYTHONPATH="+training)
-		command.Stderr = os.Stderr
-		in, err := command.StdinPipe()
-		if err != nil {
-			b.Fatal(err)
-		}
-		out, err := command.StdoutPipe()
-		if err != nil {
-			b.Fatal(err)
-		}
-		if err := command.Start(); err != nil {
-			b.Fatal(err)
-		}
-		lines := bufio.NewReader(out)
-		greeting, err := lines.ReadString('\n')
-		if err != nil {
-			b.Fatal(err)
-		}
-		fmt.Fprint(os.Stderr, greeting)
-		b.Cleanup(func() {
-			_ = in.Close()
-			_, _ = io.Copy(io.Discard, lines)
-			_ = command.Wait()
-		})
+	for _, m := range modes {
 		cells = append(cells, &cell{
-			name: fmt.Sprintf("the authors' way in PyTorch, %d thread(s), %d seed(s) a batch", threads, seeds),
-			unit: "scores/s",
+			name: fmt.Sprintf("PyTorch, %s, run of %d rows", m.name, m.rows), unit: "rows/s",
 			measure: func(d time.Duration) rate {
-				fmt.Fprintln(in, d.Seconds())
-				line, err := lines.ReadString('\n')
-				if err != nil {
-					b.Fatal(err)
-				}
-				var r rate
-				if _, err := fmt.Sscan(line, &r.wall, &r.cpu); err != nil {
-					b.Fatalf("%q: %v", line, err)
-				}
-				return r
+				return r.ask(b, fmt.Sprint(d.Seconds(), " ", m.mode, " ", m.rows))
 			},
 		})
 	}
-	e, reg := benchEngine(b, benchEnsemble)
-	rows := float64(e.Rows(scoring.Request{}))
-	const ours = "the same scores by the sampler, 64 in flight"
-	return append(cells, &cell{name: ours, unit: "scores/s", measure: func(d time.Duration) rate {
-		ctx, cancel := context.WithCancel(b.Context())
-		wg := load(ctx, b, e, 64, scoring.Profile{})
-		defer wg.Wait()
-		defer cancel()
-		time.Sleep(d / 4)
-		m := startMeter(func() float64 { return counted(b, reg, sampledRows) / rows })
-		time.Sleep(d)
-		return m.rate()
-	}})
+	return cells
+}
+
+// referenceCells measure the authors' code in PyTorch, if a Python with PyTorch is named.
+func referenceCells(b *testing.B) []*cell {
+	var cells []*cell
+	threads := int(benchNumber(b, "DECUWATCH_BENCH_TORCH_THREADS", float64(runtime.GOMAXPROCS(0))))
+	for _, seeds := range []int{1, 8} {
+		r := startReference(b, "--seeds", strconv.Itoa(seeds), "--threads", strconv.Itoa(threads))
+		if r == nil {
+			return nil
+		}
+		cells = append(cells, &cell{
+			name:    fmt.Sprintf("the authors' way in PyTorch, %d thread(s), %d seed(s) a batch", threads, seeds),
+			unit:    "scores/s",
+			measure: func(d time.Duration) rate { return r.ask(b, fmt.Sprint(d.Seconds())) },
+		})
+	}
+	return cells
 }
 
 // paideTable prints nanoseconds of an estimate from its means.

@@ -64,10 +64,12 @@ def _export(
     network: nn.Module, inputs: tuple[Tensor, ...], names: list[str], output: str, path: Path, precision: str
 ) -> list[Path]:
     device = next(network.parameters()).device
-    network = network.cpu().eval()
-    exported: nn.Module = network
+    exported: nn.Module = network.eval()
     if precision == "fp16":
-        exported = _Float32Outside(network.half())
+        exported = _Float32Outside(network.half())  # traced where it is: a CPU takes minutes for a large one
+        inputs = tuple(tensor.to(device) for tensor in inputs)
+    else:
+        network.cpu()
     raw = path.with_suffix(".raw")
     try:
         with warnings.catch_warnings(), torch.no_grad():

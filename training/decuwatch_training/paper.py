@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from decuwatch_training.backbone import (
     Autoencoder,
@@ -32,10 +33,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--precision", choices=("fp32", "fp16"), default="fp16", help="of the graphs' weights")
     parser.add_argument("--channels", type=int, default=192, help="width of the U-Net; the paper's is 192")
     parser.add_argument("--classes", type=int, default=1000, help="K")
+    parser.add_argument(
+        "--golden", action="store_true", help="add golden.json, the numbers that the Go sampler is held against"
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Write the ensemble and check it."""
+    """Write the ensemble; its golden.json, not this export, holds its graphs against PyTorch."""
     backbone = paper_backbone(arguments.channels, arguments.classes).to(pick_device())
     trained = tiny_run(backbone, 5, 1)
     profile = FORMAT_1_PROFILE | {"reason": "random weights: any profile will do"}
@@ -49,6 +53,8 @@ def run(arguments: argparse.Namespace) -> None:
         profile,
         0,
         {"source": "random weights"},
+        golden=arguments.golden,
+        checked=False,
     )
     print(f"{arguments.out}: {backbone.parameter_count() / 1e6:.1f} M parameters")
 
@@ -99,6 +105,9 @@ def paper_backbone(channels: int = 192, classes: int = 1000) -> Backbone:
     torch.manual_seed(1)
     configuration = paper_configuration(channels)
     unet = build_compvis_unet(configuration)
+    for name, parameter in unet.named_parameters():
+        if "norm" in name:  # scales of 1 and shifts of 0 would be left out of the graph, with their cost
+            nn.init.normal_(parameter, mean=float(name.endswith("weight")), std=0.1)
     autoencoder = build_compvis_autoencoder(configuration["first_stage_config"])
     reference = torch.randn(classes + 1, 1, CONTEXT_DIM)
     return Backbone(
