@@ -3,7 +3,12 @@ BENCH = $(RUN) go test ./cmd/decuwatch -run '^$$' -bench '^BenchmarkTable$$' -be
 
 .PHONY: bench bench-settings golden
 
-bench: setup ## the table of docs/performance.md; PYTORCH=1 adds the authors' way
+# PYTORCH= leaves out the authors' way, and with it an environment of 6 GB. PRICE is of an hour of a CPU, or of the GPU.
+PYTORCH ?= 1
+PRICE ?= 0.04
+export DECUWATCH_BENCH_PRICE = $(PRICE)
+
+bench: setup ## the tables of docs/performance.md, beside the authors' way in PyTorch
 	@$(if $(PYTORCH),export DECUWATCH_BENCH_PYTHON="$$(training/setup)/bin/python" &&) $(BENCH)
 
 bench-settings: setup ## settings of ONNX Runtime on this CPU
@@ -15,21 +20,30 @@ golden: ## rewrite the golden files with PyTorch and diffusers
 		--flow scoring/testdata/flow.json --draws scoring/testdata/draws.json \
 		ensembles/fashion-mnist $(addprefix scoring/testdata/,tiny tiny-tokens tiny-2 tiny-flow)
 
-# On a CUDA machine: ONNXRUNTIME_LIB must name a CUDA build of ONNX Runtime, GPU_PEAK_TFLOPS the chip's dense matrix
-# rate in the precision. PYTORCH=1 adds PyTorch, eager and by torch.compile.
+# A backbone of the paper's size on this machine's GPU: ONNXRUNTIME_LIB must name a CUDA build of ONNX Runtime.
 GPU_DEVICE ?= cuda:0
 GPU_PRECISION ?= fp16
+GPU_PEAK_TFLOPS ?= 989
 PAPER_ENSEMBLE = $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/decuwatch/paper-size-$(GPU_PRECISION)
-GPU_BENCH = DECUWATCH_BENCH_ENSEMBLE="$(PAPER_ENSEMBLE)" DECUWATCH_BENCH_DEVICE="$(GPU_DEVICE)" \
-	DECUWATCH_BENCH_GMAC=104 \
-	DECUWATCH_BENCH_PEAK_TFLOPS="$(GPU_PEAK_TFLOPS)" DECUWATCH_BENCH_SECONDS=10
 
-.PHONY: bench-gpu
+.PHONY: bench-gpu gpu-kit gpu-rehearsal
 
-bench-gpu: setup ## the same table on a GPU, with a backbone of the paper's size
+bench-gpu: setup ## the same tables on a GPU, with a backbone of the paper's size
 	@[ -f "$(PAPER_ENSEMBLE)/ensemble.json" ] || \
 		$(DECUWATCH_TRAIN) paper --precision "$(GPU_PRECISION)" --out "$(PAPER_ENSEMBLE)"
-	@$(if $(PYTORCH),export DECUWATCH_BENCH_PYTHON="$$(training/setup)/bin/python" \
-		DECUWATCH_BENCH_TORCH_ARGS="--paper --device cuda" &&) $(GPU_BENCH) $(BENCH)
-	@$(if $(PYTORCH),export DECUWATCH_BENCH_PYTHON="$$(training/setup)/bin/python" \
-		DECUWATCH_BENCH_TORCH_ARGS="--paper --device cuda --compile" && $(GPU_BENCH) $(BENCH))
+	@DECUWATCH_BENCH_ENSEMBLE="$(PAPER_ENSEMBLE)" DECUWATCH_BENCH_DEVICE="$(GPU_DEVICE)" DECUWATCH_BENCH_SESSIONS=2 \
+		DECUWATCH_BENCH_GMAC=104 DECUWATCH_BENCH_PEAK_TFLOPS="$(GPU_PEAK_TFLOPS)" DECUWATCH_BENCH_TORCH_RAW=1 \
+		DECUWATCH_BENCH_TORCH_ARGS="--paper --device cuda --precision $(GPU_PRECISION)" \
+		$(if $(PYTORCH),DECUWATCH_BENCH_PYTHON="$$(training/setup)/bin/python") $(BENCH)
+
+gpu-kit: setup ## what a GPU machine without a network lacks, in .gpu-kit/
+	@$(RUN) scripts/gpu-kit
+
+gpu-rehearsal: setup ## every stage of scripts/gpu-check on the CPU, without a network
+	@work=$$(mktemp -d) && trap 'rm -rf "$$work"' EXIT && \
+	GPU_ARCH=cpu GPU_KIT="$$work/kit" $(RUN) scripts/gpu-kit && \
+	export GPU_DEVICE=cpu GPU_CHECK_DIR="$$work/there" PYTHON="$$(training/setup)/bin/python" \
+		GPU_PAPER_ARGS="--precision fp32 --channels 32" GPU_BENCH_SECONDS=0.2 GPU_BENCH_ROUNDS=1 && \
+	for stage in assemble correct speed; do \
+		unshare --map-root-user --net "$$work/kit/gpu-check" $$stage || exit 1; \
+	done
