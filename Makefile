@@ -12,7 +12,7 @@ REVISION := $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
 -include review/review.mk
 -include internal/faults/faults.mk
 
-.PHONY: help setup build demo clean-demo test shells lint fmt
+.PHONY: help setup build demo clean-demo test shells lint fmt release
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,6 +37,9 @@ test: setup review-tools shells lint ## everything in Go: race detector, real NA
 
 shells:
 	@scripts/fetch-shells
+
+release: setup ## programs, SBOMs and the Python wheel of a release, in dist/
+	@$(RUN) scripts/release
 
 lint: setup ## gofmt, vet, staticcheck, and what scripts/lint checks
 	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); \
