@@ -21,7 +21,7 @@ setup: ## get what is missing: ONNX Runtime, PostgreSQL, a C compiler
 	@scripts/setup
 
 build: setup ## build bin/decuwatch
-	@[ -x bin/decuwatch ] || echo "building bin/decuwatch: the first time takes minutes; each package is named when it is done" >&2
+	@[ -x bin/decuwatch ] || echo "building bin/decuwatch: the first time takes minutes" >&2
 	@$(RUN) go build -v -ldflags '-X main.version=$(VERSION) -X main.revision=$(REVISION)' -o bin/decuwatch ./cmd/decuwatch
 
 demo: build ## the monitor end to end on this machine: 200 real requests, scores, alerts

@@ -299,7 +299,8 @@ func files(score schema.Score, e scoring.Evidence, shape ensemble.Image, side in
 		list = append(list, postgres.EvidenceFile{Name: fileProducer, ContentType: "image/png", Body: body})
 	}
 	n := Numbers{
-		Carrier: e.Result.Receipt.Carrier, ClassGap: e.Result.ClassGap.Value, Risk: e.Result.RequestRisk.Value, // a rerun measures it always
+		Carrier: e.Result.Receipt.Carrier, ClassGap: e.Result.ClassGap.Value,
+		Risk:   e.Result.RequestRisk.Value, // a rerun measures it always
 		Agrees: replay.Compare(&score, e.Result).Agrees,
 		Width:  shape.Width, Height: shape.Height, Diversity: e.Diversity, Similarity: e.Similarity, Final: e.Final.Value,
 		UpperBound: bound,

@@ -335,7 +335,8 @@ func TestPageInChromium(t *testing.T) {
 	// The filter narrows without a new page, and the counts stay right.
 	p.run("filter", chromedp.Navigate(site.URL+"/?state=resolved"))
 	p.holds(`document.querySelectorAll(".row").length === 2`)
-	p.run("class", chromedp.SetValue(chromedp.CSS(`select[name="class"]`), fmt.Sprintf("%s/%d", worst.Event.Data.Model, worst.ClassIndex)),
+	p.run("class", chromedp.SetValue(chromedp.CSS(`select[name="class"]`),
+		fmt.Sprintf("%s/%d", worst.Event.Data.Model, worst.ClassIndex)),
 		chromedp.Evaluate[chromedp.Void](`document.querySelector('select[name="class"]')
 			.dispatchEvent(new Event("change", {bubbles: true}))`))
 	p.holds(`document.querySelectorAll(".row").length === 1 && location.search.includes("class=")`)

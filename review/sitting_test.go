@@ -19,8 +19,8 @@ import (
 	"github.com/decuwatch/decuwatch/schema/postgres"
 )
 
-// clears has a reviewer clear ten alerts from a queue with the keyboard alone, one key for each verdict. The queue holds
-// the reviews want in this order. The reviewer begins with the review at start, whose page of the queue is shown.
+// clears has a reviewer clear ten alerts from a queue with the keyboard alone, one key for each verdict. The queue
+// holds the reviews want in this order. The reviewer begins with the review at start, whose page of the queue is shown.
 func (b *tab) clears(store *postgres.Store, want []string, start int) {
 	b.t.Helper()
 	keys := []string{"c", "f", "e"}

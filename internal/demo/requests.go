@@ -55,7 +55,8 @@ func (d *demo) events(before uint64) []schema.Event {
 			Model: e.Name, Class: schema.ClassLabel(e.Classes[i%len(e.Classes)].Label), Noise: e.Noise,
 			Seed: before + uint64(i) + 1, //nolint:gosec // small
 			Sampler: &schema.Sampler{
-				Name: e.Diffusion.Sampler(), Steps: e.Profile.RequestRisk.Steps, GuidanceScale: e.Profile.GuidanceScale, Eta: e.Profile.Eta,
+				Name: e.Diffusion.Sampler(), Steps: e.Profile.RequestRisk.Steps,
+				GuidanceScale: e.Profile.GuidanceScale, Eta: e.Profile.Eta,
 			},
 			Labels: map[string]string{"tenant": tenants[i%len(tenants)]},
 		})
