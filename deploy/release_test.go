@@ -5,7 +5,7 @@ import (
 	"archive/zip"
 	"compress/gzip"
 	"crypto/sha256"
-	"debug/elf"
+	object "debug/elf"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
@@ -108,12 +108,12 @@ func released(t *testing.T, path, name, version, revision string) {
 	if want := "decuwatch " + version + " (" + revision[:12] + ")"; !strings.HasPrefix(says, want) {
 		t.Errorf("the program says %q, want %q", says, want)
 	}
-	object, err := elf.Open(binary)
+	file, err := object.Open(binary)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer object.Close()
-	libraries, err := object.ImportedLibraries()
+	defer file.Close()
+	libraries, err := file.ImportedLibraries()
 	for _, library := range libraries {
 		if !slices.Contains([]string{"libc.so.6", "libdl.so.2", "libpthread.so.0", "ld-linux-aarch64.so.1",
 			"ld-linux-x86-64.so.2"}, library) {
