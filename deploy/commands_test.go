@@ -148,7 +148,8 @@ func verb(command string) string {
 
 // TestCommandsAreFound shows that a command is found wherever a document has it.
 func TestCommandsAreFound(t *testing.T) {
-	got := commandsIn(t, "    make x\n\n    bytes = 2 kB\n\nRun `docker compose\nup -d`, not `nats.url` or `decuwatch`.\n```sh\n# comment\na \\\n  b  # why\n"+
+	got := commandsIn(t, "    make x\n\n    bytes = 2 kB\n\n"+
+		"Run `docker compose\nup -d`, not `nats.url` or `decuwatch`.\n```sh\n# comment\na \\\n  b  # why\n"+
 		"c >d\n```\n```yaml\ndocker: x\n```\n`deploy/postgres/backup.sh >x`\n")
 	if want := "a b|c >d|make x|docker compose up -d|deploy/postgres/backup.sh >x"; strings.Join(got, "|") != want {
 		t.Errorf("%q, want %s", got, want)

@@ -17,8 +17,8 @@ bench-dashboards: setup ## time the dashboards' queries at a million scores and 
 bench-workers: setup ## events a second of 1, 2 and 4 worker processes on one durable consumer
 	$(RUN) go test -run '^$$' -bench Workers -benchtime 1x -timeout 30m ./deploy
 
-# The three below run real engines and take minutes, so they are no part of `make test`. deploy/check/lib.sh says what they
-# need, and how CHECK_IMAGES chooses the images. What they get and build stays in ~/.cache/decuwatch/deploy-check.
+# The three below run real engines and take minutes, so they are no part of `make test`. deploy/check/lib.sh says what
+# they need, and how CHECK_IMAGES chooses the images. What they get and build stays in ~/.cache/decuwatch/deploy-check.
 
 image-check: ## build the image and run it read-only, without capabilities, as uid 10001: ready, scores, SIGTERM
 	@deploy/check/image-check
