@@ -112,7 +112,7 @@ func TestPruneFatbin(t *testing.T) {
 		make([]byte, 8),
 		fatbin(entry(2, 90, "ninety2.")),
 	}, nil)
-	content := elf(kernels, "rest of the file")
+	content := elfFile(kernels, "rest of the file")
 	dir := t.TempDir()
 	in, out := filepath.Join(dir, "in.so"), filepath.Join(dir, "out.so")
 	if err := os.WriteFile(in, content, 0o600); err != nil {
@@ -133,8 +133,8 @@ func TestPruneFatbin(t *testing.T) {
 	}
 }
 
-// elf returns a 64-bit ELF file with a section .nv_fatbin.
-func elf(kernels []byte, rest string) []byte {
+// elfFile returns a 64-bit ELF file with a section .nv_fatbin.
+func elfFile(kernels []byte, rest string) []byte {
 	names := "\x00.nv_fatbin\x00"
 	file := make([]byte, 64)
 	copy(file, "\x7fELF\x02\x01")
