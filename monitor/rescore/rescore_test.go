@@ -197,7 +197,9 @@ func TestJobs(t *testing.T) {
 // A stream that would not hand each job to one worker is refused by name.
 func TestStreamOfAnotherKindIsRefused(t *testing.T) {
 	js := natstest.Start(t).JetStream()
-	_, err := js.CreateStream(t.Context(), jetstream.StreamConfig{Name: "RESCORE", Subjects: []string{subjectPrefix + ">"}})
+	_, err := js.CreateStream(t.Context(), jetstream.StreamConfig{
+		Name: "RESCORE", Subjects: []string{subjectPrefix + ">"},
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
