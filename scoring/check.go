@@ -214,6 +214,9 @@ func await(owners *sync.WaitGroup, what string) error {
 func (s *sampler) runProbe(w *worker) error {
 	copy(w.latent, probeLatent(s.ensemble))
 	copy(w.context, s.ensemble.Members().Row(0, 0))
+	for k, more := range s.ensemble.Members().More() {
+		copyRow(w.more[k], 0, more.Row(0, 0))
+	}
 	w.timestep.set(0, float64(s.ensemble.Diffusion.TrainTimesteps-1))
 	err := w.Run(s.pad(1))
 	for errors.Is(err, ort.ErrTerminated) && !w.isClosed() {

@@ -214,6 +214,13 @@ func (e *Engine) openBackbone() ([]*worker, error) {
 	if m.Diffusion.Kind != diffusion.KindFlowMatch {
 		unet.Timestep = ports.Timestep // whole numbers
 	}
+	for _, c := range m.Conditioning {
+		port := ort.Port{Name: c.Input}
+		for _, side := range c.Shape {
+			port.Shape = append(port.Shape, int64(side))
+		}
+		unet.Inputs = append(unet.Inputs, port)
+	}
 	warm := o.Buckets
 	if len(warm) == 0 {
 		warm = []int{1, o.MaxBatchRows}
@@ -224,10 +231,14 @@ func (e *Engine) openBackbone() ([]*worker, error) {
 		if err != nil {
 			return nil, err
 		}
-		workers = append(workers, &worker{
+		w := &worker{
 			runner: session, latent: session.Input(0), timestep: timesteps{session.Timesteps(), session.Input(1)},
 			context: session.Input(2), output: session.Output(),
-		})
+		}
+		for i := range m.Conditioning {
+			w.more = append(w.more, session.Input(3+i))
+		}
+		workers = append(workers, w)
 	}
 	return workers, nil
 }

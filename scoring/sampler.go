@@ -21,10 +21,11 @@ type runner interface {
 // worker is one session of the backbone with the buffers of its rows. One goroutine owns it.
 type worker struct {
 	runner
-	latent   []float32 // [rows, C, H, W]
-	timestep timesteps // [rows]
-	context  []float32 // [rows, T, D]
-	output   []float32 // [rows, C, H, W]
+	latent   []float32   // [rows, C, H, W]
+	timestep timesteps   // [rows]
+	context  []float32   // [rows, T, D]
+	more     [][]float32 // [rows, ...] of each further input of the manifest's conditioning
+	output   []float32   // [rows, C, H, W]
 
 	vitals
 	picked []*path // of the run in progress
@@ -400,18 +401,27 @@ func (s *sampler) fill(w *worker) (rows int) {
 		for i, latent := range p.latents {
 			copy(w.latent[rows*n:(rows+1)*n], latent)
 			copy(w.context[rows*c:(rows+1)*c], p.tables.Row(p.table(i), p.task.class))
+			for k, more := range p.tables.More() {
+				copyRow(w.more[k], rows, more.Row(p.table(i), p.task.class))
+			}
 			w.timestep.set(rows, p.steps[p.step].Timestep)
 			rows++
 		}
 		if p.width > p.size {
 			mean(w.latent[rows*n:(rows+1)*n], p.latents)
-			copy(w.context[rows*c:(rows+1)*c], p.unconditional())
+			copy(w.context[rows*c:(rows+1)*c], p.unconditional(p.tables))
+			for k, more := range p.tables.More() {
+				copyRow(w.more[k], rows, p.unconditional(more))
+			}
 			w.timestep.set(rows, p.steps[p.step].Timestep)
 			rows++
 		}
 	}
 	return rows
 }
+
+// copyRow copies a row to its place among the rows of a run.
+func copyRow(dst []float32, at int, row []float32) { copy(dst[at*len(row):(at+1)*len(row)], row) }
 
 // mean writes the mean of latents to dst.
 func mean(dst []float32, latents [][]float32) {

@@ -4,6 +4,7 @@ import (
 	"slices"
 
 	"github.com/decuwatch/decuwatch/scoring/diffusion"
+	"github.com/decuwatch/decuwatch/scoring/ensemble"
 )
 
 // task is one request in the sampler. The sampler's mutex guards it, but for the latents of paths that a worker runs.
@@ -45,12 +46,12 @@ type path struct {
 // table returns the index of the group's table i in its set.
 func (p *path) table(i int) int { return p.group*p.size + i }
 
-// unconditional returns the embedding of the group's unconditional row.
-func (p *path) unconditional() []float32 {
+// unconditional returns the group's unconditional row in the tables of the path, or of a further input.
+func (p *path) unconditional(tables *ensemble.Tables) []float32 {
 	if p.size > 1 {
-		return p.tables.Shared()
+		return tables.Shared()
 	}
-	return p.tables.Row(p.group, p.tables.Classes())
+	return tables.Row(p.group, tables.Classes())
 }
 
 // forRequestRisk reports whether nothing but the request risk needs the steps that the path has left.

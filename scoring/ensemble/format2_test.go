@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 )
@@ -270,5 +271,57 @@ func TestSharedRow(t *testing.T) {
 	}
 	if !e.Judge.CanTell(0) || e.Judge.CanTell(1) || e.Judge.CanTell(2) || !e.Judge.CanTell(3) {
 		t.Errorf("the judge tells %v", e.Judge.Accuracy)
+	}
+}
+
+// Further inputs of the backbone: rows of every set, and what a manifest, a graph or a tables file may get wrong.
+func TestConditioning(t *testing.T) {
+	const dir = "../testdata/tiny-conditioned"
+	e, err := Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, set := range []string{TablesMembers, TablesPosterior, TablesProducer, TablesReference} {
+		tables := e.Tables(set)
+		if tables == nil {
+			t.Fatalf("no %s", set)
+		}
+		more := tables.More()
+		if len(more) != 2 || len(more[0].Row(0, 1)) != 6 || len(more[1].Row(0, 1)) != 1 ||
+			more[0].Count() != tables.Count() {
+			t.Errorf("%s: %d further inputs", set, len(more))
+		}
+	}
+	content, err := os.ReadFile(filepath.Join(dir, "ensemble.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, c := range map[string]struct{ from, to, says string }{
+		"another name":         {`"name": "pooled"`, `"name": "Pooled"`, "conditioning[0].name"},
+		"a name without rows":  {`"name": "pooled"`, `"name": "vector"`, `.vector" is missing`},
+		"a name twice":         {`"name": "guidance"`, `"name": "pooled"`, "twice"},
+		"an input twice":       {`"input": "guidance"`, `"input": "context"`, "twice"},
+		"an input of no graph": {`"input": "guidance"`, `"input": "time_ids"`, `no input "time_ids"`},
+		"no input":             {`"input": "guidance"`, `"input": ""`, "conditioning[1].input"},
+		"another shape":        {"6\n", "7\n", `input "pooled_projections" has shape [-1 6]`},
+		"an empty side":        {"6\n", "0\n", "conditioning[0].shape is [0]"},
+		"another member": {`"name": "pooled"`, `"name": "pooled", "trained": true`,
+			"conditioning.0.trained is unknown"},
+		"format 1": {`decuwatch-ensemble/2`, `decuwatch-ensemble/1`, "unknown"},
+	} {
+		changed := strings.Replace(string(content), c.from, c.to, 1)
+		if changed == string(content) {
+			t.Fatalf("%s: nothing was replaced", name)
+		}
+		copied := t.TempDir()
+		if err := os.CopyFS(copied, os.DirFS(dir)); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(copied, "ensemble.json"), []byte(changed), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := Open(copied); err == nil || !strings.Contains(err.Error(), c.says) {
+			t.Errorf("%s: %v, want %q", name, err, c.says)
+		}
 	}
 }

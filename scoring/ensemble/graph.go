@@ -280,11 +280,19 @@ func (e *Ensemble) checkUNet(content []byte) error {
 	if e.Diffusion.Kind == diffusion.KindFlowMatch {
 		timestep = onnxFloat
 	}
-	return g.check(e.Opset, e.Files.UNet, []port{
+	inputs := []port{
 		{names.Latent, onnxFloat, latent},
 		{names.Timestep, timestep, []int64{-1}},
 		{names.Context, onnxFloat, []int64{-1, int64(e.Context.Tokens), int64(e.Context.Dim)}},
-	}, []port{{names.Output, onnxFloat, latent}})
+	}
+	for _, c := range e.Conditioning {
+		dims := []int64{-1}
+		for _, side := range c.Shape {
+			dims = append(dims, int64(side))
+		}
+		inputs = append(inputs, port{c.Input, onnxFloat, dims})
+	}
+	return g.check(e.Opset, e.Files.UNet, inputs, []port{{names.Output, onnxFloat, latent}})
 }
 
 func (e *Ensemble) checkDecoder(content []byte) error {

@@ -38,26 +38,28 @@ const (
 // Manifest is the content of ensemble.json; docs/ensemble-format.md describes every field and its bounds. A field with
 // the tag format is in manifests of that format only.
 type Manifest struct {
-	Format      string               `json:"format"`
-	Name        string               `json:"name"`
-	Files       Files                `json:"files"`
-	Precision   string               `json:"precision"` // of the weights: fp32 or fp16
-	Opset       int                  `json:"opset"`
-	Latent      Latent               `json:"latent"`
-	Image       Image                `json:"image"`
-	Context     Context              `json:"context"`
-	Graph       Graph                `json:"graph"`
-	Diffusion   Diffusion            `json:"diffusion"`
-	Components  int                  `json:"components"`           // M
-	Posterior   int                  `json:"posterior" format:"2"` // P, or 0: no posterior tables
-	Classes     []Class              `json:"classes"`
-	Regime      string               `json:"regime"`
-	Noise       string               `json:"noise"`
-	Profile     Profile              `json:"profile"`
-	Judge       *Judge               `json:"judge,omitempty" format:"2"`
-	Reference   map[string]Reference `json:"reference,omitempty"` // by measurement
-	Provenance  json.RawMessage      `json:"provenance"`
-	Diagnostics json.RawMessage      `json:"diagnostics"`
+	Format    string  `json:"format"`
+	Name      string  `json:"name"`
+	Files     Files   `json:"files"`
+	Precision string  `json:"precision"` // of the weights: fp32 or fp16
+	Opset     int     `json:"opset"`
+	Latent    Latent  `json:"latent"`
+	Image     Image   `json:"image"`
+	Context   Context `json:"context"`
+	Graph     Graph   `json:"graph"`
+	// Conditioning are further inputs of the backbone beside the context, with a row of their own for each class.
+	Conditioning []Conditioning       `json:"conditioning,omitempty" format:"2"`
+	Diffusion    Diffusion            `json:"diffusion"`
+	Components   int                  `json:"components"`           // M
+	Posterior    int                  `json:"posterior" format:"2"` // P, or 0: no posterior tables
+	Classes      []Class              `json:"classes"`
+	Regime       string               `json:"regime"`
+	Noise        string               `json:"noise"`
+	Profile      Profile              `json:"profile"`
+	Judge        *Judge               `json:"judge,omitempty" format:"2"`
+	Reference    map[string]Reference `json:"reference,omitempty"` // by measurement
+	Provenance   json.RawMessage      `json:"provenance"`
+	Diagnostics  json.RawMessage      `json:"diagnostics"`
 }
 
 // Files are the files beside the manifest.
@@ -106,6 +108,22 @@ type Context struct {
 
 // Size returns the number of elements of a class embedding.
 func (c Context) Size() int { return c.Tokens * c.Dim }
+
+// Conditioning is a named input of the backbone, such as a pooled text embedding or the time ids of SDXL.
+type Conditioning struct {
+	Name  string `json:"name"`  // of its tensors: the set's and this name, with a dot between
+	Input string `json:"input"` // of the graph, float32
+	Shape []int  `json:"shape"` // of a row; no sides for a single number
+}
+
+// Size returns the number of elements of a row.
+func (c Conditioning) Size() int {
+	size := 1
+	for _, side := range c.Shape {
+		size *= side
+	}
+	return size
+}
 
 // Graph names the inputs and outputs of backbone and decoder.
 type Graph struct {
@@ -176,7 +194,8 @@ func (m *Manifest) validate() error {
 	if !modelname.Valid(m.Name) {
 		return fmt.Errorf("name is %q, must be %s", m.Name, modelname.Rule)
 	}
-	for _, check := range []func() error{m.validateFiles, m.validateShapes, m.validateGraph} {
+	for _, check := range []func() error{m.validateFiles, m.validateShapes, m.validateGraph,
+		m.validateConditioning} {
 		if err := check(); err != nil {
 			return err
 		}
@@ -282,6 +301,57 @@ func (m *Manifest) validateGraph() error {
 	} {
 		if err := validatePort(port.name, port.value); err != nil {
 			return err
+		}
+	}
+	return nil
+}
+
+var conditioningName = regexp.MustCompile(`^[a-z][a-z0-9_]{0,63}$`)
+
+// Bounds of the conditioning.
+const (
+	maxConditioning      = 8
+	maxConditioningSides = 3
+	maxConditioningSide  = 8192
+)
+
+func (m *Manifest) validateConditioning() error {
+	if n := len(m.Conditioning); n > maxConditioning {
+		return fmt.Errorf("conditioning has %d inputs, the most is %d", n, maxConditioning)
+	}
+	names, inputs := map[string]bool{}, map[string]bool{
+		m.Graph.UNet.Latent: true, m.Graph.UNet.Timestep: true, m.Graph.UNet.Context: true,
+	}
+	for i, c := range m.Conditioning {
+		field := fmt.Sprintf("conditioning[%d]", i)
+		if !conditioningName.MatchString(c.Name) {
+			return fmt.Errorf("%s.name is %q, must be 1 to 64 of a-z 0-9 _, beginning with a letter", field, c.Name)
+		}
+		if err := validatePort(field+".input", c.Input); err != nil {
+			return err
+		}
+		if names[c.Name] || inputs[c.Input] {
+			return fmt.Errorf("%s: name %q or input %q is there twice", field, c.Name, c.Input)
+		}
+		names[c.Name], inputs[c.Input] = true, true
+		if err := c.validateShape(); err != nil {
+			return fmt.Errorf("%s.%w", field, err)
+		}
+	}
+	return nil
+}
+
+func (c Conditioning) validateShape() error {
+	if len(c.Shape) > maxConditioningSides {
+		return fmt.Errorf("shape is %v, must have at most %d sides", c.Shape, maxConditioningSides)
+	}
+	size := 1
+	for _, side := range c.Shape {
+		if side < 1 || side > maxConditioningSide {
+			return fmt.Errorf("shape is %v, each side must be 1 to %d", c.Shape, maxConditioningSide)
+		}
+		if size *= side; size > maxElements {
+			return fmt.Errorf("shape is %v, must have at most %d elements", c.Shape, maxElements)
 		}
 	}
 	return nil

@@ -19,7 +19,12 @@ type Tables struct {
 	embedding int       // numbers of a class embedding
 	rows      []float32 // [count, classes+1, embedding]
 	shared    []float32 // [embedding]
+	more      []*Tables // rows of the manifest's Conditioning, in its order
 }
+
+// More returns the rows of the further inputs of the backbone, in the order of the manifest's Conditioning. Their
+// embeddings have the shapes that the manifest gives them.
+func (t *Tables) More() []*Tables { return t.more }
 
 // Count returns the number of tables.
 func (t *Tables) Count() int { return t.count }
@@ -94,8 +99,11 @@ func (e *Ensemble) readTables(content []byte) error {
 			continue
 		}
 		delete(tensors, rule.tensor)
-		if e.tables[name], err = e.newTables(rule, t); err != nil {
+		if e.tables[name], err = e.newTables(rule, e.contextShape(), t); err != nil {
 			return fmt.Errorf("tensor %q %w", rule.tensor, err)
+		}
+		if err := e.readMore(e.tables[name], rule, tensors); err != nil {
+			return err
 		}
 	}
 	for name := range tensors {
@@ -104,12 +112,38 @@ func (e *Ensemble) readTables(content []byte) error {
 	return e.checkPosterior()
 }
 
-// newTables checks a tensor and makes a set of it.
-func (e *Ensemble) newTables(rule tensorRule, t tensor) (*Tables, error) {
-	want := []int{len(e.Classes) + 1, e.Context.Dim}
-	if e.Context.Tokens > 1 {
-		want = []int{len(e.Classes) + 1, e.Context.Tokens, e.Context.Dim}
+// readMore takes the rows of a set for the further inputs of the backbone.
+func (e *Ensemble) readMore(set *Tables, rule tensorRule, tensors map[string]tensor) error {
+	for _, c := range e.Conditioning {
+		name := rule.tensor + "." + c.Name
+		t, ok := tensors[name]
+		if !ok {
+			return fmt.Errorf("tensor %q is missing", name)
+		}
+		delete(tensors, name)
+		more, err := e.newTables(rule, c.Shape, t)
+		if err == nil && more.count != set.count {
+			err = fmt.Errorf("has %d tables, must have %d", more.count, set.count)
+		}
+		if err != nil {
+			return fmt.Errorf("tensor %q %w", name, err)
+		}
+		set.more = append(set.more, more)
 	}
+	return nil
+}
+
+// contextShape returns the shape of a class embedding in the tables.
+func (e *Ensemble) contextShape() []int {
+	if e.Context.Tokens > 1 {
+		return []int{e.Context.Tokens, e.Context.Dim}
+	}
+	return []int{e.Context.Dim}
+}
+
+// newTables checks a tensor, whose rows have the given shape, and makes a set of it.
+func (e *Ensemble) newTables(rule tensorRule, row []int, t tensor) (*Tables, error) {
+	want, n := append([]int{len(e.Classes) + 1}, row...), Conditioning{Shape: row}.Size()
 	count := max(rule.count, 1)
 	if rule.count < 0 && len(t.shape) > 0 {
 		count = min(t.shape[0], maxProducers)
@@ -120,7 +154,6 @@ func (e *Ensemble) newTables(rule tensorRule, t tensor) (*Tables, error) {
 	if !slices.Equal(t.shape, want) {
 		return nil, fmt.Errorf("has shape %v, the manifest needs %v", t.shape, want)
 	}
-	n := e.Context.Size()
 	for i, v := range t.data {
 		if math.IsNaN(float64(v)) || math.IsInf(float64(v), 0) {
 			return nil, fmt.Errorf("holds %v at row %d, element %d", v, i/n, i%n)
@@ -140,10 +173,13 @@ func (e *Ensemble) checkPosterior() error {
 	if posterior == nil {
 		return nil
 	}
-	unconditional := e.tables[TablesProducer].Row(0, len(e.Classes))
-	for i := range posterior.count {
-		if !slices.Equal(posterior.Row(i, len(e.Classes)), unconditional) {
-			return fmt.Errorf(`tensor "posterior": table %d has another unconditional row than the producer`, i)
+	producer := e.tables[TablesProducer]
+	for k, set := range append([]*Tables{posterior}, posterior.more...) {
+		unconditional := append([]*Tables{producer}, producer.more...)[k].Row(0, len(e.Classes))
+		for i := range set.count {
+			if !slices.Equal(set.Row(i, len(e.Classes)), unconditional) {
+				return fmt.Errorf(`tensor "posterior": table %d has another unconditional row than the producer`, i)
+			}
 		}
 	}
 	return nil

@@ -48,6 +48,19 @@ def export_unet(backbone: Backbone, tokens: int, path: Path, precision: str) -> 
     return _export(backbone.denoiser, inputs, ["latent", "timestep", "context"], "prediction", path, precision)
 
 
+def export_conditioned(network: nn.Module, backbone: Backbone, pooled: int, path: Path) -> list[Path]:
+    """Write ``export_unet``'s graph with a pooled vector [N,pooled] and a guidance [N] as further inputs."""
+    inputs = (
+        torch.randn(2, *backbone.latent_shape),
+        torch.tensor([981, 1]),
+        torch.randn(2, 1, backbone.context_dim),
+        torch.randn(2, pooled),
+        torch.rand(2),
+    )
+    names = ["latent", "timestep", "context", "pooled_projections", "guidance"]
+    return _export(network, inputs, names, "prediction", path, "fp32")
+
+
 def export_decoder(backbone: Backbone, path: Path, precision: str) -> list[Path]:
     """Write latent [N,C,H,W], unscaled, -> image [N,C',H',W']; returns the files written."""
     return _export(

@@ -10,7 +10,9 @@ from diffusers import DiTTransformer2DModel
 from torch import nn
 
 from decuwatch_training.backbone import Autoencoder, Backbone, ContextDiT, ContextUNet
+from decuwatch_training.conditioned import add_conditioning
 from decuwatch_training.diffusion import FlowSchedule, NoiseSchedule
+from decuwatch_training.errors import TrainingError
 from decuwatch_training.export import ENSEMBLE_FILES, Verdicts, export_ensemble
 from decuwatch_training.files import check_replaceable
 from decuwatch_training.graphs import export_classifier
@@ -43,10 +45,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=1, help="of the weights")
     parser.add_argument("--flow", action="store_true", help="a transformer of flow matching, not a U-Net")
     parser.add_argument("--format", type=int, choices=(1, 2), default=2, help="of the manifest")
+    parser.add_argument(
+        "--conditioning", action="store_true", help="give the backbone further inputs, with rows in the tables"
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Write the ensemble and check it."""
+    if arguments.conditioning and (arguments.format == 1 or arguments.context_tokens != 1 or arguments.flow):
+        raise TrainingError("--conditioning: needs --format 2 and --context-tokens 1, and no --flow")
     check_replaceable(arguments.out, ENSEMBLE_FILES)
     backbone = tiny_backbone(arguments.classes, arguments.context_tokens, arguments.seed)
     if arguments.flow:
@@ -67,6 +74,8 @@ def run(arguments: argparse.Namespace) -> None:
             golden=True,
             judge=None if older else tiny_judge(arguments.classes, Path(scratch), arguments.seed),
         )
+    if arguments.conditioning:
+        add_conditioning(arguments.out, backbone, arguments.seed)
     print(f"{arguments.out}: {sum(entry.stat().st_size for entry in arguments.out.iterdir()) / 1000:.0f} kB")
 
 
