@@ -334,7 +334,9 @@ func ExampleDecide() {
 		return
 	}
 	d := alerts.Decide(schema.Score{
-		Event:       schema.Event{Source: "//images.example.com", ID: "r-17", Data: schema.Generation{Model: "fashion-mnist"}},
+		Event: schema.Event{
+			Source: "//images.example.com", ID: "r-17", Data: schema.Generation{Model: "fashion-mnist"},
+		},
 		ClassIndex:  3,
 		ClassGap:    schema.Measurement{Value: 0.31},
 		RequestRisk: &schema.Measurement{Value: 0.02},

@@ -327,8 +327,8 @@ func (s *sampler) pick(w *worker) {
 // splitFrom is the row count from which two runs cost about what one run of all their rows costs.
 const splitFrom = 64
 
-// full returns how many of the waiting rows the next run takes: a whole bucket of them, if that run and one for the rest
-// are smaller together than one padded run.
+// full returns how many of the waiting rows the next run takes: a whole bucket of them, if that run and one for the
+// rest are smaller together than one padded run.
 func (s *sampler) full(waiting int) int {
 	below := 0
 	for _, bucket := range s.buckets {

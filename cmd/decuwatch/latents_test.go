@@ -117,7 +117,8 @@ func testLatents(t *testing.T, e *ensemble.Ensemble) {
 		scores["own"].ClassGap.Value == scores["seed"].ClassGap.Value {
 		t.Errorf("the latent made no difference: %+v and %+v", scores["own"], scores["seed"])
 	}
-	if later.LatentStep != 3 || !strings.HasPrefix(later.Settings, e.Diffusion.Sampler()+" start=3 ") || scores["later"].ClassGap.BranchStep != 3 {
+	if later.LatentStep != 3 || !strings.HasPrefix(later.Settings, e.Diffusion.Sampler()+" start=3 ") ||
+		scores["later"].ClassGap.BranchStep != 3 {
 		t.Errorf("later latent: %+v", scores["later"])
 	}
 

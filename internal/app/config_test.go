@@ -274,7 +274,7 @@ func TestWrongSettingsAreNamed(t *testing.T) {
 		{name: "profile", args: []string{"--scoring.profile", "loose"}, want: `scoring.profile is "loose"`},
 		{name: "cascade", args: []string{"--scoring.cascade", "0.2"}, want: `scoring.cascade is "0.2", must be off, profile`},
 		{name: "cascade without a cut", args: []string{"--scoring.cascade", "0,0"}, want: `scoring.cascade is "0,0"`},
-		{name: "cut", args: []string{"--scoring.cascade", "-1,0.5"}, want: "cut is -1, must be positive"},
+		{name: "cut", args: []string{"--scoring.cascade=-1,0.5"}, want: "cut is -1, must be positive"},
 		{name: "share", args: []string{"--scoring.cascade", "0.2,1.5"}, want: "share is 1.5, must be 0 to 1"},
 		{name: "no number", args: []string{"--scoring.cascade", "0.2,NaN"}, want: "share is NaN, must be 0 to 1"},
 		{name: "unreproducible", args: []string{"--scoring.unreproducible", "drop"},

@@ -64,8 +64,8 @@ func measurement(value float64) schema.Measurement {
 
 func score(id string, gap, risk float64) *schema.Score {
 	return &schema.Score{
-		Event: event(id), ClassIndex: 1, ClassLabel: "Trouser", ClassGap: measurement(gap), RequestRisk: new(measurement(risk)),
-		RequestRiskProbability: 1,
+		Event: event(id), ClassIndex: 1, ClassLabel: "Trouser", ClassGap: measurement(gap),
+		RequestRisk: new(measurement(risk)), RequestRiskProbability: 1,
 		Receipt: schema.Receipt{
 			EnsembleDigest: ensembleDigest, Profile: "fixed", Settings: seriesSettings, Steps: 20, GuidanceScale: 2,
 			Seed: math.MaxUint64, Noise: "torch-cpu", Carrier: 1, Rows: 40, Runtime: "onnxruntime 1.27.0", Device: "cpu",

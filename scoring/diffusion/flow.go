@@ -20,7 +20,8 @@ const maxShift = 1000
 // Flow are the fields of a flow-matching schedule, with the names and meanings of diffusers'
 // FlowMatchEulerDiscreteScheduler.
 type Flow struct {
-	Shift              float64 `json:"shift" kind:"flow_match"`                // static: sigma becomes s sigma / (1 + (s - 1) sigma)
+	// Shift is static: sigma becomes s sigma / (1 + (s - 1) sigma).
+	Shift              float64 `json:"shift" kind:"flow_match"`
 	UseDynamicShifting bool    `json:"use_dynamic_shifting" kind:"flow_match"` // shift by mu, see Mu, in place of Shift
 	BaseShift          float64 `json:"base_shift" kind:"flow_match"`           // mu at base_image_seq_len
 	MaxShift           float64 `json:"max_shift" kind:"flow_match"`            // mu at max_image_seq_len
@@ -53,8 +54,8 @@ func (f Flow) validate() error {
 		return fmt.Errorf("shift_terminal is %v, must be at least 0 and below 1", f.ShiftTerminal)
 	}
 	if f.BaseImageSeqLen < 1 || f.MaxImageSeqLen <= f.BaseImageSeqLen {
-		return fmt.Errorf("base_image_seq_len %d and max_image_seq_len %d must be 1 <= base_image_seq_len < max_image_seq_len",
-			f.BaseImageSeqLen, f.MaxImageSeqLen)
+		return fmt.Errorf("base_image_seq_len %d and max_image_seq_len %d must be "+
+			"1 <= base_image_seq_len < max_image_seq_len", f.BaseImageSeqLen, f.MaxImageSeqLen)
 	}
 	if f.ImageSeqLen < 1 {
 		return fmt.Errorf("image_seq_len is %d, must be at least 1", f.ImageSeqLen)
@@ -80,8 +81,8 @@ func (f Flow) Mu() float64 {
 // Sigmas returns the noise levels of the given number of Euler steps, from 1 or below to 0: steps + 1 of them.
 //
 // Spacing linspace is the scheduler's own, from the greatest to the least training sigma. With a static shift these are
-// shifted when the scheduler is made and once more here, as in diffusers. Spacing trailing is what the pipelines of FLUX
-// and others pass: 1, 1 - 1/S, ..., 1/S. Those are single precision before they are shifted; the others are double
+// shifted when the scheduler is made and once more here, as in diffusers. Spacing trailing is what the pipelines of
+// FLUX and others pass: 1, 1 - 1/S, ..., 1/S. Those are single precision before they are shifted; the others are double
 // precision, and rounded after.
 func (c Config) Sigmas(steps int) ([]float64, error) {
 	if err := c.Validate(); err != nil {

@@ -1,6 +1,6 @@
 // Package diffusion holds the arithmetic of the sampler: noise schedules, timesteps, the updates of DDIM and of flow
-// matching, and seeded noise, with the conventions of diffusers' DDIMScheduler and FlowMatchEulerDiscreteScheduler and of
-// PyTorch.
+// matching, and seeded noise, with the conventions of PyTorch and of diffusers' DDIMScheduler and
+// FlowMatchEulerDiscreteScheduler.
 package diffusion
 
 import (

@@ -91,7 +91,8 @@ class Raw:
         """Take over the network."""
         torch.backends.cudnn.benchmark = True
         self.dtype = torch.float16 if precision == "fp16" else torch.float32
-        self.network: Any = network.to(dtype=self.dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        moved: Any = network.to(dtype=self.dtype)
+        self.network: Any = moved.to(memory_format=torch.channels_last)
         self.device, self.shape, self.context = device, shape, context
         self.runs: dict[tuple[str, int], Callable[[], Tensor]] = {}
 
