@@ -180,7 +180,7 @@ func (r *Runner) plan(work context.Context, in incoming) (
 ) {
 	ctx, cancel := context.WithCancel(work)
 	defer cancel()
-	defer context.AfterFunc(r.stop, cancel)()
+	defer context.AfterFunc(r.stop, cancel)() //nolint:contextcheck // a stop ends the work's own context
 	for {
 		cost, handle, err = r.handler.Plan(ctx, *in.event, in.delivery)
 		if err == nil {

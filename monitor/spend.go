@@ -60,7 +60,7 @@ func (m *Monitor) spend(ctx context.Context, p *plan, d schema.Delivery) error {
 		return nil
 	}
 	if p.err != nil {
-		return nil
+		return nil //nolint:nilerr // what cannot be scored costs nothing; handling it reports why
 	}
 	if probability < 1 {
 		p.probability = probability

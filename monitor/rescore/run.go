@@ -203,7 +203,8 @@ func (r *Run) Do(ctx context.Context) (done int, failed []postgres.RescoreFailur
 		err = wait(0)
 	}
 	if err != nil {
-		return done, nil, errors.Join(err, r.takeBack(ctx))
+		back := r.takeBack(ctx)
+		return done, nil, errors.Join(err, back)
 	}
 	failed, err = r.store.RescoreFailures(ctx, r.id)
 	return done, failed, err
