@@ -346,6 +346,7 @@ var answers = map[string]func(*installation) []row{
 		}
 		counts, days := map[key]int{}, map[time.Time]int{}
 		add := func(at time.Time, outcome schema.Outcome, reason string) {
+			at = at.UTC() // times of two zones are two keys
 			if in.now.Sub(at) < 7*day {
 				counts[key{at.Truncate(day), string(outcome), reason}]++
 				days[at.Truncate(day)]++

@@ -144,18 +144,18 @@ func (m *Monitor) Plan(ctx context.Context, ev schema.Event, d schema.Delivery) 
 			return 0, nil, err
 		}
 	}
-	return p.rows(), func(ctx context.Context, d schema.Delivery) error { return m.handle(ctx, p, d) }, nil
+	return p.rows(), func(ctx context.Context, d schema.Delivery) error { return m.handle(ctx, &p, d) }, nil
 }
 
-// handle brings one delivered event to its verdict.
-func (m *Monitor) handle(ctx context.Context, p plan, d schema.Delivery) (err error) {
+// handle brings one delivered event to its verdict. It may be called again after an error.
+func (m *Monitor) handle(ctx context.Context, p *plan, d schema.Delivery) (err error) {
 	ctx, end := m.span(ctx, p.event, d)
 	defer func() { end(err) }()
 
 	// The number of deliveries says nothing: a consumer may have been restored, and a producer may repeat itself.
 	known, err := m.recorded(ctx, p.event, d)
 	if known {
-		m.budget.Give(p.event.Data.Model, p.paid)
+		m.giveBack(p)
 	}
 	switch {
 	case known || err != nil:
@@ -166,7 +166,7 @@ func (m *Monitor) handle(ctx context.Context, p plan, d schema.Delivery) (err er
 		return m.commit(ctx, schema.Verdict{Delivery: d, Skip: p.skip})
 	}
 	if skip, err := p.fetch(ctx, d.Time); skip != nil {
-		m.budget.Give(p.event.Data.Model, p.paid)
+		m.giveBack(p)
 		return m.commit(ctx, schema.Verdict{Delivery: d, Skip: skip})
 	} else if err != nil {
 		return err
@@ -175,7 +175,8 @@ func (m *Monitor) handle(ctx context.Context, p plan, d schema.Delivery) (err er
 	if err != nil {
 		return err
 	}
-	m.budget.Give(p.event.Data.Model, p.paid-result.Receipt.Rows)
+	p.paid -= result.Receipt.Rows
+	m.giveBack(p)
 	score := p.compose(result)
 	decision := m.decide(ctx, score)
 	v := schema.Verdict{Delivery: d, Score: &score, Alerts: decision.Alerts}
@@ -244,7 +245,7 @@ func (m *Monitor) recorded(ctx context.Context, ev schema.Event, d schema.Delive
 }
 
 // score reruns the request, as a span and a stage.
-func (m *Monitor) score(ctx context.Context, p plan) (_ scoring.Result, err error) {
+func (m *Monitor) score(ctx context.Context, p *plan) (_ scoring.Result, err error) {
 	ctx, span := m.tracer.Start(ctx, "score")
 	defer func() { finish(span, err) }()
 	start := time.Now()

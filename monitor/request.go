@@ -85,17 +85,22 @@ func (p *plan) planLatent() {
 		p.skipLatent("shape is %v, the ensemble's latents have %v", l.Shape, shape)
 	}
 	p.request.Latent = &scoring.Latent{SHA256: l.SHA256, Step: l.Step}
-	if l.Step > 0 {
-		p.planStep(*p.event.Data.Sampler, l)
+	if l.Timestep != nil {
+		p.planStep(p.event.Data.Sampler, l)
 	}
 	if profile := cmp.Or(p.request.Profile, m.Profile); profile.Eta > 0 {
 		p.planNoise()
 	}
 }
 
-// planStep lets the rerun continue where the producer's sampler stood. Only the event's own sampler has that step.
-func (p *plan) planStep(s schema.Sampler, l schema.Latent) {
+// planStep lets the rerun continue where the producer's sampler stood. Only the event's own sampler has that step. A
+// first latent stands at the first timestep.
+func (p *plan) planStep(s *schema.Sampler, l schema.Latent) {
 	m := p.model
+	if s == nil {
+		p.skipLatent("timestep is given without a sampler")
+		return
+	}
 	if !slices.Contains(m.Diffusion.SamplerNames(), strings.ToLower(s.Name)) {
 		p.skipLatent("step %d is of the sampler %s, %s reruns requests", l.Step, s.Name, m.Diffusion.Sampler())
 		return
@@ -109,7 +114,7 @@ func (p *plan) planStep(s schema.Sampler, l schema.Latent) {
 	case math.Abs(steps[l.Step].Timestep-*l.Timestep) > timestepTolerance:
 		p.skipLatent("timestep is %v at step %d, the ensemble's sampler has %g there", *l.Timestep, l.Step,
 			steps[l.Step].Timestep)
-	default:
+	case l.Step > 0:
 		p.request.Profile = m.Profile.WithSampler(m.Diffusion, s.Steps, s.GuidanceScale, s.Eta).From(m.Diffusion, l.Step)
 		if err := m.Scorer.Validate(p.request); err != nil {
 			p.skipLatent("%s", err)
@@ -207,6 +212,11 @@ func (p *plan) planNoise() {
 		p.deviate(schema.SkipNoise, "noise: %s; float32 drawn alone was used", err)
 		return
 	}
+	if own := p.model.Scorer.Validate(scoring.Request{Class: p.request.Class}); own != nil && p.skip == nil {
+		p.skip = &schema.Skip{Event: p.event, Reason: schema.SkipNoise,
+			Detail: fmt.Sprintf("noise: %s; nor does the ensemble's own generator: %s", err, own)}
+		return
+	}
 	p.deviate(schema.SkipNoise, "noise: %s; the ensemble's own generator was used", err)
 }
 
@@ -252,7 +262,7 @@ func (p *plan) score(ctx context.Context) (scoring.Result, error) {
 func (p *plan) compose(r scoring.Result) schema.Score {
 	class, at := p.request.Class, time.Now().UTC().Truncate(time.Microsecond)
 	s := Compose(p.event, class, p.model.Classes[class], r, p.deviations, at)
-	if c := p.model.Cascade; s.ClassGap.Value < c.Cut {
+	if c := p.model.Cascade; p.request.Profile.Start == 0 && s.ClassGap.Value < c.Cut {
 		s.RequestRiskProbability = c.Share
 	}
 	s.InclusionProbability = p.probability

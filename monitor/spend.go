@@ -36,6 +36,12 @@ func (unbounded) Take(context.Context, string, int, schema.Delivery) (bool, erro
 }
 func (unbounded) Give(string, int) {}
 
+// giveBack gives back to the budget what was taken for an event and not used, once.
+func (m *Monitor) giveBack(p *plan) {
+	m.budget.Give(p.event.Data.Model, max(0, p.paid))
+	p.paid = 0
+}
+
 // spend decides by lot whether an event is scored, and takes its rows from the budget. What is not scored becomes a
 // skip.
 func (m *Monitor) spend(ctx context.Context, p *plan, d schema.Delivery) error {

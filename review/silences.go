@@ -162,8 +162,8 @@ func readSilence(form url.Values, classes []postgres.ReviewClass) (s postgres.Si
 	case s.Measurement != "" && !slices.Contains(schema.MeasurementNames(), s.Measurement):
 		return s, 0, fmt.Errorf("%w: measurement is %q, must be one of %s", ErrRefused, s.Measurement,
 			schema.List(schema.MeasurementNames()))
-	case wrong != nil || lasts <= 0:
-		return s, 0, fmt.Errorf("%w: the time is %q, must be a duration like 4h", ErrRefused, form.Get("for"))
+	case wrong != nil || lasts <= 0 || lasts > postgres.MaxSilence:
+		return s, 0, fmt.Errorf("%w: the time is %q, must be a duration like 4h, at most a year", ErrRefused, form.Get("for"))
 	case s.Reason == "":
 		return s, 0, fmt.Errorf("%w: the reason is empty", ErrRefused)
 	case utf8.RuneCountInString(s.Reason) > MaxComment:
@@ -176,6 +176,9 @@ func readSilence(form url.Values, classes []postgres.ReviewClass) (s postgres.Si
 	if text := form.Get("from"); text != "" {
 		if s.StartsAt, err = time.Parse(startFormat, text); err != nil {
 			return s, 0, fmt.Errorf("%w: from is %q, must be a time like 2026-03-01T12:00", ErrRefused, text)
+		}
+		if s.StartsAt.After(time.Now().Add(postgres.MaxSilence)) {
+			return s, 0, fmt.Errorf("%w: from is %s, must be within a year", ErrRefused, text)
 		}
 		if s.StartsAt.Add(lasts).Before(time.Now()) {
 			return s, 0, fmt.Errorf("%w: the silence would have ended already", ErrRefused)

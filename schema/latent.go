@@ -281,7 +281,7 @@ func PublishLatent(ctx context.Context, js ObjectStores, model string, l Latent,
 	}
 	_, err = store.GetInfo(ctx, l.Name)
 	if err == nil && l.Name == l.SHA256 {
-		return &l, nil // an object that is replaced has to be purged
+		return &l, nil // it holds these bytes already
 	}
 	meta := jetstream.ObjectMeta{Name: l.Name, Opts: &jetstream.ObjectMetaOptions{ChunkSize: 64 << 10}}
 	if _, err = store.Put(ctx, meta, bytes.NewReader(object)); err != nil {
@@ -304,6 +304,8 @@ func ReadObject(ctx context.Context, js ObjectStores, l Latent) ([]byte, error) 
 	switch {
 	case errors.Is(err, jetstream.ErrObjectNotFound):
 		return nil, fmt.Errorf("%w: %s in %s", ErrLatentMissing, l.Name, l.Bucket)
+	case errors.Is(err, jetstream.ErrBadObjectMeta):
+		return nil, latentError("%s in %s: %s", l.Name, l.Bucket, err)
 	case err != nil:
 		return nil, fmt.Errorf("latent %s in %s: %w", l.Name, l.Bucket, err)
 	case info.Opts != nil && info.Opts.Link != nil:
@@ -318,6 +320,9 @@ func ReadObject(ctx context.Context, js ObjectStores, l Latent) ([]byte, error) 
 	}
 	defer object.Close() //nolint:errcheck // only read
 	content, err := io.ReadAll(io.LimitReader(object, int64(l.MaxObject())+1))
+	if errors.Is(err, jetstream.ErrDigestMismatch) {
+		return nil, latentError("%s in %s: %s", l.Name, l.Bucket, err)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("latent %s in %s: %w", l.Name, l.Bucket, err)
 	}

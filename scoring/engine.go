@@ -524,7 +524,24 @@ func (e *Engine) noise(r Request) (diffusion.Noise, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrNoise, err)
 	}
+	if n := e.drawn(profile, r.Draw); n > maxDrawn {
+		return nil, fmt.Errorf("%w: with eta %g, %d numbers are drawn for all steps and images together, at most %d",
+			ErrNoise, profile.Eta, n, maxDrawn)
+	}
 	return noise, nil
+}
+
+// maxDrawn bounds the numbers that one request draws, which takes seconds and cannot be cut short.
+const maxDrawn = 4 * diffusion.MaxDraw
+
+// drawn returns how many numbers a request draws: the first latents of all images drawn together and, if eta is not 0,
+// as many for each step.
+func (e *Engine) drawn(p Profile, d Draw) int {
+	n := e.ensemble.Latent.Size() * max(1, d.Batch.Size)
+	if p.Eta == 0 {
+		return n
+	}
+	return n * (1 + p.Start + max(p.ClassGap.Steps, p.RequestRisk.Steps, p.ImageRisk.Steps))
 }
 
 // latentStep returns the step at which the request's latent stands.

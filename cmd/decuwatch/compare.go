@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -92,11 +93,14 @@ func compareSeries(ctx context.Context, store *postgres.Store, one, other schema
 	}
 	result := c.Result()
 	if result.Events == 0 {
-		return nil, fmt.Errorf("no event from %s to %s has a score of both ensembles: serve one as the shadow of the "+
-			"other (scoring.shadows), or run decuwatch rescore", since.Format(time.RFC3339), until.Format(time.RFC3339))
+		return nil, fmt.Errorf("%w from %s to %s: serve one as the shadow of the other (scoring.shadows), or run "+
+			"decuwatch rescore", errNothingInCommon, since.Format(time.RFC3339), until.Format(time.RFC3339))
 	}
 	return result, nil
 }
+
+// errNothingInCommon is returned if two ensembles have scored no event in common.
+var errNothingInCommon = errors.New("no event has a score of both ensembles")
 
 var digestStart = regexp.MustCompile(`^[0-9a-f]{6,64}$`)
 

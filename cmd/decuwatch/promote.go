@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"slices"
@@ -87,8 +88,11 @@ func (c *promoteCmd) wrong(ctx context.Context, s *streams, store *postgres.Stor
 	wrong = append(wrong, lacking(thresholds, from, to)...)
 	now := time.Now()
 	result, err := compareSeries(ctx, store, from, to, now.AddDate(0, 0, -30), now)
+	if errors.Is(err, errNothingInCommon) {
+		return append(wrong, err.Error()), nil
+	}
 	if err != nil {
-		return append(wrong, err.Error()), nil //nolint:nilerr // it is what is wrong
+		return nil, err
 	}
 	t := result.Total
 	_, err = fmt.Fprintf(s.out, "On the %d events of the last 30 days that both scored, %d raise an alert now and %d "+

@@ -104,6 +104,8 @@ func (c *silencesAddCmd) Run(ctx context.Context, s *streams, log *slog.Logger) 
 	switch {
 	case c.For <= 0:
 		return usage("--for is %s, must be more than 0", c.For)
+	case c.For > postgres.MaxSilence || c.From != nil && c.From.After(time.Now().Add(postgres.MaxSilence)):
+		return usage("--for is %s, must last and begin within a year", c.For)
 	case strings.TrimSpace(c.Reason) == "":
 		return usage("--reason is empty")
 	case c.Measurement != "" && !slices.Contains(names, c.Measurement):

@@ -211,6 +211,10 @@ func (c Config) Check() error {
 		errs = append(errs, settings.Errorf("stream.max-age is %s, must be at least %s: consumers.orphan-grace and 1m",
 			c.Stream.MaxAge, least))
 	}
+	if c.Latents.Wait >= c.Consumers.HandleTimeout {
+		errs = append(errs, settings.Errorf("latents.wait is %s, must be below %s, which is consumers.handle-timeout",
+			c.Latents.Wait, c.Consumers.HandleTimeout))
+	}
 	if c.Retention.Events < c.Stream.MaxAge {
 		errs = append(errs, settings.Errorf("retention.events is %s, must be at least %s, which is stream.max-age",
 			c.Retention.Events, c.Stream.MaxAge))

@@ -272,6 +272,8 @@ func TestWrongSettingsAreNamed(t *testing.T) {
 			want: "retention.events is 2h0m0s, must be at least 168h0m0s"},
 		{name: "share", args: []string{"--review.share", "1.5"}, want: "review.share is 1.5, must be 0 to 1"},
 		{name: "profile", args: []string{"--scoring.profile", "loose"}, want: `scoring.profile is "loose"`},
+		{name: "wait for latents", args: []string{"--latents.wait=1m", "--consumers.handle-timeout=1m"},
+			want: "latents.wait is 1m0s, must be below 1m0s, which is consumers.handle-timeout"},
 		{name: "cascade", args: []string{"--scoring.cascade", "0.2"}, want: `scoring.cascade is "0.2", must be off, profile`},
 		{name: "cascade without a cut", args: []string{"--scoring.cascade", "0,0"}, want: `scoring.cascade is "0,0"`},
 		{name: "cut", args: []string{"--scoring.cascade=-1,0.5"}, want: "cut is -1, must be positive"},

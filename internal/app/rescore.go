@@ -41,7 +41,7 @@ func newRescores(js jetstream.JetStream, c Config, live, shadows map[string]*sco
 		})
 	}
 	c.Rescore.Replicas = c.Stream.Replicas
-	return rescore.NewWorker(js, store, thresholds, targets, c.Rescore, reg, log)
+	return rescore.NewWorker(js, rescores{store}, thresholds, targets, c.Rescore, reg, log)
 }
 
 // seriesOf returns the series of the scores that an engine makes with its fixed profile.

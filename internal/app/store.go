@@ -38,6 +38,20 @@ func (t tries) Try(ctx context.Context, d schema.Delivery, add schema.Tries) (sc
 	return sum, unavailable(err)
 }
 
+// rescores is the store as the worker of re-scores needs it.
+type rescores struct{ *postgres.Store }
+
+func (r rescores) RescoreSource(ctx context.Context, e postgres.StoredEvent, of schema.Series,
+) (*schema.Score, bool, error) {
+	score, done, err := r.Store.RescoreSource(ctx, e, of)
+	return score, done, unavailable(err)
+}
+
+func (r rescores) RecordRescore(ctx context.Context, score schema.Rescore) (first bool, err error) {
+	first, err = r.Store.RecordRescore(ctx, score)
+	return first, unavailable(err)
+}
+
 // unavailable marks an error that is not about the verdict: the message is kept until the database works again.
 func unavailable(err error) error {
 	if err == nil || postgres.Refused(err) {

@@ -44,7 +44,7 @@ func (p *pacer) due() time.Time {
 
 // spent puts off the next work, so that no more than the share of the time is taken while live work is busy.
 func (p *pacer) spent(took time.Duration) {
-	if p.busy == nil {
+	if p.busy == nil || took == 0 {
 		return
 	}
 	p.mu.Lock()

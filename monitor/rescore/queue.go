@@ -88,6 +88,10 @@ func (q *queue) ensure(ctx context.Context) (jetstream.Stream, error) {
 
 // publish stores jobs of a run, and returns when the stream has them all.
 func (q *queue) publish(ctx context.Context, of schema.Series, run string, jobs []Job) error {
+	// An answer that is lost would be waited for without end. The ids of messages make another try safe.
+	ctx, cancel := context.WithTimeoutCause(ctx, publishTimeout,
+		fmt.Errorf("publish to stream %s timed out after %s", q.config.Stream, publishTimeout))
+	defer cancel()
 	futures := make([]jetstream.PubAckFuture, 0, len(jobs))
 	for _, j := range jobs {
 		body, err := json.Marshal(j)
@@ -108,11 +112,14 @@ func (q *queue) publish(ctx context.Context, of schema.Series, run string, jobs 
 		case err := <-f.Err():
 			return fmt.Errorf("publish to stream %s: %w", q.config.Stream, err)
 		case <-ctx.Done():
-			return ctx.Err()
+			return context.Cause(ctx)
 		}
 	}
 	return nil
 }
+
+// publishTimeout bounds how long the stream may take to have some jobs.
+const publishTimeout = 10 * time.Second
 
 // waiting returns how many jobs of a run are not done.
 func (q *queue) waiting(ctx context.Context, of schema.Series, run string) (int, error) {

@@ -112,9 +112,6 @@ func (w *Worker) serve(ctx context.Context, t Target, p *pacer) {
 // take waits for a job and does it. It returns an error if the queue does not answer.
 func (w *Worker) take(ctx context.Context, t Target, p *pacer, consumer jetstream.Consumer, expiry time.Duration,
 ) error {
-	end := p.begin(ctx)
-	took := time.Duration(0)
-	defer func() { end(took) }()
 	wait, cancel := context.WithTimeout(ctx, expiry)
 	defer cancel()
 	batch, err := consumer.Fetch(1, jetstream.FetchContext(wait))
@@ -122,9 +119,9 @@ func (w *Worker) take(ctx context.Context, t Target, p *pacer, consumer jetstrea
 		return err
 	}
 	for msg := range batch.Messages() {
-		start := time.Now()
+		end, start := p.begin(ctx), time.Now()
 		w.handle(ctx, t, msg)
-		took += time.Since(start)
+		end(time.Since(start))
 	}
 	if err := batch.Error(); err != nil && wait.Err() == nil {
 		return err

@@ -11,6 +11,9 @@ import (
 	"github.com/decuwatch/decuwatch/schema"
 )
 
+// MaxSilence bounds how long a silence lasts, and how far ahead it begins.
+const MaxSilence = 366 * 24 * time.Hour
+
 // Silence keeps the alerts of a model, class or measurement from being sent for a time. They are stored and enter
 // review all the same. Alerts on scores and on the drift of a class are silenced, others never.
 type Silence struct {

@@ -68,10 +68,13 @@ func (d Draw) check(generator string, size int) error {
 		return fmt.Errorf("%w: %d numbers for each of %d images, at most %d together", ErrNoiseSize, size, d.images(),
 			MaxDraw)
 	}
-	if generator != "torch-cuda" && (d.Offset != 0 || d.GPU != (GPU{})) {
+	if generator == "torch-cuda" {
+		return d.checkGPU(size * d.images())
+	}
+	if d.Offset != 0 || d.GPU != (GPU{}) {
 		return fmt.Errorf("%w: only torch-cuda has a GPU and an offset, not %s", ErrNoiseDraw, generator)
 	}
-	return d.checkGPU(size * d.images())
+	return nil
 }
 
 // checkGPU checks what torch-cuda reads, for a draw of n numbers.

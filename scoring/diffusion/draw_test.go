@@ -111,6 +111,17 @@ func TestImagesOfABatchArePartsOfOneDraw(t *testing.T) {
 	}
 }
 
+// Only torch-cuda depends on the GPU for draws of many numbers.
+func TestLargeDrawsOfOtherGenerators(t *testing.T) {
+	for _, generator := range []string{"torch-cpu", "decuwatch"} {
+		for _, d := range []Draw{{}, {Batch: Batch{Index: 2, Size: 3}}} {
+			if _, err := NewNoise(generator, 1, 1<<16, d); err != nil {
+				t.Errorf("%s, %+v: %v", generator, d, err)
+			}
+		}
+	}
+}
+
 func TestDrawsThatCannotBeRepeated(t *testing.T) {
 	h100 := GPU{SMs: 132, ThreadsPerSM: 2048}
 	for _, c := range []struct {

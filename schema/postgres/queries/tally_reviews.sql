@@ -4,14 +4,14 @@ WITH scored AS (
 ), alerted AS (
     SELECT count(*) AS n, coalesce(sum(1 / coalesce(s.inclusion_probability, 1)), 0) AS requests
     FROM (
-        SELECT DISTINCT ON (source, event_id, model) event_time, source, event_id, model, ensemble_digest
+        SELECT DISTINCT event_time, source, event_id, model
         FROM decuwatch.production_alerts
         WHERE kind = 'score' AND event_time >= $3 AND event_time < $4 AND ($1 = '' OR model = $1)
             AND ($2::integer IS NULL OR class_index = $2)
-    ) a LEFT JOIN decuwatch.scores s USING (event_time, source, event_id, ensemble_digest)
+    ) a LEFT JOIN decuwatch.scores s USING (event_time, source, event_id, model)
 ), reviewed AS (
     SELECT r.*, 1 / coalesce(s.inclusion_probability, 1) AS weight
-    FROM decuwatch.reviews r LEFT JOIN decuwatch.scores s USING (event_time, source, event_id, ensemble_digest)
+    FROM decuwatch.reviews r LEFT JOIN decuwatch.scores s USING (event_time, source, event_id, model)
     WHERE r.event_time >= $3 AND r.event_time < $4 AND ($1 = '' OR r.model = $1)
         AND ($2::integer IS NULL OR r.class_index = $2)
 ), events AS (
