@@ -36,8 +36,12 @@ func (w *Worker) feed(ctx context.Context, t Target) {
 // feedOnce gives a shadow what is due, as far as the queue has room, and reports whether more may be given at once.
 func (w *Worker) feedOnce(ctx context.Context, t Target) (more bool, err error) {
 	waiting, err := w.queue.waiting(ctx, t.Series, shadowRun)
-	if err != nil || waiting >= feedAhead {
+	if err != nil {
 		return false, err
+	}
+	if waiting >= feedAhead { // it stays where it is until the next look
+		w.metrics.behind.WithLabelValues(t.Series.Model).Add(feedEvery.Seconds())
+		return false, nil
 	}
 	behind, more, err := w.store.FeedShadow(ctx, t.Series.Model, t.Series.EnsembleDigest, feedMost,
 		func(events []postgres.StoredEvent) error {

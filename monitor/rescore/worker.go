@@ -205,6 +205,9 @@ func (w *Worker) score(ctx context.Context, t Target, job Job) (outcome string, 
 	r := schema.Rescore{Score: score, Purpose: job.Purpose}
 	if job.Alert && job.Purpose == schema.PurposeRescore {
 		r.Alerts = w.decider.Decide(*score).Alerts
+		for i, a := range r.Alerts { // the event's verdict may have raised the same alert under other settings
+			r.Alerts[i].ID = schema.ID("rescore", a.ID, score.Receipt.Settings)
+		}
 	}
 	first, err := w.store.RecordRescore(ctx, r)
 	if err != nil || !first {
