@@ -31,7 +31,7 @@ func (f *latentFlags) read(e *schema.Event) (err error) {
 		return nil
 	}
 	if f.object, err = os.ReadFile(f.Latent); err != nil {
-		return err
+		return usage("--latent: %w", err)
 	}
 	l := schema.Latent{Format: schema.FormatRaw, Dtype: f.Dtype, Shape: f.Shape}
 	if strings.HasSuffix(f.Latent, ".safetensors") {

@@ -170,7 +170,7 @@ func TestExitsWhileARunHangs(t *testing.T) {
 	if state := w.wait(); state.ExitCode() != exitFailed {
 		t.Errorf("it ended with %s", state)
 	}
-	holds(t, w.tail(), "a run does not return: backbone", `part="ensemble tiny"`)
+	holds(t, w.tail(), "a run does not return: backbone", `part="ensemble `+faultEnsemble+`"`)
 	// Another worker gets its messages at once, not after ack-wait.
 	shim.Set(ortfault.OK)
 	w = b.worker(shim.Env()...)

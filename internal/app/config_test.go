@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -159,7 +160,7 @@ func TestEveryGroupIsChecked(t *testing.T) {
 	}
 	err := Config{}.Check()
 	for i := range config.NumField() {
-		if g := config.Field(i); g.Name != "Log" && g.Name != "Volume" && g.Name != "Tracing" &&
+		if g := config.Field(i); !slices.Contains([]string{"Log", "Volume", "Tracing", "Sampling"}, g.Name) &&
 			!strings.Contains(err.Error(), g.Tag.Get("prefix")) {
 			t.Errorf("the zero values of %s are accepted", g.Name)
 		}
