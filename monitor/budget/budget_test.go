@@ -148,7 +148,7 @@ func TestUnusedRowsGoBack(t *testing.T) {
 	if err != nil || p.Missing.Hour > 40 || p.Missing.Hour < 30 { // less what came in since
 		t.Errorf("%.1f rows are missing, 40 were used: %v", p.Missing.Hour, err)
 	}
-	// An event that costs more than a bucket takes a full one, so it is not kept for ever.
+	// An event that costs more than a bucket takes a full one, so that it does not wait without end.
 	big := open(t, store, `[{model: n, rows-per-hour: 50, policy: skip}]`, nil)
 	for i, want := range []bool{true, false} {
 		if ok, err := big.Take(t.Context(), "n", 80, first(time.Now())); ok != want || err != nil {

@@ -30,7 +30,7 @@ from decuwatch_training.configuration import (
     shorten,
     whole,
 )
-from decuwatch_training.diffusion import schedule_of
+from decuwatch_training.diffusion import FlowSchedule, schedule_of
 from decuwatch_training.errors import TrainingError
 from decuwatch_training.files import read_json, sha256_file
 from decuwatch_training.profile import FORMAT_1, FORMAT_2, check_profile
@@ -302,6 +302,9 @@ def _check_diffusion(diffusion: Mapping[str, Any], where: str) -> None:
             raise TrainingError(
                 f"{where}: base_image_seq_len {diffusion['base_image_seq_len']}: expected less than max_image_seq_len"
             )
+        linear = diffusion["use_dynamic_shifting"] and diffusion["time_shift_type"] == "linear"
+        if linear and FlowSchedule(**diffusion).mu <= 0:
+            raise TrainingError(f"{where}: image_seq_len {diffusion['image_seq_len']}: expected a positive mu there")
         return
     if not diffusion["beta_start"] < diffusion["beta_end"] < 1:
         raise TrainingError(
