@@ -5,13 +5,16 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/alecthomas/kong"
 	"github.com/nats-io/nats-server/v2/server"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/decuwatch/decuwatch/internal/app"
 )
@@ -102,45 +105,58 @@ func TestServeReadsEverySetting(t *testing.T) {
 // TestWrongValuesOfEverySetting gives serve a wrong value of each setting, in the file, in the environment and by a
 // flag. serve must end with the exit code for wrong settings, and name the setting and the place of the value.
 func TestWrongValuesOfEverySetting(t *testing.T) {
-	cases := 0
+	var cases atomic.Int64
+	var settings errgroup.Group
+	settings.SetLimit(runtime.GOMAXPROCS(0))
 	for _, f := range app.Settings() {
-		values := append(wrongValues[f.Kind], wrongTexts[f.Name]...)
-		if len(values) == 0 {
-			t.Errorf("%s has no wrong value here", f.Name)
+		settings.Go(func() error {
+			cases.Add(int64(wrongValuesOf(t, f)))
+			return nil
+		})
+	}
+	_ = settings.Wait() // each reports its own errors
+	t.Logf("%d cases", cases.Load())
+}
+
+// wrongValuesOf gives serve each wrong value of a setting, in each place, and returns how many that were.
+func wrongValuesOf(t *testing.T, f app.Setting) (cases int) {
+	t.Helper()
+	values := append(slices.Clone(wrongValues[f.Kind]), wrongTexts[f.Name]...)
+	if len(values) == 0 {
+		t.Errorf("%s has no wrong value here", f.Name)
+	}
+	group, name, _ := strings.Cut(f.Name, ".")
+	path := filepath.Join(t.TempDir(), "settings.yaml")
+	for _, value := range values {
+		if value == "" {
+			continue
 		}
-		for _, value := range values {
-			if value == "" {
-				continue
+		if err := os.WriteFile(path, fmt.Appendf(nil, "# settings\n%s:\n  %s: %q\n", group, name, value),
+			0o600); err != nil {
+			t.Error(err)
+			return cases
+		}
+		for place, run := range map[string]struct {
+			args []string
+			env  map[string]string
+			want string
+		}{
+			"file":        {args: []string{"--config", path}, want: "settings.yaml:3"},
+			"environment": {env: map[string]string{f.Variable: value}, want: f.Variable},
+			"flag":        {args: []string{"--" + f.Name + "=" + value}},
+		} {
+			cases++
+			args := append([]string{"serve", "--scoring.ensembles=/nowhere"}, run.args...)
+			code, text := serveWith(t, args, run.env)
+			if code != exitUsage || !strings.Contains(text, f.Name) || !strings.Contains(text, run.want) {
+				t.Errorf("%s: %s %q: exit code %d, %q", place, f.Name, value, code, text)
 			}
-			path := filepath.Join(t.TempDir(), "settings.yaml")
-			group, name, _ := strings.Cut(f.Name, ".")
-			if err := os.WriteFile(path, fmt.Appendf(nil, "# settings\n%s:\n  %s: %q\n", group, name, value),
-				0o600); err != nil {
-				t.Fatal(err)
-			}
-			variable := f.Variable
-			for place, run := range map[string]struct {
-				args []string
-				env  map[string]string
-				want string
-			}{
-				"file":        {args: []string{"--config", path}, want: "settings.yaml:3"},
-				"environment": {env: map[string]string{variable: value}, want: variable},
-				"flag":        {args: []string{"--" + f.Name + "=" + value}},
-			} {
-				cases++
-				args := append([]string{"serve", "--scoring.ensembles=/nowhere"}, run.args...)
-				code, text := serveWith(t, args, run.env)
-				if code != exitUsage || !strings.Contains(text, f.Name) || !strings.Contains(text, run.want) {
-					t.Errorf("%s: %s %q: exit code %d, %q", place, f.Name, value, code, text)
-				}
-				if strings.Count(strings.TrimSpace(text), "\n") > 1 { // the second line names the help
-					t.Errorf("%s: %s %q: the error has several lines: %q", place, f.Name, value, text)
-				}
+			if strings.Count(strings.TrimSpace(text), "\n") > 1 { // the second line names the help
+				t.Errorf("%s: %s %q: the error has several lines: %q", place, f.Name, value, text)
 			}
 		}
 	}
-	t.Logf("%d cases", cases)
+	return cases
 }
 
 func serveWith(t *testing.T, args []string, env map[string]string) (int, string) {
