@@ -75,7 +75,7 @@ def test_a_field_whose_default_depends_on_the_reader_must_be_stated(backbone: Pa
 @pytest.mark.parametrize(
     "config",
     [
-        {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0},
+        {"_class_name": "FlowMatchHeunDiscreteScheduler", "shift": 3.0},
         {"_class_name": "EDMEulerScheduler", "sigma_min": 0.002},
         {"_class_name": "EDMDPMSolverMultistepScheduler"},
         {"_class_name": "ScoreSdeVeScheduler", "num_train_timesteps": 2000},
