@@ -422,7 +422,12 @@ func (e *Engine) Score(ctx context.Context, r Request) (Result, error) {
 // result reads the measurements of a task that ran. If reason is not "", it says why there is no image risk.
 func (e *Engine) result(ctx context.Context, r Request, t *task, reason string) (result Result, err error) {
 	measure := func(k int) Measurement { return t.plan.measure(t.plan.measures[k], t.means[k], e.ensemble.Latent) }
-	result.ClassGap, result.ImageRiskReason = measure(classGap), reason
+	result.ImageRiskReason = reason
+	if t.gap != nil {
+		result.ClassGap = *t.gap
+	} else {
+		result.ClassGap = measure(classGap)
+	}
 	if t.stopped {
 		result.RequestRiskReason = ReasonBelowCut
 	} else {

@@ -11,9 +11,10 @@ import (
 type task struct {
 	plan      *plan
 	class     int
-	cut       float64 // class gap below which the request risk is not measured; 0 measures it always
-	undecided bool    // whether the request risk is measured depends on a class gap that is not known yet
-	stopped   bool    // it is not measured
+	cut       float64      // class gap below which the request risk is not measured; 0 measures it always
+	undecided bool         // whether the request risk is measured depends on a class gap that is not known yet
+	stopped   bool         // it is not measured
+	gap       *Measurement // the class gap, once that was decided by it
 	priority  Priority
 	noise     [][]float32 // by step, if eta is not 0: every table adds the same
 	paths     []path      // the shared one of each trajectory first; the length is how many have begun
@@ -184,7 +185,7 @@ func (s *sampler) decide(t *task) {
 		return
 	}
 	gap := t.plan.measure(t.plan.measures[classGap], t.means[classGap], s.ensemble.Latent)
-	t.undecided, t.stopped = false, gap.Value < t.cut
+	t.undecided, t.stopped, t.gap = false, gap.Value < t.cut, &gap
 	if t.stopped {
 		unneeded := t.plan.rows - t.plan.rowsStopped
 		t.remaining -= unneeded

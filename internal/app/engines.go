@@ -127,16 +127,15 @@ func warnWithoutThresholds(ctx context.Context, store *postgres.Store, engines m
 	if err != nil {
 		return // they were read a moment ago; the thresholds' own loop reports it
 	}
-	for name, engine := range engines {
-		digest, profile := engine.Ensemble().Digest, engine.Profile().Settings()
-		series := schema.Series{Model: name, EnsembleDigest: digest, Settings: profile}
+	for _, engine := range engines {
+		series := seriesOf(engine)
 		if !slices.ContainsFunc(list, func(t schema.Threshold) bool { return t.Series() == series }) {
 			advice := "decuwatch thresholds set --help"
 			if len(ReferenceThresholds(engine.Ensemble())) > 0 {
 				advice = "decuwatch thresholds from-reference " + engine.Ensemble().Path + " --apply"
 			}
 			log.Warn("no threshold applies to this ensemble and its settings: scores are stored, but raise no alert",
-				"model", name, "ensemble", digest, "settings", profile, "run", advice)
+				"model", series.Model, "ensemble", series.EnsembleDigest, "settings", series.Settings, "run", advice)
 		}
 	}
 }
